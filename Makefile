@@ -1,0 +1,73 @@
+# Everything happens in .venv; `make demo` and `make test` each work on a bare Debian or Ubuntu with python3, g++ and make.
+#   make demo PYTHON=python3.12 TORCH="torch==2.14.1"
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# Stamp files say what is done.  The environment's lie in it, the build's in build/.
+TORCH_STAMP := $(VENV)/.$(firstword $(TORCH))
+NATIVE      := build/.native
+SOURCES     := setup.py sources.json $(shell find csrc -type f)
+PRESETS     := release asan tsan
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-cpp bench lint format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(NATIVE)  ## the package, in place, in .venv
+
+demo: $(NATIVE) $(VENV)/.extra-demo  ## train a Pareto front on real data, plot it (demo_out/)
+	$(BIN)/python -m mt2o_ext.demo
+
+test: $(NATIVE) $(VENV)/.extra-test  ## the whole Python test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+test-cpp: $(PRESETS:%=test-cpp-%)  ## kernels without torch and Python: plain, ASan + UBSan, TSan
+
+test-cpp-%: $(VENV)/.extra-cpp
+	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --preset $* && cmake --build --preset $* && ctest --preset $*
+
+bench: $(NATIVE) $(VENV)/.extra-demo  ## time the kernels against torch
+	$(BIN)/python -m bench
+
+lint: $(NATIVE) $(VENV)/.extra-test $(VENV)/.extra-lint  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format:  ## rewrite the sources as lint wants them
+format: $(VENV)/.extra-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+
+clean:  ## what the build and the tools made (but not .venv)
+	rm -rf build dist demo_out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find mt2o_ext tests bench -name __pycache__ -prune -exec rm -rf {} +
+	rm -f mt2o_ext/*.so $(VENV)/.extra-*
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import ensurepip' || { echo "$(PYTHON) cannot make environments (Debian: apt install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first, so that nothing else chooses one; then what setup.py builds with.
+$(TORCH_STAMP): | $(BIN)/python
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install "setuptools>=64" wheel pybind11 ninja
+	rm -f $(VENV)/.torch*
+	touch $@
+
+# The Python side of the package with one of pyproject's extras; the native side is built in place below.
+$(VENV)/.extra-%: pyproject.toml $(TORCH_STAMP)
+	MT2O_NO_EXT=1 $(BIN)/python -m pip install --no-build-isolation --editable ".[$*]"
+	touch $@
+
+$(NATIVE): $(SOURCES) $(VENV)/.extra-install
+	$(BIN)/python setup.py build_ext --inplace
+	touch $@

@@ -1,0 +1,99 @@
+// What each kernel family takes: raw pointers, sizes and enums, the same for the CPU and for CUDA.
+//
+//   K rows (subproblems), T tasks, P columns (parameters of one model), S segments (tensors of the model).
+// A row of a matrix is contiguous and begins at a multiple of `alignment` elements; `..._row` is the distance between rows.
+// Small tables (weights, mix, hyper-parameters) are float64; what the loops use is rounded from them once.
+#pragma once
+#include "dtypes.h"
+
+namespace mt2o {
+
+constexpr int64_t alignment = 16;
+constexpr int64_t max_tasks = 1024;  // their weights lie on the stack of a thread
+constexpr int64_t max_rows = 256;    // tiles of all of them lie there too
+constexpr int64_t step_tile = 2048;  // columns that are worked on at a time: long runs along a row matter more than the L1 cache
+
+struct Chunk {
+  int64_t segment, begin, end;
+};
+
+// out[k] = sum_t weights[k][t] grads[k][t]
+struct Combine {
+  int64_t rows, tasks;
+  const void* grads;
+  Type grads_type;
+  int64_t grads_row, grads_task;  // grads[k][t] begins at k * grads_row + t * grads_task
+  void* out;
+  Type out_type;  // float32, or the type of grads
+  int64_t out_row;
+  const double* weights;  // [K][T]
+  const Chunk* chunks;
+};
+
+// partials[b][c][q] = sum over chunk c of rows[b][i] rows[b][j], pairs q = i (i + 1) / 2 + j, j <= i
+struct Gram {
+  int64_t batch, rows, num_chunks;
+  const void* values;
+  Type type;
+  int64_t row, batch_stride;
+  bool centre;       // subtract from each column its mean over the rows
+  double* partials;  // [batch][num_chunks][rows (rows + 1) / 2]
+  const Chunk* chunks;
+};
+
+// A mix M packed for the CPU: N = M - I by blocks of four rows, without the columns in which all four are zero.
+// The column of row 0 is left out: rows of N sum to zero, so that N theta = sum_j N_j (theta_j - theta_0).
+constexpr int mix_block = 4;
+struct PackedMix {
+  int64_t matrices;        // 0: no transfer; 1: one for all segments; S: one for each
+  const int32_t* counts;   // [matrices][blocks]            columns that are there
+  const int32_t* columns;  // [matrices][blocks][K]
+  const void* values;      // [matrices][blocks][K][4]      in theta's type
+};
+
+// theta <- M theta, in place
+struct Transfer {
+  int64_t rows;
+  void* theta;
+  Type type;
+  int64_t row;
+  PackedMix mix;
+  const Chunk* chunks;
+  int64_t tile;
+};
+
+enum class Rule : int64_t { sgd, momentum, adam, amsgrad };
+enum class Order : int64_t { consensus, adapt_then_combine };
+
+struct StepConstants;  // rules.h
+struct Step {
+  int64_t rows, tasks, segments;
+  Rule rule;
+  Order order;
+  Type type;  // of theta and its moments: float32 or float64
+  void *theta, *exp_avg, *exp_avg_sq, *max_exp_avg_sq, *ema;  // ema: nullptr if not kept
+  int64_t row;                                                // of all of these
+  void* low_precision;                                        // parameters of 16 bits, rounded from theta; or nullptr
+  Type low_type;
+  int64_t low_row;
+  const void* grads;
+  Type grads_type;
+  int64_t grads_row, grads_task;
+  const double* weights;           // [K][T], or nullptr: all one
+  const StepConstants* constants;  // [K][S]
+  PackedMix mix;
+  const Chunk* chunks;
+  int64_t tile;
+};
+
+// found[k] = 1 where any grads[k][t] holds an infinity or a NaN; other entries are left as they are
+struct Finite {
+  int64_t rows, tasks;
+  const void* grads;
+  Type grads_type;
+  int64_t grads_row, grads_task;
+  float* found;
+  const Chunk* chunks;
+};
+
+}  // namespace mt2o

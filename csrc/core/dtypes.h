@@ -1,0 +1,72 @@
+// Storage types of sixteen bits and their conversions, rounding to nearest even, with the bits that processors give.
+#pragma once
+#include "config.h"
+
+namespace mt2o {
+
+enum class Type : int32_t { float32, float64, bfloat16, float16 };
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+MT2O_HD uint32_t bits_of(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  return bits;
+}
+MT2O_HD float float_of(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+
+MT2O_HD float widened(float x) { return x; }
+MT2O_HD double widened(double x) { return x; }
+MT2O_HD float widened(bfloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+MT2O_HD float widened(float16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, mantissa = x.bits & 0x3ff;
+  if (exponent == 31) return float_of(sign | 0x7f800000 | mantissa << 13 | (mantissa ? 0x400000 : 0));
+  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24, exactly
+    const float magnitude = float(mantissa) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+
+template <class T>
+struct Rounded;
+template <>
+struct Rounded<float> {
+  MT2O_HD float of(float x) { return x; }
+};
+template <>
+struct Rounded<double> {
+  MT2O_HD double of(double x) { return x; }
+};
+template <>
+struct Rounded<bfloat16> {
+  MT2O_HD bfloat16 of(float x) {
+    const uint32_t bits = bits_of(x);
+    if (x != x) return {uint16_t(bits >> 16 | 0x40)};
+    return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+  }
+};
+template <>
+struct Rounded<float16> {
+  MT2O_HD float16 of(float x) {
+    const uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return {uint16_t(sign | 0x7e00 | (magnitude >> 13 & 0x3ff))};
+    if (magnitude >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // 65520 and above round to infinity
+    if (magnitude < 0x38800000) {                                   // below 2^-14: the float adder rounds to 2^-24
+      const float rounded = float_of(magnitude) + 0.5f;
+      return {uint16_t(sign | (bits_of(rounded) - 0x3f000000))};
+    }
+    return {uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13))};
+  }
+};
+
+}  // namespace mt2o

@@ -1,0 +1,21 @@
+// The loops of one instruction set, in a namespace of its own (MT2O_ISA).  Everything but the table is private to the file: the
+// linker can then never give AVX-512 code to the default level.  So: no standard library, no inline functions of others.
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#include "../core/rules.h"
+#include "kernels.h"
+
+namespace mt2o::MT2O_ISA {
+namespace {
+#include "simd.h"
+
+#include "combine.h"
+#include "finite.h"
+#include "gram.h"
+#include "transfer.h"
+
+#include "step.h"
+}  // namespace
+extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram, transfer, step, finite};
+}  // namespace mt2o::MT2O_ISA

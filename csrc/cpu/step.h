@@ -1,0 +1,139 @@
+// The fused step: for a tile of columns, row after row, combine the task gradients, advance the moments and write the new
+// parameter; or, where a mix is due, put old value and update to scratch and blend all rows at the end.  Every number is read
+// once and written once.  Long runs along a row matter more than the first-level cache: a tile of 2048 columns was best.
+// Included by kernels_impl.h.
+
+// Advances the moments of one row over a tile; sink(i, left, x, u) takes the old value and the update.
+template <Rule rule, class S, class G, class Sink>
+void advance_row(const Step& s, const StepConstants& constants, int64_t k, int64_t p, int64_t n, Sink sink) {
+  using N = Number<S>;
+  const auto c = row_constants<N>(constants, [](double x) { return set1(S(x)); });
+  const RowWeights<S> weights(s.weights ? s.weights + k * s.tasks : nullptr, s.tasks);
+  const G* grads = static_cast<const G*>(s.grads) + k * s.grads_row + p;
+  const int64_t at = k * s.row + p;
+  const S* theta = static_cast<const S*>(s.theta) + at;
+  S *m = static_cast<S*>(s.exp_avg) + at, *v = static_cast<S*>(s.exp_avg_sq) + at, *top = static_cast<S*>(s.max_exp_avg_sq) + at;
+  for_groups<N>(n, [&](int64_t i, auto left) {
+    const N g = c.gradient * combined(grads + i, s.grads_task, weights, s.tasks, left), x = load(theta + i, left);
+    if constexpr (rule == Rule::sgd) {
+      sink(i, left, x, sgd(c, g, x));
+    } else {
+      N m1 = load(m + i, left), update;
+      if constexpr (rule == Rule::momentum) {
+        update = momentum(c, g, x, m1);
+      } else {
+        N v1 = load(v + i, left);
+        if constexpr (rule == Rule::adam) {
+          update = adam(c, g, x, m1, v1);
+        } else {
+          N top1 = load(top + i, left);
+          update = amsgrad(c, g, x, m1, v1, top1);
+          store(top + i, top1, left);
+        }
+        store(v + i, v1, left);
+      }
+      store(m + i, m1, left);
+      sink(i, left, x, update);
+    }
+  });
+}
+
+// What follows from the new parameters, while they are in the cache: their running average, their rounded copy.
+template <class S>
+void average_row(const Step& s, const StepConstants& c, int64_t k, int64_t p, int64_t n) {
+  const S* theta = static_cast<const S*>(s.theta) + k * s.row + p;
+  S* ema = static_cast<S*>(s.ema) + k * s.row + p;
+  const auto gain = set1(S(c.average));
+  for_groups<Number<S>>(n, [&](int64_t i, auto left) {
+    const auto old = load(ema + i, left);
+    store(ema + i, fma(gain, load(theta + i, left) - old, old), left);
+  });
+}
+template <class L>
+void round_row(const Step& s, int64_t k, int64_t p, int64_t n) {
+  const float* theta = static_cast<const float*>(s.theta) + k * s.row + p;
+  L* low = static_cast<L*>(s.low_precision) + k * s.low_row + p;
+  for_groups<F16>(n, [&](int64_t i, auto left) { store(low + i, load(theta + i, left), left); });
+}
+
+// One chunk of one segment.
+template <Rule rule, class S, class G>
+struct ChunkStep {
+  const Step& s;
+  const Chunk& chunk;
+  const StepConstants& constants(int64_t k) const { return s.constants[k * s.segments + chunk.segment]; }
+  bool inactive(int64_t k) const { return constants(k).active == 0.; }
+
+  void update_rows(int64_t p, int64_t n) const {
+    for (int64_t k = 0; k < s.rows; ++k) {
+      if (inactive(k)) continue;
+      S* theta = static_cast<S*>(s.theta) + k * s.row + p;
+      advance_row<rule, S, G>(s, constants(k), k, p, n,
+                              [&](int64_t i, auto left, auto x, auto u) { store(theta + i, x + u, left); });
+    }
+  }
+
+  template <Base base>
+  void update_and_blend(int64_t p, int64_t n, const Mix<S>& mix, S* staged, S* added, int64_t stride) const {
+    S* theta = static_cast<S*>(s.theta) + p;
+    for (int64_t k = 0; k < s.rows; ++k) {
+      if (inactive(k)) {  // others may still take from it
+        for_groups<Number<S>>(n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(theta + k * s.row + i, left)); });
+        continue;
+      }
+      advance_row<rule, S, G>(s, constants(k), k, p, n, [&](int64_t i, auto, auto x, auto u) {
+        const auto sum = x + u;
+        store(added + k * stride + i, base == Base::updated ? u : sum);
+        stage(staged, stride, k, i, base == Base::updated ? x : sum);
+      });
+    }
+    blend<base>(theta, s.row, mix, s.rows, n, staged, added, stride, [&](int64_t k) { return inactive(k); });
+  }
+
+  void finish_rows(int64_t p, int64_t n) const {
+    for (int64_t k = 0; k < s.rows; ++k) {
+      if (inactive(k)) continue;
+      if (s.ema) average_row<S>(s, constants(k), k, p, n);
+      if constexpr (sizeof(S) == 4)
+        if (s.low_precision) s.low_type == Type::bfloat16 ? round_row<bfloat16>(s, k, p, n) : round_row<float16>(s, k, p, n);
+    }
+  }
+
+  void run(S* scratch) const {
+    const bool mixed = s.mix.matrices && constants(0).transfer != 0.;
+    const int64_t tile = fitting_tile(s.tile, 2 * s.rows, sizeof(S)), stride = scratch_stride(tile);
+    for (int64_t p = chunk.begin; p < chunk.end; p += tile) {
+      const int64_t n = least(tile, chunk.end - p);
+      if (!mixed) {
+        update_rows(p, n);
+      } else {
+        const Mix<S> mix(s.mix, s.rows, chunk.segment);
+        S* added = scratch + s.rows * stride;
+        s.order == Order::consensus ? update_and_blend<Base::updated>(p, n, mix, scratch, added, stride)
+                                    : update_and_blend<Base::added_only>(p, n, mix, scratch, added, stride);
+      }
+      finish_rows(p, n);
+    }
+  }
+};
+
+template <Rule rule, class S, class G>
+void step_chunks(const Step& s, int64_t first, int64_t last) {
+  alignas(64) S scratch[blend_scratch / sizeof(S)];
+  for (int64_t c = first; c < last; ++c) ChunkStep<rule, S, G>{s, s.chunks[c]}.run(scratch);
+}
+template <class S, class G>
+void step_with_rule(const Step& s, int64_t first, int64_t last) {
+  switch (s.rule) {
+    case Rule::sgd: return step_chunks<Rule::sgd, S, G>(s, first, last);
+    case Rule::momentum: return step_chunks<Rule::momentum, S, G>(s, first, last);
+    case Rule::adam: return step_chunks<Rule::adam, S, G>(s, first, last);
+    case Rule::amsgrad: return step_chunks<Rule::amsgrad, S, G>(s, first, last);
+  }
+}
+void step(const Step& s, int64_t first, int64_t last) {
+  with_type(s.grads_type, [&](auto grads) {
+    using G = typename decltype(grads)::type;
+    step_with_rule<Scalar<G>, G>(s, first, last);
+  });
+}

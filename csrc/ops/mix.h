@@ -1,0 +1,54 @@
+// Packs the K x K mixes of one call for the CPU's blend (PackedMix in core/arguments.h).
+#pragma once
+#include <vector>
+
+#include "tensors.h"
+
+namespace mt2o::ops {
+
+class MixBuffer {
+ public:
+  // mix: float64 [K, K], or [S, K, K].
+  MixBuffer(const Tensor& mix, int64_t rows, int64_t segments, Type type) {
+    STD_TORCH_CHECK(mix.dim() == 2 || mix.dim() == 3, "mt2o_ext: mix must be [K, K] or [S, K, K]");
+    if (mix.dim() == 2)
+      check_table(mix, "mix", ScalarType::Double, {rows, rows});
+    else
+      check_table(mix, "mix", ScalarType::Double, {segments < 0 ? mix.size(0) : segments, rows, rows});
+    matrices_ = mix.dim() == 2 ? 1 : mix.size(0);
+    type == Type::float64 ? pack(const_data<double>(mix), rows, doubles_) : pack(const_data<double>(mix), rows, floats_);
+    values_ = type == Type::float64 ? static_cast<const void*>(doubles_.data()) : floats_.data();
+  }
+  PackedMix packed() const { return {matrices_, counts_.data(), columns_.data(), values_}; }
+  int64_t matrices() const { return matrices_; }
+
+ private:
+  template <class S>
+  void pack(const double* mix, int64_t rows, std::vector<S>& values) {
+    const int64_t blocks = (rows + mix_block - 1) / mix_block;
+    counts_.assign(matrices_ * blocks, 0);
+    columns_.assign(matrices_ * blocks * rows, 0);
+    values.assign(matrices_ * blocks * rows * mix_block, S(0));
+    for (int64_t block = 0; block < matrices_ * blocks; ++block) {
+      const double* matrix = mix + block / blocks * rows * rows;
+      const int64_t k = block % blocks * mix_block;
+      for (int64_t j = 1; j < rows; ++j) {
+        S* packed = values.data() + (block * rows + counts_[block]) * mix_block;
+        bool any = false;
+        for (int64_t r = 0; r < std::min<int64_t>(mix_block, rows - k); ++r) {
+          packed[r] = S(matrix[(k + r) * rows + j] - (k + r == j ? 1. : 0.));
+          any = any || packed[r] != S(0);
+        }
+        if (any) columns_[block * rows + counts_[block]++] = int32_t(j);
+      }
+    }
+  }
+
+  int64_t matrices_ = 0;
+  std::vector<int32_t> counts_, columns_;
+  std::vector<float> floats_;
+  std::vector<double> doubles_;
+  const void* values_ = nullptr;
+};
+
+}  // namespace mt2o::ops

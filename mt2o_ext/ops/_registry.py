@@ -1,0 +1,32 @@
+"""What all families share: the choice between compiled and reference, fakes, version counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from .. import _native
+
+
+def register_fake(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a shape check as the fake of an operator that returns nothing, if the operator exists."""
+
+    def register(check: Callable[..., None]) -> Callable[..., None]:
+        if _native.C is not None:
+            torch.library.register_fake(f"mt2o_ext::{name}", check)
+        return check
+
+    return register
+
+
+def compiled(tensor: Tensor) -> bool:
+    return _native.available(tensor.device)
+
+
+def changed(tensors: Iterable[Tensor | None]) -> None:
+    """Tells autograd that tensors were written to: an operator from C++ does not do so itself, and a later backward through
+    an overwritten value would be silently wrong."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])

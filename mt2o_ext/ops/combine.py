@@ -1,0 +1,31 @@
+"""``combine``: task gradients and weights -> one gradient per subproblem."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._registry import changed, compiled, register_fake
+
+
+def combine_(out: Tensor, grads: Tensor, weights: Tensor, chunks: Tensor) -> None:
+    """out[k] = sum_t weights[k, t] grads[k, t].
+
+    Args:
+        out: [K, P], written; dtype of ``grads``, or float32 where those have 16 bits.
+        grads: [K, T, P]; float32, float64, bfloat16 or float16.  Sums of 16-bit gradients are taken in float32.
+        weights: float64 [K, T].
+        chunks: int64 [C, 3]; columns outside of them are not written.
+    """
+    (torch.ops.mt2o_ext.combine_ if compiled(out) else reference.combine_)(out, grads, weights, chunks)
+    changed([out])
+
+
+@register_fake("combine_")
+def _(out: Tensor, grads: Tensor, weights: Tensor, chunks: Tensor) -> None:
+    rows, tasks, columns = grads.shape
+    torch._check(out.shape == (rows, columns), lambda: f"out must be [{rows}, {columns}], not {list(out.shape)}")
+    torch._check(
+        weights.shape == (rows, tasks), lambda: f"weights must be [{rows}, {tasks}], not {list(weights.shape)}"
+    )

@@ -1,0 +1,168 @@
+"""Every kernel family in plain torch: the oracle of the tests, and what runs where nothing was compiled.
+
+The same formulas as ``csrc/core``, written for clarity; with float64 inputs these are the exact values that kernels are compared
+with.  Signatures are those of the operators (see the functions of the same name in :mod:`mt2o_ext.ops`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Columns of the table of hyper-parameters, one row per segment; for SGD, beta1 is the momentum.
+FIELDS = (
+    "lr", "weight_decay", "decoupled", "beta1", "beta2", "eps", "dampening", "nesterov", "maximize", "amsgrad", "transfer", "ema",
+)  # fmt: skip
+NUM_CONSTANTS = 16
+ALIGNMENT = 16
+
+
+def plan_layout(numels: Sequence[int]) -> tuple[list[int], int, list[tuple[int, int, int]]]:
+    offsets: list[int] = []
+    row = 0
+    for numel in numels:
+        offsets.append(row)
+        row += -(-numel // ALIGNMENT) * ALIGNMENT
+    if row > 0 and row % 1024 == 0:
+        row += ALIGNMENT
+    length = min(max(-(-(row // 64) // 2048) * 2048, 2048), 16384)
+    chunks = [
+        (segment, begin, min(begin + length, offset + numel))
+        for segment, (offset, numel) in enumerate(zip(offsets, numels, strict=True))
+        for begin in range(offset, offset + numel, length)
+    ]
+    return offsets, row, chunks
+
+
+def _segments(chunks: Tensor) -> list[tuple[int, int, int]]:
+    """Chunks joined to (segment, begin, end)."""
+    joined: list[tuple[int, int, int]] = []
+    for segment, begin, end in chunks.tolist():
+        if joined and joined[-1][0] == segment and joined[-1][2] == begin:
+            joined[-1] = (segment, joined[-1][1], end)
+        else:
+            joined.append((segment, begin, end))
+    return joined
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def combine_(out: Tensor, grads: Tensor, weights: Tensor, chunks: Tensor) -> None:
+    dtype = _wide(grads.dtype)
+    for _, begin, end in _segments(chunks):
+        out[:, begin:end] = torch.einsum("kt,ktp->kp", weights.to(dtype), grads[..., begin:end].to(dtype)).to(out.dtype)
+
+
+def gram_(out: Tensor, partials: Tensor, rows: Tensor, chunks: Tensor, *, centre: bool = False) -> None:
+    out.zero_()
+    for segment, begin, end in _segments(chunks):
+        values = rows[..., begin:end].double()
+        if centre:
+            values = values - values.mean(dim=1, keepdim=True)
+        out[:, segment] += values @ values.mT
+
+
+def transfer_(theta: Tensor, mix: Tensor, chunks: Tensor) -> None:
+    for segment, begin, end in _segments(chunks):
+        values = theta[:, begin:end]
+        values.copy_(_blended(values, values, mix, segment))
+
+
+def _blended(values: Tensor, base: Tensor, mix: Tensor, segment: int) -> Tensor:
+    """base + (M - I) (values - values_0): M values where base is values and M's rows sum to one."""
+    matrix = mix if mix.dim() == 2 else mix[segment]
+    coupling = (matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)).to(values.dtype)
+    return base + coupling @ (values - values[:1])
+
+
+def finite_(found_inf: Tensor, grads: Tensor, chunks: Tensor) -> None:
+    for _, begin, end in _segments(chunks):
+        bad = ~torch.isfinite(grads[..., begin:end]).all(dim=2).all(dim=1)
+        found_inf.masked_fill_(bad, 1.0)
+
+
+def step_(
+    theta: Tensor,
+    exp_avg: Tensor | None,
+    exp_avg_sq: Tensor | None,
+    max_exp_avg_sq: Tensor | None,
+    ema: Tensor | None,
+    low_precision: Tensor | None,
+    step: Tensor,
+    constants: Tensor,
+    grads: Tensor,
+    weights: Tensor | None,
+    mix: Tensor | None,
+    segments: Tensor,
+    chunks: Tensor,
+    active: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    *,
+    rule: int,
+    order: int,
+) -> None:
+    rows = theta.shape[0]
+    taking_part = torch.ones_like(step, dtype=torch.bool) if active is None else active.clone()
+    if found_inf is not None:
+        taking_part &= (found_inf == 0).expand(rows).unsqueeze(1)
+    step += taking_part
+    scale = 1.0 if grad_scale is None else grad_scale.to(theta.dtype)
+    if weights is None:
+        weights = torch.ones(rows, 1, dtype=torch.float64, device=theta.device)
+    for segment, begin, end in _segments(chunks):
+        at = slice(begin, end)
+        field = dict(zip(FIELDS, segments[segment].to(theta.dtype), strict=True))
+        who = taking_part[:, segment].unsqueeze(1)
+        moments = [None if moment is None else moment[:, at] for moment in (exp_avg, exp_avg_sq, max_exp_avg_sq)]
+        x = theta[:, at]
+        g = torch.einsum("kt,ktp->kp", weights.to(theta.dtype), grads[..., at].to(theta.dtype)) / scale
+        count = step[:, segment].to(theta.dtype).unsqueeze(1)
+        new, update = _update(x, g, moments, field, count, rule)
+        for moment, value in zip(moments, new, strict=True):
+            if moment is not None and value is not None:
+                moment.copy_(torch.where(who, value, moment))
+        update = torch.where(who, update, torch.zeros_like(update))
+        if mix is None or not bool(field["transfer"]):
+            result = x + update
+        elif order == 0:
+            result = _blended(x, x, mix, segment) + update
+        else:
+            result = _blended(x + update, x + update, mix, segment)
+        x.copy_(torch.where(who, result, x))
+        if ema is not None:
+            average = ema[:, at]
+            average.copy_(torch.where(who, average + (1 - field["ema"]) * (x - average), average))
+        if low_precision is not None:
+            low_precision[:, at] = torch.where(who, x.to(low_precision.dtype), low_precision[:, at])
+
+
+def _update(
+    x: Tensor, g: Tensor, moments: list[Tensor | None], f: dict[str, Tensor], count: Tensor, rule: int
+) -> tuple[list[Tensor | None], Tensor]:
+    """New moments and what is added to x; formulas of torch.optim.SGD, Adam and AdamW."""
+    g = torch.where(f["maximize"] != 0, -g, g)
+    decoupled = f["decoupled"] != 0
+    decay = torch.where(decoupled, -f["lr"] * f["weight_decay"], 0.0) * x
+    g = g + torch.where(decoupled, 0.0, f["weight_decay"]) * x
+    m, v, top = moments
+    if rule == 0:
+        return [m, v, top], decay - f["lr"] * g
+    assert m is not None
+    if rule == 1:
+        first = (count == 1) | (f["beta1"] == 0)
+        m = torch.where(first, g, f["beta1"] * m + (1 - f["dampening"]) * g)
+        return [m, v, top], decay - f["lr"] * torch.where(f["nesterov"] != 0, g + f["beta1"] * m, m)
+    assert v is not None
+    m = f["beta1"] * m + (1 - f["beta1"]) * g
+    v = f["beta2"] * v + (1 - f["beta2"]) * g * g
+    largest = v
+    if rule == 3:
+        assert top is not None
+        top = largest = torch.where(f["amsgrad"] != 0, torch.maximum(top, v), v)
+    denominator = largest.sqrt() / (1 - f["beta2"] ** count).sqrt() + f["eps"]
+    return [m, v, top], decay - f["lr"] / (1 - f["beta1"] ** count) * m / denominator

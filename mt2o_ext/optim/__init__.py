@@ -1,0 +1,7 @@
+"""The optimizers."""
+
+from .moments import Moments
+from .mt2o import MT2OFused
+from .rules import SGD, Adam, AdamW, BaseRule
+
+__all__ = ["SGD", "Adam", "AdamW", "BaseRule", "MT2OFused", "Moments"]

@@ -1,0 +1,64 @@
+"""What may come as losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_losses", "check_running_statistics"]
+
+
+def check_losses(losses: Tensor | Sequence[Tensor], num_tasks: int, num_rows: int | None) -> Tensor:
+    """Losses as one tensor [T], or [K, T] where ``num_rows`` is K.
+
+    Raises TypeError for what is not a tensor, ValueError for another number of losses, losses that are not scalars, and losses
+    that no parameter can get a gradient from.
+    """
+    expected = (num_tasks,) if num_rows is None else (num_rows, num_tasks)
+    if isinstance(losses, Tensor):
+        stacked = losses
+    else:
+        items = list(losses)
+        for item in items:
+            if not isinstance(item, Tensor):
+                raise TypeError(f"expected losses as tensors, got {type(item).__name__}")
+        if num_rows is None and any(item.dim() > 0 and item.numel() != 1 for item in items):
+            shapes = [list(item.shape) for item in items]
+            raise ValueError(f"expected {num_tasks} scalar losses, got shapes {shapes}; take the mean over the batch")
+        stacked = (
+            torch.stack([item.reshape(()) for item in items] if num_rows is None else items)
+            if items
+            else torch.zeros(0)
+        )
+    if tuple(stacked.shape) != expected:
+        raise ValueError(
+            f"expected losses of shape {list(expected)} (num_tasks={num_tasks}), got {list(stacked.shape)}"
+        )
+    if not stacked.requires_grad:
+        raise ValueError("expected losses with a graph, got constants: were they detached, or computed under no_grad?")
+    return stacked
+
+
+def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], None]) -> None:
+    """Warns where the losses went through a normalisation whose running statistics all subproblems would share."""
+    seen: set[object] = set()
+    queue = [losses.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (
+            "BatchNorm" in node.name()
+            and getattr(node, "_saved_running_mean", None) is not None
+            and getattr(node, "_saved_training", False)
+        ):
+            warn_once(
+                "running statistics",
+                "the model has BatchNorm layers whose running statistics are now shared by all subproblems; give each its own "
+                "with MT2OFused(..., buffers=model.buffers())",
+            )
+            return
+        queue.extend(parent for parent, _ in node.next_functions)

@@ -1,0 +1,113 @@
+"""What every transfer rule is given and what it answers."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Size, Tensor
+
+from mt2o_ext.transfer.checks import check_count, check_preferences
+
+
+@dataclass(frozen=True)
+class TransferContext:
+    """What a rule may look at; K subproblems, T tasks, S segments (one per parameter tensor).
+
+    preferences: [K, T] float64, rows on the simplex.
+    gram: [S, K, K] float64, centred: <theta_k - mean, theta_j - mean> per segment; of the change of Theta since the
+        last transfer for a rule with ``relative``; None unless the rule ``needs_gram``.
+    losses: [K, T] float64, the last losses, or None.
+    step: optimizer steps taken before this one.
+    lr: 0-d float64, the current learning rate of the first group.
+    initial_lr: the learning rate that group started with.
+    """
+
+    preferences: Tensor
+    gram: Tensor | None
+    losses: Tensor | None
+    step: int
+    lr: Tensor
+    initial_lr: float
+
+
+class TransferRule(ABC):
+    """Gives the mixing matrix M of ``Theta <- M Theta - update``; the rows of M sum to 1.
+
+    `bind` comes first and may read values on the host; `matrix` of the built-in rules never waits for the device.
+
+    every: the rule is due at each ``every``-th step.
+    needs_gram: `matrix` reads ``context.gram``.
+    relative: M filters only the change of Theta since the last transfer.
+    order: "adapt_then_combine" where the rule requires M (Theta - update); None leaves it to the optimizer.
+    fixed: M does not adapt to the data. With one mini-batch shared by all subproblems such rules did not help reliably.
+    """
+
+    every: int = 1
+    needs_gram: bool = False
+    relative: bool = False
+    order: str | None = None
+    fixed: bool = False
+
+    _bound: bool = False
+
+    def __init__(self, *, every: int = 1) -> None:
+        self.every = check_count("every", every)
+
+    def bind(self, preferences: Tensor) -> None:
+        """Prepares the rule for ``preferences`` [K, T] float64 and forgets any state; M will live on their device.
+
+        Warns (UserWarning) where K is too small for the rule, which then transfers nothing. Raises TypeError or
+        ValueError for preferences that are not rows of the simplex and for settings that do not fit them.
+        """
+        check_preferences(preferences)
+        self._bound = True
+
+    @abstractmethod
+    def matrix(self, context: TransferContext) -> Tensor | None:
+        """M, [K, K] or one per segment [S, K, K], float64, on the preferences' device; None: nothing to do."""
+
+    def due(self, step: int) -> bool:
+        """Whether the rule is applied in the step that follows ``step`` finished ones."""
+        return (step + 1) % self.every == 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state that later matrices depend on, as plain tensors; {} for a rule without any."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state_dict` gave; the rule must be bound. Raises ValueError when it does not fit."""
+        self._check_state(state, {})
+
+    def _check_bound(self) -> None:
+        if not self._bound:
+            raise RuntimeError(f"{type(self).__name__} is not bound: call bind(preferences) first")
+
+    def _gram(self, context: TransferContext) -> Tensor:
+        if context.gram is None:
+            raise ValueError(
+                f"{type(self).__name__} expected context.gram, the centred Gram of the parameters [S, K, K], got None: "
+                "compute it for rules with needs_gram"
+            )
+        return context.gram
+
+    def _without_transfer(self, reason: str) -> None:
+        """Says, once per `bind`, that the rule falls back to `Identity`."""
+        warnings.warn(f"{type(self).__name__} transfers nothing: {reason}", UserWarning, stacklevel=3)
+
+    def _check_state(self, state: dict[str, Tensor], shapes: dict[str, Size]) -> None:
+        found = {name: tensor.shape for name, tensor in state.items()}
+        if found != shapes:
+            expected, got = ({name: tuple(shape) for name, shape in side.items()} for side in (shapes, found))
+            raise ValueError(
+                f"{type(self).__name__} expected the state {expected}, got {got}: "
+                "load it into the same rule with the same number of subproblems and segments"
+            )
+
+
+class Identity(TransferRule):
+    """M = I: K independent runs, the baseline of every comparison."""
+
+    def matrix(self, context: TransferContext) -> Tensor | None:
+        return None

@@ -1,0 +1,38 @@
+"""Projection of the subproblems on polynomials of their preferences."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mt2o_ext.transfer.checks import check_count
+from mt2o_ext.transfer.mixing import FixedMix
+from mt2o_ext.transfer.polynomial import orthonormal_polynomials, symmetrized
+from mt2o_ext.transfer.schedule import Schedule
+
+
+class Hat(FixedMix):
+    """P = H = B (B^T B)^-1 B^T, B the polynomials of ``degree`` in the preferences (our derivation).
+
+    With the same task gradients g_t at all subproblems a step sum_t w_kt g_t is linear in w_k, so H leaves it alone and
+    removes the noise outside: symmetric, eigenvalues 0 and 1, entries may be negative. The bias is what the front bends
+    beyond ``degree``. Needs at least twice as many subproblems as columns of B (degree 1: T), else it transfers nothing
+    and warns.
+
+    degree: >= 1.
+    tau: strength in [0, 1], a number or a `Schedule`.
+    """
+
+    def __init__(self, degree: int = 1, tau: float | Schedule = 1.0, *, every: int = 10) -> None:
+        super().__init__(tau, every=every)
+        self.degree = check_count("degree", degree)
+
+    def mix(self, preferences: Tensor) -> Tensor | None:
+        phi, _ = orthonormal_polynomials(preferences, self.degree)
+        num_subproblems, columns = phi.shape
+        if num_subproblems < 2 * columns:
+            self._without_transfer(
+                f"expected at least {2 * columns} subproblems, twice the {columns} polynomials of degree "
+                f"{self.degree}, got {num_subproblems}; use more subproblems or a lower degree"
+            )
+            return None
+        return symmetrized(phi @ phi.T)

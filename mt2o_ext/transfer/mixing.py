@@ -1,0 +1,120 @@
+"""Rules whose M does not depend on the data: (1 - tau) I + tau P with a P made from the preferences."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.transfer.base import TransferContext, TransferRule
+from mt2o_ext.transfer.checks import check_count, check_mix, check_positive, check_real
+from mt2o_ext.transfer.polynomial import symmetrized
+from mt2o_ext.transfer.schedule import Schedule, as_schedule
+
+
+class FixedMix(TransferRule):
+    """M = (1 - tau) I + tau P."""
+
+    fixed = True
+
+    def __init__(self, tau: float | Schedule, *, every: int) -> None:
+        super().__init__(every=every)
+        self.tau = as_schedule(tau)
+        self._mix: Tensor | None = None
+
+    @abstractmethod
+    def mix(self, preferences: Tensor) -> Tensor | None:
+        """P [K, K] with rows that sum to 1; None where there is nothing to mix."""
+
+    def bind(self, preferences: Tensor) -> None:
+        super().bind(preferences)
+        self._mix = self.mix(preferences)
+
+    def matrix(self, context: TransferContext) -> Tensor | None:
+        self._check_bound()
+        if self._mix is None:
+            return None
+        tau = self.tau(context)
+        if isinstance(tau, float) and tau == 0:
+            return None
+        return (1 - tau) * torch.eye(*self._mix.shape, dtype=torch.float64, device=self._mix.device) + tau * self._mix
+
+
+class Mean(FixedMix):
+    """P = 1 1^T / K: every subproblem moves to the mean of all. Biased where the tasks conflict.
+
+    strength: tau in [0, 1], a number or a `Schedule`.
+    """
+
+    def __init__(self, strength: float | Schedule, *, every: int = 1) -> None:
+        super().__init__(strength, every=every)
+
+    def mix(self, preferences: Tensor) -> Tensor:
+        num_subproblems = len(preferences)
+        return preferences.new_full((num_subproblems, num_subproblems), 1 / num_subproblems)
+
+
+class Neighbours(FixedMix):
+    """P_kj ~ exp(-|w_k - w_j|^2 / (2 width^2)) for j != k, rows normalised. Biased where the tasks conflict.
+
+    strength: tau in [0, 1], a number or a `Schedule`.
+    width: distance in preference space at which the influence has fallen to exp(-1/2).
+    nearest: only that many nearest subproblems count, and all those at the same distance as the last of them.
+    """
+
+    def __init__(self, strength: float | Schedule, width: float, nearest: int | None = None, *, every: int = 1) -> None:
+        super().__init__(strength, every=every)
+        self.width = check_positive("width", width)
+        self.nearest = None if nearest is None else check_count("nearest", nearest)
+
+    def mix(self, preferences: Tensor) -> Tensor | None:
+        others = len(preferences) - 1
+        if others == 0:
+            return None
+        distance = torch.cdist(preferences, preferences, compute_mode="donot_use_mm_for_euclid_dist")
+        distance.fill_diagonal_(torch.inf)
+        if self.nearest is not None:
+            if self.nearest > others:
+                raise ValueError(f"expected nearest <= {others}, the other subproblems, got {self.nearest}: lower it")
+            last = distance.kthvalue(self.nearest, dim=1, keepdim=True).values
+            distance[distance > last * (1 + 1e-9)] = torch.inf  # equal distances differ by rounding
+        # softmax: a width far below the spacing leaves the nearest ones, not 0/0.
+        return torch.softmax(-((distance / self.width) ** 2) / 2, dim=1)
+
+
+class MGD(FixedMix):
+    """theta_k += rate * sum_j r_kj (theta_j - theta_k), the rule of MT2O's predecessor (read in its published code).
+
+    relation: r [K, K], its diagonal does not count; None: the cosines of the preferences.
+    rate: the strength per step, >= 0; not multiplied by the learning rate.
+    """
+
+    def __init__(self, relation: Tensor | None = None, rate: float = 1e-3, *, every: int = 1) -> None:
+        super().__init__(1.0, every=every)
+        if relation is not None and not isinstance(relation, Tensor):
+            raise TypeError(f"expected relation as a tensor [K, K] or None, got {type(relation).__name__}: convert it")
+        self.relation = relation
+        self.rate = check_real("rate", rate)
+
+    def mix(self, preferences: Tensor) -> Tensor:
+        num_subproblems = len(preferences)
+        relation = self._relation(preferences)
+        relation = self.rate * (relation - relation.diag().diag())
+        mix = relation + (1 - relation.sum(1)).diag()
+        try:
+            check_mix(mix, num_subproblems)
+        except ValueError as error:
+            raise ValueError(f"MGD: rate {self.rate:g} does not fit the relation, lower it ({error})") from error
+        return mix
+
+    def _relation(self, preferences: Tensor) -> Tensor:
+        if self.relation is None:
+            unit = torch.nn.functional.normalize(preferences, dim=1)
+            return symmetrized(unit @ unit.T)
+        expected = [len(preferences)] * 2
+        if list(self.relation.shape) != expected:
+            raise ValueError(
+                f"expected relation of shape {expected}, got {list(self.relation.shape)}: give one row per subproblem"
+            )
+        return self.relation.detach().to(preferences)

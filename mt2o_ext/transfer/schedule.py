@@ -1,0 +1,108 @@
+"""How strong a transfer is over time: tau in [0, 1], 0 no transfer, 1 all of it.
+
+Transfer that fades leaves no bias; transfer that stays while the learning rate decays draws the front together.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mt2o_ext.transfer.checks import check_count, check_positive, check_real
+
+if TYPE_CHECKING:
+    from mt2o_ext.transfer.base import TransferContext
+
+
+class Schedule(ABC):
+    """Gives tau in [0, 1] for a step: a float, or a 0-d tensor where it follows a value on the device."""
+
+    @abstractmethod
+    def __call__(self, context: TransferContext) -> float | Tensor: ...
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """tau = ``value``."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        check_real("value", self.value, maximum=1.0)
+
+    def __call__(self, context: TransferContext) -> float:
+        return float(self.value)
+
+
+@dataclass(frozen=True)
+class _Decay(Schedule):
+    """From ``start`` to ``end`` in ``steps`` steps, then ``end``."""
+
+    start: float
+    steps: int
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_real("start", self.start, maximum=1.0)
+        check_count("steps", self.steps)
+        check_real("end", self.end, maximum=1.0)
+
+    def __call__(self, context: TransferContext) -> float:
+        share = self.share_left(min(context.step / self.steps, 1.0))
+        return share * self.start + (1 - share) * self.end
+
+    @abstractmethod
+    def share_left(self, progress: float) -> float:
+        """From 1 at progress 0 to 0 at progress 1."""
+
+
+class LinearDecay(_Decay):
+    """From ``start`` to ``end`` on a straight line in ``steps`` steps, then ``end``."""
+
+    def share_left(self, progress: float) -> float:
+        return 1 - progress
+
+
+class CosineDecay(_Decay):
+    """From ``start`` to ``end`` on half a cosine in ``steps`` steps, then ``end``."""
+
+    def share_left(self, progress: float) -> float:
+        return (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class ExponentialDecay(Schedule):
+    """tau = ``start`` * 2^(-step / ``half_life``), the half-life in steps."""
+
+    start: float
+    half_life: float
+
+    def __post_init__(self) -> None:
+        check_real("start", self.start, maximum=1.0)
+        check_positive("half_life", self.half_life)
+
+    def __call__(self, context: TransferContext) -> float:
+        return self.start * math.exp(-math.log(2) * context.step / self.half_life)
+
+
+@dataclass(frozen=True)
+class WithLearningRate(Schedule):
+    """tau = ``value`` * lr / initial lr, at most 1: the coupling per unit of learning rate stays the same."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        check_real("value", self.value, maximum=1.0)
+
+    def __call__(self, context: TransferContext) -> Tensor:
+        check_positive("the initial learning rate of WithLearningRate", context.initial_lr)
+        return (self.value / context.initial_lr * context.lr).clamp(max=1.0)
+
+
+def as_schedule(tau: float | Schedule) -> Schedule:
+    """``tau`` itself when it is a schedule, else `Constant`."""
+    return tau if isinstance(tau, Schedule) else Constant(check_real("tau", tau, maximum=1.0))

@@ -1,0 +1,235 @@
+// The fused step, against the textbook's formulas in double and against the scalar formulas of core/ bit for bit.
+#include "check.h"
+#include "packed.h"
+
+using namespace data;
+
+struct Case {
+  int64_t rows, tasks;
+  Rule rule;
+  bool mixed;
+  Order order;
+};
+
+// What a step changes.
+template <class S>
+struct State {
+  Matrix<S> theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema;
+  Matrix<bfloat16> low;
+  std::vector<int> bytes() const {
+    std::vector<int> all = low.bytes();
+    for (const Matrix<S>* m : {&theta, &exp_avg, &exp_avg_sq, &max_exp_avg_sq, &ema}) {
+      const std::vector<int> more = m->bytes();
+      all.insert(all.end(), more.begin(), more.end());
+    }
+    return all;
+  }
+};
+
+template <class S, class G>
+struct Problem {
+  static constexpr double grad_scale = 4.;
+  Case of;
+  Layout layout = plan_layout(numels);
+  int64_t segments = int64_t(numels.size()), number = 1;  // of the step
+  Random random;
+  std::vector<double> fields, weights, mixes;
+  std::vector<StepConstants> constants;
+  Matrix<G> grads;
+  State<S> start;
+
+  Problem(const Case& of, int64_t number)
+      : of(of),
+        number(number),
+        weights(random.weights(of.rows * of.tasks)),
+        grads(random.matrix<G>(of.rows * of.tasks, layout, grad_scale)),
+        start{random.matrix<S>(of.rows, layout), random.matrix<S>(of.rows, layout),       squares(), squares(),
+              random.matrix<S>(of.rows, layout), random.matrix<bfloat16>(of.rows, layout)} {
+    fields.resize(segments * num_fields);
+    for (int64_t segment = 0; segment < segments; ++segment) {
+      double* field = fields.data() + segment * num_fields;
+      field[field_lr] = 0.01 * double(segment + 1), field[field_weight_decay] = 0.1,
+      field[field_decoupled] = segment % 2;
+      field[field_beta1] = 0.9, field[field_beta2] = 0.999, field[field_eps] = 1e-8, field[field_dampening] = 0.25;
+      field[field_nesterov] = segment == 2, field[field_maximize] = segment == 3, field[field_amsgrad] = segment != 1;
+      field[field_transfer] = segment != 1, field[field_ema] = 0.99;
+      const std::vector<double> mix = random.mix(of.rows, segment == 4);
+      mixes.insert(mixes.end(), mix.begin(), mix.end());
+    }
+    for (int64_t k = 0; k < of.rows; ++k)
+      for (int64_t segment = 0; segment < segments; ++segment) {
+        constants.push_back(step_constants(fields.data() + segment * num_fields, of.rule, number, grad_scale));
+        if (k == 1 && segment % 2 == 0) constants.back().active = 0.;
+      }
+  }
+  Matrix<S> squares() {
+    Matrix<S> m = random.matrix<S>(of.rows, layout);
+    for (S& x : m.values) x *= x;
+    return m;
+  }
+  const StepConstants& at(int64_t k, const Chunk& c) const { return constants[k * segments + c.segment]; }
+
+  State<S> run(const Kernels& level, int threads, int64_t tile) const {
+    State<S> state = start;
+    const Packed<S> packed(mixes, of.rows);
+    const bool adaptive = of.rule == Rule::adam || of.rule == Rule::amsgrad;
+    Step s = {};
+    s.rows = of.rows, s.tasks = of.tasks, s.segments = segments;
+    s.rule = of.rule, s.order = of.order, s.type = type_of<S>;
+    s.theta = state.theta.values.data(), s.row = state.theta.row, s.ema = state.ema.values.data();
+    if (of.rule != Rule::sgd) s.exp_avg = state.exp_avg.values.data();
+    if (adaptive) s.exp_avg_sq = state.exp_avg_sq.values.data();
+    if (of.rule == Rule::amsgrad) s.max_exp_avg_sq = state.max_exp_avg_sq.values.data();
+    if (std::is_same_v<S, float>)
+      s.low_precision = state.low.values.data(), s.low_type = Type::bfloat16, s.low_row = state.low.row;
+    s.grads = grads.values.data(), s.grads_type = type_of<G>;
+    s.grads_row = of.tasks * grads.row, s.grads_task = grads.row;
+    s.weights = weights.data(), s.constants = constants.data();
+    if (of.mixed) s.mix = packed.mix();
+    s.chunks = layout.chunks.data(), s.tile = tile;
+    with_threads(threads, layout, [&](int64_t begin, int64_t end) { level.step(s, begin, end); });
+    return state;
+  }
+};
+
+// One element by the textbook, in double.  Moments are advanced; the update is returned.
+struct Element {
+  double x, m, v, top;
+};
+static double textbook(Rule rule, const double* field, int64_t number, double g, Element& e) {
+  const double lr = field[field_lr], beta1 = field[field_beta1], beta2 = field[field_beta2];
+  if (field[field_maximize] != 0.) g = -g;
+  double decay = 0.;
+  if (field[field_decoupled] != 0.)
+    decay = -lr * field[field_weight_decay] * e.x;
+  else
+    g += field[field_weight_decay] * e.x;
+  if (rule == Rule::sgd) return decay - lr * g;
+  if (rule == Rule::momentum) {
+    e.m = number == 1 ? g : beta1 * e.m + (1. - field[field_dampening]) * g;
+    return decay - lr * (field[field_nesterov] != 0. ? g + beta1 * e.m : e.m);
+  }
+  e.m = beta1 * e.m + (1. - beta1) * g;
+  e.v = beta2 * e.v + (1. - beta2) * g * g;
+  e.top = field[field_amsgrad] != 0. ? std::max(e.top, e.v) : e.v;
+  const double v = rule == Rule::amsgrad ? e.top : e.v;
+  const double root = std::sqrt(v / (1. - std::pow(beta2, double(number)))) + field[field_eps];
+  return decay - lr * e.m / (1. - std::pow(beta1, double(number))) / root;
+}
+
+template <class S, class G>
+static void check_column(const Problem<S, G>& problem, const State<S>& got, const Chunk& c, int64_t p) {
+  const Case& of = problem.of;
+  const double* field = problem.fields.data() + c.segment * num_fields;
+  const bool mixed = of.mixed && field[field_transfer] != 0.;
+  std::vector<double> old(of.rows), update(of.rows, 0.);
+  for (int64_t k = 0; k < of.rows; ++k) {
+    old[k] = problem.start.theta.at(k, p);
+    if (problem.at(k, c).active == 0.) continue;
+    double g = 0., size = 1.;
+    for (int64_t t = 0; t < of.tasks; ++t) {
+      const double term =
+          problem.weights[k * of.tasks + t] * problem.grads.at(k * of.tasks + t, p) / problem.grad_scale;
+      g += term, size += std::fabs(term);
+    }
+    Element e = {old[k], problem.start.exp_avg.at(k, p), problem.start.exp_avg_sq.at(k, p),
+                 problem.start.max_exp_avg_sq.at(k, p)};
+    update[k] = textbook(of.rule, field, problem.number, g, e);
+    const double tolerance = 4. * rounding<S> * double(of.tasks + 2) * size;
+    if (of.rule != Rule::sgd) CHECK_NEAR(got.exp_avg.at(k, p), e.m, tolerance + 2. * rounding<S> * std::fabs(e.m));
+    if (of.rule == Rule::adam || of.rule == Rule::amsgrad)
+      CHECK_NEAR(got.exp_avg_sq.at(k, p), e.v, 0.001 * tolerance * size + 4. * rounding<S> * e.v);
+    if (of.rule == Rule::amsgrad)
+      CHECK_NEAR(got.max_exp_avg_sq.at(k, p), e.top, 0.001 * tolerance * size + 4. * rounding<S> * e.top);
+  }
+  for (int64_t k = 0; k < of.rows; ++k) {
+    if (problem.at(k, c).active == 0.) {
+      CHECK(got.theta.at(k, p) == old[k] && got.ema.at(k, p) == problem.start.ema.at(k, p));
+      continue;
+    }
+    const double* m = problem.mixes.data() + (c.segment * of.rows + k) * of.rows;
+    double x = old[k] + update[k], size = 1. + std::fabs(old[k]) + std::fabs(update[k]);
+    if (mixed) {
+      x = of.order == Order::consensus ? update[k] : 0.;
+      for (int64_t j = 0; j < of.rows; ++j) {
+        const double from = of.order == Order::consensus ? old[j] : old[j] + update[j];
+        x += m[j] * from, size += std::fabs(from);
+      }
+    }
+    CHECK_NEAR(got.theta.at(k, p), x, 16. * rounding<S> * size);
+    const double ema = problem.start.ema.at(k, p), average = ema + (1. - field[field_ema]) * (got.theta.at(k, p) - ema);
+    CHECK_NEAR(got.ema.at(k, p), average, 4. * rounding<S> * (std::fabs(ema) + std::fabs(x)));
+    if (std::is_same_v<S, float>) CHECK(got.low[k][p].bits == Rounded<bfloat16>::of(float(got.theta.at(k, p))).bits);
+  }
+}
+
+template <class S, class G>
+static void check_step(const Case& of, int64_t number) {
+  const Problem<S, G> problem(of, number);
+  std::vector<int> first;
+  for (const int64_t tile : {16, 2048})
+    for_levels_and_threads([&](const Kernels& level, int threads) {
+      const State<S> state = problem.run(level, threads, tile);
+      if (first.empty()) {
+        first = state.bytes();
+        for (const Chunk& c : problem.layout.chunks)
+          for (int64_t p = c.begin; p < c.end; ++p) check_column(problem, state, c, p);
+      }
+      CHECK_EQUAL(state.bytes(), first);
+    });
+}
+
+// Without a mix, an element depends on nothing but itself: the same formula with a single number instead of sixteen.
+template <class S>
+static void check_scalar(const Case& of) {
+  const Problem<S, S> problem(of, 3);
+  const State<S> got = problem.run(kernels(), 1, 2048);
+  for (int64_t k = 0; k < of.rows; ++k)
+    for (const Chunk& chunk : problem.layout.chunks) {
+      if (problem.at(k, chunk).active == 0.) continue;
+      const RowConstants<S> c = row_constants<S>(problem.at(k, chunk), [](double x) { return S(x); });
+      for (int64_t p = chunk.begin; p < chunk.end; ++p) {
+        const auto weight = [&](int64_t t) { return S(problem.weights[k * of.tasks + t]); };
+        S g = weight(0) * problem.grads[k * of.tasks][p];
+        for (int64_t t = 1; t < of.tasks; ++t) g = mt2o::fma(weight(t), problem.grads[k * of.tasks + t][p], g);
+        g = c.gradient * g;
+        S x = problem.start.theta[k][p], m = problem.start.exp_avg[k][p], v = problem.start.exp_avg_sq[k][p],
+          top = problem.start.max_exp_avg_sq[k][p];
+        switch (of.rule) {
+          case Rule::sgd: x = x + sgd(c, g, x); break;
+          case Rule::momentum: x = x + momentum(c, g, x, m); break;
+          case Rule::adam: x = x + adam(c, g, x, m, v); break;
+          case Rule::amsgrad: x = x + amsgrad(c, g, x, m, v, top); break;
+        }
+        CHECK_EQUAL(got.theta[k][p], x);
+        CHECK_EQUAL(got.exp_avg[k][p], m);
+        CHECK_EQUAL(got.exp_avg_sq[k][p], v);
+        CHECK_EQUAL(got.max_exp_avg_sq[k][p], top);
+      }
+    }
+}
+
+template <class S, class G>
+static void check_cases(Rule rule) {
+  check_step<S, G>({1, 1, rule, false, Order::consensus}, 1);
+  check_step<S, G>({5, 2, rule, false, Order::consensus}, 3);
+  for (const Order order : {Order::consensus, Order::adapt_then_combine}) {
+    check_step<S, G>({1, 3, rule, true, order}, 3);
+    check_step<S, G>({6, 2, rule, true, order}, 1);
+    check_step<S, G>({17, 1, rule, true, order}, 3);
+  }
+}
+
+static void check_types(Rule rule) {
+  check_cases<float, float>(rule);
+  check_cases<double, double>(rule);
+  check_step<float, bfloat16>({5, 2, rule, true, Order::consensus}, 3);
+  check_step<float, float16>({5, 2, rule, true, Order::consensus}, 3);
+  check_scalar<float>({5, 2, rule, false, Order::consensus});
+  check_scalar<double>({5, 2, rule, false, Order::consensus});
+}
+
+TEST(sgd) { check_types(Rule::sgd); }
+TEST(momentum) { check_types(Rule::momentum); }
+TEST(adam) { check_types(Rule::adam); }
+TEST(amsgrad) { check_types(Rule::amsgrad); }
