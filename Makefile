@@ -10,6 +10,7 @@ BIN    := $(VENV)/bin
 TORCH_STAMP := $(VENV)/.$(firstword $(TORCH))
 NATIVE      := build/.native
 SOURCES     := setup.py sources.json $(shell find csrc -type f)
+CXX_SOURCES := $(shell find csrc tests/cpp -type f)
 PRESETS     := release asan tsan
 
 .DEFAULT_GOAL := help
@@ -29,8 +30,8 @@ test: $(NATIVE) $(VENV)/.extra-test  ## the whole Python test suite
 
 test-cpp: $(PRESETS:%=test-cpp-%)  ## kernels without torch and Python: plain, ASan + UBSan, TSan
 
-test-cpp-%: $(VENV)/.extra-cpp
-	PATH="$(CURDIR)/$(BIN):$$PATH" && cmake --preset $* && cmake --build --preset $* && ctest --preset $*
+test-cpp-%: $(VENV)/.cmake
+	PATH="$(CURDIR)/$(BIN):$$PATH"; cmake --preset $* && cmake --build --preset $* && ctest --preset $*
 
 bench: $(NATIVE) $(VENV)/.extra-demo  ## time the kernels against torch
 	$(BIN)/python -m bench
@@ -39,35 +40,43 @@ lint: $(NATIVE) $(VENV)/.extra-test $(VENV)/.extra-lint  ## ruff, mypy, clang-fo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
-format:  ## rewrite the sources as lint wants them
-format: $(VENV)/.extra-lint
+format: $(VENV)/.extra-lint  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-clean:  ## what the build and the tools made (but not .venv)
-	rm -rf build dist demo_out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove what the build and the tools made, but not .venv
+	rm -rf build dist demo_out *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache mt2o_ext/*.so
 	find mt2o_ext tests bench -name __pycache__ -prune -exec rm -rf {} +
-	rm -f mt2o_ext/*.so $(VENV)/.extra-*
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import ensurepip' || { echo "$(PYTHON) cannot make environments (Debian: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "make: $(PYTHON) cannot make environments (Debian: apt install python3-venv)"; exit 1; }
+	@test -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || \
+	  { echo "make: no Python.h for $(PYTHON) (Debian: apt install python3-dev)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # torch first, so that nothing else chooses one; then what setup.py builds with.
 $(TORCH_STAMP): | $(BIN)/python
 	$(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install "setuptools>=64" wheel pybind11 ninja
+	$(BIN)/python -m pip install "setuptools>=64" pybind11 ninja
 	rm -f $(VENV)/.torch*
 	touch $@
 
-# The Python side of the package with one of pyproject's extras; the native side is built in place below.
+# The Python side of the package, in place, alone or with one of pyproject's extras.
+$(VENV)/.package: pyproject.toml $(TORCH_STAMP)
+	MT2O_NO_EXT=1 $(BIN)/python -m pip install --no-build-isolation --editable .
+	touch $@
+
 $(VENV)/.extra-%: pyproject.toml $(TORCH_STAMP)
 	MT2O_NO_EXT=1 $(BIN)/python -m pip install --no-build-isolation --editable ".[$*]"
 	touch $@
 
-$(NATIVE): $(SOURCES) $(VENV)/.extra-install
+$(NATIVE): $(SOURCES) $(VENV)/.package
 	$(BIN)/python setup.py build_ext --inplace
+	touch $@
+
+$(VENV)/.cmake: | $(BIN)/python
+	$(BIN)/python -m pip install cmake ninja
 	touch $@

@@ -1,7 +1,6 @@
 """Builds the native libraries: writes one build.ninja from sources.json and runs ninja.
 
-torch's BuildExtension has one set of flags for an extension; instruction sets need them per file.  Metadata needs no torch.
-
+torch's BuildExtension has one set of flags for an extension; instruction sets need them per file.
 Environment: MT2O_NO_EXT, MT2O_DEBUG, MT2O_CPU_ONLY, FORCE_CUDA (=1); CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
 """
 
@@ -27,18 +26,13 @@ SOURCES = json.loads((ROOT / "sources.json").read_text())
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]  # runs under every torch >= 2.10
 
 RULES = """\
-rule cxx
-  command = $cxx -MD -MF $out.d $flags -c $in -o $out
+rule compile
+  command = $compiler -MD -MF $out.d $flags -c $in -o $out
   depfile = $out.d
   deps = gcc
-  description = $cxx $in
-rule nvcc
-  command = $nvcc -MD -MF $out.d $flags -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = $nvcc $in
+  description = compile $in
 rule link
-  command = $linker -shared $in $flags -o $out
+  command = $compiler -shared $in $flags -o $out
   description = link $out
 """
 
@@ -47,8 +41,7 @@ def is_set(variable: str) -> bool:
     return os.environ.get(variable, "0") not in ("", "0")
 
 
-DEBUG = is_set("MT2O_DEBUG")
-OPTIMIZE = ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
+OPTIMIZE = ["-O0", "-g"] if is_set("MT2O_DEBUG") else ["-O3", "-DNDEBUG"]
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -64,29 +57,28 @@ def required(name: str) -> Any:
 
 def find_torch() -> Any:
     torch = required("torch")
-    if version_of(torch.__version__) >= (2, 10):
-        return torch
-    raise SystemExit(f"mt2o_ext: needs torch >= 2.10, found {torch.__version__}: pip install -U torch")
+    if version_of(torch.__version__) < (2, 10):
+        raise SystemExit(f"mt2o_ext: needs torch >= 2.10, found {torch.__version__}: pip install -U torch")
+    return torch
 
 
 def find_compiler() -> list[str]:
     command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
-    if shutil.which(command[0]):
-        return command
-    raise SystemExit(f"mt2o_ext: {command[0]} not found; needs g++ (Debian: build-essential), or MT2O_NO_EXT=1")
+    if shutil.which(command[0]) is None:
+        raise SystemExit(f"mt2o_ext: {command[0]} not found; needs g++ (Debian: build-essential), or MT2O_NO_EXT=1")
+    return command
 
 
 def find_python_headers() -> Path:
     path = Path(sysconfig.get_path("include"))
-    if (path / "Python.h").exists():
-        return path
-    raise SystemExit(f"mt2o_ext: no Python.h in {path}; needs Python's headers (Debian: python3-dev), or MT2O_NO_EXT=1")
+    if not (path / "Python.h").exists():
+        raise SystemExit(f"mt2o_ext: no Python.h in {path}; needs it (Debian: python3-dev), or MT2O_NO_EXT=1")
+    return path
 
 
-def find_nvcc(torch: Any) -> str | None:
-    """The compiler for `_C_cuda`, or None with the reason printed; with FORCE_CUDA=1 the reason is an error."""
-    home = os.environ.get("CUDA_HOME")
-    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+def find_cuda(torch: Any) -> Cuda | None:
+    """What `_C_cuda` is built with, or None and the reason is printed; with FORCE_CUDA=1 the reason is an error."""
+    nvcc = shutil.which("nvcc", path=f"{os.environ['CUDA_HOME']}/bin" if os.environ.get("CUDA_HOME") else None)
     if "_C_cuda" not in SOURCES["libraries"]:
         reason = "this version has no CUDA kernels"
     elif is_set("MT2O_CPU_ONLY"):
@@ -96,7 +88,7 @@ def find_nvcc(torch: Any) -> str | None:
     elif torch.version.cuda is None and not is_set("FORCE_CUDA"):
         reason = f"torch {torch.__version__} has no CUDA; FORCE_CUDA=1 builds for CUDA all the same"
     else:
-        return nvcc
+        return Cuda(nvcc, torch)
     if is_set("FORCE_CUDA"):
         raise SystemExit(f"mt2o_ext: FORCE_CUDA=1, but {reason}")
     print(f"mt2o_ext: CPU only ({reason})")
@@ -110,92 +102,90 @@ class Cuda:
         report = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
         self.nvcc, self.version = nvcc, re.findall(r"release ([\d.]+)", report)[0]
         self.include = Path(os.environ.get("CUDA_HOME") or Path(nvcc).resolve().parents[1], "include")
-        ours, of_torch = version_of(self.version), version_of(torch.version.cuda or self.version)
-        if ours[0] != of_torch[0]:
+        ours, theirs = version_of(self.version), version_of(torch.version.cuda or self.version)
+        if ours[0] != theirs[0]:
             raise SystemExit(
-                f"mt2o_ext: torch {torch.__version__} in {Path(torch.__file__).parent} is for CUDA {torch.version.cuda}, "
-                f"{nvcc} is CUDA {self.version}: install a torch for CUDA {ours[0]} or point CUDA_HOME to CUDA {of_torch[0]}"
+                f"mt2o_ext: torch {torch.__version__} ({torch.__file__}) is for CUDA {torch.version.cuda}, {nvcc} is "
+                f"CUDA {self.version}: install a torch for CUDA {ours[0]} or point CUDA_HOME to CUDA {theirs[0]}"
             )
         devices = sorted({torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())})
-        default = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX" if ours >= (12, 8) else "7.5;8.0;8.6;8.9;9.0+PTX"
         present = ";".join(f"{major}.{minor}" for major, minor in devices)
+        default = "7.5;8.0;8.6;8.9;9.0" + (";10.0;12.0+PTX" if ours >= (12, 8) else "+PTX")
         self.archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or present or default
         print(f"mt2o_ext: CUDA {self.version} ({nvcc}) for {self.archs}")
 
+    def defines(self) -> list[str]:
+        return [f'-DMT2O_CUDA_VERSION="{self.version}"', f'-DMT2O_CUDA_ARCHS="{self.archs}"']
+
     def arch_flags(self) -> list[str]:
-        flags = []
-        for name, ptx in re.findall(r"(\d+\.\d+[af]?)(\+PTX)?", self.archs):
-            arch = name.replace(".", "")
-            flags += [f"-gencode=arch=compute_{arch},code={code}_{arch}" for code in ("sm", "compute")[: 2 if ptx else 1]]
-        return flags
+        archs = re.findall(r"(\d+)\.(\d+[af]?)(\+PTX)?", self.archs)
+        pairs = [(major + minor, code) for major, minor, ptx in archs for code in ("sm", *(["compute"] if ptx else []))]
+        return [f"-gencode=arch=compute_{arch},code={code}_{arch}" for arch, code in pairs]
 
 
 class NinjaBuild(build_ext):
-    """Builds in build/<ABI tag>, which stays between builds, and copies the libraries to where setuptools wants them."""
+    """Builds in build/<ABI tag>, which stays between builds, and copies the libraries to where they are wanted."""
+
+    extensions: list[Extension]
 
     def run(self) -> None:
         if not self.extensions:
             return
-        self.torch, self.compiler_command, self.force = find_torch(), find_compiler(), True  # copy whatever the times
-        nvcc = find_nvcc(self.torch)
-        self.cuda = Cuda(nvcc, self.torch) if nvcc else None
-        if self.cuda is None:
-            self.extensions = [extension for extension in self.extensions if extension.name != "mt2o_ext._C_cuda"]
+        self.compiler_command, self.torch = find_compiler(), find_torch()
+        self.torch_root, self.cuda = Path(self.torch.__file__).parent, find_cuda(self.torch)
+        self.extensions = [e for e in self.extensions if self.cuda or e.name != "mt2o_ext._C_cuda"]
+        self.force = True  # copies a library even if it is older: a release build after a debug build
         super().run()
 
     def build_extensions(self) -> None:
-        directory = ROOT / "build" / f"{sysconfig.get_config_var('SOABI')}{'-debug' if DEBUG else ''}"
+        directory = ROOT / "build" / (sysconfig.get_config_var("SOABI") + ("-debug" if is_set("MT2O_DEBUG") else ""))
         directory.mkdir(parents=True, exist_ok=True)
-        paths = {extension.name.rpartition(".")[2]: self.get_ext_fullpath(extension.name) for extension in self.extensions}
-        text = f"cxx = {shlex.join(self.compiler_command)}\nnvcc = {self.cuda.nvcc if self.cuda else ''}\n{RULES}"
-        text += "".join(self.rules_for(library, Path(path).name) for library, path in paths.items())
-        (directory / "build.ninja").write_text(text)
+        paths = {e.name.rpartition(".")[2]: Path(self.get_ext_fullpath(e.name)) for e in self.extensions}
+        statements = (self.statements_for(library, path.name) for library, path in paths.items())
+        (directory / "build.ninja").write_text(RULES + "".join(statements))
         ninja = shutil.which("ninja") or str(Path(required("ninja").BIN_DIR, "ninja"))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         if subprocess.run([ninja, "-C", str(directory), *jobs]).returncode != 0:
             raise SystemExit("mt2o_ext: the build failed; the compiler's message is above")
         for path in paths.values():
-            self.mkpath(str(Path(path).parent))
-            self.copy_file(str(directory / Path(path).name), path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(directory / path.name), str(path))
 
-    def rules_for(self, library: str, file_name: str) -> str:
+    def statements_for(self, library: str, file_name: str) -> str:
+        cxx, nvcc = self.compiler_command, [self.cuda.nvcc, "-ccbin", self.compiler_command[-1]] if self.cuda else []
         text, objects = "", []
-        for group in SOURCES["libraries"][library].values():
-            if platform.machine() not in group.get("machines", [platform.machine()]):
-                continue
+        machine, groups = platform.machine(), SOURCES["libraries"][library].values()
+        for group in (group for group in groups if machine in group.get("machines", [machine])):
             for source in group["sources"]:
-                rule, flags = ("nvcc", self.nvcc_flags) if source.endswith(".cu") else ("cxx", self.cxx_flags)
-                path = re.sub(r"([ $:])", r"$\1", str(ROOT / source))
-                text += f"build {source}.o: {rule} {path}\n  flags = {command_line(flags(group))}\n"
+                of_cuda, path = source.endswith(".cu"), re.sub(r"([ $:])", r"$\1", str(ROOT / source))
+                text += f"build {source}.o: compile {path}\n  compiler = {command_line(nvcc if of_cuda else cxx)}\n"
+                text += f"  flags = {command_line(self.nvcc_flags(group) if of_cuda else self.cxx_flags(group))}\n"
                 objects.append(f"{source}.o")
-        flags = command_line([f"-L{self.torch_path('lib')}", "-Xlinker", "--as-needed", "-ltorch_cpu"])
-        linker = "$cxx" if library == "_C" else f"$nvcc -ccbin {self.compiler_command[-1]} -cudart=static"
-        return text + f"build {file_name}: link {' '.join(objects)}\n  linker = {linker}\n  flags = {flags}\n"
-
-    def torch_path(self, name: str) -> Path:
-        return Path(self.torch.__file__).parent / name
+        linker = cxx if library == "_C" else [*nvcc, "-cudart=static"]
+        flags = [f"-L{self.torch_root / 'lib'}", "-Xlinker", "--as-needed", "-ltorch_cpu"]
+        text += f"build {file_name}: link {' '.join(objects)}\n"
+        return text + f"  compiler = {command_line(linker)}\n  flags = {command_line(flags)}\n"
 
     def cxx_flags(self, group: dict[str, Any]) -> list[str]:
         flags = [*SOURCES["flags"], *group.get("flags", []), *OPTIMIZE]
-        headers = {}  # what their paths are called in messages: path
+        headers = {}  # by the name that stands for their path in messages
         if group.get("torch"):
-            headers["torch"] = self.torch_path("include")
+            headers["torch"] = self.torch_root / "include"
             flags += STABLE_ABI
         if group.get("pybind11"):
             headers |= {"pybind11": Path(required("pybind11").get_include()), "python": find_python_headers()}
-            versions = {"MT2O_VERSION": self.distribution.get_version(), "MT2O_TORCH_VERSION": self.torch.__version__}
-            flags += [f'-D{name}="{version}"' for name, version in versions.items()]
+            flags.append(f'-DMT2O_VERSION="{self.distribution.get_version()}"')
+            flags.append(f'-DMT2O_TORCH_VERSION="{self.torch.__version__}"')
         if group.get("cuda") and self.cuda:
             headers["cuda"] = self.cuda.include
-            flags += ["-DUSE_CUDA", f'-DMT2O_CUDA_VERSION="{self.cuda.version}"', f'-DMT2O_CUDA_ARCHS="{self.cuda.archs}"']
+            flags += ["-DUSE_CUDA", *self.cuda.defines()]
         for name, path in headers.items():
             flags += ["-isystem", str(path), f"-ffile-prefix-map={path}={name}"]
         return [*flags, f"-ffile-prefix-map={ROOT}=."]
 
     def nvcc_flags(self, group: dict[str, Any]) -> list[str]:
         host = f"-fPIC,-fvisibility=hidden,-ffile-prefix-map={ROOT}=."
-        archs = self.cuda.arch_flags() if self.cuda else []
-        return [*group.get("flags", []), *OPTIMIZE, *archs, "-ccbin", self.compiler_command[-1], "-Xcompiler", host]
+        return [*group.get("flags", []), *OPTIMIZE, *(self.cuda.arch_flags() if self.cuda else []), "-Xcompiler", host]
 
 
 def command_line(arguments: list[str]) -> str:

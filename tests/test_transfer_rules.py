@@ -36,6 +36,7 @@ from mt2o_ext.transfer import (
     as_transfer_rule,
     check_mix,
 )
+from mt2o_ext.transfer.polynomial import orthonormal_polynomials
 
 RULES = {
     "hat": lambda: Hat(),
@@ -266,6 +267,16 @@ def test_what_the_rules_declare():
     assert CrossLearning(1.0).order == "adapt_then_combine" and Spectral().order is None
 
 
+@pytest.mark.parametrize("rule", [DistanceDecrease, lambda: CrossLearning(eps=5.0)], ids=["distance", "cross-learning"])
+def test_distances_are_those_of_the_whole_model(rule):
+    first, second = normal(6, 20), normal(6, 30, seed=1)
+    apart = [centred_gram(scale * first, scale * second) for scale in (1.0, 0.9)]
+    together = [centred_gram(scale * torch.cat([first, second], 1)) for scale in (1.0, 0.9)]
+    preferences = line_preferences(6)
+    for left, right in zip(matrices(rule(), preferences, apart), matrices(rule(), preferences, together), strict=True):
+        assert_close(left, right)
+
+
 # Each rule against its formula
 
 
@@ -295,6 +306,11 @@ def test_hat_keeps_polynomials_of_its_degree_and_removes_what_is_orthogonal(degr
     assert_close(matrix @ (front + noise), front, atol=1e-9)
 
 
+def test_hat_of_a_single_task_is_the_mean():
+    preferences = torch.ones(4, 1, dtype=torch.float64)
+    assert_close(matrices(Hat(), preferences, [None])[0][0], torch.full((4, 4), 0.25, dtype=torch.float64))
+
+
 def test_hat_with_tau_leaves_that_share_of_the_noise():
     preferences = line_preferences(8)
     full, half = (matrices(Hat(tau=tau), preferences, [None])[0][0] for tau in (1.0, 0.25))
@@ -317,15 +333,33 @@ def test_too_few_subproblems_mean_one_warning_and_no_transfer(rule, enough, too_
         warnings.simplefilter("error")
         rule.bind(enough)
     needs_gram = rule.needs_gram
-    with pytest.warns(UserWarning, match="transfers nothing: expected .* got") as caught:
+    with pytest.warns(UserWarning, match=r"transfers nothing: expected .* got") as caught:
         rule.bind(too_few)
-        for _ in range(3):
-            assert rule.matrix(context(too_few)) is None
     assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rule.matrix(context(too_few)) is None
     assert not rule.needs_gram
     rule.bind(enough)
     assert rule.needs_gram == needs_gram
     assert rule.matrix(context(enough, centred_gram(normal(len(enough), 9)))) is not None
+
+
+@pytest.mark.parametrize(
+    "preferences",
+    [line_preferences(100), random_preferences(generator(), 40, 3), simplex_lattice(4, 4)],
+    ids=["T=2", "T=3", "T=4"],
+)
+def test_the_modes_are_orthonormal_polynomials_of_ascending_degree(preferences):
+    phi, degrees = orthonormal_polynomials(preferences)
+    num_points, num_tasks = preferences.shape
+    assert phi.shape == (num_points, num_points)
+    assert_close(phi.T @ phi, identity(num_points), atol=1e-13)
+    expected = [d for d in range(num_points) for _ in range(math.comb(d + num_tasks - 2, d))]
+    assert degrees == expected[:num_points]
+    cubic = (preferences @ normal(num_tasks, 5)) ** 3
+    low = phi[:, [degree <= 3 for degree in degrees]]
+    assert_close(low @ (low.T @ cubic), cubic, atol=1e-11)
 
 
 def mode_gains(matrix: Tensor, positions: Tensor) -> Tensor:
@@ -447,7 +481,7 @@ def test_distance_decrease_follows_its_formula():
     preferences = line_preferences(4)
     # Rows 0 and 1 come closer, row 2 does not move, row 3 leaves.
     first = torch.tensor([[0.0], [4.0], [10.0], [11.0]], dtype=torch.float64)
-    second = torch.tensor([[1.0], [3.0], [10.0], [20.0]], dtype=torch.float64)
+    second = torch.tensor([[1.0], [3.0], [10.0], [12.5]], dtype=torch.float64)
     start, matrix = (
         answer[0] for answer in matrices(DistanceDecrease(), preferences, [centred_gram(first), centred_gram(second)])
     )
@@ -455,6 +489,7 @@ def test_distance_decrease_follows_its_formula():
     before, after = (torch.cdist(rows, rows) for rows in (first, second))
     fallen = (before - after).clamp(min=0)
     largest_mean = torch.maximum(before.sum(1), after.sum(1)) / 3
+    assert after[0].sum() < before[0].sum() and after[3].sum() > before[3].sum()
     expected = fallen / (fallen.sum(1) + largest_mean)[:, None]
     assert expected[0, 1] > 0 and expected[3].max() == 0
     assert_close(matrix, expected + (1 - expected.sum(1)).diag(), atol=1e-9)
@@ -514,6 +549,13 @@ def test_cross_learning_keeps_all_rows_within_the_ball_with_the_default_iteratio
         assert_close(centre.sum(1), torch.ones(1, dtype=torch.float64))
         inside = projection(theta, 5.0)
         assert (theta - inside).norm() < 1e-5 * theta.norm()
+
+
+def test_cross_learning_converges_in_the_default_iterations_from_a_cold_start():
+    theta = normal(8, 20, seed=8)
+    eps = 0.7 * (theta - theta.mean(0)).norm(dim=1).max().item()
+    matrix = matrices(CrossLearning(eps), line_preferences(8), [centred_gram(theta)])[0][0]
+    assert_close(matrix @ theta, projection(theta, eps), atol=1e-5)
 
 
 def test_cross_learning_with_radius_zero_is_the_mean():

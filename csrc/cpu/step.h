@@ -73,6 +73,16 @@ struct ChunkStep {
     }
   }
 
+  // Asks for what the next tile will read of row k: the blend is arithmetic, during which the memory would be idle.
+  void fetch_ahead(int64_t k, int64_t p) const {
+    const int64_t at = k * s.row + p;
+    __builtin_prefetch(static_cast<const S*>(s.theta) + at, 1, 2);
+    if constexpr (rule != Rule::sgd) __builtin_prefetch(static_cast<const S*>(s.exp_avg) + at, 1, 2);
+    if constexpr (rule == Rule::adam || rule == Rule::amsgrad) __builtin_prefetch(static_cast<const S*>(s.exp_avg_sq) + at, 1, 2);
+    const G* grads = static_cast<const G*>(s.grads) + k * s.grads_row + p;
+    for (int64_t t = 0; t < s.tasks; ++t) __builtin_prefetch(grads + t * s.grads_task, 0, 2);
+  }
+
   template <Base base>
   void update_and_blend(int64_t p, int64_t n, const Mix<S>& mix, S* staged, S* added, int64_t stride) const {
     S* theta = static_cast<S*>(s.theta) + p;
@@ -87,7 +97,12 @@ struct ChunkStep {
         stage(staged, stride, k, i, base == Base::updated ? x : sum);
       });
     }
-    blend<base>(theta, s.row, mix, s.rows, n, staged, added, stride, [&](int64_t k) { return inactive(k); });
+    const BlendTile<S> tile = {theta, s.row, s.rows, n, staged, added, stride};
+    const auto keeps = [&](int64_t k) { return inactive(k); };
+    if (p + 2 * n <= chunk.end)
+      blend<base>(tile, mix, keeps, [&](int64_t k, int64_t i) { fetch_ahead(k, p + n + i); });
+    else
+      blend<base>(tile, mix, keeps, [](int64_t, int64_t) {});
   }
 
   void finish_rows(int64_t p, int64_t n) const {
@@ -101,7 +116,8 @@ struct ChunkStep {
 
   void run(S* scratch) const {
     const bool mixed = s.mix.matrices && constants(0).transfer != 0.;
-    const int64_t tile = fitting_tile(s.tile, 2 * s.rows, sizeof(S)), stride = scratch_stride(tile);
+    // Half a tile to blend: this one, its scratch and the next one share the second-level cache.
+    const int64_t tile = mixed ? fitting_tile(s.tile / 2, 2 * s.rows, sizeof(S)) : s.tile, stride = scratch_stride(tile);
     for (int64_t p = chunk.begin; p < chunk.end; p += tile) {
       const int64_t n = least(tile, chunk.end - p);
       if (!mixed) {

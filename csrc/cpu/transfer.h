@@ -34,40 +34,59 @@ struct Mix {
   }
 };
 
-// R rows from row k on.  staged[j]: theta_j - theta_0 (j > 0); `keeps` says which rows must not be written.
-template <Base base, int R, class S, class Keeps>
-inline void blend_rows(S* theta, int64_t row, const Mix<S>& mix, int64_t rows, int64_t k, int64_t n, const S* staged, const S* added,
-                       int64_t stride, Keeps keeps) {
+// What a blend works on: a tile of n columns.  staged[j]: theta_j - theta_0 (j > 0).
+template <class S>
+struct BlendTile {
+  S* theta;
+  int64_t row, rows, n;
+  const S *staged, *added;
+  int64_t stride;
+};
+
+// R rows from row k on.  keeps(k): this row must not be written.  ahead(k, i): called for each row and group of columns while the
+// arithmetic leaves the memory idle.
+template <Base base, int R, class S, class Keeps, class Ahead>
+inline void blend_rows(const BlendTile<S>& tile, const Mix<S>& mix, int64_t k, Keeps keeps, Ahead ahead) {
   using N = Number<S>;
   const int64_t block = k / mix_block;
-  const int32_t count = mix.counts[block], *columns = mix.columns + block * rows;
-  const S* values = mix.values + block * rows * mix_block;
-  for_groups<N>(n, [&](int64_t i, auto left) {
+  const int32_t count = mix.counts[block], *columns = mix.columns + block * tile.rows;
+  const S* values = mix.values + block * tile.rows * mix_block;
+  bool kept[R], takes[R] = {};  // a row of the identity takes nothing: not even a NaN times zero
+  for (int r = 0; r < R; ++r) kept[r] = keeps(k + r);
+  for (int32_t q = 0; q < count * mix_block; ++q)
+    if (q % mix_block < R && values[q] != S(0)) takes[q % mix_block] = true;
+  for_groups<N>(tile.n, [&](int64_t i, auto left) {
+    // What is summed has the size of differences: theta + u is added last.  -0 is what changes no number it is added to.
+    const auto added = [&](int r) { return load(tile.added + (k + r) * tile.stride + i); };
+    const auto start = [&](int r) { return base == Base::updated ? added(r) : set1(S(-0.)); };
     N sum[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) sum[r] = base == Base::theta ? set1(S(0)) : load(added + (k + r) * stride + i);
+    for (int r = 0; r < R; ++r) {
+      ahead(k + r, i);
+      sum[r] = start(r);
+    }
     for (int32_t q = 0; q < count; ++q) {
-      const N x = load(staged + columns[q] * stride + i);
+      const N x = load(tile.staged + columns[q] * tile.stride + i);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) sum[r] = fma(set1(values[q * mix_block + r]), x, sum[r]);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      S* out = theta + (k + r) * row + i;
-      if (keeps(k + r)) continue;
-      store(out, base == Base::added_only ? sum[r] : load(out, left) + sum[r], left);
+      if (kept[r]) continue;
+      S* out = tile.theta + (k + r) * tile.row + i;
+      store(out, (base == Base::added_only ? added(r) : load(out, left)) + (takes[r] ? sum[r] : start(r)), left);
     }
   });
 }
 
-template <Base base, class S, class Keeps>
-void blend(S* theta, int64_t row, const Mix<S>& mix, int64_t rows, int64_t n, const S* staged, const S* added, int64_t stride, Keeps keeps) {
+template <Base base, class S, class Keeps, class Ahead>
+void blend(const BlendTile<S>& tile, const Mix<S>& mix, Keeps keeps, Ahead ahead) {
   int64_t k = 0;
-  for (; k + 4 <= rows; k += 4) blend_rows<base, 4>(theta, row, mix, rows, k, n, staged, added, stride, keeps);
-  switch (rows - k) {
-    case 3: return blend_rows<base, 3>(theta, row, mix, rows, k, n, staged, added, stride, keeps);
-    case 2: return blend_rows<base, 2>(theta, row, mix, rows, k, n, staged, added, stride, keeps);
-    case 1: return blend_rows<base, 1>(theta, row, mix, rows, k, n, staged, added, stride, keeps);
+  for (; k + 4 <= tile.rows; k += 4) blend_rows<base, 4>(tile, mix, k, keeps, ahead);
+  switch (tile.rows - k) {
+    case 3: return blend_rows<base, 3>(tile, mix, k, keeps, ahead);
+    case 2: return blend_rows<base, 2>(tile, mix, k, keeps, ahead);
+    case 1: return blend_rows<base, 1>(tile, mix, k, keeps, ahead);
   }
 }
 
@@ -88,7 +107,8 @@ void transfer_chunks(const Transfer& s, int64_t first, int64_t last) {
       S* theta = static_cast<S*>(s.theta) + p;
       for (int64_t k = 0; k < s.rows; ++k)
         for_groups<Number<S>>(n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(theta + k * s.row + i, left)); });
-      blend<Base::theta>(theta, s.row, mix, s.rows, n, staged, static_cast<const S*>(nullptr), stride, [](int64_t) { return false; });
+      const BlendTile<S> all = {theta, s.row, s.rows, n, staged, nullptr, stride};
+      blend<Base::theta>(all, mix, [](int64_t) { return false; }, [](int64_t, int64_t) {});
     }
   }
 }

@@ -30,6 +30,7 @@ inline Type type_of(const Tensor& t, const char* name) {
 // Contiguous rows at multiples of 16 elements: what every loop relies on.
 inline void check_rows(const Tensor& t, const char* name, int64_t dims) {
   STD_TORCH_CHECK(t.dim() == dims, "mt2o_ext: ", name, " must have ", dims, " dimensions, not ", t.dim());
+  if (t.numel() == 0) return;  // torch gives it strides of one
   STD_TORCH_CHECK(t.size(-1) <= 1 || t.stride(-1) == 1, "mt2o_ext: rows of ", name, " must be contiguous");
   for (int64_t d = 0; d + 1 < dims; ++d)
     STD_TORCH_CHECK(t.size(d) <= 1 || t.stride(d) % alignment == 0, "mt2o_ext: rows of ", name, " must lie a multiple of ", alignment,

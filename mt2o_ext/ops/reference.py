@@ -63,7 +63,8 @@ def gram_(out: Tensor, partials: Tensor, rows: Tensor, chunks: Tensor, *, centre
         values = rows[..., begin:end].double()
         if centre:
             values = values - values.mean(dim=1, keepdim=True)
-        out[:, segment] += values @ values.mT
+        products = values @ values.mT
+        out[:, segment] += (products + products.mT) / 2  # the product alone is symmetric only up to rounding
 
 
 def transfer_(theta: Tensor, mix: Tensor, chunks: Tensor) -> None:
@@ -73,10 +74,13 @@ def transfer_(theta: Tensor, mix: Tensor, chunks: Tensor) -> None:
 
 
 def _blended(values: Tensor, base: Tensor, mix: Tensor, segment: int) -> Tensor:
-    """base + (M - I) (values - values_0): M values where base is values and M's rows sum to one."""
+    """base + (M - I) (values - values_0): M values where base is values and M's rows sum to one.
+
+    Rows of the identity take nothing, not even a NaN times zero."""
     matrix = mix if mix.dim() == 2 else mix[segment]
     coupling = (matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)).to(values.dtype)
-    return base + coupling @ (values - values[:1])
+    takes = (coupling != 0).any(dim=1, keepdim=True)
+    return torch.where(takes, base + coupling @ (values - values[:1]), base)
 
 
 def finite_(found_inf: Tensor, grads: Tensor, chunks: Tensor) -> None:
@@ -116,12 +120,12 @@ def step_(
         weights = torch.ones(rows, 1, dtype=torch.float64, device=theta.device)
     for segment, begin, end in _segments(chunks):
         at = slice(begin, end)
-        field = dict(zip(FIELDS, segments[segment].to(theta.dtype), strict=True))
+        field = dict(zip(FIELDS, segments[segment], strict=True))  # 0-d float64: does not widen what it is multiplied with
         who = taking_part[:, segment].unsqueeze(1)
         moments = [None if moment is None else moment[:, at] for moment in (exp_avg, exp_avg_sq, max_exp_avg_sq)]
         x = theta[:, at]
         g = torch.einsum("kt,ktp->kp", weights.to(theta.dtype), grads[..., at].to(theta.dtype)) / scale
-        count = step[:, segment].to(theta.dtype).unsqueeze(1)
+        count = step[:, segment].double().unsqueeze(1)
         new, update = _update(x, g, moments, field, count, rule)
         for moment, value in zip(moments, new, strict=True):
             if moment is not None and value is not None:
@@ -164,5 +168,6 @@ def _update(
     if rule == 3:
         assert top is not None
         top = largest = torch.where(f["amsgrad"] != 0, torch.maximum(top, v), v)
-    denominator = largest.sqrt() / (1 - f["beta2"] ** count).sqrt() + f["eps"]
-    return [m, v, top], decay - f["lr"] / (1 - f["beta1"] ** count) * m / denominator
+    root = (1 / (1 - f["beta2"] ** count).sqrt()).to(x.dtype)
+    size = (f["lr"] / (1 - f["beta1"] ** count)).to(x.dtype)
+    return [m, v, top], decay - size * m / (root * largest.sqrt() + f["eps"])

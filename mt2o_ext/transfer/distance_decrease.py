@@ -39,8 +39,8 @@ class DistanceDecrease(TransferRule):
         self._largest_mean = torch.maximum(self._largest_mean, mean)
         fallen = (self._distance - distance).clamp(min=0)
         self._distance = distance
-        total = fallen.sum(1) + self._largest_mean
-        pull = torch.where(total > 0, 1 / total, 0.0)[:, None] * fallen
+        total = (fallen.sum(1) + self._largest_mean)[:, None]
+        pull = torch.where(total > 0, fallen / total, 0.0)
         return pull + (1 - pull.sum(1)).diag()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -99,8 +99,7 @@ class MGD(FixedMix):
 
     def mix(self, preferences: Tensor) -> Tensor:
         num_subproblems = len(preferences)
-        relation = self._relation(preferences)
-        relation = self.rate * (relation - relation.diag().diag())
+        relation = self.rate * self._relation(preferences)
         mix = relation + (1 - relation.sum(1)).diag()
         try:
             check_mix(mix, num_subproblems)

@@ -28,7 +28,7 @@ def orthonormal_polynomials(preferences: Tensor, max_degree: int | None = None) 
     phi = torch.full((num_points, 1), num_points**-0.5, dtype=torch.float64)
     degrees = [0]
     newest = phi
-    while newest.shape[1] and degrees[-1] != max_degree:
+    while newest.shape[1] > 0 and phi.shape[1] < num_points and degrees[-1] != max_degree:
         before = phi.shape[1]
         for candidate in (newest[:, :, None] * points[:, None, :]).flatten(1).T:
             residual = candidate

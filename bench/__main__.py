@@ -1,0 +1,14 @@
+"""All benchmarks one after another, then README's tables: ``make bench``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NAMES = ["bench_gram", "bench_transfer", "bench_step", "bench_optimizer"]
+
+for name in NAMES:
+    print(f"\n{name}", flush=True)
+    subprocess.run([sys.executable, "-m", f"bench.{name}", *sys.argv[1:]], check=True)
+if not sys.argv[1:]:
+    subprocess.run([sys.executable, "-m", "bench.readme"], check=True)

@@ -1,0 +1,112 @@
+"""The same bits whatever the number of threads, the run and the instruction set.  As a script: prints a hash of all results."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from samplers import CPU, FLOATS, HALVES, Layout, Sampler, StepProblem
+from torch import Tensor
+
+from mt2o_ext import _native
+from mt2o_ext.ops import Order, Rule
+
+pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
+TESTS = Path(__file__).resolve().parents[1]
+ISAS = ("default", "avx2", "avx512")
+
+
+def results() -> Iterator[Tensor]:
+    """Every kernel on every type, on tensors with tails and more chunks than threads."""
+    layout = Layout((20_000, 1, 4097, 33))
+    sampler = Sampler(layout, seed=7)
+    for dtype in FLOATS + HALVES:
+        grads = sampler.rows(5, 3, dtype=dtype)
+        out = sampler.poisoned(5, dtype=dtype)
+        CPU.combine_(out, grads, sampler.weights(5, 3), layout.chunks)
+        yield out
+        for num_rows in (2, 5, 16):
+            for centre in (False, True):
+                gram = torch.empty(1, 4, num_rows, num_rows, dtype=torch.float64)
+                pairs = num_rows * (num_rows + 1) // 2
+                partials = torch.empty(1, len(layout.chunks), pairs, dtype=torch.float64)
+                CPU.gram_(gram, partials, sampler.rows(1, num_rows, dtype=dtype), layout.chunks, centre=centre)
+                yield gram
+        grads[3, 1, 20_016] = torch.nan
+        found = torch.zeros(5)
+        CPU.finite_(found, grads, layout.chunks)
+        yield found
+    for dtype in FLOATS:
+        theta = sampler.rows(6, dtype=dtype)
+        CPU.transfer_(theta, sampler.mix(6, 6, density=0.7), layout.chunks)
+        yield theta
+    for rule in Rule:
+        for order in Order:
+            for theta_dtype, grads_dtype, low in (
+                (torch.float64, torch.float64, None),
+                (torch.float32, torch.float32, torch.bfloat16),
+                (torch.float32, torch.float16, torch.float16),
+            ):
+                problem = StepProblem.sample(
+                    sampler, 5, 2, rule, theta_dtype=theta_dtype, grads_dtype=grads_dtype, mix=sampler.mix(5, 5),
+                    ema=sampler.rows(5, dtype=theta_dtype),
+                    low_precision=None if low is None else sampler.poisoned(5, dtype=low),
+                )  # fmt: skip
+                yield from problem.run(CPU, rule, order).tensors().values()
+
+
+def digest() -> str:
+    total = hashlib.sha256()
+    for result in results():
+        total.update(result.contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def here() -> str:
+    return digest()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads(here: str, threads: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert digest() == here
+        assert digest() == here
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "MT2O_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_instruction_sets(here: str, isa: str) -> None:
+    supported = _native.C.supported_isas()
+    if isa not in supported:
+        pytest.skip(f"this processor has {', '.join(supported)}, not {isa}")
+    process = run_with_isa(isa)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == [isa, here]
+
+
+def test_an_unknown_instruction_set_is_a_clear_error() -> None:
+    process = run_with_isa("nonsense")
+    assert process.returncode != 0
+    known = ", ".join(_native.C.supported_isas())
+    assert f"MT2O_CPU_ISA=nonsense: expected an instruction set of this processor: {known}" in process.stderr.splitlines()[-1]
+
+
+if __name__ == "__main__":
+    result = digest()  # first, so that an operator meets a wrong MT2O_CPU_ISA
+    print(_native.C.cpu_isa(), result)
