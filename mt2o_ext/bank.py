@@ -14,12 +14,13 @@ __all__ = ["SubproblemBank"]
 
 
 class SubproblemBank(nn.Module):
-    """K copies of a model as one module: every parameter and buffer gets a leading dimension K, and a call runs all copies at
-    once through ``torch.func.vmap``.  For small models, where K forward passes one by one leave the machine idle.
+    """K copies of a model as one module: every parameter and buffer gets a leading dimension K, and a call runs all
+    copies at once through ``torch.func.vmap``.  For small models, where K forward passes one by one leave the machine
+    idle.
 
         bank = SubproblemBank(model, num_subproblems=5)
         optimizer = MT2OFused(bank.parameters(), num_tasks=2, num_subproblems=5, stacked=True)
-        losses = task_losses(bank(x), y)        # x [K, B, ...] (see mt2o_ext.stack) -> outputs [K, B, ...] -> losses [K, T]
+        losses = task_losses(bank(x), y)        # x [K, B, ...] (see mt2o_ext.stack) -> losses [K, T]
 
     Args:
         model: the model; it is copied, not changed.
@@ -42,8 +43,10 @@ class SubproblemBank(nn.Module):
         for name, parameter in model.named_parameters():
             rows = parameter.detach().expand(num_subproblems, *parameter.shape).clone()
             self.register_parameter(self._key(name), nn.Parameter(rows, requires_grad=parameter.requires_grad))
+        saved = model.state_dict().keys()
         for name, buffer in model.named_buffers():
-            self.register_buffer(self._key(name), buffer.detach().expand(num_subproblems, *buffer.shape).clone())
+            rows = buffer.detach().expand(num_subproblems, *buffer.shape).clone()
+            self.register_buffer(self._key(name), rows, persistent=name in saved)
 
     def _key(self, name: str) -> str:
         key = name.replace(".", "/")  # a dot would mean a submodule
@@ -57,17 +60,17 @@ class SubproblemBank(nn.Module):
     def forward(self, *inputs: Any, shared: bool = False, **options: Any) -> Any:
         """Outputs of all copies, with a leading dimension K.
 
-        inputs: tensors [K, B, ...], one batch for each copy; [B, ...] with ``shared``.  options: passed to each copy as they
-        are.  Random layers (dropout) draw anew for each copy.  Raises ValueError where the leading dimension is not K.
+        inputs: tensors [K, B, ...], one batch for each copy; [B, ...] with ``shared``.  options: passed to each copy as
+        they are.  Random layers (dropout) draw anew for each copy.  Raises ValueError where the leading dimension is
+        not K.
         """
         if not shared:
             for tensor in inputs:
                 if isinstance(tensor, Tensor) and (tensor.dim() == 0 or tensor.shape[0] != self.num_subproblems):
                     raise ValueError(
-                        f"expected inputs with a leading dimension {self.num_subproblems} (one batch for each subproblem, see "
-                        f"mt2o_ext.stack), got {list(tensor.shape)}; pass shared=True for one batch for all"
+                        f"expected inputs with a leading dimension {self.num_subproblems} (one batch for each "
+                        f"subproblem, see mt2o_ext.stack), got {list(tensor.shape)}; pass shared=True for one batch for all"
                     )
-        self._template.train(self.training)
 
         def call(tensors: dict[str, Tensor], *arguments: Any) -> Any:
             return torch.func.functional_call(self._template, tensors, arguments, options)
@@ -80,9 +83,16 @@ class SubproblemBank(nn.Module):
         """An ordinary model with the parameters and buffers of subproblem k, a copy: for evaluation and for saving."""
         if not 0 <= k < self.num_subproblems:
             raise IndexError(f"expected a subproblem 0 .. {self.num_subproblems - 1}, got {k}")
-        model = copy.deepcopy(self._template).train(self.training)
-        model.load_state_dict({name: tensor[k] for name, tensor in self._tensors().items()}, strict=False)
+        model = copy.deepcopy(self._template)
+        rows = self._tensors()
+        with torch.no_grad():
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                tensor.copy_(rows[name][k])
         yield model
+
+    def train(self, mode: bool = True) -> SubproblemBank:
+        self._template.train(mode)
+        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SubproblemBank:
         self._template._apply(fn, recurse)

@@ -6,12 +6,13 @@ every step (cheap integers); a parameter that was replaced in the meantime is co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .ops import NUM_CONSTANTS, finite_, gram_, plan_layout
+from .ops import FIELDS, NUM_CONSTANTS, finite_, gram_, plan_layout
 
 __all__ = ["FlatParameters"]
 
@@ -33,6 +34,7 @@ class FlatParameters:
         parameters: tensors of one dtype (float32, float64, bfloat16, float16) on one device.
         num_rows: K, the number of subproblems.
         stacked: the parameters have a leading dimension K themselves, one slice for each subproblem.
+        row: the row that the parameters become views of (if not stacked).
 
     Attributes:
         theta: [K, P] float32 (of 16-bit parameters: their masters) or float64.
@@ -41,11 +43,11 @@ class FlatParameters:
         buffers: further [K, P] like ``theta``: moments, running average, ...
         step: float32 [K, S], the number of steps that each row of each tensor has taken.
         segments: float64 [S, fields], the hyper-parameters.
-        active: bool [K, S], which gradients are there.
+        filled: which gradients are there, for each row (one list if stacked) and tensor.
         chunks, transfer_chunks: int64 [C, 3], of all tensors and of those that take part in the transfer.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], num_rows: int, *, stacked: bool = False) -> None:
+    def __init__(self, parameters: Sequence[Tensor], num_rows: int, *, stacked: bool = False, row: int = 0) -> None:
         self.parameters = list(parameters)
         self.num_rows = num_rows
         self.stacked = stacked
@@ -67,18 +69,16 @@ class FlatParameters:
         num_segments = len(self.parameters)
         self.step = torch.zeros(num_rows, num_segments, device=self.device)
         self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
-        self.segments = torch.zeros(0)
-        self.segment_values: list[list[float]] = []
-        self.active = torch.zeros(num_rows, num_segments, dtype=torch.bool, device=self.device)
-        self.filled = [[False] * num_segments for _ in range(1 if stacked else num_rows)]  # self.active on the host
+        self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
+        self.filled = [[False] * num_segments for _ in range(1 if stacked else num_rows)]
         self._partials: Tensor | None = None
         self._value_views = self._views(self.values)
         self._grad_views = self._views(self.grads.squeeze(1))
-        self._addresses = [[view.data_ptr() for view in views] for views in self._value_views]
-        self._versions = [p._version for p in self.parameters]
-        for row in range(len(self._value_views)):
-            self.adopt(row)
-        self.activate(0)
+        self._places = [_places(views) for views in self._value_views]
+        self._versions: list[int] = []
+        for k in range(len(self._value_views)):
+            self.adopt(k)
+        self.activate(row)
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
         return torch.zeros(self.num_rows, self.row, dtype=dtype, device=self.device)
@@ -105,12 +105,15 @@ class FlatParameters:
         """Makes the parameters views of this row (of all rows, if stacked)."""
         for p, view in zip(self.parameters, self._value_views[row], strict=True):
             p.data = view
+        self.mark_changed()  # backward through a graph of another row would use this row's values
 
     def adopt(self, row: int) -> None:
         """Takes the present values of the parameters into this row (into all rows, if stacked)."""
         for segment, (p, view) in enumerate(zip(self.parameters, self._value_views[row], strict=True)):
             if p.data_ptr() != view.data_ptr():
                 view.copy_(p.data)
+            elif p.stride() != view.stride():  # `p.data = p.data.T`: the same memory in another order
+                view.copy_(p.data.clone())
             if self.values is not self.theta:
                 self._round_to_master(segment, None if self.stacked else row)
 
@@ -138,29 +141,33 @@ class FlatParameters:
         elif self.values is not self.theta:
             self.rows_of(self.values, segment).copy_(theta)
 
-    def moved(self) -> bool:
-        """True if a parameter has changed its dtype, device or shape."""
-        lead = (self.num_rows,) if self.stacked else ()
-        return any(
-            p.dtype != self.dtype or p.device != self.device or p.shape != (*lead, *shape)
-            for p, shape in zip(self.parameters, self.shapes, strict=True)
-        )
+    def replaced(self, row: int) -> bool:
+        """True if a parameter is no longer the view that this row gave it."""
+        return _places(self.parameters) != self._places[row]
 
-    def synchronize(self, row: int) -> None:
-        """Takes in what was done to the parameters since the last step: replaced tensors, changed 16-bit values."""
-        if torch.compiler.is_compiling():
-            return
-        if [p.data_ptr() for p in self.parameters] != self._addresses[row]:
-            self.adopt(row)
-            self.activate(row)
-        elif self.values is not self.theta and [p._version for p in self.parameters] != self._versions:
+    def reshaped(self) -> tuple[list[int], list[int]] | None:
+        """The old and the new shape of a parameter that has changed it."""
+        lead = (self.num_rows,) if self.stacked else ()
+        for p, shape in zip(self.parameters, self.shapes, strict=True):
+            if p.shape != (*lead, *shape):
+                return [*lead, *shape], list(p.shape)
+        return None
+
+    def moved(self) -> bool:
+        """True if a parameter has changed its dtype or device."""
+        return any(p.dtype != self.dtype or p.device != self.device for p in self.parameters)
+
+    def adopt_rounded(self, row: int) -> None:
+        """Takes in 16-bit values that were changed in place since the last step: their masters do not know."""
+        if self.values is not self.theta and [p._version for p in self.parameters] != self._versions:
             self.adopt(row)
 
     def mark_changed(self) -> None:
         """Tells autograd that the parameters were written to (a parameter has a counter of its own, not the buffer's)."""
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(self.parameters)
-            self._versions = [p._version for p in self.parameters]
+            if self.values is not self.theta:
+                self._versions = [p._version for p in self.parameters]
 
     # ------------------------------------------------------------------ gradients
     def collect_gradients(self, row: int, *, detach: bool) -> None:
@@ -168,52 +175,54 @@ class FlatParameters:
 
         detach: adds to what is there since the last ``forget_gradients`` and takes ``.grad`` away, so that the next subproblem
         starts from none; otherwise ``.grad`` stays as it is, the whole gradient.
+
+        Raises TypeError, before anything is copied, for gradients that are not dense.
         """
-        targets: list[Tensor] = []
-        sources: list[Tensor] = []
-        filled = self.filled[row]
-        for segment, p in enumerate(self.parameters):
-            grad = p.grad
-            if grad is None:
-                if not detach:
-                    filled[segment] = False
-                continue
-            check_gradient(p, grad)
-            view = self._grad_views[row][segment]
-            if detach and filled[segment]:
-                view.add_(grad)
-            else:
-                targets.append(view)
-                sources.append(grad)
-            filled[segment] = True
-            if detach:
+        grads = [p.grad for p in self.parameters]
+        there = [grad is not None for grad in grads]
+        for grad in grads:
+            if grad is not None and grad.layout != torch.strided:
+                raise TypeError(
+                    f"expected dense gradients, got one of layout {grad.layout} for a parameter of shape "
+                    f"{list(grad.shape)}; build the embedding with sparse=False"
+                )
+        before = self.filled[row] if detach else [False] * len(grads)
+        pairs = list(zip(self._grad_views[row], grads, before, strict=True))
+        new = [(view, grad) for view, grad, old in pairs if grad is not None and not old]
+        more = [(view, grad) for view, grad, old in pairs if grad is not None and old]
+        if new:
+            torch._foreach_copy_([view for view, _ in new], [grad for _, grad in new])
+        if more:
+            torch._foreach_add_([view for view, _ in more], [grad for _, grad in more])
+        self.filled[row] = [one or old for one, old in zip(there, before, strict=True)]
+        if detach:
+            for p in self.parameters:
                 p.grad = None
-        if targets:
-            torch._foreach_copy_(targets, sources)
+
+    def take_gradients(self, segment: int, other: FlatParameters, other_segment: int) -> None:
+        """Copies the gradients of a parameter, where they are there, from the buffer it was in before."""
+        for row, filled in enumerate(other.filled):
+            if filled[other_segment]:
+                self._grad_views[row][segment].copy_(other._grad_views[row][other_segment])
+                self.filled[row][segment] = True
 
     def forget_gradients(self) -> None:
         self.filled = [[False] * len(self.parameters) for _ in self.filled]
 
-    def all_filled(self) -> bool:
-        return all(map(all, self.filled))
-
     def any_filled(self) -> bool:
         return any(map(any, self.filled))
 
-    def update_active(self) -> Tensor | None:
+    def active(self) -> Tensor | None:
         """bool [K, S] of the gradients that are there, or None where all are."""
-        if self.all_filled():
+        if all(map(all, self.filled)):
             return None
-        self.active.copy_(torch.tensor(self.filled, device=self.device).expand_as(self.active))
-        return self.active
+        return torch.tensor(self.filled, device=self.device).expand_as(self.step).contiguous()
 
     def find_nonfinite(self, found_inf: Tensor) -> None:
         """Sets found_inf[k] = 1 (float32 [K]) where a gradient of row k that will be used is infinite or NaN."""
-        if not self.all_filled():  # what is left from an earlier step does not count
-            for views, filled in zip(self._grad_views, self.filled, strict=True):
-                for view, there in zip(views, filled, strict=True):
-                    if not there:
-                        view.zero_()
+        for views, filled in zip(self._grad_views, self.filled, strict=True):
+            if not all(filled):  # what is left from an earlier step does not count
+                torch._foreach_zero_([view for view, there in zip(views, filled, strict=True) if not there])
         finite_(found_inf, self.grads, self.chunks)
 
     # ------------------------------------------------------------------ transfer
@@ -233,18 +242,7 @@ class FlatParameters:
         gram_(out, self._partials, (self.theta if rows is None else rows).unsqueeze(0), self.chunks, centre=True)
         return out[0]
 
-    def for_each_row(self, function: Callable[[int], None]) -> None:
-        """Calls ``function(k)`` with the parameters on row k, and takes over what it has written."""
-        for row in range(len(self._value_views)):
-            self.activate(row)
-            function(row)
-            self.adopt(row)
-        self.activate(0)
 
-
-def check_gradient(parameter: Tensor, grad: Tensor) -> None:
-    if grad.layout != torch.strided:
-        raise TypeError(
-            f"expected dense gradients, got one of layout {grad.layout} for a parameter of shape {list(parameter.shape)}; "
-            "build the embedding with sparse=False"
-        )
+def _places(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """Where tensors lie, and how: equal for views of the same elements."""
+    return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]

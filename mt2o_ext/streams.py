@@ -36,7 +36,8 @@ def repeat(loader: Iterable[Batch]) -> Iterator[Batch]:
 def stack(batches: Iterable[Any]) -> Any:
     """Batches of the same structure, stacked along a new first dimension: K batches [B, ...] -> [K, B, ...].
 
-    A batch is a tensor, or a tuple, list or dict of batches.  Raises ValueError where there is none and where shapes differ.
+    A batch is a tensor, or a tuple, list or dict of batches.  Raises ValueError where there is none and where shapes,
+    lengths or keys differ.
     """
     items = list(batches)
     if not items:
@@ -48,6 +49,8 @@ def stack(batches: Iterable[Any]) -> Any:
             raise ValueError(f"expected batches of one shape, got {sorted(shapes)}; use drop_last=True in the loader")
         return torch.stack(items)
     if isinstance(first, dict):
+        if any(item.keys() != first.keys() for item in items):
+            raise ValueError(f"expected batches with the keys {sorted(map(str, first))}, got others")
         return {key: stack(item[key] for item in items) for key in first}
     if isinstance(first, (tuple, list)):
         stacked = [stack(parts) for parts in zip(*items, strict=True)]

@@ -1,8 +1,8 @@
 // What each kernel family takes: raw pointers, sizes and enums, the same for the CPU and for CUDA.
 //
 //   K rows (subproblems), T tasks, P columns (parameters of one model), S segments (tensors of the model).
-// A row of a matrix is contiguous and begins at a multiple of `alignment` elements; `..._row` is the distance between rows.
-// Small tables (weights, mix, hyper-parameters) are float64; what the loops use is rounded from them once.
+// A row of a matrix is contiguous and begins at a multiple of `alignment` elements; `..._row` is the distance between
+// rows. Small tables (weights, mix, hyper-parameters) are float64; what the loops use is rounded from them once.
 #pragma once
 #include "dtypes.h"
 
@@ -11,7 +11,8 @@ namespace mt2o {
 constexpr int64_t alignment = 16;
 constexpr int64_t max_tasks = 1024;  // their weights lie on the stack of a thread
 constexpr int64_t max_rows = 256;    // tiles of all of them lie there too
-constexpr int64_t step_tile = 2048;  // columns that are worked on at a time: long runs along a row matter more than the L1 cache
+constexpr int64_t step_tile =
+    2048;  // columns that are worked on at a time: long runs along a row matter more than the L1 cache
 
 struct Chunk {
   int64_t segment, begin, end;
@@ -70,7 +71,7 @@ struct Step {
   int64_t rows, tasks, segments;
   Rule rule;
   Order order;
-  Type type;  // of theta and its moments: float32 or float64
+  Type type;                                                  // of theta and its moments: float32 or float64
   void *theta, *exp_avg, *exp_avg_sq, *max_exp_avg_sq, *ema;  // ema: nullptr if not kept
   int64_t row;                                                // of all of these
   void* low_precision;                                        // parameters of 16 bits, rounded from theta; or nullptr

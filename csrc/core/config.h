@@ -3,12 +3,13 @@
 // Every formula of the package is a template over its number type N, written once, here in core/:
 //   N = float or double    on the GPU, in the emulator and in the C++ tests,
 //   N = F16 or D8          sixteen floats or eight doubles on the CPU (cpu/simd_*.h).
-// Only + - * / sqrt fma and max are used, contraction is off, and fma is written out where it is wanted: so every one of
-// them gives the same bits.  No torch, no Python, no CUDA header and no standard library but <cstdint>.
+// Only + - * / sqrt fma and max are used, contraction is off, and fma is written out where it is wanted: so every one
+// of them gives the same bits.  No torch, no Python, no CUDA header and no standard library but <cstdint>.
 #pragma once
 #include <cstdint>
 
-// Functions of internal linkage: a file compiled for AVX-512 must not give its copy of an inline function to the others.
+// Functions of internal linkage: a file compiled for AVX-512 must not give its copy of an inline function to the
+// others.
 #if defined(__CUDACC__)
 #define MT2O_HD static __host__ __device__ __forceinline__
 #else

@@ -1,8 +1,8 @@
 // Where every tensor lies in a flat row, and the pieces ("chunks") that the kernels walk through.  Host only.
 //
-// A segment is one tensor.  It begins at a multiple of 16 columns (64 bytes of float), so that the kernels need a scalar
-// path for the tail of a segment only.  A chunk never crosses a segment, and chunks depend on the sizes alone: partial sums
-// over chunks are therefore the same for any number of threads.
+// A segment is one tensor.  It begins at a multiple of 16 columns (64 bytes of float), so that the kernels need a
+// scalar path for the tail of a segment only.  A chunk never crosses a segment, and chunks depend on the sizes alone:
+// partial sums over chunks are therefore the same for any number of threads.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -20,9 +20,7 @@ struct Layout {
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Long enough to make a partial sum cheap, short enough to give a small model's threads equal shares.
-inline int64_t chunk_columns(int64_t columns) {
-  return std::clamp<int64_t>(round_up(columns / 64, 2048), 2048, 16384);
-}
+inline int64_t chunk_columns(int64_t columns) { return std::clamp<int64_t>(round_up(columns / 64, 2048), 2048, 16384); }
 
 inline Layout plan_layout(const std::vector<int64_t>& numels) {
   Layout layout;
@@ -35,7 +33,8 @@ inline Layout plan_layout(const std::vector<int64_t>& numels) {
   const int64_t step = chunk_columns(layout.row);
   for (size_t segment = 0; segment < numels.size(); ++segment) {
     const int64_t begin = layout.offsets[segment], end = begin + numels[segment];
-    for (int64_t at = begin; at < end; at += step) layout.chunks.push_back({int64_t(segment), at, std::min(at + step, end)});
+    for (int64_t at = begin; at < end; at += step)
+      layout.chunks.push_back({int64_t(segment), at, std::min(at + step, end)});
   }
   return layout;
 }

@@ -1,6 +1,6 @@
-// The base rules (SGD, momentum, Adam, AMSGrad; with coupled or decoupled weight decay), for one element of one row, and
-// the constants they need, worked out in double once for each row and segment: 1.f - beta2 in float would be wrong by
-// 1e-8, and exp_avg_sq by 1e-6.
+// The base rules (SGD, momentum, Adam, AMSGrad; with coupled or decoupled weight decay), for one element of one row,
+// and the constants they need, worked out in double once for each row and segment: 1.f - beta2 in float would be wrong
+// by 1e-8, and exp_avg_sq by 1e-6.
 //
 // Sources: torch.optim's documentation of SGD, Adam and AdamW; Kingma & Ba, ICLR 2015; Loshchilov & Hutter, ICLR 2019;
 // Reddi et al., ICLR 2018 (AMSGrad).
@@ -50,7 +50,8 @@ MT2O_HD double power(double base, int64_t n) {
 // Constants of step number `step` (1 for the first) from one row of `segments`.
 MT2O_HD StepConstants step_constants(const double* field, Rule rule, int64_t step, double grad_scale) {
   StepConstants c = {};
-  const double lr = field[field_lr], decay = field[field_weight_decay], beta1 = field[field_beta1], beta2 = field[field_beta2];
+  const double lr = field[field_lr], decay = field[field_weight_decay], beta1 = field[field_beta1],
+               beta2 = field[field_beta2];
   const bool decoupled = field[field_decoupled] != 0.;
   c.active = 1.;
   c.transfer = field[field_transfer];
@@ -87,7 +88,7 @@ struct RowConstants {
 };
 template <class N, class Broadcast>
 MT2O_HD RowConstants<N> row_constants(const StepConstants& c, Broadcast all) {
-  return {all(c.gradient), all(c.coupled), all(c.decay), all(c.keep1), all(c.gain1), all(c.keep2), all(c.gain2),
+  return {all(c.gradient), all(c.coupled), all(c.decay), all(c.keep1), all(c.gain1), all(c.keep2),  all(c.gain2),
           all(c.direct),   all(c.through), all(c.size),  all(c.root),  all(c.eps),   all(c.amsgrad)};
 }
 

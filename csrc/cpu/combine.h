@@ -11,7 +11,8 @@ struct RowWeights {
 
 // The weighted sum of one group of columns: what `combine` writes and `step` goes on with.
 template <class G, class Left>
-inline Number<G> combined(const G* grads, int64_t task_stride, const RowWeights<Scalar<G>>& weights, int64_t tasks, Left left) {
+inline Number<G> combined(const G* grads, int64_t task_stride, const RowWeights<Scalar<G>>& weights, int64_t tasks,
+                          Left left) {
   Number<G> sum = set1(weights.of[0]) * load(grads, left);
   for (int64_t t = 1; t < tasks; ++t) sum = fma(set1(weights.of[t]), load(grads + t * task_stride, left), sum);
   return sum;

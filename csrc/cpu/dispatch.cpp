@@ -11,8 +11,8 @@ std::vector<const Kernels*> supported_kernels() {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2) levels.push_back(&isa_avx2::kernels);
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     levels.push_back(&isa_avx512::kernels);
 #endif
   return levels;
@@ -30,7 +30,8 @@ static const Kernels& choose() {
     if (const Kernels* level = named(levels, name)) return *level;
     std::string known;
     for (const Kernels* level : levels) known += std::string(known.empty() ? "" : ", ") + level->name;
-    throw std::runtime_error("MT2O_CPU_ISA=" + std::string(name) + ": expected an instruction set of this processor: " + known);
+    throw std::runtime_error("MT2O_CPU_ISA=" + std::string(name) +
+                             ": expected an instruction set of this processor: " + known);
   }
   if (const char* cap = std::getenv("ATEN_CPU_CAPABILITY"))  // torch's own switch; its other values do not concern us
     if (const Kernels* level = named(levels, cap)) return *level;

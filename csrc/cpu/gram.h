@@ -1,8 +1,8 @@
 // Inner products of all pairs of rows.  Included by kernels_impl.h.
 //
 // float within a tile of columns, double across tiles; the pairs of up to three rows, which are nearly free, in double
-// throughout.  The order in which a pair is summed depends on the column alone: not on the block of pairs that it is computed
-// in (which differs between instruction sets), nor on threads.
+// throughout.  The order in which a pair is summed depends on the column alone: not on the block of pairs that it is
+// computed in (which differs between instruction sets), nor on threads.
 
 constexpr int64_t gram_scratch = 256 * 1024;  // bytes of a thread's stack, for centred rows
 
@@ -102,8 +102,8 @@ void gram_pairs(const G* values, int64_t row, int64_t rows, int64_t n, double* o
   }
 }
 
-// Rows of a tile less their mean.  Taken from differences to the first row, which are exact or nearly so where the rows are
-// close to one another: the mean itself would carry a rounding error of the size of the rows.
+// Rows of a tile less their mean.  Taken from differences to the first row, which are exact or nearly so where the rows
+// are close to one another: the mean itself would carry a rounding error of the size of the rows.
 template <class G>
 void centre_rows(const G* values, int64_t row, int64_t rows, int64_t n, Scalar<G>* out, int64_t stride) {
   using N = Number<G>;

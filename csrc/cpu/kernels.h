@@ -1,4 +1,5 @@
-// One table of functions for each instruction set.  Each function works on a range of chunks; the caller brings the threads.
+// One table of functions for each instruction set.  Each function works on a range of chunks; the caller brings the
+// threads.
 #pragma once
 #include "../core/arguments.h"
 

@@ -1,5 +1,6 @@
-// The loops of one instruction set, in a namespace of its own (MT2O_ISA).  Everything but the table is private to the file: the
-// linker can then never give AVX-512 code to the default level.  So: no standard library, no inline functions of others.
+// The loops of one instruction set, in a namespace of its own (MT2O_ISA).  Everything but the table is private to the
+// file: the linker can then never give AVX-512 code to the default level.  So: no standard library, no inline functions
+// of others.
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif

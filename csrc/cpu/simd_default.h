@@ -1,5 +1,6 @@
-// F16 and D8 as arrays, for any machine: the compiler vectorises what it can (on aarch64 nearly all of it).  Without FMA in
-// hardware, fma is a library call: the same bits, but slow.  The same text in another file for each level; see simd.h.
+// F16 and D8 as arrays, for any machine: the compiler vectorises what it can (on aarch64 nearly all of it).  Without
+// FMA in hardware, fma is a library call: the same bits, but slow.  The same text in another file for each level; see
+// simd.h.
 
 template <class T, int Lanes>
 struct Array {
@@ -9,9 +10,9 @@ struct Array {
 using F16 = Array<float, 16>;
 using D8 = Array<double, 8>;
 
-#define MT2O_EACH(result, expression)                          \
-  Array<T, L> result;                                          \
-  for (int i = 0; i < L; ++i) result.v[i] = (expression);      \
+#define MT2O_EACH(result, expression)                     \
+  Array<T, L> result;                                     \
+  for (int i = 0; i < L; ++i) result.v[i] = (expression); \
   return result
 
 inline F16 set1(float x) {

@@ -1,7 +1,7 @@
-// The fused step: for a tile of columns, row after row, combine the task gradients, advance the moments and write the new
-// parameter; or, where a mix is due, put old value and update to scratch and blend all rows at the end.  Every number is read
-// once and written once.  Long runs along a row matter more than the first-level cache: a tile of 2048 columns was best.
-// Included by kernels_impl.h.
+// The fused step: for a tile of columns, row after row, combine the task gradients, advance the moments and write the
+// new parameter; or, where a mix is due, put old value and update to scratch and blend all rows at the end.  Every
+// number is read once and written once.  Long runs along a row matter more than the first-level cache: a tile of 2048
+// columns was best. Included by kernels_impl.h.
 
 // Advances the moments of one row over a tile; sink(i, left, x, u) takes the old value and the update.
 template <Rule rule, class S, class G, class Sink>
@@ -12,7 +12,8 @@ void advance_row(const Step& s, const StepConstants& constants, int64_t k, int64
   const G* grads = static_cast<const G*>(s.grads) + k * s.grads_row + p;
   const int64_t at = k * s.row + p;
   const S* theta = static_cast<const S*>(s.theta) + at;
-  S *m = static_cast<S*>(s.exp_avg) + at, *v = static_cast<S*>(s.exp_avg_sq) + at, *top = static_cast<S*>(s.max_exp_avg_sq) + at;
+  S *m = static_cast<S*>(s.exp_avg) + at, *v = static_cast<S*>(s.exp_avg_sq) + at,
+    *top = static_cast<S*>(s.max_exp_avg_sq) + at;
   for_groups<N>(n, [&](int64_t i, auto left) {
     const N g = c.gradient * combined(grads + i, s.grads_task, weights, s.tasks, left), x = load(theta + i, left);
     if constexpr (rule == Rule::sgd) {
@@ -73,22 +74,32 @@ struct ChunkStep {
     }
   }
 
-  // Asks for what the next tile will read of row k: the blend is arithmetic, during which the memory would be idle.
-  void fetch_ahead(int64_t k, int64_t p) const {
-    const int64_t at = k * s.row + p;
-    __builtin_prefetch(static_cast<const S*>(s.theta) + at, 1, 2);
-    if constexpr (rule != Rule::sgd) __builtin_prefetch(static_cast<const S*>(s.exp_avg) + at, 1, 2);
-    if constexpr (rule == Rule::adam || rule == Rule::amsgrad) __builtin_prefetch(static_cast<const S*>(s.exp_avg_sq) + at, 1, 2);
-    const G* grads = static_cast<const G*>(s.grads) + k * s.grads_row + p;
-    for (int64_t t = 0; t < s.tasks; ++t) __builtin_prefetch(grads + t * s.grads_task, 0, 2);
+  // The next tile, which begins at column p; nothing behind the end of the chunk.
+  Ahead ahead(int64_t p, int64_t n) const {
+    if (p + n > chunk.end) return {};
+    const auto at = [&](const void* rows) {
+      return rows ? reinterpret_cast<const char*>(static_cast<const S*>(rows) + p) : nullptr;
+    };
+    constexpr int64_t size = sizeof(S), grads_size = sizeof(G);
+    return {{at(s.theta), at(s.exp_avg), at(s.exp_avg_sq)},
+            reinterpret_cast<const char*>(static_cast<const G*>(s.grads) + p),
+            s.row * size,
+            s.grads_row * grads_size,
+            s.grads_task * grads_size,
+            s.tasks,
+            size,
+            grads_size};
   }
 
   template <Base base>
   void update_and_blend(int64_t p, int64_t n, const Mix<S>& mix, S* staged, S* added, int64_t stride) const {
     S* theta = static_cast<S*>(s.theta) + p;
+    bool kept[max_rows];
     for (int64_t k = 0; k < s.rows; ++k) {
-      if (inactive(k)) {  // others may still take from it
-        for_groups<Number<S>>(n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(theta + k * s.row + i, left)); });
+      kept[k] = inactive(k);
+      if (kept[k]) {  // others may still take from it
+        for_groups<Number<S>>(
+            n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(theta + k * s.row + i, left)); });
         continue;
       }
       advance_row<rule, S, G>(s, constants(k), k, p, n, [&](int64_t i, auto, auto x, auto u) {
@@ -97,12 +108,7 @@ struct ChunkStep {
         stage(staged, stride, k, i, base == Base::updated ? x : sum);
       });
     }
-    const BlendTile<S> tile = {theta, s.row, s.rows, n, staged, added, stride};
-    const auto keeps = [&](int64_t k) { return inactive(k); };
-    if (p + 2 * n <= chunk.end)
-      blend<base>(tile, mix, keeps, [&](int64_t k, int64_t i) { fetch_ahead(k, p + n + i); });
-    else
-      blend<base>(tile, mix, keeps, [](int64_t, int64_t) {});
+    blend<base>(BlendTile<S>{theta, s.row, s.rows, n, staged, added, stride, kept, ahead(p + n, n)}, mix);
   }
 
   void finish_rows(int64_t p, int64_t n) const {
@@ -110,14 +116,16 @@ struct ChunkStep {
       if (inactive(k)) continue;
       if (s.ema) average_row<S>(s, constants(k), k, p, n);
       if constexpr (sizeof(S) == 4)
-        if (s.low_precision) s.low_type == Type::bfloat16 ? round_row<bfloat16>(s, k, p, n) : round_row<float16>(s, k, p, n);
+        if (s.low_precision)
+          s.low_type == Type::bfloat16 ? round_row<bfloat16>(s, k, p, n) : round_row<float16>(s, k, p, n);
     }
   }
 
   void run(S* scratch) const {
     const bool mixed = s.mix.matrices && constants(0).transfer != 0.;
     // Half a tile to blend: this one, its scratch and the next one share the second-level cache.
-    const int64_t tile = mixed ? fitting_tile(s.tile / 2, 2 * s.rows, sizeof(S)) : s.tile, stride = scratch_stride(tile);
+    const int64_t tile = mixed ? fitting_tile(s.tile / 2, 2 * s.rows, sizeof(S)) : s.tile,
+                  stride = scratch_stride(tile);
     for (int64_t p = chunk.begin; p < chunk.end; p += tile) {
       const int64_t n = least(tile, chunk.end - p);
       if (!mixed) {

@@ -2,8 +2,8 @@
 // Included by kernels_impl.h.
 //
 // With N = M - I, whose rows sum to zero:  (M theta)_k = theta_k + sum_{j>0} N_kj (theta_j - theta_0).
-// Differences between rows are what M is about: rounding errors have their size, not the size of theta; what all rows have in
-// common passes through unchanged; a row with N_k = 0 keeps its bits.
+// Differences between rows are what M is about: rounding errors have their size, not the size of theta; what all rows
+// have in common passes through unchanged; a row with N_k = 0 keeps its bits.
 
 constexpr int64_t blend_scratch = 256 * 1024;  // bytes of a thread's stack for staged rows
 
@@ -16,9 +16,9 @@ inline int64_t fitting_tile(int64_t tile, int64_t rows, int64_t size) {
 
 // What the sum is added to.
 enum class Base {
-  theta,         // transfer:           theta_k                   staged: theta
-  updated,       // consensus:          theta_k + added_k         staged: theta
-  added_only     // adapt-then-combine: added_k = theta_k + u_k   staged: theta + u
+  theta,      // transfer:           theta_k                   staged: theta
+  updated,    // consensus:          theta_k + added_k         staged: theta
+  added_only  // adapt-then-combine: added_k = theta_k + u_k   staged: theta + u
 };
 
 // The mix of one segment, in theta's type.
@@ -34,6 +34,20 @@ struct Mix {
   }
 };
 
+// What to ask the memory for while the arithmetic of a blend leaves it idle: the next tile of each of these rows.
+struct Ahead {
+  const char *streams[3], *grads;             // theta and its moments: nullptr where there is none
+  int64_t row, grads_row, grads_task, tasks;  // distances in bytes
+  int64_t size, grads_size;                   // of an element
+
+  void operator()(int64_t k, int64_t i) const {
+    for (const char* stream : streams)
+      if (stream) __builtin_prefetch(stream + k * row + i * size, 1, 2);
+    for (int64_t t = 0; t < tasks; ++t)
+      __builtin_prefetch(grads + k * grads_row + t * grads_task + i * grads_size, 0, 2);
+  }
+};
+
 // What a blend works on: a tile of n columns.  staged[j]: theta_j - theta_0 (j > 0).
 template <class S>
 struct BlendTile {
@@ -41,29 +55,23 @@ struct BlendTile {
   int64_t row, rows, n;
   const S *staged, *added;
   int64_t stride;
+  const bool* kept;  // rows that must not be written, or nullptr
+  Ahead ahead;
 };
 
-// R rows from row k on.  keeps(k): this row must not be written.  ahead(k, i): called for each row and group of columns while the
-// arithmetic leaves the memory idle.
-template <Base base, int R, class S, class Keeps, class Ahead>
-inline void blend_rows(const BlendTile<S>& tile, const Mix<S>& mix, int64_t k, Keeps keeps, Ahead ahead) {
+// R rows from row k on.
+template <Base base, int R, class S>
+void blend_rows(const BlendTile<S>& tile, const Mix<S>& mix, int64_t k) {
   using N = Number<S>;
   const int64_t block = k / mix_block;
   const int32_t count = mix.counts[block], *columns = mix.columns + block * tile.rows;
   const S* values = mix.values + block * tile.rows * mix_block;
-  bool kept[R], takes[R] = {};  // a row of the identity takes nothing: not even a NaN times zero
-  for (int r = 0; r < R; ++r) kept[r] = keeps(k + r);
-  for (int32_t q = 0; q < count * mix_block; ++q)
-    if (q % mix_block < R && values[q] != S(0)) takes[q % mix_block] = true;
   for_groups<N>(tile.n, [&](int64_t i, auto left) {
-    // What is summed has the size of differences: theta + u is added last.  -0 is what changes no number it is added to.
-    const auto added = [&](int r) { return load(tile.added + (k + r) * tile.stride + i); };
-    const auto start = [&](int r) { return base == Base::updated ? added(r) : set1(S(-0.)); };
     N sum[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      ahead(k + r, i);
-      sum[r] = start(r);
+      tile.ahead(k + r, i);
+      sum[r] = base == Base::theta ? set1(S(0)) : load(tile.added + (k + r) * tile.stride + i);
     }
     for (int32_t q = 0; q < count; ++q) {
       const N x = load(tile.staged + columns[q] * tile.stride + i);
@@ -72,21 +80,21 @@ inline void blend_rows(const BlendTile<S>& tile, const Mix<S>& mix, int64_t k, K
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      if (kept[r]) continue;
+      if (tile.kept && tile.kept[k + r]) continue;
       S* out = tile.theta + (k + r) * tile.row + i;
-      store(out, (base == Base::added_only ? added(r) : load(out, left)) + (takes[r] ? sum[r] : start(r)), left);
+      store(out, base == Base::added_only ? sum[r] : load(out, left) + sum[r], left);
     }
   });
 }
 
-template <Base base, class S, class Keeps, class Ahead>
-void blend(const BlendTile<S>& tile, const Mix<S>& mix, Keeps keeps, Ahead ahead) {
+template <Base base, class S>
+void blend(const BlendTile<S>& tile, const Mix<S>& mix) {
   int64_t k = 0;
-  for (; k + 4 <= tile.rows; k += 4) blend_rows<base, 4>(tile, mix, k, keeps, ahead);
+  for (; k + 4 <= tile.rows; k += 4) blend_rows<base, 4>(tile, mix, k);
   switch (tile.rows - k) {
-    case 3: return blend_rows<base, 3>(tile, mix, k, keeps, ahead);
-    case 2: return blend_rows<base, 2>(tile, mix, k, keeps, ahead);
-    case 1: return blend_rows<base, 1>(tile, mix, k, keeps, ahead);
+    case 3: return blend_rows<base, 3>(tile, mix, k);
+    case 2: return blend_rows<base, 2>(tile, mix, k);
+    case 1: return blend_rows<base, 1>(tile, mix, k);
   }
 }
 
@@ -106,9 +114,9 @@ void transfer_chunks(const Transfer& s, int64_t first, int64_t last) {
       const int64_t n = least(tile, s.chunks[c].end - p);
       S* theta = static_cast<S*>(s.theta) + p;
       for (int64_t k = 0; k < s.rows; ++k)
-        for_groups<Number<S>>(n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(theta + k * s.row + i, left)); });
-      const BlendTile<S> all = {theta, s.row, s.rows, n, staged, nullptr, stride};
-      blend<Base::theta>(all, mix, [](int64_t) { return false; }, [](int64_t, int64_t) {});
+        for_groups<Number<S>>(
+            n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(theta + k * s.row + i, left)); });
+      blend<Base::theta>(BlendTile<S>{theta, s.row, s.rows, n, staged, nullptr, stride, nullptr, {}}, mix);
     }
   }
 }

@@ -4,6 +4,7 @@
 namespace mt2o::ops {
 
 void finite_(Tensor found_inf, Tensor grads, Tensor chunks) {
+  const Kernels& level = kernels();
   check_rows(grads, "grads", 3);
   Finite s = {};
   s.rows = grads.size(0), s.tasks = grads.size(1);
@@ -13,7 +14,7 @@ void finite_(Tensor found_inf, Tensor grads, Tensor chunks) {
   s.found = data<float>(found_inf);
   const Chunks all = chunks_of(chunks, -1, grads.size(2));
   s.chunks = all.data;
-  parallel_chunks(all, [&](int64_t first, int64_t last) { kernels().finite(s, first, last); });
+  parallel_chunks(all, [&](int64_t first, int64_t last) { level.finite(s, first, last); });
 }
 
 }  // namespace mt2o::ops

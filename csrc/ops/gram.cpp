@@ -20,6 +20,7 @@ static void add_chunks(const Gram& s, const Chunks& chunks, int64_t segments, do
 }
 
 void gram_(Tensor out, Tensor partials, Tensor rows, Tensor chunks, bool centre) {
+  const Kernels& level = kernels();
   check_rows(rows, "rows", 3);
   Gram s = {};
   s.batch = rows.size(0), s.rows = rows.size(1), s.num_chunks = chunks.size(0);
@@ -34,7 +35,7 @@ void gram_(Tensor out, Tensor partials, Tensor rows, Tensor chunks, bool centre)
   s.partials = data<double>(partials);
   const Chunks all = chunks_of(chunks, segments, rows.size(2));
   s.chunks = all.data;
-  parallel_chunks(all, [&](int64_t first, int64_t last) { kernels().gram(s, first, last); });
+  parallel_chunks(all, [&](int64_t first, int64_t last) { level.gram(s, first, last); });
   add_chunks(s, all, segments, data<double>(out));
 }
 

@@ -16,7 +16,8 @@ class MixBuffer {
     else
       check_table(mix, "mix", ScalarType::Double, {segments < 0 ? mix.size(0) : segments, rows, rows});
     matrices_ = mix.dim() == 2 ? 1 : mix.size(0);
-    type == Type::float64 ? pack(const_data<double>(mix), rows, doubles_) : pack(const_data<double>(mix), rows, floats_);
+    type == Type::float64 ? pack(const_data<double>(mix), rows, doubles_)
+                          : pack(const_data<double>(mix), rows, floats_);
     values_ = type == Type::float64 ? static_cast<const void*>(doubles_.data()) : floats_.data();
   }
   PackedMix packed() const { return {matrices_, counts_.data(), columns_.data(), values_}; }

@@ -1,5 +1,5 @@
-// The operators of mt2o_ext: what they are called and what they change.  Implementations stand beside their backend; the Python
-// side (shapes for tracing, words for users, the reference) is mt2o_ext/ops.
+// The operators of mt2o_ext: what they are called and what they change.  Implementations stand beside their backend;
+// the Python side (shapes for tracing, words for users, the reference) is mt2o_ext/ops.
 //
 //   K rows, T tasks, P columns, S segments, C chunks; rows are contiguous, a multiple of 16 elements apart.
 #include <torch/csrc/stable/library.h>

@@ -1,5 +1,5 @@
-// From tensors to raw pointers, with the checks that guard memory.  (What a user can get wrong is checked in Python, before
-// anything is changed and with better words.)
+// From tensors to raw pointers, with the checks that guard memory.  (What a user can get wrong is checked in Python,
+// before anything is changed and with better words.)
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -33,12 +33,13 @@ inline void check_rows(const Tensor& t, const char* name, int64_t dims) {
   if (t.numel() == 0) return;  // torch gives it strides of one
   STD_TORCH_CHECK(t.size(-1) <= 1 || t.stride(-1) == 1, "mt2o_ext: rows of ", name, " must be contiguous");
   for (int64_t d = 0; d + 1 < dims; ++d)
-    STD_TORCH_CHECK(t.size(d) <= 1 || t.stride(d) % alignment == 0, "mt2o_ext: rows of ", name, " must lie a multiple of ", alignment,
-                    " elements apart");
+    STD_TORCH_CHECK(t.size(d) <= 1 || t.stride(d) % alignment == 0, "mt2o_ext: rows of ", name,
+                    " must lie a multiple of ", alignment, " elements apart");
 }
 inline void check_same(const Tensor& t, const Tensor& like, const char* name, const char* like_name) {
   bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type();
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d) && (t.size(d) <= 1 || t.stride(d) == like.stride(d));
+  for (int64_t d = 0; same && d < t.dim(); ++d)
+    same = t.size(d) == like.size(d) && (t.size(d) <= 1 || t.stride(d) == like.stride(d));
   STD_TORCH_CHECK(same, "mt2o_ext: ", name, " must have the dtype, the shape and the strides of ", like_name);
 }
 // A small contiguous table.
@@ -59,25 +60,29 @@ struct Chunks {
   int64_t count;
 };
 inline Chunks chunks_of(const Tensor& chunks, int64_t segments, int64_t columns) {
-  STD_TORCH_CHECK(chunks.scalar_type() == ScalarType::Long && chunks.dim() == 2 && chunks.size(1) == 3 && chunks.is_contiguous(),
-                  "mt2o_ext: chunks must be a contiguous int64 tensor [C, 3]");
+  STD_TORCH_CHECK(
+      chunks.scalar_type() == ScalarType::Long && chunks.dim() == 2 && chunks.size(1) == 3 && chunks.is_contiguous(),
+      "mt2o_ext: chunks must be a contiguous int64 tensor [C, 3]");
   const Chunks all = {static_cast<const Chunk*>(chunks.const_data_ptr()), chunks.size(0)};
   int64_t end = 0;
   for (const Chunk* c = all.data; c != all.data + all.count; ++c) {
-    STD_TORCH_CHECK(c->begin >= end && c->end >= c->begin && c->end <= columns && c->begin % alignment == 0 && c->segment >= 0 &&
-                        (segments < 0 || c->segment < segments),
+    STD_TORCH_CHECK(c->begin >= end && c->end >= c->begin && c->end <= columns && c->begin % alignment == 0 &&
+                        c->segment >= 0 && (segments < 0 || c->segment < segments),
                     "mt2o_ext: chunk ", c - all.data, " is out of order or out of range");
     end = c->end;
   }
   return all;
 }
 
-// body(first, last) on ranges of chunks with about the same number of columns each.
+// body(first, last) on ranges of chunks with about the same number of columns each.  It must not throw: torch would
+// replace the message by one of its own.
 template <class Body>
 void parallel_chunks(const Chunks& chunks, Body body) {
   if (chunks.count == 0) return;
   const auto first_from = [&](int64_t column) {
-    return std::partition_point(chunks.data, chunks.data + chunks.count, [&](const Chunk& c) { return c.begin < column; }) - chunks.data;
+    return std::partition_point(chunks.data, chunks.data + chunks.count,
+                                [&](const Chunk& c) { return c.begin < column; }) -
+           chunks.data;
   };
   const int64_t begin = chunks.data[0].begin, end = chunks.data[chunks.count - 1].begin + 1, grain = 8192;
   torch::stable::parallel_for(begin, end, grain, [&](int64_t from, int64_t to) {

@@ -4,6 +4,7 @@
 namespace mt2o::ops {
 
 void transfer_(Tensor theta, Tensor mix, Tensor chunks) {
+  const Kernels& level = kernels();
   check_rows(theta, "theta", 2);
   Transfer s = {};
   s.rows = theta.size(0), s.type = type_of(theta, "theta");
@@ -14,7 +15,7 @@ void transfer_(Tensor theta, Tensor mix, Tensor chunks) {
   s.theta = theta.mutable_data_ptr(), s.row = theta.stride(0);
   s.mix = buffer.packed();
   s.chunks = all.data, s.tile = step_tile;
-  parallel_chunks(all, [&](int64_t first, int64_t last) { kernels().transfer(s, first, last); });
+  parallel_chunks(all, [&](int64_t first, int64_t last) { level.transfer(s, first, last); });
 }
 
 }  // namespace mt2o::ops

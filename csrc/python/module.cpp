@@ -1,4 +1,5 @@
-// What Python asks the compiled part, without a tensor: how it was built, which instruction set runs, how rows are laid out.
+// What Python asks the compiled part, without a tensor: how it was built, which instruction set runs, how rows are laid
+// out.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -34,5 +35,6 @@ PYBIND11_MODULE(_C, m) {
         for (const mt2o::Chunk& c : layout.chunks) chunks.emplace_back(c.segment, c.begin, c.end);
         return py::make_tuple(layout.offsets, layout.row, chunks);
       },
-      py::arg("numels"), "Sizes of tensors -> (first column of each, distance between rows, chunks (segment, begin, end)).");
+      py::arg("numels"),
+      "Sizes of tensors -> (first column of each, distance between rows, chunks (segment, begin, end)).");
 }

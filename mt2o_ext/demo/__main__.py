@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = Setting(data, options.subproblems, BATCH_SIZE, torch.device(options.device))
     num_steps = max(1, round(options.epochs * options.pairs / BATCH_SIZE))
     print(
-        f"{options.subproblems} subproblems, {num_steps} steps with mini-batches of {BATCH_SIZE}, seed {options.seed}.\n"
+        f"{options.subproblems} subproblems, {num_steps} steps on mini-batches of {BATCH_SIZE}; seed {options.seed}.\n"
         f"Running averages of the weights (decay {EMA}) are evaluated in both arms; hypervolumes from {REFERENCE}."
     )
     arms = (Arm(f"{options.transfer} transfer", RULES[options.transfer]), Arm("independent runs", RULES["none"]))
@@ -65,6 +65,7 @@ def _compare(arms: Sequence[Arm], setting: Setting, num_steps: int, seed: int) -
         return _train("search", arm, lr, setting, [num_steps], search_seed).hypervolumes[-1]
 
     scores = search_rates(arms, score)
+    print("validation hypervolume by learning rate:")
     for arm, known in zip(arms, scores, strict=True):
         print(f"{arm.label:>20}  " + "  ".join(f"{lr:g}: {known[lr]:.4f}" for lr in sorted(known)))
     runs = [

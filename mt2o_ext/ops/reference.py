@@ -120,7 +120,8 @@ def step_(
         weights = torch.ones(rows, 1, dtype=torch.float64, device=theta.device)
     for segment, begin, end in _segments(chunks):
         at = slice(begin, end)
-        field = dict(zip(FIELDS, segments[segment], strict=True))  # 0-d float64: does not widen what it is multiplied with
+        # In float64 (1 - beta2 of a float32 is wrong by 1e-5); a 0-d tensor does not widen what it is multiplied with.
+        field = dict(zip(FIELDS, segments[segment], strict=True))
         who = taking_part[:, segment].unsqueeze(1)
         moments = [None if moment is None else moment[:, at] for moment in (exp_avg, exp_avg_sq, max_exp_avg_sq)]
         x = theta[:, at]

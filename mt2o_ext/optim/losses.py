@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_losses", "check_running_statistics"]
+__all__ = ["as_losses", "check_losses", "check_running_statistics"]
 
 
 def check_losses(losses: Tensor | Sequence[Tensor], num_tasks: int, num_rows: int | None) -> Tensor:
@@ -62,3 +62,11 @@ def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], Non
             )
             return
         queue.extend(parent for parent, _ in node.next_functions)
+
+
+def as_losses(losses: Tensor | Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
+    """The losses of an evaluation, float64 on the host."""
+    values = losses if isinstance(losses, Tensor) else torch.stack([torch.as_tensor(loss) for loss in losses])
+    if tuple(values.shape) != shape:
+        raise ValueError(f"evaluate() must return losses of shape {list(shape)}, got {list(values.shape)}")
+    return values.detach().to("cpu", torch.float64)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..flat import FlatParameters
-from ..ops import Order
 from ..pareto import ParetoFront
 from ..preferences import check_preferences, default_preferences
 from ..scalarization import Linear, Scalarization, as_scalarization
-from ..transfer import Identity, Spectral, TransferContext, TransferRule, as_transfer_rule
-from .losses import check_losses, check_running_statistics
-from .moments import Moments, blend_moments
+from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
+from .blend import Blend
+from .losses import as_losses, check_losses, check_running_statistics
+from .moments import Moments
 from .rules import AdamW, BaseRule, as_base_rule
 from .subproblems import OneModel
 
@@ -90,63 +90,56 @@ class MT2OFused(OneModel):
         moments: Moments = Moments.KEEP,
         skip_nonfinite: str = "subproblem",
     ) -> None:
-        _check_options(num_tasks, num_subproblems, order, ema, skip_nonfinite, start, stacked)
+        if num_tasks < 1 or num_subproblems < 1:
+            raise ValueError(f"num_tasks and num_subproblems must be at least 1, not {num_tasks} and {num_subproblems}")
+        if skip_nonfinite not in ("subproblem", "all"):
+            raise ValueError(f'skip_nonfinite must be "subproblem" or "all", not {skip_nonfinite!r}')
+        if start is not None and stacked:
+            raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
         self._num_tasks = num_tasks
         if preferences is None:
             preferences = default_preferences(num_subproblems, num_tasks)
-        self._preferences = check_preferences(preferences, num_subproblems, num_tasks)
+        preferences = check_preferences(preferences, num_subproblems, num_tasks)
         self._scalarization = as_scalarization(scalarization)
-        self._transfer = (
-            (Spectral() if num_subproblems > 1 else Identity()) if transfer is True else as_transfer_rule(transfer)
-        )
-        self._moments = moments.check(self._transfer)
-        self._order = (
-            Order.ADAPT_THEN_COMBINE if "adapt_then_combine" in (order, self._transfer.order) else Order.CONSENSUS
-        )
-        self._steps = 0
+        if transfer is True:
+            transfer = Spectral() if num_subproblems > 1 else None
+        self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments)
+        self._seen_graph = False
         self._losses: list[Tensor | None] = [None] * (1 if stacked else num_subproblems)
         base = as_base_rule(base)
-        defaults = {"lr": lr, "transfer": True, "ema": ema, **base.defaults()}
-        super().__init__(
-            params, defaults, base, num_rows=num_subproblems, stacked=stacked, skip_all=skip_nonfinite == "all"
-        )
-        self._device_tables()
-        self._transfer.bind(self._preferences)
-        self._initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
+        skip_all = skip_nonfinite == "all"
+        defaults = {"lr": lr, "transfer": True, **base.defaults()}
+        self._copies = ["ema"] * (ema is not None) + ["transfer_base"] * self._blend.rule.relative
+        super().__init__(params, defaults, base, num_rows=num_subproblems, stacked=stacked, ema=ema, skip_all=skip_all)
+        self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
         self._keep_buffers(buffers)
         if start is not None:
             self._start(start)
 
-    def _device_tables(self) -> None:
-        device = next(iter(self._flat or []), None)
-        if device is not None:
-            self._preferences = self._preferences.to(device.device)
-            self._skipped = self._skipped.to(device.device)
-
+    @torch.no_grad()
     def _start(self, start: Callable[[int], None]) -> None:
-        with torch.no_grad():
-            for k in self.subproblems():
-                start(k)
-                for flat in self._synchronize():
-                    flat.adopt(k)
-        for flat in self._flat or []:
-            self._prepare(flat)
+        for k in self.subproblems():
+            start(k)
+            self._synchronize()
+        self._start_copies()
 
-    def _prepare(self, flat: FlatParameters) -> None:
-        if self.defaults.get("ema") is not None:
-            flat.buffers["ema"] = flat.theta.clone()
-        if self._transfer.relative:
-            flat.buffers["transfer_base"] = flat.theta.clone()
+    def _build(self) -> None:
+        super()._build()
+        for flat in self._flat[:1]:
+            self._blend.to(flat.device)
 
-    def _named_buffers(self, group: dict[str, Any]) -> dict[str, str]:
-        extra = ["ema"] * (self.defaults.get("ema") is not None) + ["transfer_base"] * self._transfer.relative
-        return {**super()._named_buffers(group), **{name: name for name in extra}}
+    def __repr__(self) -> str:
+        options = (
+            f"num_tasks={self._num_tasks}, num_subproblems={self._num_rows}, scalarization={self._scalarization}, "
+            f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}, ema={self._ema}"
+        )
+        return super().__repr__().replace(" (", f" ({options}", 1)
 
     # ------------------------------------------------------------------ losses and gradients
     @property
     def preferences(self) -> Tensor:
         """float64 [K, T]."""
-        return self._preferences.clone()
+        return self._blend.preferences.clone()
 
     def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
         """Backward of the scalarized losses, into ``.grad``.
@@ -160,22 +153,23 @@ class MT2OFused(OneModel):
         """
         stacked = check_losses(losses, self._num_tasks, self._num_rows if self._stacked else None)
         row = 0 if self._stacked else self._row
-        if self._num_rows > 1 and not self._stacked and self._steps == 0 and not self._model_buffers:
+        if self._keeps_rows and not self._model_buffers and not self._seen_graph:
             check_running_statistics(stacked, self._warn_once)
+        self._seen_graph = True
         detached = stacked.detach().double()
-        preferences = self._preferences if self._stacked else self._preferences[row]
+        preferences = self._blend.preferences if self._stacked else self._blend.preferences[row]
         coefficients = self._scalarization.coefficients(detached, preferences)
-        self._losses[row] = detached
+        before = self._losses[row]
+        self._losses[row] = detached if before is None else before + detached  # as gradients add up over micro-batches
         total = (stacked * coefficients.to(stacked.dtype)).sum()
         (total if scaler is None else scaler.scale(total)).backward(retain_graph=retain_graph)
 
     def _last_losses(self) -> Tensor | None:
-        """float64 [K, T], NaN-free or not, or None where a subproblem has none yet."""
-        if self._stacked:
-            return self._losses[0]
-        if any(losses is None for losses in self._losses):
+        """float64 [K, T], or None where a subproblem has none yet."""
+        losses = [losses for losses in self._losses if losses is not None]
+        if len(losses) < len(self._losses):
             return None
-        return torch.stack([losses for losses in self._losses if losses is not None])
+        return losses[0] if self._stacked else torch.stack(losses)
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -191,91 +185,56 @@ class MT2OFused(OneModel):
         """
         losses = None if closure is None else self._run(closure)
         self._collect_gradients()
-        flats = self._flat or []
-        for flat, groups in zip(flats, self._groups, strict=True):
-            self._refresh_segments(flat, groups)
+        self._refresh_segments()
         last = self._last_losses()
         found = self._find_nonfinite(None if last is None else ~torch.isfinite(last).all(dim=1))
-        if not self._count_skipped(found):
-            mixes = self._mixes(found, last)
-            self._apply(found, mixes, self._order)
-            blend_moments(flats, mixes, self._moments)
-        if not isinstance(self._transfer, Identity):
-            self._steps += 1
+        if not self._all_skipped(found):
+            blend, flats = self._blend, self._flat
+            if last is not None and blend.rule.fixed and blend.steps == 0:
+                self._check_own_batches(last)
+            matrices = blend.matrices(flats, found, last, self.param_groups[0]["lr"])
+            self._apply(found, blend.before_step(flats, matrices, found), blend.order)
+            blend.after_step(flats, matrices)
+        self._count_skipped(found)
         self._losses = [None] * len(self._losses)
         return losses
 
     def _run(self, closure: Callable[[], Losses]) -> Tensor:
         self.zero_grad()
-        with torch.enable_grad():
-            for _ in [0] if self._stacked else self.subproblems():
-                self.backward(closure())
+        try:
+            with torch.enable_grad(), closing(self._rounds()) as rounds:  # closed: back at the subproblem shown before
+                for _ in rounds:
+                    self.backward(closure())
+        except BaseException:
+            self.zero_grad()
+            raise
         losses = self._last_losses()
         assert losses is not None
         return losses
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets all gradients, those of all subproblems."""
+        super().zero_grad(set_to_none)
+        self._losses = [None] * len(self._losses)
+
     def _collect_gradients(self) -> None:
         flats = self._synchronize()
-        for flat in flats:
-            flat.collect_gradients(self._row, detach=self._keeps_rows)
+        if self._keeps_rows:
+            self._store_gradients(flats)
+        else:
+            for flat in flats:
+                flat.collect_gradients(0, detach=False)
         if flats and not any(flat.any_filled() for flat in flats):
             raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
-
-    def _mixes(self, found: Tensor, losses: Tensor | None) -> list[Tensor | None]:
-        """For each buffer M [K, K] or [S, K, K], or None where no transfer is due."""
-        flats = self._flat or []
-        nothing: list[Tensor | None] = [None] * len(flats)
-        if isinstance(self._transfer, Identity) or self._num_rows == 1:
-            return nothing
-        if self._steps == 0 and self._transfer.fixed and losses is not None:
-            self._check_own_batches(losses)
-        if not self._transfer.due(self._steps):
-            return nothing
-        changes = self._changes(flats)
-        gram = (
-            torch.cat([flat.centred_gram(rows) for flat, rows in zip(flats, changes, strict=True)])
-            if self._transfer.needs_gram
-            else None
-        )
-        lr = torch.as_tensor(self.param_groups[0]["lr"], dtype=torch.float64).to(self._preferences)
-        context = TransferContext(self._preferences, gram, losses, self._steps, lr, self._initial_lr)
-        mix = self._transfer.matrix(context)
-        if mix is None:
-            return nothing
-        eye = torch.eye(self._num_rows, dtype=mix.dtype, device=mix.device)
-        mix = torch.where(found.unsqueeze(1) != 0, eye, mix).contiguous()  # skipped rows keep their bits
-        self._moments.check_matrix(mix)
-        sizes = [len(flat.parameters) for flat in flats]
-        mixes = [mix] * len(flats) if mix.dim() == 2 else [part.contiguous() for part in mix.split(sizes)]
-        return self._blend_changes(flats, changes, mixes) if self._transfer.relative else list(mixes)
 
     def _check_own_batches(self, losses: Tensor) -> None:
         if bool((losses == losses[0]).all()):
             self._warn_once(
                 "shared batch",
                 f"all {self._num_rows} subproblems started with exactly the same losses: they seem to share their mini-batches. "
-                f"Transfer by a fixed rule ({type(self._transfer).__name__}) averages gradient noise, and shared batches leave "
+                f"Transfer by a fixed rule ({type(self._blend.rule).__name__}) averages gradient noise, and shared batches leave "
                 "none to average: draw one for each subproblem (repeat(loader), stack(...)), or use Spectral().",
             )
-
-    def _changes(self, flats: list[FlatParameters]) -> list[Tensor | None]:
-        if not self._transfer.relative:
-            return [None] * len(flats)
-        return [flat.theta - flat.buffers["transfer_base"] for flat in flats]
-
-    def _blend_changes(
-        self, flats: list[FlatParameters], changes: list[Tensor | None], mixes: list[Tensor]
-    ) -> list[Tensor | None]:
-        """Blends what has changed since the last transfer, not the position: theta <- theta + (M - I) change."""
-        from ..ops import transfer_
-
-        for flat, change, mix in zip(flats, changes, mixes, strict=True):
-            assert change is not None
-            flat.theta.sub_(change)
-            transfer_(change, mix, flat.transfer_chunks)
-            flat.theta.add_(change)
-            flat.buffers["transfer_base"].copy_(flat.theta)
-        return [None] * len(flats)
 
     # ------------------------------------------------------------------ the front
     def front(
@@ -283,8 +242,8 @@ class MT2OFused(OneModel):
         evaluate: Callable[[], Losses],
         *,
         ema: bool = False,
-        reference: Sequence[float] | None = None,
-        task_names: Sequence[str] | None = None,
+        reference: Tensor | Sequence[float] | None = None,
+        task_names: Sequence[str] = (),
     ) -> ParetoFront:
         """Evaluates every subproblem and returns the front.
 
@@ -299,100 +258,40 @@ class MT2OFused(OneModel):
                 with self.averaged():
                     return self.front(evaluate, reference=reference, task_names=task_names)
             with torch.no_grad():
-                rows = _as_losses(evaluate(), (self._num_rows, self._num_tasks))
+                rows = as_losses(evaluate(), (self._num_rows, self._num_tasks))
         else:
             collected = []
             for k in range(self._num_rows):
                 with self.subproblem(k, ema=ema), torch.no_grad():
-                    collected.append(_as_losses(evaluate(), (self._num_tasks,)))
+                    collected.append(as_losses(evaluate(), (self._num_tasks,)))
             rows = torch.stack(collected)
-        return ParetoFront(losses=rows, preferences=self._preferences.cpu(), reference=reference, task_names=task_names)
+        if reference is not None:
+            reference = torch.as_tensor(reference, dtype=torch.float64)
+        return ParetoFront(rows, self._blend.preferences.cpu(), reference, task_names)
 
     # ------------------------------------------------------------------ state
-    @torch._disable_dynamo
-    def state_dict(self) -> dict[str, Any]:
-        result = super().state_dict()
-        if self._num_rows > 1:
-            result["state"]["mt2o"] = {
-                "preferences": self._preferences.clone(),
-                "steps": self._steps,
-                "skipped": self._skipped.clone(),
-                "initial_lr": self._initial_lr,
-                "transfer": {key: value.clone() for key, value in self._transfer.state_dict().items()},
-                "buffers": self._saved_buffers(),
-            }
-        return result
-
-    def _saved_buffers(self) -> list[list[Tensor]]:
-        rows = [[buffer.clone() for buffer in row] for row in self._row_buffers]
-        if rows and not self._stacked:
-            rows[self._row] = [buffer.detach().clone() for buffer in self._model_buffers]
-        return rows
+    def _export_shared(self) -> dict[str, Any]:
+        if self._num_rows == 1:
+            return {}
+        shared = {**self._blend.state_dict(), "skipped": self._skipped.clone(), "buffers": self._export_buffers()}
+        return {"mt2o": shared}
 
     def _check_state_dict(self, loaded: dict[str, Any]) -> None:
-        super()._check_state_dict(loaded)
         shared = loaded["state"].get("mt2o")
-        expected = tuple(self._preferences.shape)
-        if shared is None:
-            if self._num_rows > 1:
-                raise ValueError(
-                    f"expected the state of an MT2OFused with {self._num_rows} subproblems, got one of another optimizer"
-                )
-            return
-        if tuple(shared["preferences"].shape) != expected:
+        found = (1, self._num_tasks) if shared is None else tuple(shared["preferences"].shape)
+        if found != (self._num_rows, self._num_tasks):
             raise ValueError(
-                f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of "
-                f"{shared['preferences'].shape[0]} subproblems and {shared['preferences'].shape[1]} tasks"
+                f"expected the state of {self._num_rows} subproblems and {self._num_tasks} tasks, got one of {found[0]} and "
+                f"{found[1]}" + (" (or of another optimizer)" if shared is None else "")
             )
-        if len(shared["buffers"][0]) != len(self._model_buffers):
-            raise ValueError(
-                f"expected {len(self._model_buffers)} model buffers, got {len(shared['buffers'][0])}: pass the same buffers="
-            )
+        super()._check_state_dict(loaded)
+        if shared is not None:
+            self._check_buffers(shared["buffers"])
+            self._blend.loaded(shared)
 
     def _import_shared(self, state: dict[Any, Any]) -> None:
         shared = state.get("mt2o")
-        self.state.pop("mt2o", None)
-        if shared is None:
-            return
-        self._preferences.copy_(shared["preferences"])
-        self._steps = int(shared["steps"])
-        self._skipped.copy_(shared["skipped"])
-        self._initial_lr = float(shared["initial_lr"])
-        self._transfer.bind(self._preferences)
-        if shared["transfer"]:
-            self._transfer.load_state_dict(
-                {key: value.to(self._preferences.device) for key, value in shared["transfer"].items()}
-            )
-        for kept, saved in zip(self._row_buffers, shared["buffers"], strict=True):
-            for buffer, value in zip(kept, saved, strict=True):
-                buffer.copy_(value)
-        if not self._stacked:
-            self._enter(self._row)
-
-
-def _check_options(
-    num_tasks: int,
-    num_subproblems: int,
-    order: str,
-    ema: float | None,
-    skip_nonfinite: str,
-    start: object,
-    stacked: bool,
-) -> None:
-    if num_tasks < 1 or num_subproblems < 1:
-        raise ValueError(f"num_tasks and num_subproblems must be at least 1, not {num_tasks} and {num_subproblems}")
-    if order not in ("consensus", "adapt_then_combine"):
-        raise ValueError(f'order must be "consensus" or "adapt_then_combine", not {order!r}')
-    if ema is not None and not 0.0 <= ema < 1.0:
-        raise ValueError(f"ema must be in [0, 1), not {ema}")
-    if skip_nonfinite not in ("subproblem", "all"):
-        raise ValueError(f'skip_nonfinite must be "subproblem" or "all", not {skip_nonfinite!r}')
-    if start is not None and stacked:
-        raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
-
-
-def _as_losses(losses: Losses, shape: tuple[int, ...]) -> Tensor:
-    values = losses if isinstance(losses, Tensor) else torch.stack([torch.as_tensor(loss) for loss in losses])
-    if tuple(values.shape) != shape:
-        raise ValueError(f"evaluate() must return losses of shape {list(shape)}, got {list(values.shape)}")
-    return values.detach().to("cpu", torch.float64)
+        if shared is not None:
+            self._blend = self._blend.loaded(shared)
+            self._skipped.copy_(shared["skipped"])
+            self._import_buffers(shared["buffers"])

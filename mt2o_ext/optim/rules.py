@@ -26,7 +26,7 @@ class BaseRule(ABC):
 
     def defaults(self) -> dict[str, Any]:
         """Options of a parameter group, but for ``lr``."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        return asdict(self)  # type: ignore[call-overload]
 
     @abstractmethod
     def check(self, group: Mapping[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..flat import FlatParameters
 from .base import FlatOptimizer
 
 __all__ = ["OneModel"]
@@ -22,45 +24,84 @@ class OneModel(FlatOptimizer):
 
     _model_buffers: list[Tensor]
     _row_buffers: list[list[Tensor]]
+    _detached = False  # the parameters are tensors of their own
+    _averaged = False  # ... and running averages
 
     def _keep_buffers(self, buffers: Iterable[Tensor]) -> None:
         self._model_buffers = list(buffers)
         if any(not isinstance(buffer, Tensor) for buffer in self._model_buffers):
             raise TypeError("buffers: expected tensors, as model.buffers() gives them")
+        if self._model_buffers and self._stacked:
+            raise ValueError("buffers= is for one model; with stacked=True the bank keeps those of each subproblem")
         self._row_buffers = [[buffer.detach().clone() for buffer in self._model_buffers] for _ in range(self._num_rows)]
 
+    def _synchronize(self) -> list[FlatParameters]:
+        if self._averaged:
+            raise RuntimeError("the parameters are running averages now: leave the context that shows them first")
+        return super()._synchronize()
+
+    @torch.no_grad()
     def _leave(self) -> None:
-        """Stores what belongs to the active subproblem: its gradients and buffers."""
-        for flat in self._synchronize():
-            flat.collect_gradients(self._row, detach=True)
+        """Stores what belongs to the active subproblem: its parameters, gradients and buffers."""
+        flats = self._synchronize()
+        if self._keeps_rows:
+            self._store_gradients(flats)
         for kept, buffer in zip(self._row_buffers[self._row], self._model_buffers, strict=True):
             kept.copy_(buffer)
 
+    def _store_gradients(self, flats: list[FlatParameters]) -> None:
+        try:
+            for flat in flats:
+                flat.collect_gradients(self._row, detach=True)
+        except TypeError:
+            self.zero_grad()  # nothing half-stored, and the way back to another subproblem is free
+            raise
+
+    @torch.no_grad()
     def _enter(self, row: int) -> None:
-        for flat in self._flat or []:
+        for flat in self._flat:
             flat.activate(row)
         for kept, buffer in zip(self._row_buffers[row], self._model_buffers, strict=True):
             buffer.copy_(kept)
         self._row = row
 
-    def _activate(self, row: int) -> None:
-        if row != self._row:
-            self._leave()
-            self._enter(row)
+    def _return(self, row: int, *, detached: bool) -> None:
+        self._enter(row)
+        if detached:
+            self._detach(None)
 
-    def subproblems(self) -> Iterator[int]:
+    def _detach(self, name: str | None) -> None:
+        with torch.inference_mode(False):  # parameters cannot become inference tensors
+            for flat in self._flat:
+                flat.detach_values(name, self._row)
+        self._detached = True
+
+    def _rounds(self) -> Generator[int, None, None]:
+        """One round for each subproblem; a single one if they are stacked."""
+        if self._stacked:
+            yield 0
+        else:
+            yield from self.subproblems()
+
+    def subproblems(self) -> Generator[int, None, None]:
         """Goes through the subproblems 0 .. K-1; in each round of the loop the model is that subproblem.
 
-        The gradients that a round leaves in ``.grad`` are stored for ``step()``.  Afterwards the model is subproblem 0 again,
-        as it is whenever no other one was asked for.
+        The gradients that a round leaves in ``.grad`` are stored for ``step()``, and added to what is stored already until
+        ``zero_grad()``.  Afterwards, and after ``break``, the model is what it was before the loop: subproblem 0, whenever no
+        other one was asked for.
         """
         self._check_one_model()
+        before, detached = self._row, self._detached
         try:
             for row in range(self._num_rows):
-                self._activate(row)
+                if row != self._row:
+                    self._leave()
+                    self._enter(row)
                 yield row
         finally:
-            self._activate(0)
+            if self._row != before:
+                self._leave()
+                self._return(before, detached=detached)
 
     @contextmanager
     def subproblem(self, k: int, *, ema: bool = False) -> Iterator[None]:
@@ -72,30 +113,66 @@ class OneModel(FlatOptimizer):
         self._check_one_model()
         if not 0 <= k < self._num_rows:
             raise IndexError(f"expected a subproblem 0 .. {self._num_rows - 1}, got {k}")
-        if ema and any("ema" not in flat.buffers for flat in self._flat or []):
-            raise ValueError("ema=True needs an optimizer with a running average: MT2OFused(..., ema=0.98)")
-        before = self._row
+        if ema:
+            self._check_average("ema=True")
+        before, detached = self._row, self._detached
         self._leave()
         self._enter(k)
-        for flat in self._flat or []:
-            flat.detach_values("ema" if ema else None, k)
+        self._detach("ema" if ema else None)
+        self._averaged = ema
         try:
             yield
         finally:
-            self._end_subproblem(k, keep=not ema)
-            self._enter(before)
+            self._averaged = False
+            if not ema:
+                self._leave()
+            elif self._keeps_rows:
+                super().zero_grad()
+            self._detached = False
+            self._return(before, detached=detached)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With stacked=True: in this context all subproblems are their running averages; changes are dropped."""
+        if not self._stacked:
+            raise RuntimeError("averaged() is for stacked=True; use subproblem(k, ema=True)")
+        self._check_average("averaged()")
+        self._synchronize()
+        self._detach("ema")
+        self._averaged = True
+        try:
+            yield
+        finally:
+            self._averaged = self._detached = False
+            for flat in self._flat:
+                flat.activate(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key not in ("_detached", "_averaged")}
+
+    # ------------------------------------------------------------------ buffers in the state
+    def _export_buffers(self) -> list[list[Tensor]]:
+        rows = [[buffer.clone() for buffer in row] for row in self._row_buffers]
+        rows[self._row] = [buffer.detach().clone() for buffer in self._model_buffers]
+        return rows
+
+    def _check_buffers(self, rows: list[list[Tensor]]) -> None:
+        shapes, expected = (
+            [[list(buffer.shape) for buffer in row] for row in side] for side in (rows, self._row_buffers)
+        )
+        if shapes != expected:
+            raise ValueError(f"expected model buffers of shapes {expected[0]}, got {shapes[0]}: pass the same buffers=")
 
     @torch.no_grad()
-    def _end_subproblem(self, k: int, *, keep: bool) -> None:
-        for flat in self._flat or []:
-            if keep:
-                flat.adopt(k)
-                flat.collect_gradients(k, detach=True)
-            for p in flat.parameters:
-                p.grad = None
-        if keep:
-            for kept, buffer in zip(self._row_buffers[k], self._model_buffers, strict=True):
-                kept.copy_(buffer)
+    def _import_buffers(self, rows: list[list[Tensor]]) -> None:
+        for kept, saved in zip([*self._row_buffers, self._model_buffers], [*rows, rows[self._row]], strict=True):
+            for buffer, value in zip(kept, saved, strict=True):
+                buffer.copy_(value)
+
+    # ------------------------------------------------------------------ checks
+    def _check_average(self, what: str) -> None:
+        if self._ema is None:
+            raise ValueError(f"{what} needs an optimizer with a running average: MT2OFused(..., ema=0.98)")
 
     def _check_one_model(self) -> None:
         if self._stacked:
@@ -103,18 +180,3 @@ class OneModel(FlatOptimizer):
                 "with stacked=True all subproblems are in the bank's parameters at once: use bank.subproblem(k), and "
                 "optimizer.averaged() for the running average"
             )
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """With stacked=True: in this context all subproblems are their running averages; changes are dropped."""
-        if not self._stacked:
-            raise RuntimeError("averaged() is for stacked=True; use subproblem(k, ema=True)")
-        if any("ema" not in flat.buffers for flat in self._flat or []):
-            raise ValueError("averaged() needs an optimizer with a running average: MT2OFused(..., ema=0.98)")
-        for flat in self._synchronize():
-            flat.detach_values("ema", 0)
-        try:
-            yield
-        finally:
-            for flat in self._flat or []:
-                flat.activate(0)

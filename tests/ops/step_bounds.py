@@ -1,4 +1,4 @@
-"""How far a step in floating point may be from the exact one: the roundings of every formula, carried on to the result."""
+"""How far a step may be from the exact one: the roundings of every formula, carried on to the result."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def step_bounds(before: StepProblem, after: StepProblem, segment_of: Tensor, rul
     moved = replace(before, mix=None).oracle(rule)
     theta_error = u_error + u * (moved.theta.abs() + x + decay)
     if before.mix is not None:
-        blended = blended_error(before, moved.theta, u_error, segment_of, order) + u * (after.theta.abs() + moved.theta.abs())
+        blended = blended_error(before, moved.theta, u_error, segment_of, order)
+        blended = blended + u * (after.theta.abs() + moved.theta.abs())  # two sums of the size of theta
         theta_error = torch.where(f["transfer"] != 0, blended, theta_error)
     ema = torch.zeros_like(x)
     if before.ema is not None:
@@ -72,7 +73,7 @@ def step_bounds(before: StepProblem, after: StepProblem, segment_of: Tensor, rul
 
 
 def blended_error(before: StepProblem, moved: Tensor, u_error: Tensor, segment_of: Tensor, order: Order) -> Tensor:
-    """Of x_k + (u_k + sum_j N_kj (x_j - x_0)), or of the same with moved rows x + u: every difference, factor and sum."""
+    """Of u_k + sum_j N_kj (x_j - x_0), or of the sum over moved rows x + u: every difference, factor and sum."""
     rows = before.theta.shape[0]
     u = unit(before.theta.dtype)
     coupling = (before.mix - torch.eye(rows, dtype=torch.float64)).abs()

@@ -1,4 +1,4 @@
-"""The same bits whatever the number of threads, the run and the instruction set.  As a script: prints a hash of all results."""
+"""The same bits for any number of threads, run and instruction set.  As a script: prints a hash of all results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ISAS = ("default", "avx2", "avx512")
 
 def results() -> Iterator[Tensor]:
     """Every kernel on every type, on tensors with tails and more chunks than threads."""
-    layout = Layout((20_000, 1, 4097, 33))
+    layout = Layout((9000, 1, 4097, 33))
     sampler = Sampler(layout, seed=7)
     for dtype in FLOATS + HALVES:
         grads = sampler.rows(5, 3, dtype=dtype)
@@ -38,7 +38,7 @@ def results() -> Iterator[Tensor]:
                 partials = torch.empty(1, len(layout.chunks), pairs, dtype=torch.float64)
                 CPU.gram_(gram, partials, sampler.rows(1, num_rows, dtype=dtype), layout.chunks, centre=centre)
                 yield gram
-        grads[3, 1, 20_016] = torch.nan
+        grads[3, 1, 9008] = torch.nan
         found = torch.zeros(5)
         CPU.finite_(found, grads, layout.chunks)
         yield found
@@ -73,12 +73,15 @@ def here() -> str:
     return digest()
 
 
+def test_runs(here: str) -> None:
+    assert digest() == here
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads(here: str, threads: int) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        assert digest() == here
         assert digest() == here
     finally:
         torch.set_num_threads(before)
@@ -103,8 +106,8 @@ def test_instruction_sets(here: str, isa: str) -> None:
 def test_an_unknown_instruction_set_is_a_clear_error() -> None:
     process = run_with_isa("nonsense")
     assert process.returncode != 0
-    known = ", ".join(_native.C.supported_isas())
-    assert f"MT2O_CPU_ISA=nonsense: expected an instruction set of this processor: {known}" in process.stderr.splitlines()[-1]
+    expected = "expected an instruction set of this processor: " + ", ".join(_native.C.supported_isas())
+    assert process.stderr.splitlines()[-1] == f"RuntimeError: MT2O_CPU_ISA=nonsense: {expected}"
 
 
 if __name__ == "__main__":

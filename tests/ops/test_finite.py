@@ -17,7 +17,7 @@ def found(backend: Backend, grads: Tensor, layout: Layout) -> list[float]:
 @pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
 @pytest.mark.parametrize("numels", LAYOUTS, ids=str)
 def test_hits_the_row_and_no_other(backend: Backend, numels: tuple[int, ...], dtype: torch.dtype) -> None:
-    """One bad number in turn at each position of a short tensor, at the edges of groups, tiles and chunks of a long one."""
+    """One bad number in turn at each position of a short tensor, at the edges of chunks of a long one."""
     layout = Layout(numels)
     grads = Sampler(layout).rows(3, 2, dtype=dtype)
     assert found(backend, grads, layout) == [0.0, 0.0, 0.0]

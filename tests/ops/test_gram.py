@@ -16,9 +16,7 @@ TILE, LANES = 1024, 16  # float32 sums go over a tile, each lane by itself
 def run(backend: Backend, rows: Tensor, layout: Layout, *, centre: bool) -> Tensor:
     batch, num_rows, _ = rows.shape
     out = torch.full((batch, len(layout.numels), num_rows, num_rows), torch.nan, dtype=torch.float64)
-    partials = torch.full(
-        (batch, len(layout.chunks), num_rows * (num_rows + 1) // 2), torch.nan, dtype=torch.float64
-    )
+    partials = torch.full((batch, len(layout.chunks), num_rows * (num_rows + 1) // 2), torch.nan, dtype=torch.float64)
     backend.gram_(out, partials, rows, layout.chunks, centre=centre)
     return out
 
@@ -44,7 +42,9 @@ def depth(num_rows: int, dtype: torch.dtype, *, centre: bool) -> int:
     return TILE // lanes + lanes + (2 * (num_rows + 3) if centre else 0)
 
 
-def check(backend: Backend, sampler: Sampler, num_rows: int, dtype: torch.dtype, *, centre: bool, batch: int = 2) -> None:
+def check(
+    backend: Backend, sampler: Sampler, num_rows: int, dtype: torch.dtype, *, centre: bool, batch: int = 2
+) -> None:
     rows = sampler.rows(batch, num_rows, dtype=dtype)
     expected, size = oracle(rows, sampler.layout, centre=centre)
     if centre:  # what centring loses has the size of the differences, not of the centred rows

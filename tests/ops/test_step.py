@@ -194,7 +194,13 @@ def test_who_does_not_take_part_keeps_every_bit(backend: Backend, rule: Rule, or
     layout = Layout((50, 3000))
     sampler = Sampler(layout)
     problem = sampled(
-        sampler, 5, 1, rule, mix=sampler.mix(5, 5), ema=sampler.rows(5), low_precision=sampler.rows(5, dtype=torch.bfloat16)
+        sampler,
+        5,
+        1,
+        rule,
+        mix=sampler.mix(5, 5),
+        ema=sampler.rows(5),
+        low_precision=sampler.rows(5, dtype=torch.bfloat16),
     )
     problem.grads[2] = torch.nan
     rest = [row for row in range(5) if row != 2]
@@ -245,6 +251,19 @@ def test_the_identity_as_mix_is_no_mix(backend: Backend, rule: Rule, order: Orde
         assert same_bits(problem.run(backend, rule, order).theta, without.theta)
 
 
+@ORDERS
+def test_a_row_that_diverged_stays_with_those_that_take_from_it(backend: Backend, order: Order) -> None:
+    layout = Layout((100,))
+    sampler = Sampler(layout)
+    problem = sampled(sampler, 6, 1, Rule.ADAM)
+    without = problem.run(backend, Rule.ADAM, order)
+    problem.mix = sampler.mix(6, 6, identity_rows=(0, 3, 5))
+    problem.theta[2, :100] = torch.inf
+    after = problem.run(backend, Rule.ADAM, order)
+    assert same_bits(after.theta[[0, 3, 5]], without.theta[[0, 3, 5]])
+    assert not bool(torch.isfinite(after.theta[4, :100]).any())
+
+
 @RULES
 def test_tensors_that_are_not_blended(backend: Backend, rule: Rule) -> None:
     layout = Layout((100, 3000, 17))
@@ -277,31 +296,3 @@ def test_a_mask_of_one_row_and_a_scale_reach_every_chunk(backend: Backend, rule:
     layout = Layout((40_000,))
     problem = sampled(Sampler(layout), 2, 1, rule, grad_scale=torch.tensor([0.25]), found_inf=torch.tensor([1.0, 0.0]))
     check(backend, problem, layout, rule)
-
-
-def numbers_around(dtype: torch.dtype) -> torch.Tensor:
-    """Every finite number of 16 bits, the middle to its neighbour (a tie), and the floats next to both."""
-    values = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(dtype).float()
-    values = values[torch.isfinite(values)].unique()
-    limit = torch.tensor([torch.finfo(torch.float32).max if dtype == torch.bfloat16 else 70000.0])
-    between = (values[1:].double() + values[:-1].double()) / 2
-    past = torch.tensor([65519.996, 65520.0, 65520.004, 1e10]) if dtype == torch.float16 else limit
-    numbers = torch.cat([values, between.float(), past, -past])
-    below, above = (numbers.nextafter(torch.full_like(numbers, to)) for to in (-torch.inf, torch.inf))
-    numbers = torch.cat([numbers, below, above])
-    return numbers[torch.isfinite(numbers)]
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_rounding_to_sixteen_bits_is_torchs(backend: Backend, dtype: torch.dtype) -> None:
-    """To nearest, ties to even, subnormal numbers included; past the largest number to infinity."""
-    numbers = numbers_around(dtype)
-    layout = Layout((len(numbers),))
-    sampler = Sampler(layout)
-    problem = sampled(sampler, 1, 1, Rule.SGD, segments=sampler.segments(lr=0.0, weight_decay=0.0))
-    problem.theta[0, : len(numbers)] = numbers
-    problem.grads.zero_()
-    problem.low_precision = sampler.poisoned(1, dtype=dtype)
-    rounded = problem.run(backend, Rule.SGD).low_precision[0, : len(numbers)]
-    assert same_bits(rounded, numbers.to(dtype))
-    assert bool(torch.isinf(rounded).any())

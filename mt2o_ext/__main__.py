@@ -1,0 +1,139 @@
+"""``python -m mt2o_ext``: what was built and found, and a check of every kernel on every device; for bug reports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from . import _native, ops
+from .ops import FIELDS, NUM_CONSTANTS, Order, Rule, reference
+
+K, T = 5, 3
+NUMELS = (1, 17, 4097, 20_000)
+UNIT = 2.0**-24  # the largest relative error of one rounding to float32
+
+
+class Problem:
+    """Random rows of four tensors, on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.generator = torch.Generator().manual_seed(0)
+        _, self.row, chunks = ops.plan_layout(NUMELS)
+        self.chunks = torch.tensor(chunks, device=device)
+
+    def rows(self, *lead: int) -> Tensor:
+        """[*lead, P] in [-1, 1]: sums of n terms are off by at most n^2 / 2 roundings."""
+        return (2 * torch.rand(*lead, self.row, generator=self.generator) - 1).to(self.device)
+
+    def weights(self, columns: int) -> Tensor:
+        """float64 [K, columns], rows sum to one."""
+        weights = torch.rand(K, columns, generator=self.generator, dtype=torch.float64)
+        return (weights / weights.sum(1, keepdim=True)).to(self.device)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float64, copy=True)
+
+
+def largest(difference: Tensor) -> float:
+    """The largest absolute value; infinite where there is a NaN."""
+    return difference.abs().nan_to_num(nan=torch.inf).max().item()
+
+
+# Each returns the error against the reference in float64, and the one that roundings explain.
+def check_combine(p: Problem) -> tuple[float, float]:
+    grads, weights, out = p.rows(K, T), p.weights(T), torch.zeros(K, p.row, device=p.device)
+    expected = wide(out)
+    ops.combine_(out, grads, weights, p.chunks)
+    reference.combine_(expected, wide(grads), weights, p.chunks)
+    return largest(out - expected), (T + 1) * UNIT
+
+
+def check_gram(p: Problem) -> tuple[float, float]:
+    rows = p.rows(1, K)
+    out = torch.zeros(1, len(NUMELS), K, K, dtype=torch.float64, device=p.device)
+    partials = torch.zeros(1, len(p.chunks), K * (K + 1) // 2, dtype=torch.float64, device=p.device)
+    expected = out.clone()
+    ops.gram_(out, partials, rows, p.chunks, centre=True)
+    reference.gram_(expected, partials, wide(rows), p.chunks, centre=True)
+    size = torch.diagonal(expected, dim1=-2, dim2=-1).sqrt()
+    return largest((out - expected) / (size[..., :, None] * size[..., None, :])), 16 * UNIT
+
+
+def check_transfer(p: Problem) -> tuple[float, float]:
+    theta, mix = p.rows(K), p.weights(K)
+    expected = wide(theta)
+    ops.transfer_(theta, mix, p.chunks)
+    reference.transfer_(expected, mix, p.chunks)
+    return largest(theta - expected), 4 * (K + 4) * UNIT
+
+
+def check_finite(p: Problem) -> tuple[float, float]:
+    grads, found = p.rows(K, T), torch.zeros(K, device=p.device)
+    grads[1, 0, 0], grads[3, T - 1, p.chunks[-1, 2] - 1] = torch.inf, torch.nan
+    ops.finite_(found, grads, p.chunks)
+    return largest(found - torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0], device=p.device)), 0.0
+
+
+def check_step(p: Problem) -> tuple[float, float]:
+    segments = torch.zeros(len(NUMELS), len(FIELDS), dtype=torch.float64, device=p.device)
+    for name, value in {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "transfer": 1.0}.items():
+        segments[:, FIELDS.index(name)] = value
+    weights, mix = p.weights(T), p.weights(K)
+
+    def run(step_: Callable[..., None], theta: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, grads: Tensor) -> Tensor:
+        step = torch.full((K, len(NUMELS)), 3.0, device=p.device)
+        constants = torch.zeros(K, len(NUMELS), NUM_CONSTANTS, dtype=torch.float64, device=p.device)
+        step_(
+            theta, exp_avg, exp_avg_sq, None, None, None, step, constants, grads, weights, mix, segments, p.chunks,
+            None, None, None, rule=Rule.ADAM, order=Order.CONSENSUS,
+        )  # fmt: skip
+        return theta
+
+    rows = p.rows(K), p.rows(K), 1 + p.rows(K).abs(), p.rows(K, T)
+    expected = run(reference.step_, *map(wide, rows))
+    return largest(run(ops.step_, *rows) - expected), (4 * (K + 4) + T + 12) * UNIT
+
+
+CHECKS: dict[str, Callable[[Problem], tuple[float, float]]] = {
+    "combine": check_combine,
+    "gram": check_gram,
+    "transfer": check_transfer,
+    "finite": check_finite,
+    "step": check_step,
+}
+
+
+def devices() -> Iterator[torch.device]:
+    yield torch.device("cpu")
+    yield from (torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+
+
+def self_check(device: torch.device) -> bool:
+    """Prints a line for each family; True if all are right."""
+    kind = "compiled" if _native.available(device) else "reference"
+    all_right = True
+    for name, check in CHECKS.items():
+        error, allowed = check(Problem(device))
+        right = error <= allowed
+        all_right &= right
+        verdict = "ok" if right else "WRONG"
+        print(f"{name:<10}{device!s:<8}{kind:<11}error {error:8.2e}   allowed {allowed:8.2e}   {verdict}")
+    return all_right
+
+
+def main() -> int:
+    for name, value in _native.backend_info().items():
+        text = ", ".join(value) if isinstance(value, list) else "none" if value is None else value
+        print(f"{name:<18}{text}")
+    print()
+    results = [self_check(device) for device in devices()]  # of all, also after a failure
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The transfer of an optimizer: when it is due, its matrices, and what it does beside the fused step."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..flat import FlatParameters
+from ..ops import Order, combine_, transfer_
+from ..transfer import Identity, TransferContext, TransferRule
+from .moments import Moments
+
+__all__ = ["Blend"]
+
+
+class Blend:
+    """A transfer rule at work on flat buffers.
+
+    Args:
+        rule: gives M.
+        preferences: float64 [K, T].
+        order: "consensus" or "adapt_then_combine"; the rule may require the second.
+        moments: whether moments are blended too.
+
+    Attributes:
+        steps: optimizer steps taken.
+        initial_lr: the learning rate that the first group started with.
+    """
+
+    def __init__(self, rule: TransferRule, preferences: Tensor, order: str, moments: Moments) -> None:
+        if order not in ("consensus", "adapt_then_combine"):
+            raise ValueError(f'order must be "consensus" or "adapt_then_combine", not {order!r}')
+        self.rule = rule
+        self.moments = moments.check(rule)
+        self.order = Order.ADAPT_THEN_COMBINE if "adapt_then_combine" in (order, rule.order) else Order.CONSENSUS
+        if self.order is Order.ADAPT_THEN_COMBINE and rule.relative:
+            raise ValueError(
+                f"{type(rule).__name__} filters changes before the update (relative): use the order consensus"
+            )
+        rule.bind(preferences)
+        self.preferences = preferences
+        self.steps = 0
+        self.initial_lr = 0.0
+
+    def to(self, device: torch.device) -> None:
+        """Moves preferences and the state of the rule."""
+        if device != self.preferences.device:
+            state = self.rule.state_dict()
+            self.preferences = self.preferences.to(device)
+            self.rule.bind(self.preferences)
+            self.rule.load_state_dict({key: value.to(device) for key, value in state.items()})
+
+    def matrices(
+        self, flats: Sequence[FlatParameters], found: Tensor, losses: Tensor | None, lr: float | Tensor
+    ) -> list[Tensor | None]:
+        """For each buffer M [K, K] or [S, K, K], or None where no transfer is due.
+
+        found: float32 [K], not zero where a subproblem is skipped.  losses: float64 [K, T], or None.
+        """
+        nothing: list[Tensor | None] = [None] * len(flats)
+        if isinstance(self.rule, Identity) or len(self.preferences) == 1 or not flats or not self.rule.due(self.steps):
+            return nothing
+        gram = torch.cat([flat.centred_gram(self._rows(flat)) for flat in flats]) if self.rule.needs_gram else None
+        lr = torch.as_tensor(lr, dtype=torch.float64).to(self.preferences).reshape(())
+        mix = self.rule.matrix(TransferContext(self.preferences, gram, losses, self.steps, lr, self.initial_lr))
+        if mix is None:
+            return nothing
+        self.moments.check_matrix(mix)
+        parts = split_matrices(mix, flats, len(self.preferences))
+        return [hold_rows(flat, part, found) for flat, part in zip(flats, parts, strict=True)]
+
+    def _rows(self, flat: FlatParameters) -> Tensor:
+        """[K, P], what is blended: theta, or its change since the last transfer."""
+        return flat.theta - flat.buffers["transfer_base"] if self.rule.relative else flat.theta
+
+    def before_step(
+        self, flats: Sequence[FlatParameters], matrices: list[Tensor | None], found: Tensor
+    ) -> list[Tensor | None]:
+        """Blends changes, where the rule is about those; returns the matrices that are left to the fused step."""
+        if not self.rule.relative:
+            return matrices
+        for flat, matrix in zip(flats, matrices, strict=True):
+            if matrix is not None:
+                blend_changes(flat, self._rows(flat), matrix, found)
+        return [None] * len(flats)
+
+    def after_step(self, flats: Sequence[FlatParameters], matrices: Sequence[Tensor | None]) -> None:
+        """Blends moments, if asked for."""
+        if self.moments is not Moments.KEEP:
+            blend_moments(flats, matrices, self.moments)
+        if not isinstance(self.rule, Identity):  # else nobody asks, and compiled steps need no other number each time
+            self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "preferences": self.preferences.clone(),
+            "steps": self.steps,
+            "initial_lr": self.initial_lr,
+            "transfer": {key: value.clone() for key, value in self.rule.state_dict().items()},
+        }
+
+    def loaded(self, state: dict[str, Any]) -> Blend:
+        """A copy with the state of a dict; raises ValueError where that belongs to another rule or number of subproblems."""
+        other = copy.copy(self)
+        other.rule = copy.copy(self.rule)
+        other.preferences = state["preferences"].to(self.preferences)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what it says of too few subproblems was said before
+            other.rule.bind(other.preferences)
+        other.rule.load_state_dict({key: value.to(self.preferences) for key, value in state["transfer"].items()})
+        other.steps = int(state["steps"])
+        other.initial_lr = float(state["initial_lr"])
+        return other
+
+
+def split_matrices(mix: Tensor, flats: Sequence[FlatParameters], num_rows: int) -> list[Tensor]:
+    """M for each buffer: the same [K, K] for all, or [S, K, K] cut into theirs.
+
+    Raises ValueError for another shape.
+    """
+    sizes = [len(flat.parameters) for flat in flats]
+    square = [num_rows, num_rows]
+    if list(mix.shape) == square:
+        return [mix] * len(flats)
+    if list(mix.shape) == [sum(sizes), *square]:
+        return [part.contiguous() for part in mix.split(sizes)]
+    raise ValueError(
+        f"expected a transfer matrix of shape {square} or {[sum(sizes), *square]}, one for each tensor, got {list(mix.shape)}"
+    )
+
+
+def hold_rows(flat: FlatParameters, mix: Tensor, found: Tensor) -> Tensor:
+    """M with rows of the identity where the step touches nothing: skipped subproblems, tensors without a gradient."""
+    eye = torch.eye(flat.num_rows, dtype=mix.dtype, device=mix.device)
+    active = flat.active()
+    if active is None:
+        return torch.where(found.unsqueeze(1) != 0, eye, mix)
+    held = ~active | (found.unsqueeze(1) != 0)  # [K, S]
+    return torch.where(held.T.unsqueeze(2), eye, mix).contiguous()
+
+
+def blend_changes(flat: FlatParameters, changes: Tensor, mix: Tensor, found: Tensor) -> None:
+    """theta <- theta + (M - I) changes: blends what has changed since the last transfer, not the position.
+
+    changes: [K, P] theta less the buffer ``transfer_base``, where the next change is measured from.
+    """
+    blended = changes.clone()
+    transfer_(blended, mix, flat.transfer_chunks)
+    flat.theta.add_(blended.sub_(changes))
+    base = flat.buffers["transfer_base"]
+    base.copy_(torch.where(found.unsqueeze(1) != 0, base, flat.theta))
+
+
+def blend_moments(flats: Sequence[FlatParameters], mixes: Sequence[Tensor | None], moments: Moments) -> None:
+    for flat, mix in zip(flats, mixes, strict=True):
+        if mix is None:
+            continue
+        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            if name in flat.buffers:
+                squared = moments is Moments.MIX_SQUARED and name != "exp_avg"
+                _blend_moment(flat, flat.buffers[name], mix * mix if squared else mix)
+
+
+def _blend_moment(flat: FlatParameters, moment: Tensor, matrix: Tensor) -> None:
+    """moment <- matrix moment, as a plain product: no entry can become negative."""
+    old = moment.clone().unsqueeze(0).expand(flat.num_rows, -1, -1)
+    if matrix.dim() == 2:
+        combine_(moment, old, matrix, flat.transfer_chunks)
+        return
+    for segment, one in enumerate(matrix):
+        combine_(
+            moment, old, one.contiguous(), flat.transfer_chunks[flat.transfer_chunks[:, 0] == segment].contiguous()
+        )

@@ -1,0 +1,67 @@
+"""Which parameters an optimizer over flat buffers can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_memory", "check_parameters"]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_parameters(tensors: Sequence[Any], device: torch.device | None, num_rows: int | None) -> None:
+    """Raises TypeError or ValueError unless ``tensors`` can be optimized.
+
+    device: where the other parameters are, if there are any.  num_rows: K, where every parameter must have a leading
+    dimension K.
+    """
+    for p in tensors:
+        if not isinstance(p, Tensor):
+            raise TypeError(f"expected tensors to optimize, got {type(p).__name__}")
+        if isinstance(p, torch.nn.parameter.UninitializedParameter):
+            raise ValueError("expected initialized parameters; run the model once before making the optimizer")
+        if p.layout != torch.strided or p.dtype not in DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise TypeError(f"expected dense parameters of {names}, got {p.dtype} with layout {p.layout}")
+        if p.device.type == "meta" or (device is not None and p.device != device):
+            expected = "a real device" if device is None else str(device)
+            raise ValueError(
+                f"expected all parameters on one device, {expected}, got one on {p.device}; move the model first"
+            )
+        device = p.device
+        if num_rows is not None and (p.dim() < 1 or p.shape[0] != num_rows):
+            raise ValueError(
+                f"stacked=True: expected parameters with a leading dimension {num_rows} (num_subproblems), "
+                f"got {list(p.shape)}; make them with SubproblemBank"
+            )
+    if len(set(map(id, tensors))) < len(tensors):
+        raise ValueError("expected every parameter once, got one twice in the same group")
+
+
+def check_memory(parameters: Sequence[Tensor]) -> None:
+    """Raises ValueError where two parameters have elements in common."""
+    reaching: list[Tensor] = []  # may reach beyond the start of the next one
+    for p in sorted((p for p in parameters if p.numel() > 0), key=Tensor.data_ptr):
+        reaching = [other for other in reaching if _end(other) > p.data_ptr()]
+        for other in reaching:
+            if bool(torch.isin(_addresses(p), _addresses(other)).any()):
+                raise ValueError(
+                    f"two parameters of shapes {list(other.shape)} and {list(p.shape)} share memory; tie weights by using one "
+                    "nn.Parameter in both places"
+                )
+        reaching.append(p)
+
+
+def _end(p: Tensor) -> int:
+    last = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+    return p.data_ptr() + (last + 1) * p.element_size()
+
+
+def _addresses(p: Tensor) -> Tensor:
+    """The address of every element."""
+    span = (_end(p) - p.data_ptr()) // p.element_size()
+    return p.data_ptr() + p.element_size() * torch.arange(span).as_strided(p.shape, p.stride()).flatten()

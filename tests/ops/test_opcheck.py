@@ -1,0 +1,261 @@
+"""The operators as torch sees them: schemas, fakes, tracing, version counters, and what they say to wrong arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from samplers import CPU, Layout, Sampler, StepProblem, same_bits
+from torch import Tensor
+
+from mt2o_ext import ops
+from mt2o_ext.ops import Order, Rule
+
+pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
+Arguments = tuple[list[Any], dict[str, Any]]
+
+LAYOUTS = {"contiguous": (40, 2100), "empty": (), "one element": (1,), "padded rows": (40, 17)}
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values in rows that lie 32 elements further apart."""
+    wide = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 32, dtype=tensor.dtype)[..., : tensor.shape[-1]]
+    return wide.copy_(tensor)
+
+
+def clean(tensor: Tensor) -> Tensor:
+    return tensor.nan_to_num(0.0)  # opcheck compares tensors, and NaN equals nothing
+
+
+def combine_arguments(sampler: Sampler) -> Arguments:
+    return [clean(sampler.poisoned(3)), clean(sampler.rows(3, 2)), sampler.weights(3, 2), sampler.layout.chunks], {}
+
+
+def gram_arguments(sampler: Sampler) -> Arguments:
+    out = torch.zeros(2, len(sampler.layout.numels), 3, 3, dtype=torch.float64)
+    partials = torch.zeros(2, len(sampler.layout.chunks), 6, dtype=torch.float64)
+    return [out, partials, clean(sampler.rows(2, 3)), sampler.layout.chunks], {"centre": True}
+
+
+def transfer_arguments(sampler: Sampler) -> Arguments:
+    return [clean(sampler.rows(3)), sampler.mix(3, 3), sampler.layout.chunks], {}
+
+
+def finite_arguments(sampler: Sampler) -> Arguments:
+    return [torch.zeros(3), clean(sampler.rows(3, 2)), sampler.layout.chunks], {}
+
+
+def step_arguments(sampler: Sampler, rule: Rule = Rule.AMSGRAD, *, everything: bool = True) -> Arguments:
+    problem = StepProblem.sample(sampler, 3, 2 if everything else 1, rule)
+    if everything:
+        problem = replace(
+            problem,
+            ema=sampler.rows(3),
+            low_precision=sampler.rows(3, dtype=torch.bfloat16),
+            mix=sampler.mix(3, 3),
+            active=torch.ones(3, len(sampler.layout.numels), dtype=torch.bool),
+            grad_scale=torch.tensor([2.0]),
+            found_inf=torch.zeros(3),
+        )
+    arguments = [clean(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in problem.arguments()]
+    return arguments, {"rule": int(rule), "order": int(Order.CONSENSUS)}
+
+
+def plain_step_arguments(sampler: Sampler) -> Arguments:
+    return step_arguments(sampler, Rule.SGD, everything=False)
+
+
+CASES: dict[str, tuple[str, Callable[[Sampler], Arguments]]] = {
+    "combine": ("combine_", combine_arguments),
+    "gram": ("gram_", gram_arguments),
+    "transfer": ("transfer_", transfer_arguments),
+    "finite": ("finite_", finite_arguments),
+    "step": ("step_", step_arguments),
+    "plain step": ("step_", plain_step_arguments),
+}
+EACH_CASE = pytest.mark.parametrize("case", CASES)
+
+
+def arguments_of(case: str, layout: str = "contiguous") -> Arguments:
+    positional, named = CASES[case][1](Sampler(Layout(LAYOUTS[layout])))
+    if layout == "padded rows":
+        row = Layout(LAYOUTS[layout]).row
+        positional = [strided(a) if isinstance(a, Tensor) and a.shape[-1:] == (row,) else a for a in positional]
+    return positional, named
+
+
+@EACH_CASE
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(case: str, layout: str) -> None:
+    positional, named = arguments_of(case, layout)
+    operator = getattr(torch.ops.mt2o_ext, CASES[case][0]).default
+    report = torch.library.opcheck(operator, tuple(positional), named)
+    assert set(report.values()) == {"SUCCESS"}
+    assert len(report) == 4
+
+
+@EACH_CASE
+def test_padding_between_rows_changes_nothing(case: str) -> None:
+    """And is not written to."""
+    operator = getattr(torch.ops.mt2o_ext, CASES[case][0])
+    dense, named = CASES[case][1](Sampler(Layout(LAYOUTS["padded rows"])))
+    padded, _ = arguments_of(case, "padded rows")
+    operator(*dense, **named)
+    operator(*padded, **named)
+    for a, b in zip(dense, padded, strict=True):
+        if isinstance(a, Tensor):
+            assert same_bits(a, b)
+            if b._base is not None:
+                assert not bool(b._base[..., b.shape[-1] :].any())
+
+
+def wrapped(case: str) -> tuple[Callable[..., None], list[Any], dict[str, Any]]:
+    positional, named = arguments_of(case)
+    if "rule" in named:
+        named = {"rule": Rule(named["rule"]), "order": Order(named["order"])}
+    return getattr(ops, CASES[case][0]), positional, named
+
+
+@EACH_CASE
+def test_compiles_without_a_break(case: str) -> None:
+    function, positional, named = wrapped(case)
+    copies = [a.clone() if isinstance(a, Tensor) else a for a in positional]
+    torch.compile(lambda *given: function(*given, **named), fullgraph=True, backend="aot_eager")(*copies)
+    function(*positional, **named)
+    for eager, compiled in zip(positional, copies, strict=True):
+        assert eager is None or same_bits(eager, compiled)
+
+
+def mutable_tensors(case: str, positional: list[Any]) -> list[Tensor]:
+    schema = getattr(torch.ops.mt2o_ext, CASES[case][0]).default._schema
+    of = zip(schema.arguments, positional, strict=False)
+    return [a for argument, a in of if argument.is_write and argument.name != "constants" and a is not None]
+
+
+@EACH_CASE
+def test_what_was_written_to_has_a_new_version(case: str) -> None:
+    function, positional, named = wrapped(case)
+    written = mutable_tensors(case, positional)
+    assert written
+    before = [a._version if isinstance(a, Tensor) else 0 for a in positional]
+    function(*positional, **named)
+    for argument, version in zip(positional, before, strict=True):
+        if isinstance(argument, Tensor) and any(argument is a for a in written):
+            assert argument._version > version
+        elif isinstance(argument, Tensor) and argument.shape[-1] != ops.NUM_CONSTANTS:
+            assert argument._version == version
+
+
+@pytest.mark.parametrize("case", ["combine", "transfer", "plain step"])
+def test_backward_through_an_overwritten_tensor_is_an_error(case: str) -> None:
+    function, positional, named = wrapped(case)
+    factor = torch.ones((), requires_grad=True)
+    product = (factor * positional[0]).sum()  # keeps the tensor for backward
+    function(*positional, **named)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+WRONG: dict[str, tuple[str, int, Callable[[Tensor], Tensor], str]] = {
+    "combine: shape of out": ("combine", 0, lambda out: out[:2], "out must be [K, P]"),
+    "combine: dtype of out": ("combine", 0, Tensor.double, "out must have the dtype of grads, or float32"),
+    "combine: dtype of weights": ("combine", 2, Tensor.float, "weights must be contiguous, of shape [3, 2]"),
+    "combine: dtype of grads": ("combine", 1, Tensor.int, "grads must be float32, float64, bfloat16 or float16"),
+    "combine: columns apart": ("combine", 1, lambda g: g[..., ::2], "rows of grads must be contiguous"),
+    "combine: rows not aligned": ("combine", 1, lambda g: g[..., 1:].contiguous(), "a multiple of 16 elements apart"),
+    "gram: shape of partials": (
+        "gram",
+        1,
+        lambda p: p[:, :, :5].contiguous(),
+        "partials must be contiguous, of shape [2, ",
+    ),
+    "gram: three dimensions": ("gram", 0, lambda out: out[0], "out must be [B, S, R, R]"),
+    "transfer: shape of mix": ("transfer", 1, lambda mix: mix[:2], "mix must be contiguous, of shape [3, 3]"),
+    "transfer: dtype of theta": ("transfer", 0, Tensor.half, "theta must be float32 or float64"),
+    "finite: shape of flags": ("finite", 0, lambda flags: flags[:2], "found_inf must be contiguous, of shape [3]"),
+    "step: a moment is missing": ("step", 1, lambda m: None, "this rule needs exp_avg"),
+    "step: shape of a moment": ("step", 2, lambda m: m[:2], "exp_avg_sq must have the dtype, the shape"),
+    "step: dtype of theta": ("step", 0, Tensor.bfloat16, "theta must be float32 or float64"),
+    "step: float64 gradients": ("step", 8, Tensor.double, "float64 grads belong to float64 theta"),
+    "step: no weights": ("step", 9, lambda w: None, "gradients of several tasks need weights"),
+    "step: float32 segments": ("step", 11, Tensor.float, "segments must be contiguous, of shape [2, 12]"),
+    "step: low precision of 32 bits": ("step", 5, Tensor.float, "low_precision must be bfloat16 or float16"),
+    "step: one flag too many": ("step", 15, lambda f: torch.zeros(4), "found_inf must be float32, [1] or [K]"),
+    "step: int flags": ("step", 13, Tensor.int, "active must be contiguous, of shape [3, 2]"),
+    "step: two scales": ("step", 14, lambda s: torch.ones(2), "grad_scale must be one float32"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_arguments_are_named(wrong: str) -> None:
+    case, position, change, message = WRONG[wrong]
+    positional, named = arguments_of(case)
+    positional[position] = change(positional[position])
+    check_refused(case, positional, named, message)
+
+
+def check_refused(case: str, positional: list[Any], named: dict[str, Any], message: str) -> None:
+    """A RuntimeError that says what is wrong, without the paths of the builder's machine, and nothing has changed."""
+    before = [a.clone() if isinstance(a, Tensor) else a for a in positional]
+    with pytest.raises(RuntimeError, match=re.escape(message)) as raised:
+        getattr(torch.ops.mt2o_ext, CASES[case][0])(*positional, **named)
+    assert not re.search(r"(^|\s)/\w", str(raised.value)), raised.value
+    for old, new in zip(before, positional, strict=True):
+        assert old is None or same_bits(old, new)
+
+
+def altered(chunks: Tensor, at: tuple[int, int], value: int) -> Tensor:
+    copy = chunks.clone()
+    copy[at] = value
+    return copy
+
+
+CHUNKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "beyond the last column": lambda chunks: altered(chunks, (-1, 2), 1 << 40),
+    "end before begin": lambda chunks: altered(chunks, (-1, 2), 0),
+    "negative begin": lambda chunks: altered(chunks, (0, 1), -16),
+    "begin between groups": lambda chunks: altered(chunks, (0, 1), 8),
+    "negative segment": lambda chunks: altered(chunks, (0, 0), -1),
+    "not in order": lambda chunks: chunks.flip(0).contiguous(),
+    "dtype": Tensor.int,
+    "shape": lambda chunks: chunks[:, :2].contiguous(),
+    "strides": lambda chunks: chunks.T.contiguous().T,
+}
+
+
+@EACH_CASE
+@pytest.mark.parametrize("wrong", CHUNKS)
+def test_wrong_chunks_are_refused(case: str, wrong: str) -> None:
+    positional, named = arguments_of(case)
+    names = [argument.name for argument in getattr(torch.ops.mt2o_ext, CASES[case][0]).default._schema.arguments]
+    position = names.index("chunks")
+    positional[position] = CHUNKS[wrong](positional[position])
+    message = "chunks must be a contiguous int64 tensor [C, 3]" if wrong in ("dtype", "shape", "strides") else "chunk "
+    check_refused(case, positional, named, message)
+
+
+@pytest.mark.parametrize("case", ["gram", "step"])
+def test_a_segment_that_is_not_there_is_refused(case: str) -> None:
+    positional, named = arguments_of(case)
+    position = 3 if case == "gram" else 12
+    positional[position] = altered(positional[position], (-1, 0), 2)
+    check_refused(case, positional, named, "is out of order or out of range")
+
+
+def test_an_unknown_rule_is_refused() -> None:
+    positional, named = arguments_of("step")
+    check_refused("step", positional, {**named, "rule": 4}, "unknown rule or order")
+    check_refused("step", positional, {**named, "order": 2}, "unknown rule or order")
+
+
+@pytest.mark.parametrize("case", ["combine", "gram", "transfer", "finite"])
+def test_shapes_are_checked_while_tracing(case: str) -> None:
+    function, positional, named = wrapped(case)
+    position = 1 if case == "transfer" else 0
+    positional[position] = positional[position][..., :2].contiguous()
+    with pytest.raises(Exception, match=r"must (be|end in) \["):
+        torch.compile(lambda *given: function(*given, **named), fullgraph=True, backend="aot_eager")(*positional)

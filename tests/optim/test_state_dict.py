@@ -1,0 +1,257 @@
+"""State dicts: torch.optim's keys, both ways; resume, copies and pickles are bitwise the same as never having stopped."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from problems import (
+    TWINS,
+    Batches,
+    Twin,
+    assert_same,
+    make_model,
+    rows,
+    set_gradients,
+    snapshot,
+    task_losses,
+    train,
+)
+from torch import nn
+
+from mt2o_ext import SGD, Adam, AdamW, CrossLearning, DistanceDecrease, Hat, MT2OFused, Spectral
+
+
+@pytest.fixture(params=TWINS, ids=str)
+def twin(request: pytest.FixtureRequest) -> Twin:
+    return TWINS[request.param]
+
+
+def make_parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(1)
+    return [nn.Parameter(torch.randn(size, generator=generator).to(dtype)) for size in (17, 0, 4097)]
+
+
+def steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], seeds: range) -> None:
+    for seed in seeds:
+        set_gradients(parameters, seed)
+        optimizer.step()
+
+
+# ---------------------------------------------------------------------- both ways with torch.optim
+def test_keys_and_shapes_are_those_of_torch(twin: Twin) -> None:
+    ours, theirs = make_parameters(), make_parameters()
+    optimizers = [twin.ours(ours), twin.torch(theirs)]
+    for optimizer, parameters in zip(optimizers, (ours, theirs), strict=True):
+        steps(optimizer, parameters, range(2))
+    mine, other = (optimizer.state_dict()["state"] for optimizer in optimizers)
+    for index, state in other.items():
+        expected = {key: (value.shape, value.dtype) for key, value in state.items() if value is not None}
+        assert {key: (value.shape, value.dtype) for key, value in mine.get(index, {}).items()} == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_torch_goes_on_from_our_dict_and_we_from_theirs(twin: Twin, dtype: torch.dtype) -> None:
+    ours, theirs = make_parameters(dtype), make_parameters(dtype)
+    mine, other = twin.ours(ours), twin.torch(theirs)
+    steps(mine, ours, range(5))
+    steps(other, theirs, range(5))
+    first, second = mine.state_dict(), other.state_dict()
+    swapped_ours = [nn.Parameter(p.detach().clone()) for p in theirs]
+    swapped_theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    mine, other = twin.ours(swapped_ours), twin.torch(swapped_theirs)
+    mine.load_state_dict(second)
+    other.load_state_dict(first)
+    steps(mine, swapped_ours, range(5, 9))
+    steps(other, swapped_theirs, range(5, 9))
+    tolerance = {"rtol": 0, "atol": 100 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(swapped_ours, swapped_theirs, **tolerance)
+
+
+def test_old_dicts_without_our_options_load() -> None:
+    p = make_parameters()
+    optimizer = MT2OFused(p, num_tasks=1, num_subproblems=1, ema=0.9, lr=0.5)
+    old: dict[str, Any] = {
+        "state": {0: {"step": 3, "exp_avg": torch.ones(17), "exp_avg_sq": torch.ones(17)}},
+        "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "params": [0, 1, 2]}],
+    }
+    optimizer.load_state_dict(old)
+    group = optimizer.param_groups[0]
+    assert group["transfer"] is True and group["amsgrad"] is False and group["lr"] == 0.1
+    steps(optimizer, p, range(1))
+    assert optimizer.state[p[0]]["step"] == 4 and optimizer.state[p[2]]["step"] == 1
+
+
+def test_what_a_dict_does_not_have_starts_anew() -> None:
+    ours, fresh = make_parameters(), make_parameters()
+    options: dict[str, Any] = {"num_tasks": 1, "num_subproblems": 1, "ema": 0.9}
+    optimizer, other = MT2OFused(ours, **options), MT2OFused(fresh, **options)
+    saved = optimizer.state_dict()
+    steps(optimizer, ours, range(3))
+    optimizer.load_state_dict(saved)
+    for p, q in zip(ours, fresh, strict=True):
+        q.data.copy_(p)
+    other.load_state_dict(saved)
+    steps(optimizer, ours, range(4, 6))
+    steps(other, fresh, range(4, 6))
+    assert_same(snapshot(optimizer), snapshot(other))
+
+
+def test_a_dict_has_no_views_of_the_buffers() -> None:
+    p = make_parameters()
+    optimizer = TWINS["adamw"].ours(p)
+    steps(optimizer, p, range(1))
+    state = optimizer.state_dict()["state"]
+    for i in (0, 2):
+        for value in state[i].values():
+            assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    before = copy.deepcopy(state)
+    steps(optimizer, p, range(1, 2))
+    assert_same(state, before)
+
+
+def test_float32_state_of_16_bit_parameters_is_not_rounded() -> None:
+    p = make_parameters(torch.bfloat16)
+    optimizer = TWINS["adamw"].ours(p)
+    steps(optimizer, p, range(3))
+    saved = optimizer.state_dict()
+    q = [nn.Parameter(x.detach().clone()) for x in p]
+    other = TWINS["adamw"].ours(q)
+    other.load_state_dict(saved)
+    assert_same(other.state_dict(), saved)
+    assert other.state[q[0]]["exp_avg"].dtype == other.state[q[0]]["master"].dtype == torch.float32
+    steps(optimizer, p, range(3, 6))
+    steps(other, q, range(3, 6))
+    assert_same(snapshot(other), snapshot(optimizer))
+
+
+# ---------------------------------------------------------------------- resume
+CASES: dict[str, dict[str, Any]] = {
+    "spectral": {"transfer": lambda: Spectral(every=3)},
+    "spectral of changes": {"transfer": lambda: Spectral(every=3, relative=True)},
+    "hat": {"transfer": lambda: Hat(every=2), "base": Adam(amsgrad=True)},
+    "distance decrease": {"transfer": lambda: DistanceDecrease(every=2), "base": SGD(momentum=0.9, dampening=0.5)},
+    "cross-learning": {"transfer": lambda: CrossLearning(0.01, every=2), "base": SGD()},
+    "none": {"transfer": lambda: None},
+}
+
+
+def make(case: str, dtype: torch.dtype, seed: int = 0) -> tuple[nn.Module, MT2OFused]:
+    model = make_model(dtype, norm=True, seed=seed)
+    options = {"base": AdamW(), **CASES[case]}
+    options["transfer"] = options["transfer"]()
+    optimizer = MT2OFused(
+        model.parameters(), num_tasks=2, num_subproblems=5, lr=2e-2, ema=0.9, buffers=model.buffers(), **options
+    )
+    return model, optimizer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_resume_is_bitwise_the_same_as_never_stopping(case: str, dtype: torch.dtype) -> None:
+    model, optimizer = make(case, dtype)
+    batches = Batches(dtype=dtype)
+    train(optimizer, model, batches, 7)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    other_model, other = make(case, dtype, seed=3)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert_same(snapshot(other), snapshot(optimizer))
+    # The parameters of all subproblems are in the dict; the model's own dict is not needed.
+    others = Batches(dtype=dtype)
+    others.generator.set_state(batches.generator.get_state())
+    assert_same(train(other, other_model, others, 6), train(optimizer, model, batches, 6))
+    assert_same(snapshot(other), snapshot(optimizer))
+    assert_same(rows(other, other_model), rows(optimizer, model))
+    assert_same(dict(other_model.named_buffers()), dict(model.named_buffers()))
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+@pytest.mark.parametrize("before", [0, 4])
+@pytest.mark.parametrize("num_subproblems", [1, 5])
+def test_copies_go_on_alike_and_apart(how: str, before: int, num_subproblems: int) -> None:
+    model = make_model(norm=True)
+    optimizer = MT2OFused(
+        model.parameters(), num_tasks=2, num_subproblems=num_subproblems, ema=0.9, buffers=model.buffers()
+    )
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)  # puts a wrapper on the object
+    batches = Batches()
+    train(optimizer, model, batches, before)
+    if how == "deepcopy":
+        other_model, other = copy.deepcopy((model, optimizer))
+    elif how == "pickle":
+        other_model, other = pickle.loads(pickle.dumps((model, optimizer)))
+    else:
+        file = io.BytesIO()
+        torch.save((model, optimizer), file)
+        file.seek(0)
+        other_model, other = torch.load(file, weights_only=False)
+    assert_same(snapshot(other), snapshot(optimizer))
+    untouched = snapshot(other)
+    others = Batches()
+    others.generator.set_state(batches.generator.get_state())
+    losses = train(optimizer, model, batches, 5)
+    scheduler.step()
+    assert_same(snapshot(other), untouched)
+    assert_same(train(other, other_model, others, 5), losses)
+    assert_same(rows(other, other_model), rows(optimizer, model))
+
+
+def test_a_copy_inside_a_loop_shows_the_same_subproblem() -> None:
+    model = make_model(norm=True)
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, num_subproblems=5, buffers=model.buffers())
+    train(optimizer, model, Batches(), 3)
+    with optimizer.subproblem(2):
+        other_model, other = copy.deepcopy((model, optimizer))
+        assert_same(other_model.state_dict(), model.state_dict())
+    x = torch.randn(4, 7)
+    other.zero_grad()
+    other.backward(task_losses(other_model(x), x[:, 0]))
+    other.step()
+    assert [int(n) for n in other.state[next(other_model.parameters())]["step"]] == [3, 3, 4, 3, 3]
+
+
+# ---------------------------------------------------------------------- what does not fit
+def trained(num_subproblems: int, num_tasks: int, sizes: tuple[int, ...], **options: Any) -> MT2OFused:
+    p = [nn.Parameter(torch.randn(size)) for size in sizes]
+    optimizer = MT2OFused(p, num_tasks=num_tasks, num_subproblems=num_subproblems, **options)
+    for k in optimizer.subproblems():
+        set_gradients(p, k)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: trained(6, 2, (5, 17)),
+        lambda: trained(1, 2, (5, 17)),
+        lambda: trained(5, 1, (5, 17)),
+        lambda: trained(5, 2, (5, 17, 3)),
+        lambda: trained(5, 2, (5, 18)),
+        lambda: trained(5, 2, (5,)),
+        lambda: trained(5, 2, (5, 17), buffers=[torch.zeros(3)]),
+        lambda: trained(5, 2, (5, 17), transfer=DistanceDecrease()),
+    ],
+    ids=["K=6", "K=1", "T", "more tensors", "another shape", "fewer tensors", "buffers", "transfer rule"],
+)
+def test_a_dict_that_does_not_fit_changes_nothing(other: Any) -> None:
+    optimizer = trained(5, 2, (5, 17))
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match="expected"):
+        optimizer.load_state_dict(other().state_dict())
+    assert_same(snapshot(optimizer), before)
+    assert_same(copy.deepcopy(optimizer).state_dict(), optimizer.state_dict())
+
+
+def test_the_dict_of_several_subproblems_does_not_fit_one() -> None:
+    optimizer = trained(1, 2, (5, 17))
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match="1 subproblems"):
+        optimizer.load_state_dict(trained(5, 2, (5, 17)).state_dict())
+    assert_same(snapshot(optimizer), before)

@@ -1,0 +1,154 @@
+"""How the compiled part is found, what is said when it is not, and that its constants agree with Python's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mt2o_ext
+from mt2o_ext import _native
+from mt2o_ext.__main__ import main
+from mt2o_ext.ops import FIELDS, NUM_CONSTANTS, Order, Rule, plan_layout, reference
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_native = pytest.mark.skipif(_native.C is None, reason=f"the compiled part was not loaded: {_native.load_error}")
+
+# An import hook that plays a library which the loader refuses.
+WITHOUT_NATIVE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mt2o_ext._C":
+            raise ImportError("libtorch_cpu.so: cannot open shared object file")
+
+sys.meta_path.insert(0, Refuse())
+"""
+STEPS = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import mt2o_ext
+for warning in caught:
+    print("warning:", warning.category.__name__, warning.message)
+import torch
+from mt2o_ext import _native
+from mt2o_ext.__main__ import main
+assert _native.C is None and not _native.available("cpu")
+
+torch.manual_seed(0)
+model = torch.nn.Linear(3, 2)
+x, y = torch.randn(8, 3), torch.randn(8, 2)
+optimizer = mt2o_ext.MT2OFused(model.parameters(), num_tasks=2, num_subproblems=5, lr=0.1)
+losses = [optimizer.step(lambda: ((model(x) - y) ** 2).mean(0)) for _ in range(12)]
+assert losses[-1].shape == (5, 2) and bool((losses[-1].sum(1) < losses[0].sum(1)).all())
+print("steps work")
+"""
+
+
+def run(
+    tmp_path: Path, *command: str, without_native: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Python with this checkout first on its path and, if wanted, the hook in a sitecustomize."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_NATIVE if without_native else "")
+    path = os.pathsep.join([str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MT2O_")}
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**variables, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+def test_backend_info_is_plain_and_complete() -> None:
+    info = mt2o_ext.backend_info()
+    assert all(isinstance(value, (str, list, type(None))) for value in info.values())
+    assert info["torch"] == torch.__version__
+    assert info["load error"] == _native.load_error
+    if _native.C is not None:
+        assert info["mt2o_ext"] == mt2o_ext.__version__
+        assert Path(info["native library"]).parent == Path(mt2o_ext.__file__).parent
+        assert info["instruction set"] in info["instruction sets"]
+
+
+@needs_native
+def test_constants_agree() -> None:
+    assert len(FIELDS) == _native.C.num_fields
+    assert _native.C.num_constants == NUM_CONSTANTS
+    assert _native.C.alignment == reference.ALIGNMENT
+    assert [int(rule) for rule in Rule] == list(range(4))
+    assert [int(order) for order in Order] == [0, 1]
+
+
+@needs_native
+@given(numels=st.lists(st.one_of(st.integers(0, 100), st.integers(0, 30_000_000)), max_size=8))
+def test_the_compiled_planner_equals_the_reference(numels: list[int]) -> None:
+    assert plan_layout(numels) == reference.plan_layout(numels)
+
+
+@needs_native
+def test_only_cpu_tensors_are_the_compiled_parts() -> None:
+    assert _native.available("cpu")
+    assert _native.available(torch.device("cpu"))
+    assert not _native.available("cuda")
+
+
+def test_without_the_compiled_part_everything_works_after_one_warning(tmp_path: Path) -> None:
+    process = run(tmp_path, "-c", STEPS)
+    assert process.returncode == 0, process.stderr
+    *warnings, last = process.stdout.splitlines()
+    assert last == "steps work"
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: RuntimeWarning mt2o_ext runs on its slow reference in plain torch")
+    assert "libtorch_cpu.so: cannot open shared object file" in warnings[0]
+
+
+def test_the_compiled_part_can_be_required(tmp_path: Path) -> None:
+    process = run(tmp_path, "-c", "import mt2o_ext", MT2O_REQUIRE_NATIVE="1")
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == "ImportError: libtorch_cpu.so: cannot open shared object file"
+    assert "RuntimeWarning" not in process.stderr
+
+
+def test_requiring_it_can_be_switched_off(tmp_path: Path) -> None:
+    assert run(tmp_path, "-W", "ignore", "-c", "import mt2o_ext", MT2O_REQUIRE_NATIVE="0").returncode == 0
+
+
+# ---------------------------------------------------------------------- python -m mt2o_ext
+FAMILIES = ("combine", "gram", "transfer", "finite", "step")
+
+
+def checked(output: str) -> list[str]:
+    return [line.split()[0] for line in output.splitlines() if line.endswith(" ok")]
+
+
+@needs_native
+def test_main_prints_what_was_found_and_checks_it(tmp_path: Path) -> None:
+    process = run(tmp_path, "-m", "mt2o_ext", without_native=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert f"torch             {torch.__version__}" in process.stdout
+    assert set(checked(process.stdout)) == set(FAMILIES)
+    assert process.stderr == ""
+
+
+def test_main_without_the_compiled_part(tmp_path: Path) -> None:
+    process = run(tmp_path, "-W", "ignore", "-m", "mt2o_ext")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "cannot open shared object file" in process.stdout
+    assert set(checked(process.stdout)) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_main_fails_where_a_kernel_is_wrong(
+    family: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mt2o_ext.ops, f"{family}_", lambda *arguments, **options: None)
+    assert main() == 1
+    assert set(checked(capsys.readouterr().out)) == set(FAMILIES) - {family}
