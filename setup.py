@@ -99,9 +99,9 @@ class Cuda:
     """The CUDA toolkit that `nvcc` belongs to, and the GPUs to compile for."""
 
     def __init__(self, nvcc: str, torch: Any) -> None:
-        report = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        report = subprocess.getoutput(f"{nvcc} --version; {nvcc} -x cu --dryrun -c /dev/null")
         self.nvcc, self.version = nvcc, re.findall(r"release ([\d.]+)", report)[0]
-        self.include = Path(os.environ.get("CUDA_HOME") or Path(nvcc).resolve().parents[1], "include")
+        self.home = Path(re.findall(r"TOP=(.*)", report)[0])  # nvcc itself may be a script or a link in another place
         ours, theirs = version_of(self.version), version_of(torch.version.cuda or self.version)
         if ours[0] != theirs[0]:
             raise SystemExit(
@@ -161,10 +161,11 @@ class NinjaBuild(build_ext):
                 text += f"build {source}.o: compile {path}\n  compiler = {command_line(nvcc if of_cuda else cxx)}\n"
                 text += f"  flags = {command_line(self.nvcc_flags(group) if of_cuda else self.cxx_flags(group))}\n"
                 objects.append(f"{source}.o")
-        linker = cxx if library == "_C" else [*nvcc, "-cudart=static"]
-        flags = [f"-L{self.torch_root / 'lib'}", "-Xlinker", "--as-needed", "-ltorch_cpu"]
+        flags = [f"-L{self.torch_root}/lib", "-Wl,--as-needed", "-ltorch_cpu"]
+        if library == "_C_cuda" and self.cuda:  # not linked by nvcc, which would leave these paths in the library
+            flags += [f"-L{self.cuda.home}/lib64", f"-L{self.cuda.home}/lib", "-lcudart_static", "-lrt", "-ldl"]
         text += f"build {file_name}: link {' '.join(objects)}\n"
-        return text + f"  compiler = {command_line(linker)}\n  flags = {command_line(flags)}\n"
+        return text + f"  compiler = {command_line(cxx)}\n  flags = {command_line(flags)}\n"
 
     def cxx_flags(self, group: dict[str, Any]) -> list[str]:
         flags = [*SOURCES["flags"], *group.get("flags", []), *OPTIMIZE]
@@ -177,7 +178,7 @@ class NinjaBuild(build_ext):
             flags.append(f'-DMT2O_VERSION="{self.distribution.get_version()}"')
             flags.append(f'-DMT2O_TORCH_VERSION="{self.torch.__version__}"')
         if group.get("cuda") and self.cuda:
-            headers["cuda"] = self.cuda.include
+            headers["cuda"] = self.cuda.home / "include"
             flags += ["-DUSE_CUDA", *self.cuda.defines()]
         for name, path in headers.items():
             flags += ["-isystem", str(path), f"-ffile-prefix-map={path}={name}"]

@@ -50,6 +50,7 @@ struct PackedMix {
   const int32_t* counts;   // [matrices][blocks]            columns that are there
   const int32_t* columns;  // [matrices][blocks][K]
   const void* values;      // [matrices][blocks][K][4]      in theta's type
+  const bool* identity;    // [matrices][K]                 rows of I: they take nothing, not even a NaN times zero
 };
 
 // theta <- M theta, in place

@@ -96,15 +96,18 @@ struct ChunkStep {
     S* theta = static_cast<S*>(s.theta) + p;
     bool kept[max_rows];
     for (int64_t k = 0; k < s.rows; ++k) {
-      kept[k] = inactive(k);
-      if (kept[k]) {  // others may still take from it
-        for_groups<Number<S>>(
-            n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(theta + k * s.row + i, left)); });
+      S* row = theta + k * s.row;
+      kept[k] = inactive(k) || mix.identity[k];
+      if (inactive(k)) {  // others may still take from it
+        for_groups<Number<S>>(n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(row + i, left)); });
         continue;
       }
-      advance_row<rule, S, G>(s, constants(k), k, p, n, [&](int64_t i, auto, auto x, auto u) {
+      advance_row<rule, S, G>(s, constants(k), k, p, n, [&](int64_t i, auto left, auto x, auto u) {
         const auto sum = x + u;
-        store(added + k * stride + i, base == Base::updated ? u : sum);
+        if (mix.identity[k])
+          store(row + i, sum, left);
+        else
+          store(added + k * stride + i, base == Base::updated ? u : sum);
         stage(staged, stride, k, i, base == Base::updated ? x : sum);
       });
     }

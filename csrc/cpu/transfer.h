@@ -26,11 +26,13 @@ template <class S>
 struct Mix {
   const int32_t *counts, *columns;
   const S* values;
+  const bool* identity;
   Mix(const PackedMix& packed, int64_t rows, int64_t segment) {
     const int64_t matrix = packed.matrices > 1 ? segment : 0, blocks = (rows + mix_block - 1) / mix_block;
     counts = packed.counts + matrix * blocks;
     columns = packed.columns + matrix * blocks * rows;
     values = static_cast<const S*>(packed.values) + matrix * blocks * rows * mix_block;
+    identity = packed.identity + matrix * rows;
   }
 };
 
@@ -55,7 +57,7 @@ struct BlendTile {
   int64_t row, rows, n;
   const S *staged, *added;
   int64_t stride;
-  const bool* kept;  // rows that must not be written, or nullptr
+  const bool* kept;  // rows that must not be written
   Ahead ahead;
 };
 
@@ -67,11 +69,12 @@ void blend_rows(const BlendTile<S>& tile, const Mix<S>& mix, int64_t k) {
   const int32_t count = mix.counts[block], *columns = mix.columns + block * tile.rows;
   const S* values = mix.values + block * tile.rows * mix_block;
   for_groups<N>(tile.n, [&](int64_t i, auto left) {
-    N sum[R];
+    const auto added = [&](int r) { return load(tile.added + (k + r) * tile.stride + i); };
+    N sum[R];  // has the size of differences; theta, or theta + u, is added last
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       tile.ahead(k + r, i);
-      sum[r] = base == Base::theta ? set1(S(0)) : load(tile.added + (k + r) * tile.stride + i);
+      sum[r] = base == Base::updated ? added(r) : set1(S(0));
     }
     for (int32_t q = 0; q < count; ++q) {
       const N x = load(tile.staged + columns[q] * tile.stride + i);
@@ -80,9 +83,9 @@ void blend_rows(const BlendTile<S>& tile, const Mix<S>& mix, int64_t k) {
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      if (tile.kept && tile.kept[k + r]) continue;
+      if (tile.kept[k + r]) continue;
       S* out = tile.theta + (k + r) * tile.row + i;
-      store(out, base == Base::added_only ? sum[r] : load(out, left) + sum[r], left);
+      store(out, (base == Base::added_only ? added(r) : load(out, left)) + sum[r], left);
     }
   });
 }
@@ -116,7 +119,7 @@ void transfer_chunks(const Transfer& s, int64_t first, int64_t last) {
       for (int64_t k = 0; k < s.rows; ++k)
         for_groups<Number<S>>(
             n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(theta + k * s.row + i, left)); });
-      blend<Base::theta>(BlendTile<S>{theta, s.row, s.rows, n, staged, nullptr, stride, nullptr, {}}, mix);
+      blend<Base::theta>(BlendTile<S>{theta, s.row, s.rows, n, staged, nullptr, stride, mix.identity, {}}, mix);
     }
   }
 }

@@ -1,5 +1,6 @@
 // Packs the K x K mixes of one call for the CPU's blend (PackedMix in core/arguments.h).
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "tensors.h"
@@ -20,13 +21,15 @@ class MixBuffer {
                           : pack(const_data<double>(mix), rows, floats_);
     values_ = type == Type::float64 ? static_cast<const void*>(doubles_.data()) : floats_.data();
   }
-  PackedMix packed() const { return {matrices_, counts_.data(), columns_.data(), values_}; }
+  PackedMix packed() const { return {matrices_, counts_.data(), columns_.data(), values_, identity_.get()}; }
   int64_t matrices() const { return matrices_; }
 
  private:
   template <class S>
   void pack(const double* mix, int64_t rows, std::vector<S>& values) {
     const int64_t blocks = (rows + mix_block - 1) / mix_block;
+    identity_ = std::make_unique<bool[]>(matrices_ * rows);
+    std::fill_n(identity_.get(), matrices_ * rows, true);
     counts_.assign(matrices_ * blocks, 0);
     columns_.assign(matrices_ * blocks * rows, 0);
     values.assign(matrices_ * blocks * rows * mix_block, S(0));
@@ -39,6 +42,7 @@ class MixBuffer {
         for (int64_t r = 0; r < std::min<int64_t>(mix_block, rows - k); ++r) {
           packed[r] = S(matrix[(k + r) * rows + j] - (k + r == j ? 1. : 0.));
           any = any || packed[r] != S(0);
+          if (packed[r] != S(0)) identity_[block / blocks * rows + k + r] = false;
         }
         if (any) columns_[block * rows + counts_[block]++] = int32_t(j);
       }
@@ -49,6 +53,7 @@ class MixBuffer {
   std::vector<int32_t> counts_, columns_;
   std::vector<float> floats_;
   std::vector<double> doubles_;
+  std::unique_ptr<bool[]> identity_;
   const void* values_ = nullptr;
 };
 

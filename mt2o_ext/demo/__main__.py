@@ -98,8 +98,8 @@ def _times(results: Sequence[Result]) -> str:
 
 
 def _checkpoints(num_steps: int) -> list[int]:
-    """Up to 25 steps, evenly spaced on a logarithmic scale over the last 96%."""
-    return sorted({max(1, round(num_steps * 25 ** (i / 24 - 1))) for i in range(25)})
+    """Up to 25, evenly spaced on a logarithmic scale from a twelfth of all steps on."""
+    return sorted({max(1, round(num_steps * 12 ** (i / 24 - 1))) for i in range(25)})
 
 
 def _parser() -> argparse.ArgumentParser:

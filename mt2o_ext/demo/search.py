@@ -33,4 +33,5 @@ def search_rates(arms: Sequence[Arm], score: Callable[[Arm, float], float]) -> l
 
 
 def best_rate(scores: Scores) -> float:
+    """The rate with the highest score, of equal ones that which was tried first."""
     return max(scores, key=scores.__getitem__)

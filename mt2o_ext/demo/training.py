@@ -22,8 +22,8 @@ __all__ = ["EMA", "REFERENCE", "Arm", "Run", "Setting", "evaluate", "mini_batche
 
 EMA = 0.98
 REFERENCE = (1.0, 1.0)
-"""Of the hypervolume. Guessing has the loss log 10 = 2.30 in both tasks; from there, the corners that every run fills
-early on would be most of the volume, and 99% of it would be reached by fronts that are far apart."""
+"""Of the hypervolume. Guessing has a loss of log 10 = 2.30 in both tasks: seen from there, most of the volume is what
+every run gains in its first steps, and the last percent of it hides what the runs differ in."""
 
 
 @dataclass(frozen=True)

@@ -179,33 +179,35 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
         self._options = options
 
     # ------------------------------------------------------------------ the step
-    def _find_nonfinite(self, bad_losses: Tensor | None) -> Tensor:
-        """float32 [K], 1 where a row must be skipped: its gradients or losses are infinite or NaN."""
+    def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
+        """float32 [K], 1 where the gradients or losses [K, T] of a row are infinite or NaN."""
         found = torch.zeros(self._num_rows, device=self._skipped.device)
         for flat in self._flat:
             flat.find_nonfinite(found)
-        if bad_losses is not None:
-            found = torch.maximum(found, bad_losses.to(found))
+        return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, 1.0)
+
+    def _rows_to_skip(self, found: Tensor) -> Tensor:
         return found.amax().expand_as(found).contiguous() if self._skip_all else found
 
-    def _all_skipped(self, found: Tensor) -> bool:
+    def _nothing_left(self, skipped: Tensor) -> bool:
         """True if there is no row left to update; not known while compiling, and then the kernel finds out."""
-        return not torch.compiler.is_compiling() and bool(found.all())
+        return not torch.compiler.is_compiling() and bool(skipped.all())
 
-    def _count_skipped(self, found: Tensor) -> None:
+    def _count_skipped(self, found: Tensor, skipped: Tensor) -> None:
         """Counts skipped rows and warns about the first."""
-        self._skipped += (found != 0).to(self._skipped)
+        self._skipped += (skipped != 0).to(self._skipped)
         if torch.compiler.is_compiling() or "nonfinite" in self._warned:
             return
         rows = found.nonzero().flatten().tolist()
         if rows:
             self._warn_once(
                 "nonfinite",
-                f"a gradient or loss of subproblem {', '.join(map(str, rows))} was infinite or NaN: this step was skipped for "
-                "it and nothing of it was changed. Later ones are only counted, in optimizer.skipped_steps.",
+                f"a gradient or loss of subproblem {', '.join(map(str, rows))} was infinite or NaN: this step was skipped "
+                f"for {'all' if self._skip_all else 'it'}, nothing of it was changed. Later ones are only counted, in "
+                "optimizer.skipped_steps.",
             )
 
-    def _apply(self, found: Tensor, mixes: Iterable[Tensor | None], order: Order) -> None:
+    def _apply(self, skipped: Tensor, mixes: Iterable[Tensor | None], order: Order) -> None:
         """The fused step of every buffer; mixes: for each of them M [K, K] or [S, K, K], or None."""
         rule = self._base.rule(self.param_groups)
         moments_of = [self._base.moments(group) for group in self.param_groups]
@@ -217,7 +219,7 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
             low = None if flat.values is flat.theta else flat.values
             step_(
                 flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, flat.grads, None, mix,
-                flat.segments, flat.chunks, flat.active(), None, found, rule=rule, order=order,
+                flat.segments, flat.chunks, flat.active(), None, skipped, rule=rule, order=order,
             )  # fmt: skip
             flat.mark_changed()
         self._attach_state(moments_of)

@@ -56,11 +56,11 @@ class Blend:
             self.rule.load_state_dict({key: value.to(device) for key, value in state.items()})
 
     def matrices(
-        self, flats: Sequence[FlatParameters], found: Tensor, losses: Tensor | None, lr: float | Tensor
+        self, flats: Sequence[FlatParameters], skipped: Tensor, losses: Tensor | None, lr: float | Tensor
     ) -> list[Tensor | None]:
         """For each buffer M [K, K] or [S, K, K], or None where no transfer is due.
 
-        found: float32 [K], not zero where a subproblem is skipped.  losses: float64 [K, T], or None.
+        skipped: float32 [K], not zero where a subproblem is skipped.  losses: float64 [K, T], or None.
         """
         nothing: list[Tensor | None] = [None] * len(flats)
         if isinstance(self.rule, Identity) or len(self.preferences) == 1 or not flats or not self.rule.due(self.steps):
@@ -72,21 +72,21 @@ class Blend:
             return nothing
         self.moments.check_matrix(mix)
         parts = split_matrices(mix, flats, len(self.preferences))
-        return [hold_rows(flat, part, found) for flat, part in zip(flats, parts, strict=True)]
+        return [hold_rows(flat, part, skipped) for flat, part in zip(flats, parts, strict=True)]
 
     def _rows(self, flat: FlatParameters) -> Tensor:
         """[K, P], what is blended: theta, or its change since the last transfer."""
         return flat.theta - flat.buffers["transfer_base"] if self.rule.relative else flat.theta
 
     def before_step(
-        self, flats: Sequence[FlatParameters], matrices: list[Tensor | None], found: Tensor
+        self, flats: Sequence[FlatParameters], matrices: list[Tensor | None], skipped: Tensor
     ) -> list[Tensor | None]:
         """Blends changes, where the rule is about those; returns the matrices that are left to the fused step."""
         if not self.rule.relative:
             return matrices
         for flat, matrix in zip(flats, matrices, strict=True):
             if matrix is not None:
-                blend_changes(flat, self._rows(flat), matrix, found)
+                blend_changes(flat, self._rows(flat), matrix, skipped)
         return [None] * len(flats)
 
     def after_step(self, flats: Sequence[FlatParameters], matrices: Sequence[Tensor | None]) -> None:
@@ -134,17 +134,17 @@ def split_matrices(mix: Tensor, flats: Sequence[FlatParameters], num_rows: int) 
     )
 
 
-def hold_rows(flat: FlatParameters, mix: Tensor, found: Tensor) -> Tensor:
+def hold_rows(flat: FlatParameters, mix: Tensor, skipped: Tensor) -> Tensor:
     """M with rows of the identity where the step touches nothing: skipped subproblems, tensors without a gradient."""
     eye = torch.eye(flat.num_rows, dtype=mix.dtype, device=mix.device)
     active = flat.active()
     if active is None:
-        return torch.where(found.unsqueeze(1) != 0, eye, mix)
-    held = ~active | (found.unsqueeze(1) != 0)  # [K, S]
+        return torch.where(skipped.unsqueeze(1) != 0, eye, mix)
+    held = ~active | (skipped.unsqueeze(1) != 0)  # [K, S]
     return torch.where(held.T.unsqueeze(2), eye, mix).contiguous()
 
 
-def blend_changes(flat: FlatParameters, changes: Tensor, mix: Tensor, found: Tensor) -> None:
+def blend_changes(flat: FlatParameters, changes: Tensor, mix: Tensor, skipped: Tensor) -> None:
     """theta <- theta + (M - I) changes: blends what has changed since the last transfer, not the position.
 
     changes: [K, P] theta less the buffer ``transfer_base``, where the next change is measured from.
@@ -153,7 +153,7 @@ def blend_changes(flat: FlatParameters, changes: Tensor, mix: Tensor, found: Ten
     transfer_(blended, mix, flat.transfer_chunks)
     flat.theta.add_(blended.sub_(changes))
     base = flat.buffers["transfer_base"]
-    base.copy_(torch.where(found.unsqueeze(1) != 0, base, flat.theta))
+    base.copy_(torch.where(skipped.unsqueeze(1) != 0, base, flat.theta))
 
 
 def blend_moments(flats: Sequence[FlatParameters], mixes: Sequence[Tensor | None], moments: Moments) -> None:

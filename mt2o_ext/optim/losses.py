@@ -19,19 +19,17 @@ def check_losses(losses: Tensor | Sequence[Tensor], num_tasks: int, num_rows: in
     expected = (num_tasks,) if num_rows is None else (num_rows, num_tasks)
     if isinstance(losses, Tensor):
         stacked = losses
+    elif not isinstance(losses, Sequence):
+        raise TypeError(f"expected losses as a tensor or a sequence of tensors, got {type(losses).__name__}")
     else:
-        items = list(losses)
-        for item in items:
+        for item in losses:
             if not isinstance(item, Tensor):
                 raise TypeError(f"expected losses as tensors, got {type(item).__name__}")
-        if num_rows is None and any(item.dim() > 0 and item.numel() != 1 for item in items):
-            shapes = [list(item.shape) for item in items]
+        if num_rows is None and any(item.numel() != 1 for item in losses):
+            shapes = [list(item.shape) for item in losses]
             raise ValueError(f"expected {num_tasks} scalar losses, got shapes {shapes}; take the mean over the batch")
-        stacked = (
-            torch.stack([item.reshape(()) for item in items] if num_rows is None else items)
-            if items
-            else torch.zeros(0)
-        )
+        items = [item.reshape(()) for item in losses] if num_rows is None else list(losses)
+        stacked = torch.stack(items) if items else torch.zeros(0)
     if tuple(stacked.shape) != expected:
         raise ValueError(
             f"expected losses of shape {list(expected)} (num_tasks={num_tasks}), got {list(stacked.shape)}"

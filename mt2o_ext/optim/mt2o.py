@@ -187,15 +187,16 @@ class MT2OFused(OneModel):
         self._collect_gradients()
         self._refresh_segments()
         last = self._last_losses()
-        found = self._find_nonfinite(None if last is None else ~torch.isfinite(last).all(dim=1))
-        if not self._all_skipped(found):
+        found = self._find_nonfinite(last)
+        skipped = self._rows_to_skip(found)
+        if not self._nothing_left(skipped):
             blend, flats = self._blend, self._flat
             if last is not None and blend.rule.fixed and blend.steps == 0:
                 self._check_own_batches(last)
-            matrices = blend.matrices(flats, found, last, self.param_groups[0]["lr"])
-            self._apply(found, blend.before_step(flats, matrices, found), blend.order)
+            matrices = blend.matrices(flats, skipped, last, self.param_groups[0]["lr"])
+            self._apply(skipped, blend.before_step(flats, matrices, skipped), blend.order)
             blend.after_step(flats, matrices)
-        self._count_skipped(found)
+        self._count_skipped(found, skipped)
         self._losses = [None] * len(self._losses)
         return losses
 

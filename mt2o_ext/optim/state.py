@@ -247,7 +247,8 @@ class StateInBuffers(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:  # dicts of torch.optim and of older versions lack some of our options
             for key, value in self.defaults.items():
-                group.setdefault(key, value)
+                if key != "differentiable":  # which torch has just put there
+                    group.setdefault(key, value)
         if "_num_rows" in state:  # unpickled or copied; load_state_dict comes by here with two keys only
             self.state = defaultdict(dict, self.state)
             kept = self._export_state()

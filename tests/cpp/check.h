@@ -42,9 +42,10 @@ void equal(const char* file, int line, const char* names, const T& a, const T& b
 }
 template <class T>
 void equal(const char* file, int line, const char* names, const std::vector<T>& a, const std::vector<T>& b) {
+  if (a == b) return;
   if (a.size() != b.size()) fail(file, line, names, ": ", a.size(), " and ", b.size(), " elements");
   for (size_t i = 0; i < a.size(); ++i)
-    if (a[i] != b[i]) fail(file, line, names, ": element ", i, ": ", a[i], " != ", b[i]);
+    if (a[i] != b[i]) fail(file, line, names, ": element ", i, ": ", +a[i], " != ", +b[i]);
 }
 inline void near(const char* file, int line, const char* names, double a, double b, double tolerance) {
   if (!(std::fabs(a - b) <= tolerance))

@@ -34,6 +34,8 @@ constexpr double rounding = std::is_same_v<S, double>     ? 0x1p-53
                             : std::is_same_v<S, bfloat16> ? 0x1p-8
                                                           : 0x1p-11;
 
+using Bytes = std::vector<unsigned char>;
+
 template <class S>
 S rounded(double x) {
   return Rounded<S>::of(Scalar<S>(x));
@@ -54,7 +56,7 @@ struct Matrix {
   const S* operator[](int64_t i) const { return values.data() + i * row; }
   double at(int64_t i, int64_t p) const { return widened(values[i * row + p]); }
   // Compared as bits: NaN equals NaN, and -0 is not 0.
-  std::vector<int> bytes() const {
+  Bytes bytes() const {
     const auto* begin = reinterpret_cast<const unsigned char*>(values.data());
     return {begin, begin + values.size() * sizeof(S)};
   }

@@ -10,7 +10,7 @@ static void check_combine(int64_t rows, int64_t tasks) {
   const Layout layout = plan_layout(numels);
   const Matrix<G> grads = random.matrix<G>(rows * tasks, layout);
   const std::vector<double> weights = random.weights(rows * tasks);
-  std::vector<int> first;
+  Bytes first;
   for_levels_and_threads([&](const Kernels& level, int threads) {
     Matrix<O> out(rows, layout);
     const Combine s = {

@@ -16,10 +16,10 @@ template <class S>
 struct State {
   Matrix<S> theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema;
   Matrix<bfloat16> low;
-  std::vector<int> bytes() const {
-    std::vector<int> all = low.bytes();
+  Bytes bytes() const {
+    Bytes all = low.bytes();
     for (const Matrix<S>* m : {&theta, &exp_avg, &exp_avg_sq, &max_exp_avg_sq, &ema}) {
-      const std::vector<int> more = m->bytes();
+      const Bytes more = m->bytes();
       all.insert(all.end(), more.begin(), more.end());
     }
     return all;
@@ -166,7 +166,7 @@ static void check_column(const Problem<S, G>& problem, const State<S>& got, cons
 template <class S, class G>
 static void check_step(const Case& of, int64_t number) {
   const Problem<S, G> problem(of, number);
-  std::vector<int> first;
+  Bytes first;
   for (const int64_t tile : {16, 2048})
     for_levels_and_threads([&](const Kernels& level, int threads) {
       const State<S> state = problem.run(level, threads, tile);

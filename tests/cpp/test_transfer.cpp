@@ -15,7 +15,7 @@ static void check_transfer(int64_t rows, bool for_each_segment, bool sparse, dou
     mixes.insert(mixes.end(), mix.begin(), mix.end());
   }
   const Packed<S> packed(mixes, rows);
-  std::vector<int> first;
+  Bytes first;
   for (const int64_t tile : {16, 2048})
     for_levels_and_threads([&](const Kernels& level, int threads) {
       Matrix<S> mixed = theta;

@@ -231,7 +231,7 @@ def trained(num_subproblems: int, num_tasks: int, sizes: tuple[int, ...], **opti
     [
         lambda: trained(6, 2, (5, 17)),
         lambda: trained(1, 2, (5, 17)),
-        lambda: trained(5, 1, (5, 17)),
+        lambda: trained(5, 3, (5, 17), preferences=torch.eye(3).repeat(2, 1)[:5], transfer=None),
         lambda: trained(5, 2, (5, 17, 3)),
         lambda: trained(5, 2, (5, 18)),
         lambda: trained(5, 2, (5,)),

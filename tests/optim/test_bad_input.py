@@ -1,0 +1,320 @@
+"""Bad input: a clear error, and nothing changed before it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from problems import Batches, assert_same, make_model, rows, set_gradients, snapshot, task_losses, train
+from torch import Tensor, nn
+
+from mt2o_ext import SGD, Adam, AdamW, Hat, Mean, Moments, MT2OFused, Spectral, SubproblemBank, TransferContext
+
+P = nn.Parameter
+
+
+def make(params: Any = None, **options: Any) -> MT2OFused:
+    params = [P(torch.ones(3))] if params is None else params
+    return MT2OFused(params, **{"num_tasks": 2, "num_subproblems": 3, "transfer": None, **options})
+
+
+# ---------------------------------------------------------------------- construction
+CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "no subproblem": (lambda: make(num_subproblems=0), ValueError, "at least 1"),
+    "no task": (lambda: make(num_tasks=0), ValueError, "at least 1"),
+    "order": (lambda: make(order="other"), ValueError, "order must be"),
+    "relative order": (
+        lambda: make(num_subproblems=5, transfer=Spectral(relative=True), order="adapt_then_combine"),
+        ValueError,
+        "relative",
+    ),
+    "ema": (lambda: make(ema=1.0), ValueError, "ema must be"),
+    "skip": (lambda: make(skip_nonfinite="no"), ValueError, "skip_nonfinite"),
+    "lr": (lambda: make(lr=-1.0), ValueError, "lr must be"),
+    "lr of nan": (lambda: make(lr=float("nan")), ValueError, "lr must be"),
+    "lr of two": (lambda: make(lr=torch.ones(2)), ValueError, "one-element"),
+    "betas": (lambda: make(base=AdamW(betas=(0.9, 1.0))), ValueError, r"betas\[1\]"),
+    "eps": (lambda: make(base=Adam(eps=-1.0)), ValueError, "eps"),
+    "weight decay": (lambda: make(base=SGD(weight_decay=-0.1)), ValueError, "weight_decay"),
+    "nesterov": (lambda: make(base=SGD(nesterov=True)), ValueError, "Nesterov"),
+    "base": (lambda: make(base="lion"), ValueError, "base must be"),
+    "transfer class": (lambda: make(transfer=Spectral), TypeError, "instance"),
+    "scalarization": (lambda: make(scalarization="linear"), TypeError, "scalarization"),
+    "moments": (lambda: make(num_subproblems=5, transfer=Hat(), moments=Moments.MIX), ValueError, "moments"),
+    "preferences off the simplex": (lambda: make(preferences=[[1, 0], [0.5, 0.6], [0, 1]]), ValueError, "sum to 1"),
+    "negative preferences": (lambda: make(preferences=[[1, 0], [-0.5, 1.5], [0, 1]]), ValueError, "not negative"),
+    "preferences' shape": (lambda: make(preferences=[[1, 0], [0, 1]]), ValueError, "one row per subproblem"),
+    "start of a bank": (lambda: make([P(torch.ones(3, 2))], stacked=True, start=print), ValueError, "start="),
+    "buffers of a bank": (lambda: make([P(torch.ones(3, 2))], stacked=True, buffers=[torch.ones(1)]), ValueError, "bank"),
+    "buffers": (lambda: make(buffers=[1]), TypeError, "buffers"),
+    "no parameter": (lambda: make([]), ValueError, "empty parameter list"),
+    "no tensor": (lambda: make([1.0]), TypeError, "expected tensors"),
+    "a set": (lambda: make([{"params": {P(torch.ones(2))}}]), TypeError, "ordered"),
+    "integers": (lambda: make([torch.ones(2, dtype=torch.int64)]), TypeError, "int64"),
+    "complex": (lambda: make([P(torch.ones(2, dtype=torch.complex64))]), TypeError, "complex64"),
+    "sparse": (lambda: make([P(torch.ones(2, 2).to_sparse())]), TypeError, "layout"),
+    "meta": (lambda: make([P(torch.ones(2, device="meta"))]), ValueError, "one device"),
+    "two devices": (lambda: make([P(torch.ones(2)), P(torch.ones(2, device="meta"))]), ValueError, "one device"),
+    "lazy": (lambda: make(nn.LazyLinear(2).parameters()), ValueError, "initialized"),
+    "not a leaf": (lambda: make([torch.ones(2, requires_grad=True) * 2]), ValueError, "leaf"),
+    "not stacked": (lambda: make([P(torch.ones(2))], stacked=True), ValueError, "leading dimension 3"),
+    "a scalar, stacked": (lambda: make([P(torch.ones(()))], stacked=True), ValueError, "leading dimension 3"),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRUCTION)
+def test_construction(name: str) -> None:
+    function, error, text = CONSTRUCTION[name]
+    with pytest.raises(error, match=text):
+        function()
+
+
+def test_a_parameter_given_twice() -> None:
+    p = P(torch.ones(3))
+    with pytest.raises(ValueError, match="twice"):
+        make([p, p])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        make([{"params": [p]}, {"params": [p]}])
+    assert p.untyped_storage().nbytes() == 12  # not a view into a buffer
+
+
+def test_parameters_that_share_memory() -> None:
+    base = torch.arange(12.0)
+    for first, second in ((base[:8], base[7:]), (base, base.reshape(3, 4)), (base[::2], base[2:3])):
+        with pytest.raises(ValueError, match="share memory"):
+            make([P(first), P(second)])
+        with pytest.raises(ValueError, match="share memory"):
+            make([{"params": [P(first)]}, {"params": [P(second)]}])
+    make([P(base[:6]), P(base[6:])])
+    columns = base.reshape(3, 4)
+    make([P(columns[:, :2]), P(columns[:, 2:])])  # side by side, no element in common
+
+
+def test_add_param_group_changes_nothing_before_the_error() -> None:
+    model = make_model()
+    optimizer = make(model.parameters(), num_subproblems=5, ema=0.9)
+    train(optimizer, model, Batches(), 2)
+    before, pointers = snapshot(optimizer), [p.data_ptr() for p in model.parameters()]
+    weight = next(model.parameters())
+    bad: list[Any] = [
+        {"params": [weight]},
+        {"params": [P(weight.detach()[1:])]},
+        {"params": [P(torch.ones(2, dtype=torch.complex64))]},
+        {"params": [P(torch.ones(2))], "lr": -1.0},
+        {"params": [P(torch.ones(2))], "betas": (2.0, 0.9)},
+        {"params": [P(torch.ones(2, device="meta"))]},
+        [P(torch.ones(2))],
+    ]
+    for group in bad:
+        with pytest.raises((TypeError, ValueError)):
+            optimizer.add_param_group(group)
+    assert_same(snapshot(optimizer), before)
+    assert [p.data_ptr() for p in model.parameters()] == pointers
+
+
+# ---------------------------------------------------------------------- losses
+def losses_of(model: nn.Module) -> Tensor:
+    return task_losses(model(x := torch.randn(4, 7)), x[:, 0])
+
+
+LOSSES: dict[str, tuple[Callable[[nn.Module], Any], type[Exception], str]] = {
+    "too few": (lambda model: [losses_of(model)[0]], ValueError, "shape"),
+    "too many": (lambda model: [*losses_of(model), losses_of(model)[0]], ValueError, "shape"),
+    "none": (lambda model: [], ValueError, "shape"),
+    "not scalars": (lambda model: [model(torch.randn(4, 7))[:, 0], losses_of(model)[0]], ValueError, "scalar"),
+    "detached": (lambda model: losses_of(model).detach(), ValueError, "graph"),
+    "numbers": (lambda model: [1.0, 2.0], TypeError, "tensors"),
+    "one number": (lambda model: 1.0, TypeError, "losses"),
+    "nothing": (lambda model: None, TypeError, "losses"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name: str) -> None:
+    function, error, text = LOSSES[name]
+    model = make_model()
+    optimizer = make(model.parameters())
+    before = snapshot(optimizer)
+    with pytest.raises(error, match=text):
+        optimizer.backward(function(model))
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(error, match=text):
+        optimizer.step(lambda: function(model))
+    assert_same(snapshot(optimizer), before)
+
+
+def test_a_step_without_any_gradient() -> None:
+    for num_subproblems in (1, 3):
+        model = make_model()
+        optimizer = make(model.parameters(), num_subproblems=num_subproblems)
+        before = snapshot(optimizer)
+        with pytest.raises(RuntimeError, match="backward"):
+            optimizer.step()
+        assert_same(snapshot(optimizer), before)
+
+
+# ---------------------------------------------------------------------- transfer matrices
+MATRICES: dict[str, tuple[Callable[[TransferContext], Any], str]] = {
+    "shape": (lambda context: torch.eye(4), "shape"),
+    "segments": (lambda context: torch.eye(3).expand(7, 3, 3), "shape"),
+    "rows": (lambda context: torch.full((3, 3), 0.3), "sum to 1"),
+    "growing": (lambda context: 3 * torch.eye(3) - 2 / 3, "spectrum"),
+    "neither": (lambda context: torch.tensor([[2.0, -1, 0], [0, 1, 0], [0, 0, 1]]), "non-negative or symmetric"),
+    "nan": (lambda context: torch.full((3, 3), float("nan")), "finite"),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_transfer_matrices_of_the_user(name: str) -> None:
+    function, text = MATRICES[name]
+    model = make_model()
+    optimizer = make(model.parameters(), transfer=function, ema=0.9)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=text):
+        train(optimizer, model, Batches(), 1)
+    after = snapshot(optimizer)
+    assert_same(after, before)
+
+
+def test_signed_matrices_must_not_blend_moments() -> None:
+    signed = torch.eye(3) - 0.5 * torch.tensor([[1.0, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 3
+    model = make_model()
+    optimizer = make(model.parameters(), transfer=lambda context: signed, moments=Moments.MIX)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match="moments"):
+        train(optimizer, model, Batches(), 1)
+    assert_same(snapshot(optimizer), before)
+
+
+# ---------------------------------------------------------------------- gradients
+@pytest.mark.parametrize("num_subproblems", [1, 3])
+def test_sparse_gradients(num_subproblems: int) -> None:
+    model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 2))
+    optimizer = make(model.parameters(), num_subproblems=num_subproblems)
+    before = snapshot(optimizer)
+
+    def losses() -> Tensor:
+        return model(torch.tensor([1, 2])).square().mean(0)
+
+    with pytest.raises(TypeError, match="sparse=False"):
+        optimizer.step(losses)
+    assert_same(snapshot(optimizer), before)
+    with pytest.raises(TypeError, match="sparse=False"):
+        for _ in optimizer.subproblems():
+            optimizer.backward(losses())
+        optimizer.step()
+    optimizer.zero_grad()
+    model[0].sparse = False
+    optimizer.step(losses)
+    assert (optimizer.state[model[1].weight]["step"] == 1).all()
+
+
+BAD = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("value", BAD, ids=str)
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+@pytest.mark.parametrize("skip", ["subproblem", "all"])
+@pytest.mark.parametrize("transfer", ["none", "hat", "changes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nonfinite_skips_the_subproblem(value: float, where: str, skip: str, transfer: str, dtype: torch.dtype) -> None:
+    model = make_model(dtype)
+    rules = {"none": None, "hat": Hat(every=1), "changes": Spectral(every=1, relative=True)}
+    optimizer = make(
+        model.parameters(), num_subproblems=5, lr=0.05, ema=0.9, skip_nonfinite=skip, transfer=rules[transfer]
+    )
+    train(optimizer, model, Batches(dtype=dtype), 2)
+    before = {p: {key: value.clone() for key, value in state.items()} for p, state in optimizer.state.items()}
+    batches = Batches(3, dtype)
+    with pytest.warns(UserWarning, match="subproblem 2 was infinite or NaN"):
+        for k in optimizer.subproblems():
+            x, y = next(batches)
+            losses = task_losses(model(x), y)
+            if k == 2 and where == "loss":
+                losses = losses + torch.tensor([value, 0.0], dtype=dtype)
+            optimizer.backward(losses)
+            if k == 2 and where == "gradient":
+                next(model.parameters()).grad[0, 3] = value  # type: ignore[index]
+        optimizer.step()
+    for p, state in before.items():
+        for key, old in state.items():
+            new = optimizer.state[p][key]
+            for k in range(5):
+                if k == 2 or skip == "all":
+                    assert_same(new[k].clone(), old[k])
+                elif key != "transfer_base":
+                    assert not torch.equal(new[k], old[k]), (key, k)
+    expected = torch.tensor([0, 0, 1, 0, 0]) if skip == "subproblem" else torch.ones(5, dtype=torch.int64)
+    assert_same(optimizer.skipped_steps, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # warned once; and the way is clear again
+        train(optimizer, model, Batches(4, dtype), 2)
+        for k in optimizer.subproblems():
+            set_gradients(list(model.parameters()), k)
+            next(model.parameters()).grad[0, 0] = value  # type: ignore[index]
+        middle = snapshot(optimizer)["parameters"]
+        optimizer.step()
+    assert_same(optimizer.skipped_steps, expected + 1)
+    assert_same(snapshot(optimizer)["parameters"], middle)
+    assert all(torch.isfinite(p).all() for row in rows(optimizer, model) for p in row)
+
+
+# ---------------------------------------------------------------------- closures and parameters
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_closure_that_raises_leaves_everything_usable(stacked: bool) -> None:
+    model: nn.Module = make_model()
+    bank = SubproblemBank(model, 5) if stacked else model
+    optimizer = make(bank.parameters(), num_subproblems=5, transfer=Mean(0.1), stacked=stacked)
+    calls = []
+    batches = Batches()
+
+    def closure() -> Tensor:
+        calls.append(1)
+        if len(calls) == (1 if stacked else 3):
+            raise KeyError("in the middle")
+        x, y = next(batches)
+        return task_losses(bank(x, shared=True), y) if stacked else task_losses(bank(x), y)
+
+    before = snapshot(optimizer)
+    with pytest.raises(KeyError):
+        optimizer.step(closure)
+    assert_same(snapshot(optimizer), before)
+    assert all(p.grad is None for p in bank.parameters())
+    with pytest.raises(RuntimeError, match="needs gradients"):
+        optimizer.step()
+    if not stacked:
+        optimizer.step(closure)
+        assert all((optimizer.state[p]["step"] == 1).all() for p in bank.parameters())
+
+
+def test_a_parameter_of_another_shape() -> None:
+    model = make_model()
+    optimizer = make(model.parameters())
+    train(optimizer, model, Batches(), 1)
+    weight = next(model.parameters())
+    kept = snapshot(optimizer)["state"]
+    for new in (torch.ones(5), weight.data[:1]):
+        weight.data = new
+        weight.grad = torch.ones_like(new)
+        with pytest.raises(ValueError, match="shape"):
+            optimizer.step()
+        assert_same(snapshot(optimizer)["state"], kept)
+
+
+def test_subproblems_that_are_not_there() -> None:
+    optimizer = make()
+    for k in (-1, 3):
+        with pytest.raises(IndexError, match="0 .. 2"), optimizer.subproblem(k):
+            pass
+    with pytest.raises(ValueError, match="running average"), optimizer.subproblem(0, ema=True):
+        pass
+    with pytest.raises(RuntimeError, match="stacked=True"), optimizer.averaged():
+        pass
+    stacked = make([P(torch.ones(3, 2))], stacked=True)
+    with pytest.raises(RuntimeError, match=r"bank\.subproblem"), stacked.subproblem(0):
+        pass
+    with pytest.raises(RuntimeError, match=r"bank\.subproblem"):
+        next(stacked.subproblems())
