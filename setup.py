@@ -139,7 +139,7 @@ class NinjaBuild(build_ext):
 
     def build_extensions(self) -> None:
         directory = ROOT / "build" / (sysconfig.get_config_var("SOABI") + ("-debug" if is_set("MT2O_DEBUG") else ""))
-        directory.mkdir(parents=True, exist_ok=True)
+        self.mkpath(str(directory))
         paths = {e.name.rpartition(".")[2]: Path(self.get_ext_fullpath(e.name)) for e in self.extensions}
         statements = (self.statements_for(library, path.name) for library, path in paths.items())
         (directory / "build.ninja").write_text(RULES + "".join(statements))
@@ -171,8 +171,7 @@ class NinjaBuild(build_ext):
         flags = [*SOURCES["flags"], *group.get("flags", []), *OPTIMIZE]
         headers = {}  # by the name that stands for their path in messages
         if group.get("torch"):
-            headers["torch"] = self.torch_root / "include"
-            flags += STABLE_ABI
+            headers["torch"], flags = self.torch_root / "include", flags + STABLE_ABI
         if group.get("pybind11"):
             headers |= {"pybind11": Path(required("pybind11").get_include()), "python": find_python_headers()}
             flags.append(f'-DMT2O_VERSION="{self.distribution.get_version()}"')

@@ -1,6 +1,6 @@
 """Inner products of all rows, plain and centred, against torch, and against one read of the rows; with errors.
 
-    python bench/bench_gram.py [--quick]
+python bench/bench_gram.py [--quick]
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from bench import floor
-from bench.measure import interleaved, milliseconds, ratio, table, write
+from bench.measure import interleaved, milliseconds, power, ratio, table, write
 from mt2o_ext import ops
 
 NOTES = (
-    "R rows of P columns. x read: median per-round ratio to one read of the rows. 'mm': rows @ rows.T in float32 (centred: after "
-    "subtracting the mean); 'double': the same in float64. error: largest |Q - exact| / sqrt(Q_ii Q_jj), exact in float64. "
+    "R rows of P columns. x read: median per-round ratio to one read of the rows. 'mm': rows @ rows.T in float32 "
+    "(centred: after subtracting the mean); 'double': the same in float64. error: largest |Q - exact| / "
+    "sqrt(Q_ii Q_jj), exact in float64. "
     "Centred rows differ by 1e-3 of their size, as the subproblems' parameters do."
 )
 
@@ -49,10 +50,12 @@ def measure(num_rows: int, columns: int, centre: bool, rounds: int) -> dict[str,
     seconds = interleaved(runs, rounds)
     exact = torch_gram(rows.double(), centre)
     kind = "centred" if centre else "plain"
-    result: dict[str, Any] = {"R": num_rows, "P": f"{columns:.0e}".replace("e+0", "e"), "rows": kind}
+    result: dict[str, Any] = {"R": num_rows, "P": power(columns), "rows": kind}
     result |= {"ms": milliseconds(seconds["ours"]), "x read": ratio(seconds["ours"], seconds["read"])}
     result |= {f"{name} / ours": ratio(seconds[name], seconds["ours"]) for name in ("mm", "double")}
-    return result | {"error": f"{error(out[0, 0], exact):.0e}", "error of mm": f"{error(torch_gram(rows, centre), exact):.0e}"}
+    result["error"] = f"{error(out[0, 0], exact):.0e}"
+    result["error of mm"] = f"{error(torch_gram(rows, centre), exact):.0e}"
+    return result
 
 
 def main() -> None:

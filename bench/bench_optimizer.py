@@ -1,6 +1,6 @@
 """Whole optimizers on many small tensors, on many groups and on one large tensor, against torch.optim.AdamW.
 
-    python bench/bench_optimizer.py [--quick]
+python bench/bench_optimizer.py [--quick]
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from bench.measure import interleaved, milliseconds, ratio, table, write
 from mt2o_ext import AdamW, MT2OFused
 
 NOTES = (
-    "K = 1, T = 1, AdamW. ms of optimizer.step(), medians; MT2OFused's includes what torch's does not: the gradients are copied to "
-    "its buffer and checked for infinities and NaN before anything is written. Others: their time over ours in the same round."
+    "K = 1, T = 1, AdamW. ms of optimizer.step(), medians; MT2OFused's includes what torch's does not: the gradients "
+    "are copied to its buffer and checked for infinities and NaN before anything is written. Others: their time over "
+    "ours in the same round."
 )
 
 
@@ -48,7 +49,8 @@ def variants(count: int, numel: int, num_groups: int) -> dict[str, Callable[[], 
 def measure(name: str, count: int, numel: int, num_groups: int, rounds: int) -> dict[str, Any]:
     seconds = interleaved(variants(count, numel, num_groups), rounds)
     row: dict[str, Any] = {"tensors": name, "groups": num_groups, "ms": milliseconds(seconds["ours"])}
-    return row | {f"{other} / ours": ratio(seconds[other], seconds["ours"]) for other in ("fused", "foreach", "for loop")}
+    others = [name for name in seconds if name != "ours"]
+    return row | {f"{other} / ours": ratio(seconds[other], seconds["ours"]) for other in others}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The fused step against torch's ways to do the same, and against the floor.
 
-    python bench/bench_step.py [--quick]
+python bench/bench_step.py [--quick]
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from bench import floor
-from bench.measure import interleaved, lower_of, milliseconds, ratio, table, write
+from bench.measure import interleaved, lower_of, milliseconds, power, ratio, table, write
 from bench.step_problem import StepProblem
 
 SHAPES = [(1, 1), (5, 2), (8, 3), (16, 2)]
 SIZES = [100_000, 1_000_000, 4_000_000]
 
 NOTES = (
-    "AdamW, transfer M theta, T task gradients with weights. ms: medians; x floor: median per-round ratio to the bytes that must "
-    "move at the best of streaming copy, streaming triad and in-place scale of the same round; x twin: to a loop over the same "
-    "arrays with trivial arithmetic; others: their time over ours in the same round."
+    "AdamW, transfer M theta, T task gradients with weights. ms: medians; x floor: median per-round ratio to the bytes "
+    "that must move at the best of streaming copy, streaming triad and in-place scale of the same round; x twin: to a "
+    "loop over the same arrays with trivial arithmetic; others: their time over ours in the same round."
 )
 
 
@@ -45,7 +45,7 @@ def measure(num_rows: int, num_tasks: int, columns: int, rounds: int) -> dict[st
     seconds = interleaved(variants_of(problem, torch.get_num_threads()), rounds)
     ours = seconds["ours"]
     lowest = lower_of(seconds["copy"], seconds["triad"], seconds["scale"])
-    row: dict[str, Any] = {"K": num_rows, "T": num_tasks, "P": f"{columns:.0e}".replace("e+0", "e"), "ms": milliseconds(ours)}
+    row: dict[str, Any] = {"K": num_rows, "T": num_tasks, "P": power(columns), "ms": milliseconds(ours)}
     row |= {"x floor": ratio(ours, lowest), "x twin": ratio(ours, seconds["twin"])}
     row |= {f"{name} / ours": ratio(seconds[name], ours) for name in ("fused", "foreach", "eager", "compiled")}
     gc.collect()

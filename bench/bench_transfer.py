@@ -1,6 +1,6 @@
 """The transfer alone, theta <- M theta, against torch's matrix product, and against the floor.
 
-    python bench/bench_transfer.py [--quick]
+python bench/bench_transfer.py [--quick]
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from bench import floor
-from bench.measure import interleaved, lower_of, milliseconds, ratio, table, write
+from bench.measure import interleaved, lower_of, milliseconds, power, ratio, table, write
 from mt2o_ext import ops
 
 NOTES = (
-    "In place. 'mm': torch.mm into a buffer, then copied back; 'mm_out': without the copy (two buffers of parameters in turn, which "
-    "views of one cannot use). sparse: each row takes from its two neighbours only. x floor as in step.json."
+    "In place. 'mm': torch.mm into a buffer, then copied back; 'mm_out': without the copy (two buffers of parameters "
+    "in turn, which views of one cannot use). sparse: each row takes from its two neighbours. x floor as of the step."
 )
 
 
@@ -39,7 +39,7 @@ def measure(num_rows: int, columns: int, kind: str, rounds: int) -> dict[str, An
     } | floor.copies(8 * num_rows * columns, torch.get_num_threads())
     seconds = interleaved(runs, rounds)
     lowest = lower_of(seconds["copy"], seconds["triad"], seconds["scale"])
-    result: dict[str, Any] = {"K": num_rows, "P": f"{columns:.0e}".replace("e+0", "e"), "M": kind, "ms": milliseconds(seconds["ours"])}
+    result: dict[str, Any] = {"K": num_rows, "P": power(columns), "M": kind, "ms": milliseconds(seconds["ours"])}
     result["x floor"] = ratio(seconds["ours"], lowest)
     return result | {f"{name} / ours": ratio(seconds[name], seconds["ours"]) for name in ("mm", "mm_out")}
 
@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the smallest size only, few rounds")
     quick = parser.parse_args().quick
     sizes, rounds = ([1_000_000], 5) if quick else ([1_000_000, 4_000_000], 25)
-    rows = [measure(k, p, kind, rounds) for p in sizes for k in (5, 8, 16, 64) if k * p <= 64e6 for kind in ("dense", "sparse")]
+    cases = [(k, p) for p in sizes for k in (5, 8, 16, 64) if k * p <= 64e6]
+    rows = [measure(k, p, kind, rounds) for k, p in cases for kind in ("dense", "sparse")]
     print(table(rows))
     if not quick:
         print(write("transfer", rows, NOTES))

@@ -33,7 +33,7 @@ def _size(n: int) -> ctypes.c_int64:
 
 
 def copies(num_bytes: int, threads: int) -> dict[str, Callable[[], object]]:
-    """Streaming copy, streaming triad and in-place scale, each moving ``num_bytes`` (at least 4x the last-level cache in use)."""
+    """Streaming copy, streaming triad and in-place scale, each moving ``num_bytes``."""
     n = max(num_bytes // 4, 1 << 20)
     work = torch.ones(n)  # touched
     half, third = n // 2 & ~15, n // 3 & ~15

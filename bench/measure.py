@@ -20,7 +20,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def interleaved(variants: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of every variant in every round; the variants take turns, so that what else the machine does hits all alike."""
+    """Seconds of every variant in every round; they take turns, so that what else the machine does hits all alike."""
     for run in variants.values():
         for _ in range(warmup):
             run()
@@ -47,10 +47,8 @@ def lower_of(*several: list[float]) -> list[float]:
 
 
 def machine() -> dict[str, Any]:
-    model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
+    processors = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    model = processors[0].partition(":")[2].strip() if processors else platform.processor()
     info = mt2o_ext.backend_info()
     return {
         "date": datetime.date.today().isoformat(),
@@ -68,6 +66,11 @@ def write(name: str, rows: list[dict[str, Any]], notes: str) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), "notes": notes, "rows": rows}, indent=1) + "\n")
     return path
+
+
+def power(number: int) -> str:
+    """1000000 -> 1e6."""
+    return f"{number:.0e}".replace("e+0", "e")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

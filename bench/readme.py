@@ -15,8 +15,8 @@ def rendered(name: str) -> str:
     result = json.loads((RESULTS / f"{name}.json").read_text())
     where = result["machine"]
     line = (
-        f"{where['processor']}, {where['threads']} threads, {where['instruction set']}, torch {where['torch']}, {where['date']} "
-        f"(`bench/results/{name}.json`). {result['notes']}"
+        f"{where['processor']}, {where['threads']} threads, {where['instruction set']}, torch {where['torch']}, "
+        f"load {where['load average']}, {where['date']} (`bench/results/{name}.json`). {result['notes']}"
     )
     return f"{table(result['rows'])}\n\n<sub>{line}</sub>"
 

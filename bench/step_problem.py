@@ -21,7 +21,7 @@ class StepProblem:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator)
 
-        offsets, row, chunks = ops.plan_layout([columns])
+        _, row, chunks = ops.plan_layout([columns])
         self.num_rows, self.num_tasks, self.columns = num_rows, num_tasks, columns
         self.chunks = torch.tensor(chunks)
         self.theta, self.grads = normal(num_rows, row), normal(num_rows, num_tasks, row).to(dtype)
@@ -29,7 +29,8 @@ class StepProblem:
         self.weights = torch.softmax(normal(num_rows, num_tasks).double(), 1)
         coupling = torch.full((num_rows, num_rows), 1 / num_rows, dtype=torch.float64)
         self.mix = 0.9 * torch.eye(num_rows, dtype=torch.float64) + 0.1 * coupling
-        fields = dict(lr=LR, weight_decay=DECAY, decoupled=1, beta1=BETAS[0], beta2=BETAS[1], eps=EPS, transfer=1)
+        fields = {"lr": LR, "weight_decay": DECAY, "decoupled": 1, "eps": EPS, "transfer": 1}
+        fields |= {"beta1": BETAS[0], "beta2": BETAS[1]}
         self.segments = torch.tensor([[fields.get(name, 0.0) for name in ops.FIELDS]], dtype=torch.float64)
         self.step = torch.zeros(num_rows, 1)
         self.constants = torch.zeros(num_rows, 1, ops.NUM_CONSTANTS, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Multi-task optimizers on fused kernels: K trade-offs trained together, one run, a Pareto front of models.
 
-``torch.optim.Optimizer`` subclasses; see :class:`MT2OFused`.  ``python -m mt2o_ext`` tells what was built and checks it.
+``torch.optim.Optimizer`` subclasses; see :class:`MT2OFused`.  ``python -m mt2o_ext`` tells what was built and checks
+it.
 """
 
 from ._native import backend_info

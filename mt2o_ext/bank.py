@@ -69,7 +69,7 @@ class SubproblemBank(nn.Module):
                 if isinstance(tensor, Tensor) and (tensor.dim() == 0 or tensor.shape[0] != self.num_subproblems):
                     raise ValueError(
                         f"expected inputs with a leading dimension {self.num_subproblems} (one batch for each "
-                        f"subproblem, see mt2o_ext.stack), got {list(tensor.shape)}; pass shared=True for one batch for all"
+                        f"subproblem, see mt2o_ext.stack), got {list(tensor.shape)}; pass shared=True for one for all"
                     )
 
         def call(tensors: dict[str, Tensor], *arguments: Any) -> Any:

@@ -1,7 +1,8 @@
 """Flat parameter buffers: all tensors of one dtype side by side in one row, one row for each subproblem.
 
-The user's ``nn.Parameter`` objects stay the truth: they are views into the row that is active.  Their addresses are compared at
-every step (cheap integers); a parameter that was replaced in the meantime is copied into the buffer and made a view again.
+The user's ``nn.Parameter`` objects stay the truth: they are views into the row that is active.  Their addresses are
+compared at every step (cheap integers); a parameter that was replaced in the meantime is copied into the buffer and
+made a view again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ..
 
 
 class FlatParameters:
-    """Parameters of one dtype on one device, their gradients and optimizer state, as matrices with one row per subproblem.
+    """Parameters of one dtype on one device, their gradients and optimizer state, one row for each subproblem.
 
     Args:
         parameters: tensors of one dtype (float32, float64, bfloat16, float16) on one device.
@@ -125,7 +126,7 @@ class FlatParameters:
         master.copy_(torch.where(master.to(low.dtype) == low, master, low.to(master.dtype)))
 
     def detach_values(self, name: str | None, row: int) -> None:
-        """Gives the parameters tensors of their own, with the values of this row (all rows, if stacked) or of a buffer's."""
+        """Gives the parameters tensors of their own: copies of this row (all rows, if stacked) of a buffer."""
         source = self.values if name is None else self.buffers[name]
         for segment, p in enumerate(self.parameters):
             rows = self.rows_of(source, segment)
@@ -133,7 +134,7 @@ class FlatParameters:
             p.data = values.to(self.dtype, copy=True, memory_format=torch.preserve_format)
 
     def load_theta(self, segment: int, rows: Tensor, *, keep_values: bool) -> None:
-        """Sets all rows of one parameter, or (keep_values) only the float32 masters of the 16-bit values that it has."""
+        """Sets all rows of one parameter, or (keep_values) only the float32 masters of its 16-bit values."""
         theta = self.rows_of(self.theta, segment)
         theta.copy_(rows)
         if keep_values:
@@ -163,7 +164,7 @@ class FlatParameters:
             self.adopt(row)
 
     def mark_changed(self) -> None:
-        """Tells autograd that the parameters were written to (a parameter has a counter of its own, not the buffer's)."""
+        """Tells autograd that the parameters were written to (they have counters of their own, not the buffer's)."""
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(self.parameters)
             if self.values is not self.theta:
@@ -173,8 +174,8 @@ class FlatParameters:
     def collect_gradients(self, row: int, *, detach: bool) -> None:
         """Copies every ``.grad`` into the buffer's row.
 
-        detach: adds to what is there since the last ``forget_gradients`` and takes ``.grad`` away, so that the next subproblem
-        starts from none; otherwise ``.grad`` stays as it is, the whole gradient.
+        detach: adds to what is there since the last ``forget_gradients`` and takes ``.grad`` away, so that the next
+        subproblem starts from none; otherwise ``.grad`` stays as it is, the whole gradient.
 
         Raises TypeError, before anything is copied, for gradients that are not dense.
         """

@@ -1,12 +1,13 @@
 """The kernel families, as typed functions on tensors.
 
-Every function exists twice: compiled (``torch.ops.mt2o_ext``) and in plain torch (:mod:`mt2o_ext.ops.reference`, the oracle of
-the tests and what runs where nothing was compiled).  The functions here choose by the device of their first argument, tell
-autograd what was changed, and carry the shapes for tracing (fakes).
+Every function exists twice: compiled (``torch.ops.mt2o_ext``) and in plain torch (:mod:`mt2o_ext.ops.reference`, the
+oracle of the tests and what runs where nothing was compiled).  The functions here choose by the device of their first
+argument, tell autograd what was changed, and carry the shapes for tracing (fakes).
 
-K rows (subproblems), T tasks, P columns (parameters of one model, with padding), S segments (tensors of the model), C chunks.
-Matrices of rows have contiguous rows, a multiple of 16 elements apart; ``chunks`` int64 [C, 3] (segment, begin, end) comes from
-:func:`plan_layout`.  Small tables are float64.  All results are written into arguments: in steady state nothing is allocated.
+K rows (subproblems), T tasks, P columns (parameters of one model, with padding), S segments (tensors of the model), C
+chunks.  Matrices of rows have contiguous rows, a multiple of 16 elements apart; ``chunks`` int64 [C, 3] (segment,
+begin, end) comes from :func:`plan_layout`.  Small tables are float64.  All results are written into arguments: in
+steady state nothing is allocated.
 """
 
 from .combine import combine_

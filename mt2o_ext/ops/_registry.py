@@ -26,7 +26,7 @@ def compiled(tensor: Tensor) -> bool:
 
 
 def changed(tensors: Iterable[Tensor | None]) -> None:
-    """Tells autograd that tensors were written to: an operator from C++ does not do so itself, and a later backward through
-    an overwritten value would be silently wrong."""
+    """Tells autograd that tensors were written to: an operator from C++ does not do so itself, and a later backward
+    through an overwritten value would be silently wrong."""
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])

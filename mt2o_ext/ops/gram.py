@@ -14,10 +14,10 @@ def gram_(out: Tensor, partials: Tensor, rows: Tensor, chunks: Tensor, *, centre
 
     Args:
         out: float64 [B, S, R, R], written; the sum over S is the Gram matrix of the whole model.
-        partials: float64 [B, C, R (R + 1) / 2], scratch: the sums of each chunk, added in order (so the result does not depend
-            on the number of threads).
-        rows: [B, R, P], R <= 256; float32, float64, bfloat16 or float16.  Products of up to three rows are summed in float64
-            throughout; of more rows in float32 over at most 1024 columns and in float64 across.
+        partials: float64 [B, C, R (R + 1) / 2], scratch: the sums of each chunk, added in order (so the result does not
+            depend on the number of threads).
+        rows: [B, R, P], R <= 256; float32, float64, bfloat16 or float16.  Products of up to three rows are summed in
+            float64 throughout; of more rows in float32 over at most 1024 columns and in float64 across.
         chunks: int64 [C, 3].
         centre: subtract from every column its mean over the R rows first (for the parameters of K subproblems).
     """

@@ -1,7 +1,7 @@
 """Every kernel family in plain torch: the oracle of the tests, and what runs where nothing was compiled.
 
-The same formulas as ``csrc/core``, written for clarity; with float64 inputs these are the exact values that kernels are compared
-with.  Signatures are those of the operators (see the functions of the same name in :mod:`mt2o_ext.ops`).
+The same formulas as ``csrc/core``, written for clarity; with float64 inputs these are the exact values that kernels are
+compared with.  Signatures are those of the operators (see the functions of the same name in :mod:`mt2o_ext.ops`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor
 
 # Columns of the table of hyper-parameters, one row per segment; for SGD, beta1 is the momentum.
 FIELDS = (
-    "lr", "weight_decay", "decoupled", "beta1", "beta2", "eps", "dampening", "nesterov", "maximize", "amsgrad", "transfer", "ema",
+    "lr", "weight_decay", "decoupled", "beta1", "beta2", "eps", "dampening", "nesterov", "maximize", "amsgrad",
+    "transfer", "ema",
 )  # fmt: skip
 NUM_CONSTANTS = 16
 ALIGNMENT = 16

@@ -55,7 +55,8 @@ def step_(
 
     Args:
         theta: [K, P], float32 or float64: the parameters (of 16-bit models: their float32 masters).
-        exp_avg, exp_avg_sq, max_exp_avg_sq: like ``theta``; those that ``rule`` has.  For momentum, exp_avg is its buffer.
+        exp_avg, exp_avg_sq, max_exp_avg_sq: like ``theta``; those that ``rule`` has.  For momentum, exp_avg is its
+            buffer.
         ema: like ``theta``: running average of the rows, or None.
         low_precision: bfloat16 or float16 [K, P]: receives theta rounded to nearest, or None.
         step: float32 [K, S]: number of steps taken; counted up here.
@@ -71,8 +72,8 @@ def step_(
     """
     function = torch.ops.mt2o_ext.step_ if compiled(theta) else reference.step_
     function(
-        theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, low_precision, step, constants, grads, weights, mix, segments, chunks,
-        active, grad_scale, found_inf, rule=int(rule), order=int(order),
+        theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, low_precision, step, constants, grads, weights, mix, segments,
+        chunks, active, grad_scale, found_inf, rule=int(rule), order=int(order),
     )  # fmt: skip
     changed([theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, low_precision, step])
 

@@ -12,8 +12,9 @@ from ._registry import changed, compiled, register_fake
 def transfer_(theta: Tensor, mix: Tensor, chunks: Tensor) -> None:
     """theta <- mix theta, column by column (MT2O, reconstructed: the transfer between subproblems).
 
-    Computed as theta_k + sum_j (mix - I)_kj (theta_j - theta_0): rounding errors have the size of the differences between rows,
-    what all rows have in common passes through unchanged, and a row with mix_k = e_k keeps its bits.
+    Computed as theta_k + sum_j (mix - I)_kj (theta_j - theta_0): rounding errors have the size of the differences
+    between rows, what all rows have in common passes through unchanged, and a row with mix_k = e_k keeps its bits.  (An
+    infinity or NaN in row 0 reaches every row that takes from others at all.)
 
     Args:
         theta: [K, P], float32 or float64, K <= 256.

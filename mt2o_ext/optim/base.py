@@ -64,8 +64,8 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, also after steps: buffers are rebuilt, state is kept.
 
-        Raises TypeError or ValueError, before anything is changed, for parameters of another dtype than float32, float64,
-        bfloat16 and float16, on another device than the others, not dense, without the leading dimension K (if
+        Raises TypeError or ValueError, before anything is changed, for parameters of another dtype than float32,
+        float64, bfloat16 and float16, on another device than the others, not dense, without the leading dimension K (if
         stacked), sharing memory with another one or given twice; and for options out of range.
         """
         if not isinstance(param_group, dict):
@@ -116,7 +116,7 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
         self._attach_rows()
 
     def _rebuild(self) -> None:
-        """Makes the buffers anew after a change of the parameters' number, dtype or device, and keeps what was in them."""
+        """Makes the buffers anew after a change of the parameters' number, dtype or device; keeps what was in them."""
         before = {p: (flat, segment) for flat in self._flat for segment, p in enumerate(flat.parameters)}
         present = {p: p.data for _, p in self._parameters()}
         kept = self._export_state()
@@ -140,7 +140,7 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
         for flat in replaced:
             if shapes := flat.reshaped():
                 raise ValueError(
-                    f"a parameter of shape {shapes[0]} now has shape {shapes[1]}: make a new optimizer for the new model"
+                    f"a parameter of shape {shapes[0]} now has shape {shapes[1]}: make a new optimizer for the model"
                 )
         if any(flat.moved() for flat in replaced):
             parameters = [p for _, p in self._parameters()]
@@ -202,9 +202,9 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
         if rows:
             self._warn_once(
                 "nonfinite",
-                f"a gradient or loss of subproblem {', '.join(map(str, rows))} was infinite or NaN: this step was skipped "
-                f"for {'all' if self._skip_all else 'it'}, nothing of it was changed. Later ones are only counted, in "
-                "optimizer.skipped_steps.",
+                f"a gradient or loss of subproblem {', '.join(map(str, rows))} was infinite or NaN: this step was "
+                f"skipped for {'all' if self._skip_all else 'it'}, nothing of it was changed. Later ones are only "
+                "counted, in optimizer.skipped_steps.",
             )
 
     def _apply(self, skipped: Tensor, mixes: Iterable[Tensor | None], order: Order) -> None:
@@ -218,8 +218,8 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
             )
             low = None if flat.values is flat.theta else flat.values
             step_(
-                flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, flat.grads, None, mix,
-                flat.segments, flat.chunks, flat.active(), None, skipped, rule=rule, order=order,
+                flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, flat.grads,
+                None, mix, flat.segments, flat.chunks, flat.active(), None, skipped, rule=rule, order=order,
             )  # fmt: skip
             flat.mark_changed()
         self._attach_state(moments_of)

@@ -105,7 +105,7 @@ class Blend:
         }
 
     def loaded(self, state: dict[str, Any]) -> Blend:
-        """A copy with the state of a dict; raises ValueError where that belongs to another rule or number of subproblems."""
+        """A copy with the state of a dict; raises ValueError where that is of another rule or another K."""
         other = copy.copy(self)
         other.rule = copy.copy(self.rule)
         other.preferences = state["preferences"].to(self.preferences)
@@ -130,7 +130,8 @@ def split_matrices(mix: Tensor, flats: Sequence[FlatParameters], num_rows: int) 
     if list(mix.shape) == [sum(sizes), *square]:
         return [part.contiguous() for part in mix.split(sizes)]
     raise ValueError(
-        f"expected a transfer matrix of shape {square} or {[sum(sizes), *square]}, one for each tensor, got {list(mix.shape)}"
+        f"expected a transfer matrix of shape {square}, or {[sum(sizes), *square]} with one for each tensor, got "
+        f"{list(mix.shape)}"
     )
 
 

@@ -13,8 +13,8 @@ __all__ = ["as_losses", "check_losses", "check_running_statistics"]
 def check_losses(losses: Tensor | Sequence[Tensor], num_tasks: int, num_rows: int | None) -> Tensor:
     """Losses as one tensor [T], or [K, T] where ``num_rows`` is K.
 
-    Raises TypeError for what is not a tensor, ValueError for another number of losses, losses that are not scalars, and losses
-    that no parameter can get a gradient from.
+    Raises TypeError for what is not a tensor, ValueError for another number of losses, losses that are not scalars, and
+    losses that no parameter can get a gradient from.
     """
     expected = (num_tasks,) if num_rows is None else (num_rows, num_tasks)
     if isinstance(losses, Tensor):
@@ -55,8 +55,8 @@ def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], Non
         ):
             warn_once(
                 "running statistics",
-                "the model has BatchNorm layers whose running statistics are now shared by all subproblems; give each its own "
-                "with MT2OFused(..., buffers=model.buffers())",
+                "the model has BatchNorm layers whose running statistics are now shared by all subproblems; give each "
+                "its own with MT2OFused(..., buffers=model.buffers())",
             )
             return
         queue.extend(parent for parent, _ in node.next_functions)

@@ -12,8 +12,8 @@ __all__ = ["Moments"]
 
 
 class Moments(Enum):
-    """What a transfer does to the moments.  A signed M would make second moments negative, so only rules without negative
-    entries can blend them; measured, blending brought nothing.
+    """What a transfer does to the moments.  A signed M would make second moments negative, so only rules without
+    negative entries can blend them; measured, blending brought nothing.
 
     KEEP: nothing (default).  MIX: blends all with M.  MIX_SQUARED: first moments with M, second moments with M * M.
     """
@@ -25,7 +25,7 @@ class Moments(Enum):
     def check(self, rule: TransferRule) -> Moments:
         if self is not Moments.KEEP and isinstance(rule, (Hat, Spectral)):
             raise ValueError(
-                f"{type(rule).__name__} gives an M with negative entries, which must not blend moments: use Moments.KEEP"
+                f"{type(rule).__name__} gives an M with negative entries, which must not blend moments: take KEEP"
             )
         return self
 

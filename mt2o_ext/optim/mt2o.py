@@ -27,15 +27,16 @@ Losses = Tensor | Sequence[Tensor]
 class MT2OFused(OneModel):
     """Trains K models with different trade-offs between T tasks at once; one run returns a Pareto front.
 
-    Multi-task learning is cast as multi-objective optimisation and decomposed by weight vectors into K scalar subproblems
-    f_k(theta) = s(w_k, L(theta)), each with parameters of its own; every step may blend parameters between them:
+    Multi-task learning is cast as multi-objective optimisation and decomposed by weight vectors into K scalar
+    subproblems f_k(theta) = s(w_k, L(theta)), each with parameters of its own; every step may blend parameters between
+    them:
 
         theta_k <- sum_j M_kj theta_j - u_k,     u_k = base rule applied to grad f_k(theta_k)
 
-    After MT2O (arXiv 2403.16162), reconstructed: the paper's abstract, the predecessor's published code and our own analysis
-    are behind it, not the paper's text.  Transfer averages gradient noise between the subproblems, so give each its own
-    mini-batches (:func:`mt2o_ext.repeat`, :func:`mt2o_ext.stack`), and raise the learning rate 2 to 4 times over that of
-    independent runs: that is where the gain is.
+    After MT2O (arXiv 2403.16162), reconstructed: the paper's abstract, the predecessor's published code and our own
+    analysis are behind it, not the paper's text.  Transfer averages gradient noise between the subproblems, so give
+    each its own mini-batches (:func:`mt2o_ext.repeat`, :func:`mt2o_ext.stack`), and raise the learning rate 2 to 4
+    times over that of independent runs: that is where the gain is.
 
     Three ways to use it:
 
@@ -53,7 +54,7 @@ class MT2OFused(OneModel):
         num_tasks: T.
         num_subproblems: K.
         lr: learning rate, a float or a one-element tensor.
-        base: ``AdamW()`` (default), ``Adam()`` or ``SGD()`` of this package, with torch.optim's options; or their names.
+        base: ``AdamW()`` (default), ``Adam()`` or ``SGD()`` of this package, with torch.optim's options; or a name.
         preferences: [K, T] weight vectors on the simplex; default: evenly spaced (T = 2), Riesz energy (T > 2).
         scalarization: how losses and preferences become one loss; :class:`Linear` by default.  Use
             :class:`SmoothTchebycheff` where the front may be non-convex.
@@ -66,9 +67,9 @@ class MT2OFused(OneModel):
         start: called as ``start(k)`` with the model at subproblem k, to initialise each differently.  By default all
             start from the model as it is (averaging networks of independent initialisation mixes unrelated units).
         moments: whether transfers blend the base rule's moments too; see :class:`Moments`.
-        skip_nonfinite: "subproblem": an infinite or NaN gradient or loss skips that subproblem's step; "all": everybody's.
+        skip_nonfinite: whose step an infinite or NaN gradient or loss skips: "subproblem" (its own) or "all".
 
-    Raises TypeError or ValueError, before anything is changed, for options out of range and parameters that it cannot hold.
+    Raises TypeError or ValueError, before anything is changed, for options out of range and unsuitable parameters.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class MT2OFused(OneModel):
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
             retain_graph: as in ``torch.autograd.backward``.
 
-        Raises ValueError or TypeError, before any gradient is computed, for losses of another number or without a graph.
+        Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph.
         """
         stacked = check_losses(losses, self._num_tasks, self._num_rows if self._stacked else None)
         row = 0 if self._stacked else self._row
@@ -177,8 +178,8 @@ class MT2OFused(OneModel):
         """One step of all K subproblems.
 
         Args:
-            closure: returns the losses of the model as it is: T scalars, or [K, T] if stacked.  It is called once for each
-                subproblem, under grad mode, with the model at that subproblem; backward is done here.
+            closure: returns the losses of the model as it is: T scalars, or [K, T] if stacked.  It is called once for
+                each subproblem, under grad mode, with the model at that subproblem; backward is done here.
 
         Returns the losses, float64 [K, T], if there was a closure, else None.
         Raises RuntimeError, and changes nothing, if there is no gradient at all.
@@ -232,9 +233,9 @@ class MT2OFused(OneModel):
         if bool((losses == losses[0]).all()):
             self._warn_once(
                 "shared batch",
-                f"all {self._num_rows} subproblems started with exactly the same losses: they seem to share their mini-batches. "
-                f"Transfer by a fixed rule ({type(self._blend.rule).__name__}) averages gradient noise, and shared batches leave "
-                "none to average: draw one for each subproblem (repeat(loader), stack(...)), or use Spectral().",
+                f"all {self._num_rows} subproblems started with exactly the same losses: they seem to share their "
+                f"mini-batches. Transfer by a fixed rule ({type(self._blend.rule).__name__}) averages gradient noise; "
+                "shared batches leave none: draw one for each subproblem (repeat(loader), stack(...)).",
             )
 
     # ------------------------------------------------------------------ the front
@@ -249,7 +250,7 @@ class MT2OFused(OneModel):
         """Evaluates every subproblem and returns the front.
 
         Args:
-            evaluate: returns the T losses of the model as it is (of all K at once, [K, T], if stacked); called under no_grad.
+            evaluate: returns the T losses of the model as it is ([K, T], if stacked); called under no_grad.
             ema: evaluate the running averages.
             reference: the hypervolume's reference point, one value per task.
             task_names: for plots and tables.
@@ -282,8 +283,8 @@ class MT2OFused(OneModel):
         found = (1, self._num_tasks) if shared is None else tuple(shared["preferences"].shape)
         if found != (self._num_rows, self._num_tasks):
             raise ValueError(
-                f"expected the state of {self._num_rows} subproblems and {self._num_tasks} tasks, got one of {found[0]} and "
-                f"{found[1]}" + (" (or of another optimizer)" if shared is None else "")
+                f"expected the state of {self._num_rows} subproblems and {self._num_tasks} tasks, got one of "
+                f"{found[0]} and {found[1]}" + (" (or of another optimizer)" if shared is None else "")
             )
         super()._check_state_dict(loaded)
         if shared is not None:

@@ -50,8 +50,8 @@ def check_memory(parameters: Sequence[Tensor]) -> None:
         for other in reaching:
             if bool(torch.isin(_addresses(p), _addresses(other)).any()):
                 raise ValueError(
-                    f"two parameters of shapes {list(other.shape)} and {list(p.shape)} share memory; tie weights by using one "
-                    "nn.Parameter in both places"
+                    f"two parameters of shapes {list(other.shape)} and {list(p.shape)} share memory; tie weights by "
+                    "using one nn.Parameter in both places"
                 )
         reaching.append(p)
 

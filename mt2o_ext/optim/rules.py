@@ -1,7 +1,7 @@
 """The base rules: what one subproblem does with its combined gradient.
 
-Formulas and defaults are those of ``torch.optim.SGD``, ``Adam`` and ``AdamW``, so are the names in parameter groups and state
-dicts.  Every option may differ between parameter groups; the kernel still runs once.
+Formulas and defaults are those of ``torch.optim.SGD``, ``Adam`` and ``AdamW``, so are the names in parameter groups and
+state dicts.  Every option may differ between parameter groups; the kernel still runs once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Optimizer state in torch's own form: tensors per parameter, which are views into the flat buffers.
 
-``state_dict()`` has torch.optim's keys and shapes (with one subproblem, dicts go both ways), never the flat buffer.  Of K > 1
-subproblems every tensor has a leading dimension K, and the parameters of all of them are in it under ``subproblems``; float32
-masters of 16-bit parameters are under ``master``.  What belongs to no parameter is under the key of the optimizer's family.
+``state_dict()`` has torch.optim's keys and shapes (with one subproblem, dicts go both ways), never the flat buffer.  Of
+K > 1 subproblems every tensor has a leading dimension K, and the parameters of all of them are in it under
+``subproblems``; float32 masters of 16-bit parameters are under ``master``.  What belongs to no parameter is under the
+key of the optimizer's family.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class StateInBuffers(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ views
     def _attach_rows(self) -> None:
-        """Makes ``self.state`` views of what is there before the first step: all rows of the parameters, and copies of them."""
+        """Makes ``self.state`` views of what is there before the first step: all rows of theta, and its copies."""
         self._stateless = [list(range(len(flat.parameters))) for flat in self._flat]
         self._moments = [self._base.moments(group) for group in self.param_groups]
         if not self._keeps_rows:
@@ -171,14 +172,14 @@ class StateInBuffers(torch.optim.Optimizer):
             final.update(loaded)
 
         def import_(_: torch.optim.Optimizer) -> None:
-            # torch casts state to the parameter's dtype, which would round float32 moments to 16 bits: take the dict's own.
+            # torch casts state to the parameter's dtype, which would round float32 moments: take the dict's own.
             ids = [i for group in final["param_groups"] for i in group["params"]]
             values = {p: final["state"].get(i, {}) for i, (_, p) in zip(ids, self._parameters(), strict=True)}
             self.state = defaultdict(dict)
             self._import_state(values)
             self._import_shared(final["state"])
 
-        # Ours come after the user's pre hooks, to see what those have made of the dict, and before the user's post hooks.
+        # Ours come after the user's pre hooks, to see what those made of the dict, and before the user's post hooks.
         handles = [
             self.register_load_state_dict_pre_hook(check),
             self.register_load_state_dict_post_hook(import_, prepend=True),
@@ -223,8 +224,8 @@ class StateInBuffers(torch.optim.Optimizer):
             value = torch.as_tensor(saved[key])
             if value.shape != shape and not (key == "step" and value.numel() == shape.numel()):
                 raise ValueError(
-                    f"expected `{key}` of shape {list(shape)} for parameter {index} ({self._num_rows} subproblems), got "
-                    f"{list(value.shape)}: the state belongs to another number of subproblems or another model"
+                    f"expected `{key}` of shape {list(shape)} for parameter {index} ({self._num_rows} subproblems), "
+                    f"got {list(value.shape)}: the state belongs to another number of subproblems or another model"
                 )
 
     def _parameters(self) -> list[tuple[dict[str, Any], Tensor]]:

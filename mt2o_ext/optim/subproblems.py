@@ -18,8 +18,8 @@ __all__ = ["OneModel"]
 class OneModel(FlatOptimizer):
     """Switching between subproblems of one ordinary model.
 
-    The parameters are views into the row that is active: switching copies nothing.  Buffers (BatchNorm statistics) are few and
-    small: they are copied in and out.
+    The parameters are views into the row that is active: switching copies nothing.  Buffers (BatchNorm statistics) are
+    few and small: they are copied in and out.
     """
 
     _model_buffers: list[Tensor]
@@ -86,9 +86,9 @@ class OneModel(FlatOptimizer):
     def subproblems(self) -> Generator[int, None, None]:
         """Goes through the subproblems 0 .. K-1; in each round of the loop the model is that subproblem.
 
-        The gradients that a round leaves in ``.grad`` are stored for ``step()``, and added to what is stored already until
-        ``zero_grad()``.  Afterwards, and after ``break``, the model is what it was before the loop: subproblem 0, whenever no
-        other one was asked for.
+        The gradients that a round leaves in ``.grad`` are stored for ``step()``, and added to what is stored already
+        until ``zero_grad()``.  Afterwards, and after ``break``, the model is what it was before the loop: subproblem 0,
+        whenever no other one was asked for.
         """
         self._check_one_model()
         before, detached = self._row, self._detached
@@ -107,8 +107,9 @@ class OneModel(FlatOptimizer):
     def subproblem(self, k: int, *, ema: bool = False) -> Iterator[None]:
         """In this context the model is subproblem k: for evaluation, for saving, for going on with it.
 
-        Its parameters are tensors of their own here (not views: ``torch.save(model.state_dict())`` writes this subproblem
-        only); what is changed in them is kept.  With ``ema`` they are the running average, and changes are dropped.
+        Its parameters are tensors of their own here (not views: ``torch.save(model.state_dict())`` writes this
+        subproblem only); what is changed in them is kept.  With ``ema`` they are the running average, and changes are
+        dropped.
         """
         self._check_one_model()
         if not 0 <= k < self._num_rows:
@@ -126,8 +127,9 @@ class OneModel(FlatOptimizer):
             self._averaged = False
             if not ema:
                 self._leave()
-            elif self._keeps_rows:
-                super().zero_grad()
+            elif self._keeps_rows:  # those of the subproblems are stored
+                for _, p in self._parameters():
+                    p.grad = None
             self._detached = False
             self._return(before, detached=detached)
 

@@ -113,7 +113,12 @@ void with_threads(int count, const Layout& layout, Body body) {
 template <class Body>
 void for_levels_and_threads(Body body) {
   for (const Kernels* level : supported_kernels())
-    for (const int threads : {1, 2, 5}) body(*level, threads);
+    for (const int threads : {1, 2, 5}) try {
+        body(*level, threads);
+      } catch (const std::runtime_error& error) {
+        throw std::runtime_error(std::string(error.what()) + " (" + level->name +
+                                 ", threads: " + std::to_string(threads) + ")");
+      }
 }
 
 }  // namespace data

@@ -77,6 +77,24 @@ class Batches:
         return x, x[:, 0] + x[:, 1]
 
 
+def parameters(*sizes: int, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    """Random vectors of these sizes."""
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(size, generator=generator).to(dtype)) for size in sizes]
+
+
+def single(params: Any, **options: Any) -> MT2OFused:
+    """One task, one subproblem."""
+    return MT2OFused(params, **{"num_tasks": 1, "num_subproblems": 1, "lr": 1e-2, **options})
+
+
+def several(model: nn.Module, **options: Any) -> MT2OFused:
+    """Two tasks, three independent subproblems."""
+    return MT2OFused(
+        model.parameters(), **{"num_tasks": 2, "num_subproblems": 3, "lr": 1e-2, "transfer": None, **options}
+    )
+
+
 def train(optimizer: MT2OFused, model: nn.Module, batches: Batches, steps: int) -> list[Tensor]:
     """``steps`` steps with the closure; the losses [K, T] of each."""
 
@@ -105,7 +123,11 @@ def set_gradients(parameters: Sequence[Tensor], seed: int) -> None:
 def snapshot(optimizer: MT2OFused) -> dict[str, Any]:
     """All state and the parameters, as they are now."""
     parameters = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
-    return {"state": copy.deepcopy(optimizer.state_dict()), "parameters": parameters, "skipped": optimizer.skipped_steps}
+    return {
+        "state": copy.deepcopy(optimizer.state_dict()),
+        "parameters": parameters,
+        "skipped": optimizer.skipped_steps,
+    }
 
 
 def assert_same(actual: Any, expected: Any) -> None:

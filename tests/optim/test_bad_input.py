@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, rows, set_gradients, snapshot, task_losses, train
+from problems import Batches, assert_same, make_model, snapshot, task_losses, train
 from torch import Tensor, nn
 
 from mt2o_ext import SGD, Adam, AdamW, Hat, Mean, Moments, MT2OFused, Spectral, SubproblemBank, TransferContext
@@ -48,7 +47,11 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "negative preferences": (lambda: make(preferences=[[1, 0], [-0.5, 1.5], [0, 1]]), ValueError, "not negative"),
     "preferences' shape": (lambda: make(preferences=[[1, 0], [0, 1]]), ValueError, "one row per subproblem"),
     "start of a bank": (lambda: make([P(torch.ones(3, 2))], stacked=True, start=print), ValueError, "start="),
-    "buffers of a bank": (lambda: make([P(torch.ones(3, 2))], stacked=True, buffers=[torch.ones(1)]), ValueError, "bank"),
+    "buffers of a bank": (
+        lambda: make([P(torch.ones(3, 2))], stacked=True, buffers=[torch.ones(1)]),
+        ValueError,
+        "bank",
+    ),
     "buffers": (lambda: make(buffers=[1]), TypeError, "buffers"),
     "no parameter": (lambda: make([]), ValueError, "empty parameter list"),
     "no tensor": (lambda: make([1.0]), TypeError, "expected tensors"),
@@ -202,7 +205,7 @@ def test_sparse_gradients(num_subproblems: int) -> None:
     with pytest.raises(TypeError, match="sparse=False"):
         optimizer.step(losses)
     assert_same(snapshot(optimizer), before)
-    with pytest.raises(TypeError, match="sparse=False"):
+    with pytest.raises(TypeError, match="sparse=False"):  # noqa: PT012
         for _ in optimizer.subproblems():
             optimizer.backward(losses())
         optimizer.step()
@@ -210,56 +213,6 @@ def test_sparse_gradients(num_subproblems: int) -> None:
     model[0].sparse = False
     optimizer.step(losses)
     assert (optimizer.state[model[1].weight]["step"] == 1).all()
-
-
-BAD = [float("nan"), float("inf"), -float("inf")]
-
-
-@pytest.mark.parametrize("value", BAD, ids=str)
-@pytest.mark.parametrize("where", ["gradient", "loss"])
-@pytest.mark.parametrize("skip", ["subproblem", "all"])
-@pytest.mark.parametrize("transfer", ["none", "hat", "changes"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_nonfinite_skips_the_subproblem(value: float, where: str, skip: str, transfer: str, dtype: torch.dtype) -> None:
-    model = make_model(dtype)
-    rules = {"none": None, "hat": Hat(every=1), "changes": Spectral(every=1, relative=True)}
-    optimizer = make(
-        model.parameters(), num_subproblems=5, lr=0.05, ema=0.9, skip_nonfinite=skip, transfer=rules[transfer]
-    )
-    train(optimizer, model, Batches(dtype=dtype), 2)
-    before = {p: {key: value.clone() for key, value in state.items()} for p, state in optimizer.state.items()}
-    batches = Batches(3, dtype)
-    with pytest.warns(UserWarning, match="subproblem 2 was infinite or NaN"):
-        for k in optimizer.subproblems():
-            x, y = next(batches)
-            losses = task_losses(model(x), y)
-            if k == 2 and where == "loss":
-                losses = losses + torch.tensor([value, 0.0], dtype=dtype)
-            optimizer.backward(losses)
-            if k == 2 and where == "gradient":
-                next(model.parameters()).grad[0, 3] = value  # type: ignore[index]
-        optimizer.step()
-    for p, state in before.items():
-        for key, old in state.items():
-            new = optimizer.state[p][key]
-            for k in range(5):
-                if k == 2 or skip == "all":
-                    assert_same(new[k].clone(), old[k])
-                elif key != "transfer_base":
-                    assert not torch.equal(new[k], old[k]), (key, k)
-    expected = torch.tensor([0, 0, 1, 0, 0]) if skip == "subproblem" else torch.ones(5, dtype=torch.int64)
-    assert_same(optimizer.skipped_steps, expected)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # warned once; and the way is clear again
-        train(optimizer, model, Batches(4, dtype), 2)
-        for k in optimizer.subproblems():
-            set_gradients(list(model.parameters()), k)
-            next(model.parameters()).grad[0, 0] = value  # type: ignore[index]
-        middle = snapshot(optimizer)["parameters"]
-        optimizer.step()
-    assert_same(optimizer.skipped_steps, expected + 1)
-    assert_same(snapshot(optimizer)["parameters"], middle)
-    assert all(torch.isfinite(p).all() for row in rows(optimizer, model) for p in row)
 
 
 # ---------------------------------------------------------------------- closures and parameters
@@ -307,7 +260,7 @@ def test_a_parameter_of_another_shape() -> None:
 def test_subproblems_that_are_not_there() -> None:
     optimizer = make()
     for k in (-1, 3):
-        with pytest.raises(IndexError, match="0 .. 2"), optimizer.subproblem(k):
+        with pytest.raises(IndexError, match=r"0 \.\. 2"), optimizer.subproblem(k):
             pass
     with pytest.raises(ValueError, match="running average"), optimizer.subproblem(0, ema=True):
         pass

@@ -84,7 +84,7 @@ def test_step_through_functionalization() -> None:
 
 
 def test_operators_in_a_training_step_of_the_users() -> None:
-    offsets, row, chunks = ops.plan_layout([40, 7])
+    _, row, chunks = ops.plan_layout([40, 7])
     table = torch.tensor(chunks)
     theta, segments = torch.randn(3, row), torch.zeros(2, len(ops.FIELDS), dtype=torch.float64)
     segments[:, ops.FIELDS.index("lr")] = 0.1
@@ -99,8 +99,8 @@ def test_operators_in_a_training_step_of_the_users() -> None:
         ops.finite_(found, combined.unsqueeze(1), table)
         ops.step_(
             theta, None, None, None, None, None, torch.zeros(3, 2),
-            torch.zeros(3, 2, ops.NUM_CONSTANTS, dtype=torch.float64), combined.unsqueeze(1), None, None, segments, table,
-            None, None, found, rule=ops.Rule.SGD,
+            torch.zeros(3, 2, ops.NUM_CONSTANTS, dtype=torch.float64), combined.unsqueeze(1), None, None, segments,
+            table, None, None, found, rule=ops.Rule.SGD,
         )  # fmt: skip
         ops.transfer_(theta, mix, table)
         return theta.square().sum(), gram

@@ -1,4 +1,4 @@
-"""K = 1 is torch.optim: 20 steps in lock step with it and with float64, over sizes, dtypes, groups and learning rates."""
+"""K = 1 is torch.optim: 20 steps in lock step with it and with float64, over sizes, dtypes, groups, rates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def copies(parameters: list[torch.nn.Parameter], dtype: torch.dtype) -> list[tor
     return [torch.nn.Parameter(p.detach().to(dtype, copy=True)) for p in parameters]
 
 
-def run_all(twin: Twin, sizes: list[int], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[Tensor], MT2OFused]:
+def run_all(
+    twin: Twin, sizes: list[int], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], MT2OFused]:
     """Parameters after 20 steps with the same gradients: ours, torch's in the same dtype, torch's in float64."""
     ours = make_parameters(sizes, dtype)
     theirs, exact = copies(ours, dtype), copies(ours, torch.float64)
@@ -140,7 +142,9 @@ def test_rows_without_transfer_are_runs_of_their_own(twin: Twin, dtype: torch.dt
     model = make_model(dtype)
     singles = [make_model(dtype) for _ in range(3)]
     weights = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]], dtype=torch.float64)
-    optimizer = twin.ours(model.parameters(), num_tasks=2, num_subproblems=3, preferences=weights, transfer=None, ema=0.9)
+    optimizer = twin.ours(
+        model.parameters(), num_tasks=2, num_subproblems=3, preferences=weights, transfer=None, ema=0.9
+    )
     alone = [
         twin.ours(single.parameters(), num_tasks=2, preferences=weights[k : k + 1], ema=0.9)
         for k, single in enumerate(singles)

@@ -1,4 +1,4 @@
-"""State dicts: torch.optim's keys, both ways; resume, copies and pickles are bitwise the same as never having stopped."""
+"""State dicts: torch.optim's keys, both ways; resume, copies and pickles are bitwise as if never stopped."""
 
 from __future__ import annotations
 

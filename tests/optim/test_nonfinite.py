@@ -1,0 +1,58 @@
+"""Infinite and NaN gradients or losses: the step of a subproblem, or of all, is skipped whole."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from problems import Batches, assert_same, make_model, rows, set_gradients, several, snapshot, task_losses, train
+
+from mt2o_ext import Hat, Spectral
+
+BAD = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("value", BAD, ids=str)
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+@pytest.mark.parametrize("skip", ["subproblem", "all"])
+@pytest.mark.parametrize("transfer", ["none", "hat", "changes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nonfinite_skips_the_subproblem(value: float, where: str, skip: str, transfer: str, dtype: torch.dtype) -> None:
+    model = make_model(dtype)
+    rules = {"none": None, "hat": Hat(every=1), "changes": Spectral(every=1, relative=True)}
+    optimizer = several(model, num_subproblems=5, lr=0.05, ema=0.9, skip_nonfinite=skip, transfer=rules[transfer])
+    train(optimizer, model, Batches(dtype=dtype), 2)
+    before = {p: {key: value.clone() for key, value in state.items()} for p, state in optimizer.state.items()}
+    batches = Batches(3, dtype)
+    with pytest.warns(UserWarning, match="subproblem 2 was infinite or NaN"):  # noqa: PT031
+        for k in optimizer.subproblems():
+            x, y = next(batches)
+            losses = task_losses(model(x), y)
+            if k == 2 and where == "loss":
+                losses = losses + torch.tensor([value, 0.0], dtype=dtype)
+            optimizer.backward(losses)
+            if k == 2 and where == "gradient":
+                next(model.parameters()).grad[0, 3] = value  # type: ignore[index]
+        optimizer.step()
+    for p, state in before.items():
+        for key, old in state.items():
+            new = optimizer.state[p][key]
+            for k in range(5):
+                if k == 2 or skip == "all":
+                    assert_same(new[k].clone(), old[k])
+                elif key != "transfer_base":
+                    assert not torch.equal(new[k], old[k]), (key, k)
+    expected = torch.tensor([0, 0, 1, 0, 0]) if skip == "subproblem" else torch.ones(5, dtype=torch.int64)
+    assert_same(optimizer.skipped_steps, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # warned once; and the way is clear again
+        train(optimizer, model, Batches(4, dtype), 2)
+        for k in optimizer.subproblems():
+            set_gradients(list(model.parameters()), k)
+            next(model.parameters()).grad[0, 0] = value  # type: ignore[index]
+        middle = snapshot(optimizer)["parameters"]
+        optimizer.step()
+    assert_same(optimizer.skipped_steps, expected + 1)
+    assert_same(snapshot(optimizer)["parameters"], middle)
+    assert all(torch.isfinite(p).all() for row in rows(optimizer, model) for p in row)
