@@ -12,8 +12,8 @@ void advance_row(const Step& s, const StepConstants& constants, int64_t k, int64
   const G* grads = static_cast<const G*>(s.grads) + k * s.grads_row + p;
   const int64_t at = k * s.row + p;
   const S* theta = static_cast<const S*>(s.theta) + at;
-  S *m = static_cast<S*>(s.exp_avg) + at, *v = static_cast<S*>(s.exp_avg_sq) + at,
-    *top = static_cast<S*>(s.max_exp_avg_sq) + at;
+  const auto moment = [&](void* rows) { return rows ? static_cast<S*>(rows) + at : nullptr; };
+  S *m = moment(s.exp_avg), *v = moment(s.exp_avg_sq), *top = moment(s.max_exp_avg_sq);
   for_groups<N>(n, [&](int64_t i, auto left) {
     const N g = c.gradient * combined(grads + i, s.grads_task, weights, s.tasks, left), x = load(theta + i, left);
     if constexpr (rule == Rule::sgd) {
