@@ -23,7 +23,7 @@ RULES: dict[str, Callable[[], TransferRule | None]] = {
     "mean": lambda: Mean(strength=0.1),
     "none": lambda: None,
 }
-NUM_VALIDATION, NUM_TEST, BATCH_SIZE = 1_000, 4_000, 16
+NUM_VALIDATION, NUM_TEST, BATCH_SIZE = 2_000, 4_000, 16
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,9 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transfer.front.save(out / "front_transfer.pt")
     independent.front.save(out / "front_independent.pt")
     draw(transfer, independent).savefig(out / "front.png", dpi=120)
-    (out / "report.json").write_text(
-        json.dumps(summary(results, vars(options) | {"out": str(out)}, text), indent=1) + "\n"
-    )
+    given = {name: value for name, value in vars(options).items() if name != "out"}
+    (out / "report.json").write_text(json.dumps(summary(results, given, text), indent=1) + "\n")
     print(f"\n{out}: front.png, report.json, both fronts, and in model.pt subproblem {chosen}, the one for equal tasks")
 
 
@@ -104,11 +103,13 @@ def _checkpoints(num_steps: int) -> list[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mt2o_ext.demo", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="python -m mt2o_ext.demo",
+        description="Trains classifiers of two digits: K subproblems with transfer, against K independent runs.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--subproblems", type=int, default=5, metavar="K", help="models, each for another trade-off")
-    parser.add_argument("--epochs", type=float, default=1.0, help="how often each subproblem sees all training pairs")
-    parser.add_argument("--pairs", type=int, default=20_000, help="number of training pairs")
+    parser.add_argument("--epochs", type=float, default=1.0, help="pairs that each subproblem draws, over --pairs")
+    parser.add_argument("--pairs", type=int, default=16_000, help="number of training pairs")
     parser.add_argument(
         "--transfer",
         choices=RULES,

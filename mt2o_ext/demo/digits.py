@@ -13,7 +13,7 @@ __all__ = ["TASKS", "DigitPairs", "load_digits", "make_pairs", "overlay", "split
 
 TASKS = ("left-top digit", "right-bottom digit")
 CANVAS, DIGIT = 36, 28
-SHARES = (0.7, 0.1, 0.2)  # of the digits of each class, for training, validation and test
+SHARES = (0.6, 0.2, 0.2)  # of the digits of each class, for training, validation and test
 
 
 @dataclass(frozen=True)

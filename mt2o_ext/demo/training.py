@@ -75,11 +75,11 @@ class Run:
         return torch.stack(rows)
 
     def steps_to(self, target: float) -> float | None:
-        """Steps until the hypervolume was first ``target`` (between checkpoints: on a straight line), or None."""
-        curve = list(zip([0, *self.steps], [0.0, *self.hypervolumes], strict=True))
+        """Steps until the hypervolume was first ``target`` > 0 (between checkpoints: on a straight line), or None."""
+        curve = zip([0, *self.steps], [0.0, *self.hypervolumes], strict=True)
         for (before, low), (after, high) in pairwise(curve):
-            if high >= target:
-                return before + (after - before) * max(0.0, target - low) / (high - low or 1.0)
+            if high >= target > low:
+                return before + (after - before) * (target - low) / (high - low)
         return None
 
 
