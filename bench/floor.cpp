@@ -20,6 +20,21 @@ void in_threads(int threads, int64_t n, Body body) {
   for (auto& other : others) other.join();
 }
 
+template <int Tasks>
+void step_rows(float* theta, float* m, float* v, const float* grads, int64_t rows, int64_t row, float factor,
+               int64_t begin, int64_t end) {
+  const __m256 f = _mm256_set1_ps(factor);
+  const auto add = [](float* p, __m256 x) { _mm256_store_ps(p, _mm256_add_ps(_mm256_load_ps(p), x)); };
+  for (int64_t tile = begin; tile < end; tile += 2048)
+    for (int64_t k = 0; k < rows; ++k)
+      for (int64_t i = tile; i < (tile + 2048 < end ? tile + 2048 : end); i += 8) {
+        __m256 g = _mm256_load_ps(grads + k * Tasks * row + i);
+        for (int t = 1; t < Tasks; ++t) g = _mm256_add_ps(g, _mm256_load_ps(grads + (k * Tasks + t) * row + i));
+        g = _mm256_mul_ps(f, g);
+        add(theta + k * row + i, g), add(m + k * row + i, g), add(v + k * row + i, g);
+      }
+}
+
 }  // namespace
 
 extern "C" {
@@ -59,16 +74,11 @@ float floor_read(const float* x, int64_t n, int threads) {
 void floor_step(float* theta, float* m, float* v, const float* grads, int64_t rows, int64_t tasks, int64_t row,
                 float factor, int threads) {
   in_threads(threads, row, [=](int64_t begin, int64_t end) {
-    const __m256 f = _mm256_set1_ps(factor);
-    const auto add = [&](float* p, __m256 x) { _mm256_store_ps(p, _mm256_add_ps(_mm256_load_ps(p), x)); };
-    for (int64_t tile = begin; tile < end; tile += 2048)
-      for (int64_t k = 0; k < rows; ++k)
-        for (int64_t i = tile; i < (tile + 2048 < end ? tile + 2048 : end); i += 8) {
-          __m256 g = _mm256_load_ps(grads + k * tasks * row + i);
-          for (int64_t t = 1; t < tasks; ++t) g = _mm256_add_ps(g, _mm256_load_ps(grads + (k * tasks + t) * row + i));
-          g = _mm256_mul_ps(f, g);
-          add(theta + k * row + i, g), add(m + k * row + i, g), add(v + k * row + i, g);
-        }
+    switch (tasks) {
+      case 1: return step_rows<1>(theta, m, v, grads, rows, row, factor, begin, end);
+      case 2: return step_rows<2>(theta, m, v, grads, rows, row, factor, begin, end);
+      case 3: return step_rows<3>(theta, m, v, grads, rows, row, factor, begin, end);
+    }
   });
 }
 }

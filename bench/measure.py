@@ -16,17 +16,22 @@ import torch
 
 import mt2o_ext
 
+# OpenMP's workers spin for a few milliseconds after each parallel region, which would take a core from the next variant; once
+# asleep they take as long to wake.  So: wait, run once untimed, then time.
+PAUSE = 0.01
+
 RESULTS = Path(__file__).with_name("results")
 
 
-def interleaved(variants: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def interleaved(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every variant in every round; they take turns, so that what else the machine does hits all alike."""
     for run in variants.values():
-        for _ in range(warmup):
-            run()
+        run()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
+            time.sleep(PAUSE)
+            run()
             begin = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - begin)
