@@ -56,7 +56,7 @@ def measure(name: str, count: int, numel: int, num_groups: int, rounds: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds")
-    rounds = 3 if parser.parse_args().quick else 15
+    rounds = 3 if parser.parse_args().quick else 9
     rows = [
         measure("2,000 of 5,000", 2000, 5000, 1, rounds),
         measure("465 of 5,000", 465, 5000, 1, rounds),

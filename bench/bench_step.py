@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the smallest size only, few rounds")
     quick = parser.parse_args().quick
-    sizes, rounds = (SIZES[:1], 5) if quick else (SIZES, 25)
+    sizes, rounds = (SIZES[:1], 5) if quick else (SIZES, 11)
     rows = [measure(k, t, p, rounds) for p in sizes for k, t in SHAPES]
     print(table(rows))
     if not quick:
