@@ -16,8 +16,8 @@ import torch
 
 import mt2o_ext
 
-# OpenMP's workers spin for a few milliseconds after each parallel region, which would take a core from the next variant; once
-# asleep they take as long to wake.  So: wait, run once untimed, then time.
+# OpenMP's workers spin for a few milliseconds after each parallel region, which would take a core from the next
+# variant; once asleep they take as long to wake.  So: wait, run once untimed, then time.
 PAUSE = 0.01
 
 RESULTS = Path(__file__).with_name("results")
