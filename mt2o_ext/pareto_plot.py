@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from mt2o_ext.pareto import ParetoFront
 
-_INK = "#3b4252"
-_PALE = "#aab2c0"
+INK = "#3b4252"
+PALE = "#aab2c0"
 _COLOUR_MAP = "viridis"
 # The colour-blind safe palette of Okabe and Ito; T tasks share it in turn.
 _TASK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -78,7 +78,7 @@ def _draw_plane(front: ParetoFront, ax: Axes, shown: list[int]) -> None:
     weight = _relative_preferences(front, shown)[:, 0]
     if front.num_tasks == 2:  # among more tasks, two of them show no staircase
         steps = losses[filled][losses[filled][:, 0].argsort()]
-        ax.plot(steps[:, 0], steps[:, 1], drawstyle="steps-post", color=_PALE, linewidth=1.4, zorder=1, label="_front")
+        ax.plot(steps[:, 0], steps[:, 1], drawstyle="steps-post", color=PALE, linewidth=1.4, zorder=1, label="_front")
         if front.reference is not None:
             _shade_dominated(ax, steps, front.reference[shown])
     if hollow:
@@ -102,12 +102,12 @@ def _draw_plane(front: ParetoFront, ax: Axes, shown: list[int]) -> None:
     ax.set_xlabel(f"loss of {names[0]}")
     ax.set_ylabel(f"loss of {names[1]}")
     bar = ax.figure.colorbar(points, ax=ax)
-    bar.set_label(f"preference for {names[0]} (the rest for {names[1]})", color=_INK)
-    bar.ax.tick_params(colors=_INK, color=_PALE, labelsize=9)
+    bar.set_label(f"preference for {names[0]} (the rest for {names[1]})", color=INK)
+    bar.ax.tick_params(colors=INK, color=PALE, labelsize=9)
     bar.outline.set_visible(False)
-    _finish_plane(ax)
+    finish_plane(ax)
     if hollow:
-        _legend(ax, [_group_handle("non-dominated", _INK), _group_handle("dominated", "none")], loc="best")
+        _legend(ax, [_group_handle("non-dominated", INK), _group_handle("dominated", "none")], loc="best")
 
 
 def _shade_dominated(ax: Axes, steps: Tensor, reference: Tensor) -> None:
@@ -122,7 +122,7 @@ def _shade_dominated(ax: Axes, steps: Tensor, reference: Tensor) -> None:
     corners += [inside[-1].tolist(), [float(reference[0]), float(inside[-1, 1])], reference.tolist()]
     corners.append([float(first[0]), float(reference[1])])
     # As an artist, not a patch: a reference far away must not change the limits of the axes.
-    ax.add_artist(Polygon(corners, closed=True, facecolor=_PALE, alpha=0.18, edgecolor="none", zorder=0))
+    ax.add_artist(Polygon(corners, closed=True, facecolor=PALE, alpha=0.18, edgecolor="none", zorder=0))
 
 
 def _draw_space(front: ParetoFront, ax: Any, shown: list[int]) -> None:
@@ -136,7 +136,7 @@ def _draw_space(front: ParetoFront, ax: Any, shown: list[int]) -> None:
     floor = low - 0.1 * ((high - low) or abs(low) or 1.0)
     for k in filled + hollow:
         x, y, z = losses[k].tolist()
-        ax.plot([x, x], [y, y], [floor, z], color=_PALE, linewidth=0.7, zorder=1)
+        ax.plot([x, x], [y, y], [floor, z], color=PALE, linewidth=0.7, zorder=1)
     dots = {"s": 60, "facecolors": colours[filled].tolist(), "edgecolors": "white", "linewidths": 0.8}
     rings = {"s": 42, "facecolors": "none", "edgecolors": colours[hollow].tolist(), "linewidths": 1.6}
     for rows, style in ((filled, dots), (hollow, rings)):
@@ -144,10 +144,10 @@ def _draw_space(front: ParetoFront, ax: Any, shown: list[int]) -> None:
             ax.scatter(*losses[rows].T, depthshade=False, **style)
     ax.set_zlim(bottom=floor)
     for axis, task in zip((ax.xaxis, ax.yaxis, ax.zaxis), shown, strict=True):
-        axis.set_label_text(f"loss of {front.task_names[task]}", color=_INK)
+        axis.set_label_text(f"loss of {front.task_names[task]}", color=INK)
         axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
         axis.set_major_locator(MaxNLocator(5))
-    ax.tick_params(colors=_INK, labelsize=8)
+    ax.tick_params(colors=INK, labelsize=8)
     ax.view_init(elev=22.0, azim=40.0)
     ax.set_box_aspect(None, zoom=0.85)
     handles = _task_handles(front, shown) + ([_group_handle("dominated", "none")] if hollow else [])
@@ -176,10 +176,10 @@ def _draw_parallel(front: ParetoFront, ax: Axes, shown: list[int]) -> None:
     for k in filled:
         ax.plot(positions, heights[k], color=colours[k].tolist(), linewidth=1.8, marker="o", markersize=6, zorder=3)
     for x in positions:
-        ax.axvline(x, color=_PALE, linewidth=0.8, zorder=1)
-        ax.annotate(f"{low[x]:.3g}", (x, -0.035), ha="center", va="top", color=_INK, fontsize=8, annotation_clip=False)
+        ax.axvline(x, color=PALE, linewidth=0.8, zorder=1)
+        ax.annotate(f"{low[x]:.3g}", (x, -0.035), ha="center", va="top", color=INK, fontsize=8, annotation_clip=False)
         ax.annotate(
-            f"{high[x]:.3g}", (x, 1.035), ha="center", va="bottom", color=_INK, fontsize=8, annotation_clip=False
+            f"{high[x]:.3g}", (x, 1.035), ha="center", va="bottom", color=INK, fontsize=8, annotation_clip=False
         )
     ax.set_xticks(list(positions), [front.task_names[task] for task in shown])
     ax.set_xlim(-0.3, len(shown) - 0.7)
@@ -187,7 +187,7 @@ def _draw_parallel(front: ParetoFront, ax: Axes, shown: list[int]) -> None:
     ax.set_yticks([0.0, 1.0], ["least", "largest"])
     ax.set_xlabel("task")
     ax.set_ylabel("loss, in the range of each task")
-    _finish_plane(ax)
+    finish_plane(ax)
     ax.grid(False)
     ax.spines[:].set_visible(False)
     handles = _task_handles(front, shown) + ([_group_handle("dominated", "none", ":")] if hollow else [])
@@ -232,18 +232,19 @@ def _task_handles(front: ParetoFront, shown: list[int]) -> list[Line2D]:
 def _group_handle(label: str, face: str, linestyle: Literal["none", ":"] = "none") -> Line2D:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=_INK, linestyle=linestyle, marker="o", markerfacecolor=face, label=label)
+    return Line2D([], [], color=INK, linestyle=linestyle, marker="o", markerfacecolor=face, label=label)
 
 
 def _legend(ax: Axes, handles: list[Line2D], **place: Any) -> None:
-    ax.legend(handles=handles, frameon=False, labelcolor=_INK, fontsize=9, **place)
+    ax.legend(handles=handles, frameon=False, labelcolor=INK, fontsize=9, **place)
 
 
-def _finish_plane(ax: Axes) -> None:
+def finish_plane(ax: Axes) -> None:
+    """Axes that stand back behind the data: no frame, pale lines and grid."""
     ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(_PALE)
-    ax.tick_params(colors=_INK, color=_PALE, labelsize=9)
-    ax.xaxis.label.set_color(_INK)
-    ax.yaxis.label.set_color(_INK)
-    ax.grid(color=_PALE, linewidth=0.5, alpha=0.4)
+    ax.spines[["left", "bottom"]].set_color(PALE)
+    ax.tick_params(colors=INK, color=PALE, labelsize=9)
+    ax.xaxis.label.set_color(INK)
+    ax.yaxis.label.set_color(INK)
+    ax.grid(color=PALE, linewidth=0.5, alpha=0.4)
     ax.set_axisbelow(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..pareto_plot import INK, finish_plane
 from .digits import TASKS
 from .report import TARGET, Result
 from .training import REFERENCE
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-INK, PALE = "#3b4252", "#aab2c0"
 # Of the colour-blind safe palette of Okabe and Ito; markers and dashes tell the arms apart without colours.
 STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#0072B2", "marker": "o", "linestyle": "-", "zorder": 4},
@@ -99,10 +99,4 @@ def _round_ticks(axis: Axis) -> None:
 
 def _finish(ax: Axes, loc: Literal["upper right", "upper left"]) -> None:
     ax.legend(frameon=False, labelcolor=INK, fontsize=9, loc=loc)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(PALE)
-    ax.tick_params(colors=INK, color=PALE, labelsize=9)
-    ax.xaxis.label.set_color(INK)
-    ax.yaxis.label.set_color(INK)
-    ax.grid(color=PALE, linewidth=0.5, alpha=0.4)
-    ax.set_axisbelow(True)
+    finish_plane(ax)

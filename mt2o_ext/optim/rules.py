@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
 from ..ops import Rule
 
 __all__ = ["SGD", "Adam", "AdamW", "BaseRule", "as_base_rule"]
@@ -142,7 +140,3 @@ def as_base_rule(base: BaseRule | str) -> BaseRule:
     raise ValueError(
         f"base must be SGD(...), Adam(...) or AdamW(...) of mt2o_ext, or one of {sorted(_BY_NAME)}; got {base!r}"
     )
-
-
-def lr_value(lr: float | Tensor) -> float:
-    return float(lr)
