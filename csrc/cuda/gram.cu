@@ -1,0 +1,204 @@
+#include "gram.cuh"
+
+namespace mt2o::cuda {
+
+// Which panels a unit of work is about: rows from x on with (other) rows from y on.
+struct Panels {
+  int64_t height, across, count;  // rows of a panel; panels of all rows; pairs of panels
+
+  __device__ __forceinline__ void find(const Gram& s, int64_t pair, int64_t& x, int64_t& y) const {
+    if (s.diagonal) {
+      x = y = pair;
+    } else if (s.cross) {
+      x = pair / across, y = pair % across;
+    } else {
+      for (x = 0; gram_pair(x + 1, 0) <= pair;) ++x;
+      y = pair - gram_pair(x, 0);
+    }
+    x *= height, y *= height;
+  }
+};
+
+template <class G>
+__device__ __forceinline__ PanelRows<G> panel_of(const Gram& s, bool of_others, int64_t batch, int64_t first,
+                                                 int height) {
+  const G* all = of_others ? static_cast<const G*>(s.others) + batch * s.others_batch_stride
+                           : static_cast<const G*>(s.values) + batch * s.batch_stride;
+  const int64_t row = of_others ? s.others_row : s.row;
+  return {all + first * row, s.centre ? all : nullptr, row, int(least(height, s.rows - first)),
+          s.centre && s.diagonal ? int(s.rows) : 0};
+}
+
+// Whether float sums of these squares have kept their range.  Of centred rows the origin is zero, and may be.
+__device__ __forceinline__ bool in_range(double square, bool is_origin) {
+  return is_origin || gram_in_range(float(square));
+}
+
+// One pair of panels over one chunk at a time.  A: rows of a panel; of up to three rows, of float64 and of a diagonal
+// sums are taken in double; else in float, and again in double where the square of a row is out of range.
+template <class G, int A>
+__global__ void __launch_bounds__(gram_threads, 2) gram_chunks(Gram s, Panels panels) {
+  using S = Scalar<G>;
+  constexpr bool in_float = sizeof(S) == 4 && A > gram_few;
+  constexpr int V = A > 4 ? 1 : int(least(4, wide<G>));  // what the registers hold
+  auto& shared = block_shared<GramShared>();
+  const int64_t sums = gram_sums(s);
+  for (int64_t unit = blockIdx.x; unit < s.batch * s.num_chunks * panels.count; unit += gridDim.x) {
+    const int64_t at = unit / panels.count, batch = at / s.num_chunks;
+    int64_t x, y;
+    panels.find(s, unit % panels.count, x, y);
+    const Chunk chunk = s.chunks[at % s.num_chunks];
+    double* out = s.partials + at * sums;
+    const PanelRows<G> rows = panel_of<G>(s, false, batch, x, A), others = panel_of<G>(s, s.cross, batch, y, A);
+    const bool triangle = !s.cross && x == y;
+    const auto write = [&](int i, int j, double sum) {  // of rows x + i and y + j
+      const int64_t row = x + i, other = y + j;
+      if (row < s.rows && other < s.rows)
+        out[s.diagonal ? row : s.cross ? row * s.rows + other : gram_pair(row, other)] = sum;
+    };
+    if constexpr (!in_float) {
+      if (triangle)
+        triangle_sums<A, V, double>(rows, chunk, shared);
+      else
+        rectangle_sums<A, V, false, double>(rows, others, chunk, shared);
+    } else {
+      if (triangle)
+        triangle_sums<A, V, float>(rows, chunk, shared);
+      else
+        rectangle_sums<A, V, true, float>(rows, others, chunk, shared);
+      bool good = true;
+      for (int r = 0; r < A; ++r) {
+        const double square = shared.total[triangle ? gram_pair(r, r) : A * A + r];
+        const double other = shared.total[triangle ? gram_pair(r, r) : A * A + A + r];
+        if (r < rows.count) good &= in_range(square, s.centre && x + r == 0);
+        if (r < others.count) good &= in_range(other, s.centre && y + r == 0);
+      }
+      if (!good) {  // the same for all threads of the block
+        constexpr int half = 4;
+        for (int i = 0; i < A; i += half)
+          for (int j = 0; j < A; j += half) {
+            if (triangle && j > i) continue;
+            const PanelRows<G> some = panel_of<G>(s, false, batch, least(x + i, s.rows), half);
+            rectangle_sums<half, 1, false, double>(some, panel_of<G>(s, s.cross, batch, least(y + j, s.rows), half),
+                                                   chunk, shared);
+            const int q = int(threadIdx.x), row = q / half, other = q % half;
+            if (q < half * half && (!triangle || j + other <= i + row)) write(i + row, j + other, shared.total[q]);
+          }
+        continue;
+      }
+    }
+    for (int q = int(threadIdx.x); q < A * A; q += gram_threads) {
+      const int i = q / A, j = q % A;
+      if (!triangle) write(i, j, shared.total[q]);
+      if (triangle && j <= i) write(i, j, shared.total[gram_pair(i, j)]);
+    }
+  }
+}
+
+// The chunks of a segment lie between two of them.
+struct Between {
+  int64_t first, last;
+};
+struct AddShared {
+  Between of_thread[gram_threads];
+  double row_means[max_rows], other_means[max_rows], mean;
+};
+
+__device__ __forceinline__ Between find_chunks(const Gram& s, int64_t segment, AddShared& shared) {
+  Between found = {s.num_chunks, 0};
+  for (int64_t c = threadIdx.x; c < s.num_chunks; c += gram_threads)
+    if (s.chunks[c].segment == segment) found = {least(found.first, c), c + 1};
+  __syncthreads();  // nobody reads what another segment left
+  shared.of_thread[threadIdx.x] = found;
+  for (int half = gram_threads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (int(threadIdx.x) < half) {
+      Between& mine = shared.of_thread[threadIdx.x];
+      const Between other = shared.of_thread[threadIdx.x + half];
+      mine = {least(mine.first, other.first), mine.last < other.last ? other.last : mine.last};
+    }
+  }
+  __syncthreads();
+  return shared.of_thread[0];
+}
+
+// From products of differences to row 0 to those of rows less their mean: D_ij less the means of its row and column,
+// plus the mean of all.
+__device__ __forceinline__ void centre_products(const Gram& s, double* gram, AddShared& shared) {
+  const int rows = int(s.rows);
+  __syncthreads();  // all of the matrix is there
+  for (int i = int(threadIdx.x); i < rows; i += gram_threads) {
+    double of_row = 0., of_other = 0.;
+    for (int j = 0; j < rows; ++j) of_row += gram[i * rows + j], of_other += gram[j * rows + i];
+    shared.row_means[i] = of_row / rows, shared.other_means[i] = of_other / rows;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    double sum = 0.;
+    for (int i = 0; i < rows; ++i) sum += shared.row_means[i];
+    shared.mean = sum / rows;
+  }
+  __syncthreads();
+  for (int q = int(threadIdx.x); q < rows * rows; q += gram_threads) {
+    const int i = q / rows, j = q % rows;
+    if (s.cross)
+      gram[q] = gram[q] - shared.row_means[i] - shared.other_means[j] + shared.mean;
+    else if (j <= i)
+      gram[q] = gram[j * rows + i] = gram[q] - shared.row_means[i] - shared.row_means[j] + shared.mean;
+  }
+}
+
+// A block adds up the chunks of one segment, a warp those of one sum: each lane every 32nd of them, in order.
+__global__ void __launch_bounds__(gram_threads) add_chunks(Gram s, int64_t segments, double* all) {
+  auto& shared = block_shared<AddShared>();
+  const int64_t sums = gram_sums(s), size = s.diagonal ? s.rows : s.rows * s.rows;
+  const int lane = int(threadIdx.x) % warp;
+  for (int64_t unit = blockIdx.x; unit < s.batch * segments; unit += gridDim.x) {
+    const int64_t batch = unit / segments, segment = unit % segments;
+    double* gram = all + unit * size;
+    const Between chunks = find_chunks(s, segment, shared);
+    for (int64_t i = 0, j = 0, q = threadIdx.x / warp; q < sums; q += gram_threads / warp) {
+      double sum = 0.;
+      for (int64_t c = chunks.first + lane; c < chunks.last; c += warp)
+        if (s.chunks[c].segment == segment) sum += s.partials[(batch * s.num_chunks + c) * sums + q];
+      sum = warp_sum(sum);
+      if (lane > 0) continue;
+      if (s.diagonal || s.cross) {
+        gram[q] = sum;
+      } else {
+        while (gram_pair(i + 1, 0) <= q) ++i;
+        j = q - gram_pair(i, 0);
+        gram[i * s.rows + j] = gram[j * s.rows + i] = sum;
+      }
+    }
+    if (s.centre && !s.diagonal) centre_products(s, gram, shared);
+  }
+}
+
+template <class G, int A>
+static Problem launch_chunks(const Gram& s, Stream stream) {
+  const int64_t across = (s.rows + A - 1) / A;
+  const Panels panels = {A, across, s.diagonal ? s.rows : s.cross ? across * across : gram_pair(across, 0)};
+  return launch_units(gram_chunks<G, A>, s.batch * s.num_chunks * panels.count, gram_threads, stream, s, panels);
+}
+
+Problem gram(const Gram& s, double* out, int64_t segments, Stream stream) {
+  if (s.batch * segments == 0) return nullptr;
+  Problem problem = nullptr;
+  if (s.num_chunks > 0)
+    with_type(s.type, [&](auto type) {
+      using G = typename decltype(type)::type;
+      constexpr int most = sizeof(G) == 8 ? 4 : 8;
+      switch (s.diagonal ? 1 : s.rows) {
+        case 1: problem = launch_chunks<G, 1>(s, stream); break;
+        case 2: problem = launch_chunks<G, 2>(s, stream); break;
+        case 3: problem = launch_chunks<G, 3>(s, stream); break;
+        case 4: problem = launch_chunks<G, 4>(s, stream); break;
+        default: problem = launch_chunks<G, most>(s, stream);
+      }
+    });
+  if (problem) return problem;
+  return launch_units(add_chunks, s.batch * segments, gram_threads, stream, s, segments, out);
+}
+
+}  // namespace mt2o::cuda
