@@ -1,5 +1,7 @@
 #include "gram.cuh"
 
+#include <type_traits>
+
 namespace mt2o::cuda {
 
 // Which panels a unit of work is about: rows from x on with (other) rows from y on.
@@ -19,79 +21,94 @@ struct Panels {
   }
 };
 
-template <class G>
-__device__ __forceinline__ PanelRows<G> panel_of(const Gram& s, bool of_others, int64_t batch, int64_t first,
-                                                 int height) {
-  const G* all = of_others ? static_cast<const G*>(s.others) + batch * s.others_batch_stride
-                           : static_cast<const G*>(s.values) + batch * s.batch_stride;
-  const int64_t row = of_others ? s.others_row : s.row;
-  return {all + first * row, s.centre ? all : nullptr, row, int(least(height, s.rows - first)),
-          s.centre && s.diagonal ? int(s.rows) : 0};
-}
+// One pair of panels over one chunk.  A: rows of a panel; of up to three rows, of float64 and of a diagonal, sums are
+// taken in double; else in float, and again in double where the square of a row is out of range.
+template <class G, int A>
+struct PanelPair {
+  static constexpr bool in_float = sizeof(Scalar<G>) == 4 && A > gram_few;
+  static constexpr int B = A > 4 ? 4 : A;                       // others at a time
+  static constexpr int V = A > 4 ? 1 : int(least(4, wide<G>));  // what the registers hold
+  using N = std::conditional_t<in_float, float, double>;
 
-// Whether float sums of these squares have kept their range.  Of centred rows the origin is zero, and may be.
-__device__ __forceinline__ bool in_range(double square, bool is_origin) {
-  return is_origin || gram_in_range(float(square));
-}
+  const Gram& s;
+  const Chunk& chunk;
+  int64_t batch, x, y;  // rows from x on with others from y on
+  double* out;
+  GramShared& shared;
 
-// One pair of panels over one chunk at a time.  A: rows of a panel; of up to three rows, of float64 and of a diagonal
-// sums are taken in double; else in float, and again in double where the square of a row is out of range.
+  __device__ __forceinline__ PanelRows<G> panel(bool of_others, int64_t first, int height) const {
+    const G* all = of_others ? static_cast<const G*>(s.others) + batch * s.others_batch_stride
+                             : static_cast<const G*>(s.values) + batch * s.batch_stride;
+    const int64_t row = of_others ? s.others_row : s.row;
+    return {all + first * row, s.centre ? all : nullptr, row, int(least(height, s.rows - first)),
+            s.centre && s.diagonal ? int(s.rows) : 0};
+  }
+
+  // The sum in total[q], of rows i and j.
+  __device__ __forceinline__ void write(int64_t i, int64_t j, int q) const {
+    const bool other_half = !s.cross && j > i;
+    if (i >= s.rows || j >= s.rows || other_half) return;
+    out[s.diagonal ? i : s.cross ? i * s.rows + j : gram_pair(i, j)] = shared.total[q];
+  }
+  template <int Height, int Across>
+  __device__ __forceinline__ void write_rectangle(int64_t i, int64_t j) const {
+    const int q = int(threadIdx.x);
+    if (q < Height * Across) write(i + q / Across, j + q % Across, q);
+  }
+
+  // Whether float sums of a row's square have kept their range.  Of centred rows the first is zero, and may be.
+  __device__ __forceinline__ bool in_range(int64_t row, int q) const {
+    return row >= s.rows || (s.centre && row == 0) || gram_in_range(float(shared.total[q]));
+  }
+  __device__ __forceinline__ void again_in_double(int64_t first, int64_t other, int height) const {
+    for (int i = 0; i < height; i += 4) {
+      const int64_t row = least(first + i, s.rows);
+      rectangle_sums<4, 4, 1, false, double>(panel(false, row, 4), panel(s.cross, other, 4), chunk, shared);
+      write_rectangle<4, 4>(row, other);
+    }
+  }
+
+  __device__ __forceinline__ void run_triangle() const {
+    triangle_sums<A, V, N>(panel(false, x, A), chunk, shared);
+    bool good = true;
+    if constexpr (in_float)
+      for (int r = 0; r < A; ++r) good &= in_range(x + r, int(gram_pair(r, r)));
+    if (good) {  // the same for all threads of the block
+      const int q = int(threadIdx.x);
+      if (q < A * A && q % A <= q / A) write(x + q / A, x + q % A, int(gram_pair(q / A, q % A)));
+    } else {
+      for (int j = 0; j < A; j += 4) again_in_double(x, least(x + j, s.rows), A);
+    }
+  }
+  __device__ __forceinline__ void run_rectangle() const {
+    for (int64_t other = y; other < y + A && other < s.rows; other += B) {
+      rectangle_sums<A, B, V, in_float, N>(panel(false, x, A), panel(s.cross, other, B), chunk, shared);
+      bool good = true;
+      if constexpr (in_float) {
+        for (int i = 0; i < A; ++i) good &= in_range(x + i, A * B + i);
+        for (int j = 0; j < B; ++j) good &= in_range(other + j, A * B + A + j);
+      }
+      if (good)
+        write_rectangle<A, B>(x, other);
+      else
+        again_in_double(x, other, A);
+    }
+  }
+};
+
 template <class G, int A>
 __global__ void __launch_bounds__(gram_threads, 2) gram_chunks(Gram s, Panels panels) {
-  using S = Scalar<G>;
-  constexpr bool in_float = sizeof(S) == 4 && A > gram_few;
-  constexpr int V = A > 4 ? 1 : int(least(4, wide<G>));  // what the registers hold
   auto& shared = block_shared<GramShared>();
   const int64_t sums = gram_sums(s);
   for (int64_t unit = blockIdx.x; unit < s.batch * s.num_chunks * panels.count; unit += gridDim.x) {
-    const int64_t at = unit / panels.count, batch = at / s.num_chunks;
-    int64_t x, y;
-    panels.find(s, unit % panels.count, x, y);
+    const int64_t at = unit / panels.count;
     const Chunk chunk = s.chunks[at % s.num_chunks];
-    double* out = s.partials + at * sums;
-    const PanelRows<G> rows = panel_of<G>(s, false, batch, x, A), others = panel_of<G>(s, s.cross, batch, y, A);
-    const bool triangle = !s.cross && x == y;
-    const auto write = [&](int i, int j, double sum) {  // of rows x + i and y + j
-      const int64_t row = x + i, other = y + j;
-      if (row < s.rows && other < s.rows)
-        out[s.diagonal ? row : s.cross ? row * s.rows + other : gram_pair(row, other)] = sum;
-    };
-    if constexpr (!in_float) {
-      if (triangle)
-        triangle_sums<A, V, double>(rows, chunk, shared);
-      else
-        rectangle_sums<A, V, false, double>(rows, others, chunk, shared);
-    } else {
-      if (triangle)
-        triangle_sums<A, V, float>(rows, chunk, shared);
-      else
-        rectangle_sums<A, V, true, float>(rows, others, chunk, shared);
-      bool good = true;
-      for (int r = 0; r < A; ++r) {
-        const double square = shared.total[triangle ? gram_pair(r, r) : A * A + r];
-        const double other = shared.total[triangle ? gram_pair(r, r) : A * A + A + r];
-        if (r < rows.count) good &= in_range(square, s.centre && x + r == 0);
-        if (r < others.count) good &= in_range(other, s.centre && y + r == 0);
-      }
-      if (!good) {  // the same for all threads of the block
-        constexpr int half = 4;
-        for (int i = 0; i < A; i += half)
-          for (int j = 0; j < A; j += half) {
-            if (triangle && j > i) continue;
-            const PanelRows<G> some = panel_of<G>(s, false, batch, least(x + i, s.rows), half);
-            rectangle_sums<half, 1, false, double>(some, panel_of<G>(s, s.cross, batch, least(y + j, s.rows), half),
-                                                   chunk, shared);
-            const int q = int(threadIdx.x), row = q / half, other = q % half;
-            if (q < half * half && (!triangle || j + other <= i + row)) write(i + row, j + other, shared.total[q]);
-          }
-        continue;
-      }
-    }
-    for (int q = int(threadIdx.x); q < A * A; q += gram_threads) {
-      const int i = q / A, j = q % A;
-      if (!triangle) write(i, j, shared.total[q]);
-      if (triangle && j <= i) write(i, j, shared.total[gram_pair(i, j)]);
-    }
+    PanelPair<G, A> pair = {s, chunk, at / s.num_chunks, 0, 0, s.partials + at * sums, shared};
+    panels.find(s, unit % panels.count, pair.x, pair.y);
+    if (!s.cross && pair.x == pair.y)
+      pair.run_triangle();
+    else
+      pair.run_rectangle();
   }
 }
 

@@ -10,7 +10,7 @@ namespace mt2o::cuda {
 
 constexpr int gram_threads = 256;
 constexpr int warp = 32;
-constexpr int gram_most = 80;  // sums of a block: 8 x 8 products, and the squares of sixteen rows
+constexpr int gram_most = 44;  // sums of a block: 8 x 4 products, and the squares of these rows
 
 struct GramShared {
   double of_warp[gram_threads / warp][gram_most], total[gram_most];
@@ -117,27 +117,28 @@ __device__ __forceinline__ void triangle_sums(const PanelRows<G>& rows, const Ch
   block_sums(sum, shared);
 }
 
-// All products of two panels of A rows, into total[i * A + j]; Squares: then the squares of the rows, and of the
-// others.
-template <int A, int V, bool Squares, class N, class G>
+// All products of A rows and B others, into total[i * B + j]; Squares: then the squares of the rows, and of the others.
+template <int A, int B, int V, bool Squares, class N, class G>
 __device__ __forceinline__ void rectangle_sums(const PanelRows<G>& rows, const PanelRows<G>& others, const Chunk& chunk,
                                                GramShared& shared) {
-  N sum[A * A + (Squares ? 2 * A : 0)] = {};
+  N sum[A * B + (Squares ? A + B : 0)] = {};
   for_columns<V>(chunk.begin, chunk.end, [&](auto width, int64_t p) {
     constexpr int columns = decltype(width)::columns;
-    Pack<N, columns> x[A], y[A];
+    Pack<N, columns> x[A], y[B];
     rows.read(p, x), others.read(p, y);
 #pragma unroll
-    for (int i = 0; i < A; ++i)
+    for (int c = 0; c < columns; ++c) {
 #pragma unroll
-      for (int c = 0; c < columns; ++c) {
+      for (int i = 0; i < A; ++i)
 #pragma unroll
-        for (int j = 0; j < A; ++j) sum[i * A + j] = fma(x[i].of[c], y[j].of[c], sum[i * A + j]);
-        if constexpr (Squares) {
-          sum[A * A + i] = fma(x[i].of[c], x[i].of[c], sum[A * A + i]);
-          sum[A * A + A + i] = fma(y[i].of[c], y[i].of[c], sum[A * A + A + i]);
-        }
+        for (int j = 0; j < B; ++j) sum[i * B + j] = fma(x[i].of[c], y[j].of[c], sum[i * B + j]);
+      if constexpr (Squares) {
+#pragma unroll
+        for (int i = 0; i < A; ++i) sum[A * B + i] = fma(x[i].of[c], x[i].of[c], sum[A * B + i]);
+#pragma unroll
+        for (int j = 0; j < B; ++j) sum[A * B + A + j] = fma(y[j].of[c], y[j].of[c], sum[A * B + A + j]);
       }
+    }
   });
   block_sums(sum, shared);
 }
