@@ -12,8 +12,10 @@
 // others.
 #if defined(__CUDACC__)
 #define MT2O_HD static __host__ __device__ __forceinline__
+#define MT2O_HD_MEMBER __host__ __device__ __forceinline__
 #else
 #define MT2O_HD static inline __attribute__((always_inline))
+#define MT2O_HD_MEMBER inline __attribute__((always_inline))
 #endif
 
 namespace mt2o {
@@ -24,6 +26,6 @@ MT2O_HD float sqrt(float a) { return __builtin_sqrtf(a); }
 MT2O_HD double sqrt(double a) { return __builtin_sqrt(a); }
 MT2O_HD float max(float a, float b) { return a > b ? a : b; }
 MT2O_HD double max(double a, double b) { return a > b ? a : b; }
-MT2O_HD int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+MT2O_HD constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 }  // namespace mt2o
