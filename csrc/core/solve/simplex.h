@@ -31,13 +31,8 @@ MT2O_HD void start(Simplex& s, const Rows& rows, double size) {
   }
   fill(s.set.y, rows.count, 0.);
   s.set.y[best] = size * rows.lengths[best];
+  s.set.total = size * s.shortest;
   append(s.set.factor, best);
-}
-
-// Goes on from the support that there is, with another m.
-MT2O_HD void resize(Simplex& s, double size) {
-  const double factor = size * s.shortest / dot(s.set.border, s.set.y, s.set.size);
-  for (int64_t i = 0; i < s.set.size; ++i) s.set.y[i] *= factor;
 }
 
 // |J'v|^2
@@ -69,7 +64,7 @@ MT2O_HD void minimum_norm(const Rows& rows, const double* linear, double* weight
   if (rows.count == 2) return two_rows(rows, s.set.linear, weights);
   start(s, rows, 1.);
   minimise(s.set);
-  to_weights(weights, rows, s.set.y, s.shortest / dot(s.set.border, s.set.y, rows.count));
+  to_weights(weights, rows, s.set.y, 1.);
 }
 
 }  // namespace mt2o::solve
