@@ -122,7 +122,7 @@ MT2O_HD void minimise(ActiveSet& s) {
       const int64_t next = stalled ? -1 : entering(s);
       if (next >= 0)
         append(s.factor, newest = next), settled = 0;
-      else if (settled > 1 || s.factor.count == 0)
+      else if (settled > 2 || s.factor.count == 0)
         return;
     }
     newton_step(s);
