@@ -151,6 +151,7 @@ class Weighting(ABC):
 
     def _after_step(self, losses_before: Tensor, losses_after: Tensor) -> None:
         """Learns from finite losses, float64 [K, T]."""
+        return
 
     def _initial_state(self, ones: Tensor) -> State:
         """The state before the first step; ``ones`` is float64 [K, T] on the device."""
@@ -202,10 +203,7 @@ class Weighting(ABC):
                 )
 
     def _check_state(self, state: State) -> None:
-        expected, got = (
-            {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in side.items()}
-            for side in (self._state, state)
-        )
+        expected, got = ({name: (tuple(t.shape), t.dtype) for name, t in side.items()} for side in (self._state, state))
         if expected != got:
             raise ValueError(
                 f"{type(self).__name__} expected the state {expected}, got {got}: load it into the same weighting with "

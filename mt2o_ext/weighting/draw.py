@@ -24,9 +24,7 @@ class Draw:
     def __init__(self, key: Tensor) -> None:
         if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.ndim != 0:
             got = f"{key.dtype} {list(key.shape)}" if isinstance(key, Tensor) else type(key).__name__
-            raise TypeError(
-                f"expected the key as an int64 tensor without dimensions, got {got}: use Draw.new(generator)"
-            )
+            raise TypeError(f"expected the key as an int64 tensor [], got {got}: use Draw.new(generator)")
         self.key = key
 
     @classmethod
