@@ -32,7 +32,8 @@ inline GramProblems gram_problems(const Tensor& gram, const Tensor& workspace) {
 
 inline MinimumNorm minimum_norm_arguments(const Tensor& weights, const Tensor& workspace, const Tensor& gram,
                                           const MaybeTensor& linear) {
-  MinimumNorm s = {gram_problems(gram, workspace)};
+  MinimumNorm s = {};
+  s.all = gram_problems(gram, workspace);
   const int64_t batch = s.all.batch, tasks = s.all.tasks;
   s.linear = linear ? const_table(*linear, "linear", {batch, tasks}) : nullptr;
   s.weights = table(weights, "weights", {batch, tasks});
@@ -41,7 +42,8 @@ inline MinimumNorm minimum_norm_arguments(const Tensor& weights, const Tensor& w
 
 inline ConflictAverse conflict_averse_arguments(const Tensor& weights, const Tensor& workspace, const Tensor& gram,
                                                 const Tensor& preferences, double radius, double rtol) {
-  ConflictAverse s = {gram_problems(gram, workspace)};
+  ConflictAverse s = {};
+  s.all = gram_problems(gram, workspace);
   const int64_t batch = s.all.batch, tasks = s.all.tasks;
   s.preferences = const_table(preferences, "preferences", {batch, tasks});
   s.radius = radius, s.rtol = rtol;
@@ -51,7 +53,8 @@ inline ConflictAverse conflict_averse_arguments(const Tensor& weights, const Ten
 
 inline PowerBarrier power_barrier_arguments(const Tensor& weights, const Tensor& residual, const Tensor& workspace,
                                             const Tensor& gram, const Tensor& target, double power) {
-  PowerBarrier s = {gram_problems(gram, workspace)};
+  PowerBarrier s = {};
+  s.all = gram_problems(gram, workspace);
   const int64_t batch = s.all.batch, tasks = s.all.tasks;
   s.target = const_table(target, "target", {batch, tasks});
   s.power = power;
@@ -62,7 +65,8 @@ inline PowerBarrier power_barrier_arguments(const Tensor& weights, const Tensor&
 
 inline DualCone dual_cone_arguments(const Tensor& weights, const Tensor& workspace, const Tensor& gram,
                                     const Tensor& lower) {
-  DualCone s = {gram_problems(gram, workspace)};
+  DualCone s = {};
+  s.all = gram_problems(gram, workspace);
   STD_TORCH_CHECK(lower.dim() == 3, "mt2o_ext: lower must be [K, M, T]");
   s.bounds = lower.size(1);
   s.lower = const_table(lower, "lower", {s.all.batch, s.bounds, s.all.tasks});
@@ -71,7 +75,8 @@ inline DualCone dual_cone_arguments(const Tensor& weights, const Tensor& workspa
 }
 
 inline Eigen eigen_arguments(const Tensor& values, const Tensor& vectors, const Tensor& workspace, const Tensor& gram) {
-  Eigen s = {gram_problems(gram, workspace)};
+  Eigen s = {};
+  s.all = gram_problems(gram, workspace);
   const int64_t batch = s.all.batch, tasks = s.all.tasks;
   s.values = table(values, "values", {batch, tasks});
   s.vectors = table(vectors, "vectors", {batch, tasks, tasks});
@@ -81,7 +86,8 @@ inline Eigen eigen_arguments(const Tensor& values, const Tensor& vectors, const 
 // `order` is checked by the caller: its entries lie where the backend is.
 inline Project project_arguments(const Tensor& weights, const MaybeTensor& targets, const Tensor& workspace,
                                  const Tensor& gram, const Tensor& order, double decay) {
-  Project s = {gram_problems(gram, workspace)};
+  Project s = {};
+  s.all = gram_problems(gram, workspace);
   const int64_t batch = s.all.batch, tasks = s.all.tasks;
   check_table(order, "order", ScalarType::Long, {batch, tasks, tasks});
   s.order = const_data<int64_t>(order);
@@ -93,7 +99,8 @@ inline Project project_arguments(const Tensor& weights, const MaybeTensor& targe
 
 inline Descent descent_arguments(const Tensor& weights, const Tensor& workspace, const Tensor& gram,
                                  const Tensor& losses, const Tensor& rays, double tolerance, bool relax) {
-  Descent s = {gram_problems(gram, workspace)};
+  Descent s = {};
+  s.all = gram_problems(gram, workspace);
   const int64_t batch = s.all.batch, tasks = s.all.tasks;
   s.losses = const_table(losses, "losses", {batch, tasks});
   s.rays = const_table(rays, "rays", {batch, tasks});

@@ -25,8 +25,11 @@ struct ActiveSet {
 };
 
 MT2O_HD ActiveSet active_set_of(const double* cosines, const double* border, int64_t size, Workspace& w) {
-  ActiveSet s = {size, cosines, border, take(w, size), 0., factor_of({cosines, size, border}, ridge, w)};
-  s.y = take(w, size), s.gradient = take(w, size), s.step = take(w, size), s.through = take(w, size);
+  ActiveSet s = {};
+  s.size = size, s.cosines = cosines, s.border = border;
+  s.factor = factor_of({cosines, size, border}, ridge, w);
+  s.linear = take(w, size), s.y = take(w, size), s.gradient = take(w, size);
+  s.step = take(w, size), s.through = take(w, size);
   fill(s.y, size, 0.);
   return s;
 }

@@ -104,7 +104,9 @@ MT2O_HD void solve_one(const PowerBarrier& s, int64_t k) {
   if (valid) rows = solve::rows_of(gram, tasks, w);
   const int64_t n = rows.count;
   if (n == 0) return;
-  solve::Barrier b = {n, rows.cosines, s.power, 0., solve::take(w, n), solve::take(w, n), solve::take(w, n)};
+  solve::Barrier b = {};
+  b.size = n, b.cosines = rows.cosines, b.power = s.power;
+  b.target = solve::take(w, n), b.y = solve::take(w, n), b.best = solve::take(w, n);
   b.image = solve::take(w, n), b.trial = solve::take(w, n), b.step = solve::take(w, n);
   b.hessian = solve::take(w, n * n);
   solve::Factor f = solve::factor_of({b.hessian, n, nullptr}, 0., w);

@@ -24,7 +24,8 @@ MT2O_HD int64_t artificial(const Program& p) { return p.variables + p.conditions
 // The dictionary at w = e_vertex.
 MT2O_HD Program program_of(const double* objective, const double* matrix, const double* bound, int64_t variables,
                            int64_t conditions, int64_t vertex, Workspace& w) {
-  Program p = {variables, conditions, variables + 1};
+  Program p = {};
+  p.variables = variables, p.conditions = conditions, p.width = variables + 1;
   p.dictionary = take(w, (conditions + 2) * p.width);
   p.basic = take_indices(w, conditions + 1), p.free = take_indices(w, variables);
   for (int64_t i = 0; i <= conditions + 1; ++i) {
