@@ -94,13 +94,13 @@ def context(number: int, num_rows: int, num_tasks: int, tasks: torch.Tensor | No
 
 
 def test_all_orders_are_equally_frequent():
-    rows = 6000
-    orders = [tuple(order) for order in shared_order(context(1, rows, 3)).tolist()]
+    rows = 60_000
+    orders = [tuple(order) for order in shared_order(context(2, rows, 3)).tolist()]
     counts = Counter(orders)
     assert len(counts) == 6
     # Chi squared with five degrees of freedom is above 20.5 once in a thousand.
     assert sum((count - rows / 6) ** 2 / (rows / 6) for count in counts.values()) < 20.5
-    meetings = meeting_orders(context(1, rows, 3))
+    meetings = meeting_orders(context(2, rows, 3))
     for row in range(3):
         counts = Counter(map(tuple, meetings[:, row].tolist()))
         assert sum((count - rows / 6) ** 2 / (rows / 6) for count in counts.values()) < 20.5

@@ -224,14 +224,14 @@ def test_ldc_mtl_is_the_gradient_of_its_penalized_loss():
         by_losses, by_score = torch.autograd.grad(objective, (free, score))
         weights = weighting(losses=row)
         if step > 0:  # in the first step all x are equal, and the kinks of the absolute values have no gradient
-            assert_close(weights, by_losses)
+            # Adam turns the rounding of a gradient that is zero into a step, so the shares agree to about 1e-9.
+            assert_close(weights, by_losses, rtol=1e-7)
             gradients.append(by_score / (row / unit).mean())
         else:
             assert_close(weights, 0.25 / unit)
             plain = torch.softmax(score, 0)
             gradients.append(by_autograd(score, (plain * row / unit).sum()) / (row / unit).mean())
         logits = adam(gradients, torch.zeros(4, dtype=torch.float64), 0.1)
-        # Adam turns the rounding of a gradient that is zero into a step.
         assert_close(weighting.state_dict()["logits"][0], logits, atol=1e-6)
 
 
