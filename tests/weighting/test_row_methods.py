@@ -33,13 +33,17 @@ def losses(step: int) -> Tensor:
 class Loop:
     """What an optimizer does with one subproblem and gradients of one or more dtypes."""
 
-    def __init__(self, weighting: Weighting, parts: int = 1, dtypes: tuple[torch.dtype, ...] = (torch.float64,)) -> None:
+    def __init__(
+        self, weighting: Weighting, parts: int = 1, dtypes: tuple[torch.dtype, ...] = (torch.float64,)
+    ) -> None:
         self.weighting, self.parts, self.dtypes, self.count = weighting, parts, dtypes, 0
         weighting.bind(1, TASKS, 1, "cpu")
 
     def step(self, rows: Tensor, row_losses: Tensor, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """The changed gradients [T, P] and the weights [T]."""
-        pieces = [part.to(dtype)[None].clone() for part, dtype in zip(rows.chunk(self.parts, 1), self.dtypes, strict=True)]
+        pieces = [
+            part.to(dtype)[None].clone() for part, dtype in zip(rows.chunk(self.parts, 1), self.dtypes, strict=True)
+        ]
         given = {
             "preferences": torch.full((1, TASKS), 1 / TASKS, dtype=torch.float64),
             "losses": row_losses[None],
@@ -120,14 +124,16 @@ def test_m_config_gives_adam_the_gradient_whose_moment_is_configs():
 def test_excess_mtl_weighs_by_the_estimated_excess_risk(warmup):
     loop = Loop(ExcessMTL(eta=0.7, warmup_epochs=warmup))
     squares = torch.zeros(TASKS, COLUMNS, dtype=torch.float64)
-    weights, first = torch.ones(TASKS, dtype=torch.float64), None
+    weights, warm = torch.ones(TASKS, dtype=torch.float64), []
     for step in range(5):
         rows = gradients(step)
         rows[:, 0] = 0  # 0 / 0
         squares = squares + rows**2
         excess = torch.where(squares > 0, rows**2 / squares.sqrt(), 0.0).sum(1)
+        if step // 2 < warmup or not warm:
+            warm.append(excess)
         if step // 2 >= warmup:
-            first = excess if first is None else first
+            first = torch.stack(warm).mean(0)
             weights = weights * (0.7 * excess / first).exp()
             weights = TASKS * weights / weights.sum()
         changed, found = loop.step(rows, losses(step), epoch=step // 2)
