@@ -1,7 +1,8 @@
 """Builds the native libraries: writes one build.ninja from sources.json and runs ninja.
 
 torch's BuildExtension has one set of flags for an extension; instruction sets need them per file.
-Environment: MT2O_NO_EXT, MT2O_DEBUG, MT2O_CPU_ONLY, FORCE_CUDA (=1); CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
+Environment: MT2O_NO_EXT, MT2O_DEBUG, MT2O_CPU_ONLY, FORCE_CUDA (=1); CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS;
+MT2O_LOCAL_VERSION, the part of a wheel's version after the plus sign (cpu, cu130).
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ def is_set(variable: str) -> bool:
 
 
 OPTIMIZE = ["-O0", "-g"] if is_set("MT2O_DEBUG") else ["-O3", "-DNDEBUG"]
+
+
+def local_version() -> dict[str, dict[str, str]]:
+    """The option of setuptools that appends MT2O_LOCAL_VERSION to the version of the distribution."""
+    label = os.environ.get("MT2O_LOCAL_VERSION", "")
+    if not re.fullmatch(r"[a-z0-9]*", label):  # what PEP 440 leaves as it is
+        raise SystemExit(f"mt2o_ext: MT2O_LOCAL_VERSION is letters and digits such as cu130, not {label!r}")
+    return {"egg_info": {"tag_build": f"+{label}"}} if label else {}
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -174,7 +183,8 @@ class NinjaBuild(build_ext):
             headers["torch"], flags = self.torch_root / "include", flags + STABLE_ABI
         if group.get("pybind11"):
             headers |= {"pybind11": Path(required("pybind11").get_include()), "python": find_python_headers()}
-            flags.append(f'-DMT2O_VERSION="{self.distribution.get_version()}"')
+            public_version = self.distribution.get_version().partition("+")[0]  # as mt2o_ext.__version__
+            flags.append(f'-DMT2O_VERSION="{public_version}"')
             flags.append(f'-DMT2O_TORCH_VERSION="{self.torch.__version__}"')
         if group.get("cuda") and self.cuda:
             headers["cuda"] = self.cuda.home / "include"
@@ -196,4 +206,5 @@ setup(
     license="MIT",  # pyproject's key for it changed its form with setuptools 77
     ext_modules=[] if is_set("MT2O_NO_EXT") else [Extension(f"mt2o_ext.{name}", []) for name in SOURCES["libraries"]],
     cmdclass={"build_ext": NinjaBuild},
+    options=local_version(),
 )
