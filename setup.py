@@ -21,6 +21,7 @@ from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = json.loads((ROOT / "sources.json").read_text())
@@ -43,14 +44,6 @@ def is_set(variable: str) -> bool:
 
 
 OPTIMIZE = ["-O0", "-g"] if is_set("MT2O_DEBUG") else ["-O3", "-DNDEBUG"]
-
-
-def local_version() -> dict[str, dict[str, str]]:
-    """The option of setuptools that appends MT2O_LOCAL_VERSION to the version of the distribution."""
-    label = os.environ.get("MT2O_LOCAL_VERSION", "")
-    if not re.fullmatch(r"[a-z0-9]*", label):  # what PEP 440 leaves as it is
-        raise SystemExit(f"mt2o_ext: MT2O_LOCAL_VERSION is letters and digits such as cu130, not {label!r}")
-    return {"egg_info": {"tag_build": f"+{label}"}} if label else {}
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -132,6 +125,20 @@ class Cuda:
         return [f"-gencode=arch=compute_{arch},code={code}_{arch}" for arch, code in pairs]
 
 
+class Labelled(egg_info):
+    """Appends MT2O_LOCAL_VERSION to the version of the distribution.
+
+    An option given to setup() would not do: the setup.cfg that setuptools puts into an sdist is read after it.
+    """
+
+    def finalize_options(self) -> None:
+        label = os.environ.get("MT2O_LOCAL_VERSION", "")
+        if not re.fullmatch(r"[a-z0-9]*", label):  # what PEP 440 leaves as it is
+            raise SystemExit(f"mt2o_ext: MT2O_LOCAL_VERSION is letters and digits such as cu130, not {label!r}")
+        self.tag_build = f"+{label}" if label else self.tag_build
+        super().finalize_options()
+
+
 class NinjaBuild(build_ext):
     """Builds in build/<ABI tag>, which stays between builds, and copies the libraries to where they are wanted."""
 
@@ -205,6 +212,5 @@ def command_line(arguments: list[str]) -> str:
 setup(
     license="MIT",  # pyproject's key for it changed its form with setuptools 77
     ext_modules=[] if is_set("MT2O_NO_EXT") else [Extension(f"mt2o_ext.{name}", []) for name in SOURCES["libraries"]],
-    cmdclass={"build_ext": NinjaBuild},
-    options=local_version(),
+    cmdclass={"build_ext": NinjaBuild, "egg_info": Labelled},
 )
