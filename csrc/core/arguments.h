@@ -53,6 +53,12 @@ struct PackedMix {
   const bool* identity;    // [matrices][K]                 rows of I: they take nothing, not even a NaN times zero
 };
 
+// A mix as it is, for CUDA, whose blocks make N = M - I of it themselves.
+struct DenseMix {
+  int64_t matrices;      // as above
+  const double* values;  // [matrices][K][K]
+};
+
 // theta <- M theta, in place
 struct Transfer {
   int64_t rows;
@@ -68,6 +74,20 @@ enum class Rule : int64_t { sgd, momentum, adam, amsgrad };
 enum class Order : int64_t { consensus, adapt_then_combine };
 
 struct StepConstants;  // rules.h
+
+// Who takes part in a step, and the counters and constants that follow from it.
+struct StepCounters {
+  int64_t rows, segments;
+  Rule rule;
+  const double* fields;      // [S][fields], rules.h
+  const bool* active;        // [K][S], or nullptr: all
+  const float* found_inf;    // [K] or [1]: not zero where a row is skipped; or nullptr
+  int64_t found_stride;      // 1 or 0
+  const float* grad_scale;   // [1], or nullptr: 1
+  float* step;               // [K][S]
+  StepConstants* constants;  // [K][S]
+};
+
 struct Step {
   int64_t rows, tasks, segments;
   Rule rule;

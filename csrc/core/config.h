@@ -12,8 +12,10 @@
 // others.
 #if defined(__CUDACC__)
 #define MT2O_HD static __host__ __device__ __forceinline__
+#define MT2O_HD_MEMBER __host__ __device__ __forceinline__
 #else
 #define MT2O_HD static inline __attribute__((always_inline))
+#define MT2O_HD_MEMBER inline __attribute__((always_inline))
 #endif
 
 namespace mt2o {

@@ -13,6 +13,33 @@ struct float16 {
   uint16_t bits;
 };
 
+// A storage type is computed in its scalar: what has sixteen bits, in float.
+template <class S>
+struct ScalarOf {
+  using type = float;
+};
+template <>
+struct ScalarOf<double> {
+  using type = double;
+};
+template <class S>
+using Scalar = typename ScalarOf<S>::type;
+
+// f(Of<S>{}) with the storage type S behind a Type.
+template <class S>
+struct Of {
+  using type = S;
+};
+template <class F>
+static inline void with_type(Type type, F f) {
+  switch (type) {
+    case Type::float32: return f(Of<float>{});
+    case Type::float64: return f(Of<double>{});
+    case Type::bfloat16: return f(Of<bfloat16>{});
+    case Type::float16: return f(Of<float16>{});
+  }
+}
+
 MT2O_HD uint32_t bits_of(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);
@@ -36,6 +63,12 @@ MT2O_HD float widened(float16 x) {
   }
   return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
 }
+
+// Whether a number is neither infinite nor NaN.
+MT2O_HD bool is_finite(float x) { return (bits_of(x) & 0x7f800000) != 0x7f800000; }
+MT2O_HD bool is_finite(double x) { return x - x == 0.; }
+MT2O_HD bool is_finite(bfloat16 x) { return (x.bits & 0x7f80) != 0x7f80; }
+MT2O_HD bool is_finite(float16 x) { return (x.bits & 0x7c00) != 0x7c00; }
 
 template <class T>
 struct Rounded;

@@ -81,6 +81,19 @@ MT2O_HD StepConstants step_constants(const double* field, Rule rule, int64_t ste
   return c;
 }
 
+// Counts the step of one row and segment, if it takes part, and works out its constants: all there is to decide, before
+// the first parameter is touched.
+MT2O_HD void advance_counter(const StepCounters& s, int64_t row, int64_t segment) {
+  const int64_t at = row * s.segments + segment;
+  const bool skipped = s.found_inf && s.found_inf[row * s.found_stride] != 0.f;
+  const bool active = !skipped && (!s.active || s.active[at]);
+  if (active) s.step[at] += 1.f;
+  const double grad_scale = s.grad_scale ? double(*s.grad_scale) : 1.;
+  StepConstants constants = step_constants(s.fields + segment * num_fields, s.rule, int64_t(s.step[at]), grad_scale);
+  constants.active = active ? 1. : 0.;
+  s.constants[at] = constants;
+}
+
 // The same in the number type of the loops.
 template <class N>
 struct RowConstants {
@@ -126,6 +139,12 @@ MT2O_HD N amsgrad(const RowConstants<N>& c, N g, N x, N& m, N& v, N& top) {
   advance_moments(c, decayed(c, g, x), m, v);
   top = max(c.amsgrad * top, v);
   return adaptive(c, x, m, top);
+}
+
+// The running average of a parameter, now at x.
+template <class N>
+MT2O_HD N averaged(N gain, N x, N average) {
+  return fma(gain, x - average, average);
 }
 
 }  // namespace mt2o

@@ -4,6 +4,7 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
+#include "../core/blend.h"
 #include "../core/rules.h"
 #include "kernels.h"
 

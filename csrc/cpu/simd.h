@@ -17,17 +17,13 @@
 template <class S>
 struct Storage {
   using number = F16;
-  using scalar = float;
 };
 template <>
 struct Storage<double> {
   using number = D8;
-  using scalar = double;
 };
 template <class S>
 using Number = typename Storage<S>::number;
-template <class S>
-using Scalar = typename Storage<S>::scalar;
 
 // How many elements of a group are there: all (known when compiling), or fewer at the end of a row.
 struct All {};
@@ -59,19 +55,4 @@ inline void for_groups(int64_t n, Body body) {
   int64_t i = 0;
   for (; i + N::lanes <= n; i += N::lanes) body(i, All{});
   if (i < n) body(i, n - i);
-}
-
-// f(Of<S>{}) with the storage type S behind a Type.
-template <class S>
-struct Of {
-  using type = S;
-};
-template <class F>
-inline void with_type(Type type, F f) {
-  switch (type) {
-    case Type::float32: return f(Of<float>{});
-    case Type::float64: return f(Of<double>{});
-    case Type::bfloat16: return f(Of<bfloat16>{});
-    case Type::float16: return f(Of<float16>{});
-  }
 }

@@ -47,7 +47,7 @@ void average_row(const Step& s, const StepConstants& c, int64_t k, int64_t p, in
   const auto gain = set1(S(c.average));
   for_groups<Number<S>>(n, [&](int64_t i, auto left) {
     const auto old = load(ema + i, left);
-    store(ema + i, fma(gain, load(theta + i, left) - old, old), left);
+    store(ema + i, averaged(gain, load(theta + i, left), old), left);
   });
 }
 template <class L>

@@ -1,9 +1,5 @@
-// theta <- M theta for a tile of columns: a small matrix product, four rows x one group of columns in registers.
-// Included by kernels_impl.h.
-//
-// With N = M - I, whose rows sum to zero:  (M theta)_k = theta_k + sum_{j>0} N_kj (theta_j - theta_0).
-// Differences between rows are what M is about: rounding errors have their size, not the size of theta; what all rows
-// have in common passes through unchanged; a row with N_k = 0 keeps its bits.
+// theta <- M theta (core/blend.h) for a tile of columns: a small matrix product, four rows x one group of columns in
+// registers.  Included by kernels_impl.h.
 
 constexpr int64_t blend_scratch = 256 * 1024;  // bytes of a thread's stack for staged rows
 
@@ -79,7 +75,7 @@ void blend_rows(const BlendTile<S>& tile, const Mix<S>& mix, int64_t k) {
     for (int32_t q = 0; q < count; ++q) {
       const N x = load(tile.staged + columns[q] * tile.stride + i);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sum[r] = fma(set1(values[q * mix_block + r]), x, sum[r]);
+      for (int r = 0; r < R; ++r) sum[r] = with_taken(sum[r], set1(values[q * mix_block + r]), x);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {

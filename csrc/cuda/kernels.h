@@ -1,0 +1,24 @@
+// The kernel families on a GPU: raw pointers to its memory, sizes, a stream; no torch and no CUDA header.
+//
+// Each function queues its work on the stream and returns: nothing is allocated, nothing waited for, nothing of the
+// device's memory read here, so that all of it can be part of a CUDA graph.  The result is nullptr, or what CUDA says
+// went wrong.  Without columns nothing is launched.
+#pragma once
+#include "../core/arguments.h"
+
+namespace mt2o::cuda {
+
+using Stream = void*;         // cudaStream_t
+using Problem = const char*;  // of static storage
+
+// Chunks of rows of so many columns.
+struct Extent {
+  int64_t chunks, columns;
+};
+
+Problem combine(const Combine&, Extent, Stream);
+Problem finite(const Finite&, Extent, Stream);
+Problem transfer(const Transfer&, const DenseMix&, Extent, Stream);  // the packed mix is not looked at
+Problem step(const Step&, const StepCounters&, const DenseMix&, Extent, Stream);
+
+}  // namespace mt2o::cuda
