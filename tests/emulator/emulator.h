@@ -58,8 +58,11 @@ T& block_shared() {
   return *static_cast<T*>(shared_memory(&key, sizeof(T), alignof(T)));
 }
 
-inline int multiprocessors() { return num_multiprocessors; }
-
 }  // namespace emulator
+
+namespace mt2o {
+using emulator::block_shared;
+using emulator::launch;
+}  // namespace mt2o
 
 #include "language.h"
