@@ -28,8 +28,8 @@ TARGET = 0.9  # of the bandwidth of a device copy
 LARGEST_COPY = 1 << 30  # bytes of each of its two buffers
 SPIN = 5_000_000  # cycles, a few milliseconds: the host gets ahead, so that events time the device alone
 NOTES = (
-    "CUDA events after warm-up, medians of 30. GB/s: bytes that must move over time; x copy: that over the bandwidth of "
-    "a device copy of as many bytes (read + write, at most 2 GiB) in the same row. Others: their time over ours. "
+    "CUDA events after warm-up, medians of 30. GB/s: bytes that must move over time; x copy: that over the bandwidth "
+    "of a device copy of as many bytes (read + write, at most 2 GiB) in the same row. Others: their time over ours. "
     "x L2: bytes over the size of the cache."
 )
 

@@ -78,6 +78,9 @@ def steps(device: torch.device) -> Iterator[dict[str, Any]]:
     for name, make in OPTIMIZERS.items():
         few, many = (Training(make, number, device) for number in (FEW, MANY))
         entry: dict[str, Any] = {"optimizer": name, "waits": waits(many, device)}
-        entry |= {f"launches, {FEW} tensors": launches(few, device), f"launches, {MANY} tensors": launches(many, device)}
+        entry |= {
+            f"launches, {FEW} tensors": launches(few, device),
+            f"launches, {MANY} tensors": launches(many, device),
+        }
         first, second = list(entry.values())[-2:]
         yield entry | {"right": entry["waits"] == "none" and 0 < second == first}

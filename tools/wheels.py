@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import html
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from tools import check_wheel
+from tools import check_wheel, toolkit
 from tools.variants import EXCLUDED, MATRIX, Variant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,18 +30,13 @@ def variant(name: str) -> Variant:
     return next(v for v in MATRIX if v.name == name)
 
 
-def cuda_release(nvcc: Path | str) -> str:
-    """13.0, for the compiler of CUDA 13.0."""
-    return re.findall(r"release ([\d.]+)", subprocess.check_output([nvcc, "--version"], text=True))[0]
-
-
 def find_toolkits(homes: Iterable[str]) -> dict[str, str]:
     """CUDA_HOME by release: of the directories given, of CUDA_HOME, and of the nvcc on PATH."""
     on_path = shutil.which("nvcc")
-    candidates = [*homes, os.environ.get("CUDA_HOME", ""), str(Path(on_path).parents[1]) if on_path else ""]
+    candidates = [*homes, os.environ.get("CUDA_HOME", ""), toolkit.home(on_path) if on_path else ""]
     toolkits: dict[str, str] = {}
     for home in filter(None, candidates):
-        toolkits.setdefault(cuda_release(Path(home, "bin", "nvcc")), home)
+        toolkits.setdefault(toolkit.release(str(Path(home, "bin", "nvcc"))), home)
     return toolkits
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 
+from tools import toolkit
+
 
 def first_line(*command: str) -> str | None:
     """The first line that a command prints; None where it is not there or fails."""
@@ -24,11 +25,6 @@ def first_line(*command: str) -> str | None:
         return None
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else None
-
-
-def nvcc() -> str | None:
-    found = shutil.which("nvcc")
-    return re.findall(r"release ([\d.]+)", subprocess.getoutput(f"{found} --version"))[0] if found else None
 
 
 def gpu() -> dict[str, Any]:
@@ -50,10 +46,10 @@ def software() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "commit": first_line("git", "rev-parse", "HEAD"),
-        "uncommitted changes": first_line("git", "status", "--porcelain", "--untracked-files=no") not in ("", None),
+        "first uncommitted change": first_line("git", "status", "--porcelain", "--untracked-files=no"),
         "torch": torch.__version__,
         "torch CUDA": torch.version.cuda,
-        "nvcc": nvcc(),
+        "nvcc": toolkit.release() if shutil.which("nvcc") else None,
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
@@ -61,9 +57,7 @@ def software() -> dict[str, Any]:
 
 def main() -> int:
     path, dry = Path(sys.argv[1]), "--dry-run" in sys.argv[2:]
-    path.write_text(json.dumps(software() | ({"gpu": "none, dry run"} if dry else {})) + "\n")
-    if not dry:
-        path.write_text(json.dumps(software() | gpu()) + "\n")
+    path.write_text(json.dumps(software() | ({"gpu": "none, dry run"} if dry else gpu()), indent=1) + "\n")
     return 0
 
 

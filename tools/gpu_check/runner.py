@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ class Part:
 RESULT = "{result}"
 
 
-def run_part(part: Part, limit: float) -> dict[str, Any]:
+def run_part(part: Part) -> dict[str, Any]:
     """status "ok", "failed" or "out of time"; seconds; result, what the part wrote; output, of one that failed."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
@@ -42,7 +43,7 @@ def run_part(part: Part, limit: float) -> dict[str, Any]:
                 stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             try:
-                code: int | None = process.wait(limit)
+                code: int | None = process.wait(part.limit)
             except subprocess.TimeoutExpired:
                 code = None
             finally:  # also what the part has left running, and when this program is interrupted
@@ -59,25 +60,17 @@ def run_part(part: Part, limit: float) -> dict[str, Any]:
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
-def run_parts(parts: Sequence[Part], report: dict[str, Any], path: Path, limit: float) -> bool:
-    """Runs all parts, also after a failure; ``path`` holds the report after each.  True if all are ok.
-
-    A part gets what is left of ``limit`` (seconds for all of them) where that is less than its own.
-    """
-    begin = time.monotonic()
+def run_parts(parts: Sequence[Part], report: dict[str, Any], path: Path) -> bool:
+    """Runs all parts, also after a failure; ``path`` holds the report after each.  True if all are ok."""
     report["parts"] = {}
     for part in parts:
-        left = max(limit - (time.monotonic() - begin), 1.0)
         print(f"{part.name:<12}", end="", flush=True)
-        entry = run_part(part, min(part.limit, left))
-        report["parts"][part.name] = entry
+        entry = report["parts"][part.name] = run_part(part)
         path.write_text(json.dumps(report, indent=1) + "\n")
         print(f"{entry['status']:<12}{entry['seconds']:6.1f} s", flush=True)
         if entry["status"] != "ok":
