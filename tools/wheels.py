@@ -101,6 +101,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     parser.add_argument("--cuda-home", action="append", default=[], help="a CUDA toolkit; may be repeated")
     parser.add_argument("--torch", action="append", help="to import the wheels with (torch==2.13.0); may be repeated")
+    parser.add_argument("--index", metavar="ADDRESS", help="only print a page that links the wheels in --out there")
     parser.add_argument("--repair", metavar="PLATFORM", help="give the wheels the tag of this platform (auditwheel)")
     chosen = parser.parse_args()
     for name in set(chosen.variants) - {v.name for v in MATRIX}:
@@ -110,6 +111,9 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     chosen = arguments()
+    if chosen.index:
+        print(index_page((wheel.name for wheel in chosen.out.glob("*.whl")), chosen.index), end="")
+        return 0
     toolkits, names = find_toolkits(chosen.cuda_home), chosen.variants or USUAL
     out = chosen.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

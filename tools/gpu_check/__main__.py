@@ -63,8 +63,12 @@ def file_name(machine: dict[str, Any]) -> str:
     return f"gpu-{words}-{machine['date']}.json"
 
 
+def machine_part(dry: bool) -> Part:
+    return Part("machine", module("machine", *(["--dry-run"] if dry else [])), 30)
+
+
 def check(out: Path, dry: bool) -> int:
-    entry = run_part(Part("machine", module("machine", *(["--dry-run"] if dry else [])), 30))
+    entry = run_part(machine_part(dry))
     if entry["status"] != "ok":
         print(entry["output"])
         return 1
