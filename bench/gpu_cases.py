@@ -150,7 +150,7 @@ def layout(columns: int, device: torch.device) -> tuple[int, Tensor]:
     return row, torch.tensor(chunks, device=device)
 
 
-def makers(columns: int, compiled: bool) -> Iterator[Callable[[torch.device], Case]]:
+def makers(columns: int, compiled: bool) -> Iterator[partial[Any]]:
     """Every case at one size; compiled: with torch.compile too, which takes seconds for each shape."""
     for num_rows, num_tasks in ((1, 1), (5, 2), (8, 3), (16, 2)):
         yield partial(Step, num_rows, num_tasks, torch.float32, compiled, columns)

@@ -12,9 +12,8 @@
 #include "cuda/kernels.h"
 #include "cuda/portable.cuh"
 
+namespace mt2o {  // not `using` it: nvcc includes more of CUDA's headers behind this file, which would see its names
 namespace {
-
-using namespace mt2o;
 
 int kernels = 0, wrong = 0;
 
@@ -230,7 +229,7 @@ void all_of(const Tensors& t) {
 
 }  // namespace
 
-int main() {
+static int check_all() {
   const Tensors t;
   all_of<float, float>(t);
   all_of<double, double>(t);
@@ -243,3 +242,7 @@ int main() {
   std::printf("%d launches of kernel families, %d wrong\n", kernels, wrong);
   return wrong == 0 ? 0 : 1;
 }
+
+}  // namespace mt2o
+
+int main() { return mt2o::check_all(); }
