@@ -25,9 +25,7 @@ constexpr Type type_of<bfloat16> = Type::bfloat16;
 template <>
 constexpr Type type_of<float16> = Type::float16;
 
-// What S is computed in, and the largest relative error of rounding to S.
-template <class S>
-using Scalar = decltype(widened(S()));
+// The largest relative error of rounding to S.
 template <class S>
 constexpr double rounding = std::is_same_v<S, double>     ? 0x1p-53
                             : std::is_same_v<S, float>    ? 0x1p-24

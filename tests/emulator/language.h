@@ -18,7 +18,6 @@
 #define __constant__ static
 #define __shared__ static_assert(false, "shared memory is asked for by mt2o::block_shared<T>()");
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 
 // Of the running thread; set by the scheduler.

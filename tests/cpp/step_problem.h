@@ -1,0 +1,101 @@
+// Random problems for the fused step, in the middle of a run: some segments of row 1 take no part in it.
+#pragma once
+#include "packed.h"
+
+namespace data {
+
+struct StepCase {
+  int64_t rows, tasks;
+  Rule rule;
+  bool mixed;
+  Order order;
+};
+
+// What a step changes.
+template <class S>
+struct StepState {
+  Matrix<S> theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema;
+  Matrix<bfloat16> low;
+  Bytes bytes() const {
+    Bytes all = low.bytes();
+    for (const Matrix<S>* m : {&theta, &exp_avg, &exp_avg_sq, &max_exp_avg_sq, &ema}) {
+      const Bytes more = m->bytes();
+      all.insert(all.end(), more.begin(), more.end());
+    }
+    return all;
+  }
+};
+
+template <class S, class G>
+struct StepProblem {
+  static constexpr double grad_scale = 4.;
+  StepCase of;
+  Layout layout = plan_layout(numels);
+  int64_t segments = int64_t(numels.size()), number = 1;  // of the step
+  Random random;
+  std::vector<double> fields, weights, mixes;
+  std::vector<StepConstants> constants;
+  Matrix<G> grads;
+  StepState<S> start;
+
+  StepProblem(const StepCase& of, int64_t number)
+      : of(of),
+        number(number),
+        weights(random.weights(of.rows * of.tasks)),
+        grads(random.matrix<G>(of.rows * of.tasks, layout, grad_scale)),
+        start{random.matrix<S>(of.rows, layout), random.matrix<S>(of.rows, layout),       squares(), squares(),
+              random.matrix<S>(of.rows, layout), random.matrix<bfloat16>(of.rows, layout)} {
+    fields.resize(segments * num_fields);
+    for (int64_t segment = 0; segment < segments; ++segment) {
+      double* field = fields.data() + segment * num_fields;
+      field[field_lr] = 0.01 * double(segment + 1), field[field_weight_decay] = 0.1,
+      field[field_decoupled] = segment % 2;
+      field[field_beta1] = 0.9, field[field_beta2] = 0.999, field[field_eps] = 1e-8, field[field_dampening] = 0.25;
+      field[field_nesterov] = segment == 2, field[field_maximize] = segment == 3, field[field_amsgrad] = segment != 1;
+      field[field_transfer] = segment != 1, field[field_ema] = 0.99;
+      const std::vector<double> mix = random.mix(of.rows, segment == 4);
+      mixes.insert(mixes.end(), mix.begin(), mix.end());
+    }
+    for (int64_t k = 0; k < of.rows; ++k)
+      for (int64_t segment = 0; segment < segments; ++segment) {
+        constants.push_back(step_constants(fields.data() + segment * num_fields, of.rule, number, grad_scale));
+        if (!active(k, segment)) constants.back().active = 0.;
+      }
+  }
+  Matrix<S> squares() {
+    Matrix<S> m = random.matrix<S>(of.rows, layout);
+    for (S& x : m.values) x *= x;
+    return m;
+  }
+  static bool active(int64_t k, int64_t segment) { return k != 1 || segment % 2 != 0; }
+  const StepConstants& at(int64_t k, const Chunk& c) const { return constants[k * segments + c.segment]; }
+
+  // Without a mix.
+  Step arguments(StepState<S>& state) const {
+    Step s = {};
+    s.rows = of.rows, s.tasks = of.tasks, s.segments = segments;
+    s.rule = of.rule, s.order = of.order, s.type = type_of<S>;
+    s.theta = state.theta.values.data(), s.row = state.theta.row, s.ema = state.ema.values.data();
+    if (of.rule != Rule::sgd) s.exp_avg = state.exp_avg.values.data();
+    if (of.rule == Rule::adam || of.rule == Rule::amsgrad) s.exp_avg_sq = state.exp_avg_sq.values.data();
+    if (of.rule == Rule::amsgrad) s.max_exp_avg_sq = state.max_exp_avg_sq.values.data();
+    if (std::is_same_v<S, float>)
+      s.low_precision = state.low.values.data(), s.low_type = Type::bfloat16, s.low_row = state.low.row;
+    s.grads = grads.values.data(), s.grads_type = type_of<G>;
+    s.grads_row = of.tasks * grads.row, s.grads_task = grads.row;
+    s.weights = weights.data(), s.constants = constants.data();
+    s.chunks = layout.chunks.data();
+    return s;
+  }
+  StepState<S> run(const Kernels& level, int threads, int64_t tile) const {
+    StepState<S> state = start;
+    const Packed<S> packed(mixes, of.rows);
+    Step s = arguments(state);
+    if (of.mixed) s.mix = packed.mix();
+    s.tile = tile;
+    with_threads(threads, layout, [&](int64_t begin, int64_t end) { level.step(s, begin, end); });
+    return state;
+  }
+};
+
+}  // namespace data

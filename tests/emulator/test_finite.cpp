@@ -1,0 +1,37 @@
+// Emulated `finite`: finds an infinity and a NaN wherever they are.
+#include "check.h"
+#include "orders.h"
+
+using namespace data;
+
+template <class G>
+static void check_finite() {
+  Random random;
+  const Layout layout = plan_layout(numels);
+  const int64_t rows = 3, tasks = 2;
+  Matrix<G> grads = random.matrix<G>(rows * tasks, layout);
+  grads[0][0] = rounded<G>(type_of<G> == Type::float16 ? 65504. : 3e38);  // large, but finite
+  const auto check = [&](const std::vector<float>& expected) {
+    for_orders([&] {
+      std::vector<float> flags(rows, 0.f);
+      const Finite s = {rows,      tasks,        grads.values.data(), type_of<G>, tasks * grads.row,
+                        grads.row, flags.data(), layout.chunks.data()};
+      check_launched(cuda::finite(s, extent_of(layout), nullptr));
+      CHECK_EQUAL(flags, expected);
+    });
+  };
+  check({0.f, 0.f, 0.f});
+  for (const Chunk& c : {layout.chunks.front(), layout.chunks.back()})
+    for (const int64_t p : {c.begin, c.end - 1})
+      for (const double bad : {double(INFINITY), double(NAN)}) {
+        const G good = grads[3][p];
+        grads[3][p] = rounded<G>(bad);  // task 1 of row 1
+        check({0.f, 1.f, 0.f});
+        grads[3][p] = good;
+      }
+}
+
+TEST(of_float) { check_finite<float>(); }
+TEST(of_double) { check_finite<double>(); }
+TEST(of_bfloat16) { check_finite<bfloat16>(); }
+TEST(of_float16) { check_finite<float16>(); }
