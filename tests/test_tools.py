@@ -49,6 +49,15 @@ def test_paths_of_the_builder_are_found_and_those_that_say_nothing_are_not() -> 
     assert check_wheel.source_paths(data) == ["/tmp/pip-req-build-1/csrc/ops/step.cpp"]
 
 
+def test_what_only_a_newer_torch_has_is_known_from_its_headers() -> None:
+    root = Path(torch.__file__).parent / "include" / "torch" / "csrc" / "stable" / "c" / "shim.h"
+    newer = check_wheel.newer_than((2, 10), root.read_text())
+    assert "torch_get_mutable_data_ptr" not in newer and "torch_parallel_for" not in newer  # of 2.10
+    assert "torch_get_mutable_data_ptr" in check_wheel.newer_than((2, 9), root.read_text())
+    guarded = "#if TORCH_FEATURE_VERSION >= TORCH_VERSION_2_11_0\n#ifdef X\nint torch_new(int);\n#endif\n#endif\n"
+    assert check_wheel.newer_than((2, 10), guarded + "int torch_old();") == {"torch_new"}
+
+
 LISTING = """
 ELF file    1: step.1.sm_75.cubin
 ELF file    2: step.2.sm_120.cubin

@@ -20,6 +20,7 @@ from pathlib import Path
 from tools.variants import MATRIX
 
 LARGEST = 10_000_000  # bytes of a wheel
+OLDEST_TORCH = (2, 10)
 
 # Undefined symbols as `nm -D` names them, by who is there to define them.
 ALLOWED = {
@@ -42,6 +43,20 @@ def foreign(symbols: Iterable[str]) -> list[str]:
 
 def source_paths(data: bytes) -> list[str]:
     return sorted({match.decode() for match in SOURCE_PATH.findall(data)})
+
+
+def newer_than(oldest: tuple[int, int], headers: str) -> set[str]:
+    """The functions that torch's C headers declare only for a torch newer than ``oldest``."""
+    found, conditions = set(), [(0, 0)]
+    for line in headers.splitlines():
+        if re.match(r"\s*#\s*if", line):
+            version = re.search(r"TORCH_FEATURE_VERSION >= TORCH_VERSION_(\d+)_(\d+)", line)
+            conditions.append((int(version[1]), int(version[2])) if version else (0, 0))
+        elif re.match(r"\s*#\s*endif", line):
+            conditions.pop()
+        elif max(conditions) > oldest:
+            found |= set(re.findall(r"\b((?:aoti_torch|torch)_\w+)\(", line))
+    return found
 
 
 def label_of(wheel: Path) -> str:
@@ -113,6 +128,16 @@ def fresh_environment(directory: Path, torch: str) -> Path:
     return python
 
 
+def needs_newer_torch(wheel: Path, python: Path) -> list[str]:
+    """The symbols that the oldest torch does not have, by the headers of the one in this environment."""
+    root = subprocess.check_output([python, "-c", "import torch; print(torch.__path__[0])"], text=True).strip()
+    headers = [path.read_text() for path in Path(root, "include", "torch", "csrc").rglob("c/shim.h")]
+    newer = set().union(*(newer_than(OLDEST_TORCH, header) for header in headers))
+    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(wheel) as archive:
+        libraries = [archive.extract(name, scratch) for name in archive.namelist() if name.endswith(".so")]
+        return sorted({name for library in libraries for name in undefined_symbols(Path(library))} & newer)
+
+
 def running_faults(wheel: Path, python: Path) -> Iterator[str]:
     """What goes wrong when the wheel is installed, its libraries are loaded, and its kernels checked."""
     pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--force-reinstall", wheel]
@@ -121,6 +146,8 @@ def running_faults(wheel: Path, python: Path) -> Iterator[str]:
         libraries = sorted(
             {Path(name).name.partition(".")[0] for name in archive.namelist() if ".so" in Path(name).name}
         )
+    if names := needs_newer_torch(wheel, python):
+        yield f"needs what torch {'.'.join(map(str, OLDEST_TORCH))} has not: {', '.join(names)}"
     imports = "; ".join(["import torch, mt2o_ext", *(f"import mt2o_ext.{name}" for name in libraries)])
     for arguments in (["-c", imports], ["-m", "mt2o_ext"]):  # away from any checkout
         command = ["env", "-u", "PYTHONPATH", "MT2O_REQUIRE_NATIVE=1", str(python), *arguments]
