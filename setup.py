@@ -188,14 +188,15 @@ class NinjaBuild(build_ext):
         headers = {}  # by the name that stands for their path in messages
         if group.get("torch"):
             headers["torch"], flags = self.torch_root / "include", flags + STABLE_ABI
-        if group.get("pybind11"):
-            headers |= {"pybind11": Path(required("pybind11").get_include()), "python": find_python_headers()}
+        if group.get("python"):
+            headers["python"] = find_python_headers()
             public_version = self.distribution.get_version().partition("+")[0]  # as mt2o_ext.__version__
             flags.append(f'-DMT2O_VERSION="{public_version}"')
             flags.append(f'-DMT2O_TORCH_VERSION="{self.torch.__version__}"')
+        if group.get("pybind11"):
+            headers["pybind11"] = Path(required("pybind11").get_include())
         if group.get("cuda") and self.cuda:
-            headers["cuda"] = self.cuda.home / "include"
-            flags += ["-DUSE_CUDA", *self.cuda.defines()]
+            flags += self.cuda.defines()
         for name, path in headers.items():
             flags += ["-isystem", str(path), f"-ffile-prefix-map={path}={name}"]
         return [*flags, f"-ffile-prefix-map={ROOT}=."]

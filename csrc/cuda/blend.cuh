@@ -1,5 +1,5 @@
-// The blend of core/blend.h by a block of threads: N = M - I in shared memory, V columns of all rows staged there by the
-// thread that owns these columns.  No other thread looks at them: staging needs no barrier, and rows are written in
+// The blend of core/blend.h by a block of threads: N = M - I in shared memory, V columns of all rows staged there by
+// the thread that owns these columns.  No other thread looks at them: staging needs no barrier, and rows are written in
 // place without a hazard.
 //
 // Kernels are compiled for up to 2, 4, 8 and 16 rows (Capacity), which fixes how much shared memory a block takes and
@@ -64,8 +64,8 @@ struct Coupling {
 // What a block that blends keeps in shared memory.
 template <class S, int Capacity>
 struct BlendShared {
-  static constexpr bool whole = Capacity > 0;             // all of N is there at once
-  static constexpr int columns = whole ? wide<S> : 1;     // of a thread
+  static constexpr bool whole = Capacity > 0;                 // all of N is there at once
+  static constexpr int columns = whole ? wide<S> : 1;         // of a thread
   static constexpr int block = whole ? Capacity : mix_block;  // rows of N that are there at a time
   static constexpr int staged_size = whole ? Capacity * columns * blend_threads : 24 * 1024 / int(sizeof(S));
 

@@ -56,7 +56,8 @@ struct Parts {
   __device__ __forceinline__ Chunk operator[](int64_t part) const {
     const Chunk chunk = chunks[part / per_chunk];
     constexpr int64_t unit = 128;  // keeps parts aligned
-    const int64_t columns = chunk.end - chunk.begin, length = (columns + per_chunk * unit - 1) / (per_chunk * unit) * unit;
+    const int64_t columns = chunk.end - chunk.begin,
+                  length = (columns + per_chunk * unit - 1) / (per_chunk * unit) * unit;
     const int64_t begin = least(chunk.begin + part % per_chunk * length, chunk.end);
     return {chunk.segment, begin, least(begin + length, chunk.end)};
   }
@@ -72,7 +73,8 @@ inline Problem described(cudaError_t error) { return error == cudaSuccess ? null
 
 // Launches blocks of `threads` that share out so many units of work among themselves, in strides of the grid.
 template <class... Parameters, class... Arguments>
-Problem launch_units(void (*kernel)(Parameters...), int64_t units, int threads, Stream stream, Arguments&&... arguments) {
+Problem launch_units(void (*kernel)(Parameters...), int64_t units, int threads, Stream stream,
+                     Arguments&&... arguments) {
   int multiprocessors = 0;
   if (const cudaError_t error = count_multiprocessors(multiprocessors); error != cudaSuccess) return described(error);
   const int64_t resident = int64_t(multiprocessors) * (2048 / threads);

@@ -8,7 +8,8 @@
 namespace mt2o {
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream, Arguments&&... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
+                   Arguments&&... arguments) {
   kernel<<<grid, block, 0, stream>>>(static_cast<Parameters>(arguments)...);
   return cudaGetLastError();
 }
@@ -23,13 +24,6 @@ __device__ __forceinline__ T& block_shared() {
 // A store that other threads, of any block, may do at the same time with the same value.
 __device__ __forceinline__ void store_same(float* to, float value) { *static_cast<volatile float*>(to) = value; }
 
-// Multiprocessors of the current device.
-inline cudaError_t count_multiprocessors(int& count) {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-}
-
 }  // namespace mt2o
 #else
 #include "emulator.h"  // launch and block_shared, in namespace mt2o
@@ -38,10 +32,16 @@ namespace mt2o {
 
 inline void store_same(float* to, float value) { __atomic_store(to, &value, __ATOMIC_RELAXED); }
 
+}  // namespace mt2o
+#endif
+
+namespace mt2o {
+
+// Multiprocessors of the current device.
 inline cudaError_t count_multiprocessors(int& count) {
-  count = 2;
-  return cudaSuccess;
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
 }
 
 }  // namespace mt2o
-#endif

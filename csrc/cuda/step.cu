@@ -33,7 +33,8 @@ struct StepShared {
 
   // By all threads of the block, before a barrier.
   __device__ __forceinline__ void read_rows(const StepConstants* constants, int64_t segments, int count) {
-    if (Capacity > 0 && int(threadIdx.x) < count) rows[threadIdx.x] = RowState<S>::of(constants[threadIdx.x * segments]);
+    if (Capacity > 0 && int(threadIdx.x) < count)
+      rows[threadIdx.x] = RowState<S>::of(constants[threadIdx.x * segments]);
   }
   __device__ __forceinline__ RowState<S> row(const StepConstants* constants, int64_t segments, int k) const {
     return Capacity > 0 ? rows[k] : RowState<S>::of(constants[k * segments]);

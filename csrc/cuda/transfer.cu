@@ -39,7 +39,8 @@ Problem transfer(const Transfer& s, const DenseMix& mix, Extent extent, Stream s
   const auto run = [&](auto type) {
     using S = typename decltype(type)::type;
     return with_capacity<S>(s.rows, [&](auto capacity) {
-      return launch_units(transfer_rows<S, decltype(capacity)::columns>, parts.count, blend_threads, stream, s, mix, parts);
+      return launch_units(transfer_rows<S, decltype(capacity)::columns>, parts.count, blend_threads, stream, s, mix,
+                          parts);
     });
   };
   return s.type == Type::float64 ? run(Of<double>{}) : run(Of<float>{});

@@ -1,22 +1,27 @@
-// Packs the K x K mixes of one call for the CPU's blend (PackedMix in core/arguments.h).
+// The K x K mixes of one call.
 #pragma once
 #include <memory>
 #include <vector>
 
+#include "../core/blend.h"
 #include "tensors.h"
 
 namespace mt2o::ops {
 
+// mix: float64 [K, K], or [S, K, K]; segments: S, or -1 for any.  Returns the number of matrices.
+inline int64_t check_mix(const Tensor& mix, int64_t rows, int64_t segments) {
+  STD_TORCH_CHECK(mix.dim() == 2 || mix.dim() == 3, "mt2o_ext: mix must be [K, K] or [S, K, K]");
+  if (mix.dim() == 2)
+    check_table(mix, "mix", ScalarType::Double, {rows, rows});
+  else
+    check_table(mix, "mix", ScalarType::Double, {segments < 0 ? mix.size(0) : segments, rows, rows});
+  return mix.dim() == 2 ? 1 : mix.size(0);
+}
+
+// A mix in the CPU's form (PackedMix).
 class MixBuffer {
  public:
-  // mix: float64 [K, K], or [S, K, K].
-  MixBuffer(const Tensor& mix, int64_t rows, int64_t segments, Type type) {
-    STD_TORCH_CHECK(mix.dim() == 2 || mix.dim() == 3, "mt2o_ext: mix must be [K, K] or [S, K, K]");
-    if (mix.dim() == 2)
-      check_table(mix, "mix", ScalarType::Double, {rows, rows});
-    else
-      check_table(mix, "mix", ScalarType::Double, {segments < 0 ? mix.size(0) : segments, rows, rows});
-    matrices_ = mix.dim() == 2 ? 1 : mix.size(0);
+  MixBuffer(const Tensor& mix, int64_t rows, int64_t segments, Type type) : matrices_(check_mix(mix, rows, segments)) {
     type == Type::float64 ? pack(const_data<double>(mix), rows, doubles_)
                           : pack(const_data<double>(mix), rows, floats_);
     values_ = type == Type::float64 ? static_cast<const void*>(doubles_.data()) : floats_.data();
@@ -40,7 +45,7 @@ class MixBuffer {
         S* packed = values.data() + (block * rows + counts_[block]) * mix_block;
         bool any = false;
         for (int64_t r = 0; r < std::min<int64_t>(mix_block, rows - k); ++r) {
-          packed[r] = S(matrix[(k + r) * rows + j] - (k + r == j ? 1. : 0.));
+          packed[r] = coupling<S>(matrix, rows, k + r, j);
           any = any || packed[r] != S(0);
           if (packed[r] != S(0)) identity_[block / blocks * rows + k + r] = false;
         }
@@ -49,7 +54,7 @@ class MixBuffer {
     }
   }
 
-  int64_t matrices_ = 0;
+  int64_t matrices_;
   std::vector<int32_t> counts_, columns_;
   std::vector<float> floats_;
   std::vector<double> doubles_;

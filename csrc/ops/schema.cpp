@@ -2,9 +2,11 @@
 // the Python side (shapes for tracing, words for users, the reference) is mt2o_ext/ops.
 //
 //   K rows, T tasks, P columns, S segments, C chunks; rows are contiguous, a multiple of 16 elements apart.
-#include <torch/csrc/stable/library.h>
+#include "library.h"
 
-STABLE_TORCH_LIBRARY(mt2o_ext, m) {
+#define MT2O_DEFINE(library, m) STABLE_TORCH_LIBRARY(library, m)  // the name of a library is itself a macro
+
+MT2O_DEFINE(MT2O_LIBRARY, m) {
   m.def("combine_(Tensor(a!) out, Tensor grads, Tensor weights, Tensor chunks) -> ()");
   m.def("gram_(Tensor(a!) out, Tensor(b!) partials, Tensor rows, Tensor chunks, *, bool centre) -> ()");
   m.def("transfer_(Tensor(a!) theta, Tensor mix, Tensor chunks) -> ()");

@@ -59,11 +59,15 @@ struct Chunks {
   const Chunk* data;
   int64_t count;
 };
-inline Chunks chunks_of(const Tensor& chunks, int64_t segments, int64_t columns) {
+inline Chunks chunk_table(const Tensor& chunks) {
   STD_TORCH_CHECK(
       chunks.scalar_type() == ScalarType::Long && chunks.dim() == 2 && chunks.size(1) == 3 && chunks.is_contiguous(),
       "mt2o_ext: chunks must be a contiguous int64 tensor [C, 3]");
-  const Chunks all = {static_cast<const Chunk*>(chunks.const_data_ptr()), chunks.size(0)};
+  return {static_cast<const Chunk*>(chunks.const_data_ptr()), chunks.size(0)};
+}
+// The same after a look at what they say, which is for the CPU only: reading a GPU's memory would wait for it.
+inline Chunks chunks_of(const Tensor& chunks, int64_t segments, int64_t columns) {
+  const Chunks all = chunk_table(chunks);
   int64_t end = 0;
   for (const Chunk* c = all.data; c != all.data + all.count; ++c) {
     STD_TORCH_CHECK(c->begin >= end && c->end >= c->begin && c->end <= columns && c->begin % alignment == 0 &&
