@@ -113,6 +113,8 @@ def measure_all(device: torch.device, sizes: tuple[int, ...], rounds: int, repor
                 report.add("rows", timed(make(device), device, rounds))
             except torch.OutOfMemoryError:
                 report.add("left out", {"case": str(make.args), "family": make.func.__name__, "reason": "memory"})
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # raises what a kernel did wrong in the last row
 
 
 def below_target(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -77,10 +77,7 @@ def steps(device: torch.device) -> Iterator[dict[str, Any]]:
     """A row for each optimizer; right: it never waits, and launches do not grow with the number of tensors."""
     for name, make in OPTIMIZERS.items():
         few, many = (Training(make, number, device) for number in (FEW, MANY))
-        entry: dict[str, Any] = {"optimizer": name, "waits": waits(many, device)}
-        entry |= {
-            f"launches, {FEW} tensors": launches(few, device),
-            f"launches, {MANY} tensors": launches(many, device),
-        }
-        first, second = list(entry.values())[-2:]
-        yield entry | {"right": entry["waits"] == "none" and 0 < second == first}
+        waited, count, count_of_many = waits(many, device), launches(few, device), launches(many, device)
+        entry: dict[str, Any] = {"optimizer": name, "waits": waited}
+        entry |= {f"launches, {FEW} tensors": count, f"launches, {MANY} tensors": count_of_many}
+        yield entry | {"right": waited == "none" and 0 < count == count_of_many}
