@@ -26,7 +26,7 @@ PATH = os.pathsep.join([str(Path(PYTHON).parent), os.environ.get("PATH", "")])
 
 EMULATOR = (
     "cmake --preset release -DMT2O_TORCH=\"$({python} -c 'import torch; print(torch.__path__[0])')\" && "
-    "cmake --build --preset release --target emulator"
+    "cmake --build --preset release --target mt2o_emulated"
 )
 REHEARSED = ("tests/ops/test_transfer.py", "tests/ops/test_finite.py")  # a dry run needs no more of the tests
 
