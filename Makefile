@@ -12,12 +12,13 @@ BIN    := $(VENV)/bin
 TORCH_STAMP := $(VENV)/.$(firstword $(TORCH))
 NATIVE      := build/.native
 SOURCES     := setup.py sources.json $(shell find csrc -type f)
-CXX_SOURCES := $(shell find csrc tests/cpp -type f)
+CXX_SOURCES := $(shell find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PRESETS     := release asan tsan
+PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-cpp bench wheels gpu-check lint format clean
+.PHONY: help install demo test test-cpp test-emulator bench wheels gpu-check lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,13 +28,23 @@ install: $(NATIVE)  ## the package, in place, in .venv
 demo: $(NATIVE) $(VENV)/.extra-demo  ## train a Pareto front on real data, plot it (demo_out/)
 	$(BIN)/python -m mt2o_ext.demo
 
-test: $(NATIVE) $(VENV)/.extra-test  ## the whole Python test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+test: $(NATIVE) $(VENV)/.extra-test $(PRESETS:%=emulator-%)  ## the whole Python test suite, CUDA kernels emulated
+	$(PYTEST)
 
 test-cpp: $(PRESETS:%=test-cpp-%)  ## kernels without torch and Python: plain, ASan + UBSan, TSan
 
 test-cpp-%: $(VENV)/.cmake
-	PATH="$(CURDIR)/$(BIN):$$PATH"; cmake --preset $* && cmake --build --preset $* && ctest --preset $*
+	PATH="$(CURDIR)/$(BIN):$$PATH"; cmake --preset $* && cmake --build --preset $* --target mt2o_tests && \
+	  ctest --preset $* -E '^emulator/'
+
+test-emulator: $(NATIVE) $(VENV)/.extra-test $(PRESETS:%=emulator-%)  ## CUDA kernels on the CPU: plain, ASan + UBSan, TSan
+	$(PYTEST) -k cuda-emulated
+
+TORCH_PATH = $(shell $(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])')
+
+emulator-%: $(VENV)/.cmake $(TORCH_STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH"; cmake --preset $* -DMT2O_TORCH="$(TORCH_PATH)" && \
+	  cmake --build --preset $* --target emulator && ctest --preset $* -R '^emulator/'
 
 bench: $(NATIVE) $(VENV)/.extra-demo  ## time the kernels against torch
 	$(BIN)/python -m bench

@@ -69,7 +69,7 @@ class Gram(Case):
         self.partials = torch.zeros(self.batch, len(self.chunks), pairs, dtype=torch.float64, device=device)
 
     def ours(self) -> Run:
-        return lambda: ops.gram_(self.out, self.partials, self.rows, self.chunks, centre=self.centre)
+        return lambda: ops.gram_(self.out, self.partials, self.rows, None, self.chunks, centre=self.centre)
 
     def peers(self) -> dict[str, Callable[[], Run]]:
         def product() -> Tensor:

@@ -28,6 +28,11 @@ def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ..
     return tuple(strides)
 
 
+def to_device(table: Tensor, device: torch.device) -> Tensor:
+    """A table of the host on a device; on a GPU through pinned memory, so that nobody waits for it."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
+
+
 class FlatParameters:
     """Parameters of one dtype on one device, their gradients and optimizer state, one row for each subproblem.
 
@@ -83,6 +88,8 @@ class FlatParameters:
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self.filled = [[False] * num_segments for _ in range(num_tasks * (1 if stacked else num_rows))]
         self._partials: Tensor | None = None
+        self._there: list[list[bool]] = []  # what `_active` says
+        self._active: Tensor | None = None
         self._value_views = self._views(self.values)
         of_tasks = [self._views(self.grads, task * self.row) for task in range(num_tasks)]
         self._grad_views = [views for row_views in zip(*of_tasks, strict=True) for views in row_views]  # as `filled`
@@ -233,7 +240,12 @@ class FlatParameters:
         there = [[any(of_tasks) for of_tasks in zip(*tasks, strict=True)] for tasks in rows]
         if all(map(all, there)):
             return None
-        return torch.tensor(there, device=self.device).expand_as(self.step).contiguous()
+        if there == self._there and not torch.compiler.is_compiling():
+            return self._active
+        active = to_device(torch.tensor(there), self.device).expand_as(self.step).contiguous()
+        if not torch.compiler.is_compiling():
+            self._there, self._active = there, active
+        return active
 
     def clear_missing(self) -> None:
         """Sets gradients that are not there to zero: the buffer may hold what is left from an earlier step."""
@@ -260,7 +272,8 @@ class FlatParameters:
         out = torch.empty(
             1, len(self.parameters), self.num_rows, self.num_rows, dtype=torch.float64, device=self.device
         )
-        gram_(out, self._partials, (self.theta if rows is None else rows).unsqueeze(0), self.chunks, centre=True)
+        values = (self.theta if rows is None else rows).unsqueeze(0)
+        gram_(out, self._partials, values, None, self.chunks, centre=True)
         return out[0]
 
 

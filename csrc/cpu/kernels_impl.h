@@ -5,6 +5,7 @@
 #include <immintrin.h>
 #endif
 #include "../core/blend.h"
+#include "../core/gram.h"
 #include "../core/rules.h"
 #include "kernels.h"
 
@@ -14,6 +15,8 @@ namespace {
 
 #include "combine.h"
 #include "finite.h"
+#include "gram_blocks.h"
+
 #include "gram.h"
 #include "transfer.h"
 

@@ -11,14 +11,24 @@ from .. import _native
 
 
 def register_fake(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a shape check as the fake of an operator that returns nothing, if the operator exists."""
+    """Registers a shape check as the fake of an operator that returns nothing, if the operator exists.
+
+    Without CUDA kernels, tensors on a GPU get an error that says so; the functions of :mod:`mt2o_ext.ops` do not come
+    there, they run on the reference.
+    """
 
     def register(check: Callable[..., None]) -> Callable[..., None]:
         if _native.C is not None:
             torch.library.register_fake(f"mt2o_ext::{name}", check)
+            if _native.C_cuda is None:
+                torch.library.impl(f"mt2o_ext::{name}", "cuda", _refuse)
         return check
 
     return register
+
+
+def _refuse(*arguments: object, **options: object) -> None:
+    raise RuntimeError(_native.without_cuda())
 
 
 def compiled(tensor: Tensor) -> bool:

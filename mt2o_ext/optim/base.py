@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flat import FlatParameters
+from ..flat import FlatParameters, to_device
 from ..ops import FIELDS, Order, step_
+from .nonfinite import LateFlags
 from .parameters import check_memory, check_parameters
 from .rules import BaseRule
 from .state import StateInBuffers
@@ -133,9 +134,13 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
             for (_, head), members in kinds.items()
         ]
         self._groups = [[index for index, _ in members] for members in kinds.values()]
-        for flat in self._flat:
+        self._tables: list[tuple[Tensor, Tensor]] = []  # float64 [groups, fields], and each segment's group
+        for flat, groups in zip(self._flat, self._groups, strict=True):
             self._skipped = self._skipped.to(flat.device)
-        self._options: list[list[float]] = []  # of each group, as the buffers' tables have them
+            table = torch.zeros(len(self.param_groups), len(FIELDS), dtype=torch.float64, device=flat.device)
+            self._tables.append((table, torch.tensor(groups, device=flat.device)))
+        self._late_flags = LateFlags()
+        self._options: list[list[float]] = []  # of each group, as the tables have them
         self._built = True
         self._start_copies()
         self._attach_rows()
@@ -191,14 +196,16 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
                 lr = 0.0
             fields.update(lr=lr, transfer=group.get("transfer", True), ema=self._ema or 0.0)
             options.append([fields.get(name, 0.0) for name in FIELDS])
-        if options == self._options and not lrs and not torch.compiler.is_compiling():
+        changed = options != self._options or torch.compiler.is_compiling()
+        if not changed and not lrs:
             return
         moved = [row[TRANSFER] for row in options] != [row[TRANSFER] for row in self._options]
-        for flat, groups in zip(self._flat, self._groups, strict=True):
-            table = torch.tensor(options, dtype=torch.float64, device=flat.device)
+        for flat, groups, (table, group_of) in zip(self._flat, self._groups, self._tables, strict=True):
+            if changed:
+                table.copy_(to_device(torch.tensor(options, dtype=torch.float64), flat.device))
             for index, lr in lrs:
-                table[index, LR] = lr.to(table).reshape(())
-            flat.segments.copy_(table[torch.tensor(groups, device=flat.device)])
+                table[index, LR].fill_(lr.reshape(()))
+            flat.segments.copy_(table[group_of])
             if moved:
                 flat.set_transfer([bool(options[index][TRANSFER]) for index in groups])
         self._options = options
@@ -215,21 +222,26 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
         return found.amax().expand_as(found).contiguous() if self._skip_all else found
 
     def _nothing_left(self, skipped: Tensor) -> bool:
-        """True if there is no row left to update; not known while compiling, and then the kernel finds out."""
-        return not torch.compiler.is_compiling() and bool(skipped.all())
+        """True if there is no row left to update; not known while compiling or without waiting for a GPU: then the
+        kernel finds out."""
+        return skipped.device.type == "cpu" and not torch.compiler.is_compiling() and bool(skipped.all())
 
     def _count_skipped(self, found: Tensor, skipped: Tensor) -> None:
-        """Counts skipped rows and warns about the first."""
+        """Counts skipped rows and warns about the first; if they are on a GPU, at a later step."""
         self._skipped += (skipped != 0).to(self._skipped)
         if torch.compiler.is_compiling() or "nonfinite" in self._warned:
             return
-        rows = found.nonzero().flatten().tolist()
+        self._late_flags.add(found)
+        self._warn_of_nonfinite(self._late_flags.raised())
+
+    def _warn_of_nonfinite(self, rows: list[int]) -> None:
         if rows:
             self._warn_once(
                 "nonfinite",
                 f"a gradient or loss of subproblem {', '.join(map(str, rows))} was infinite or NaN: this step was "
                 f"skipped for {'all' if self._skip_all else 'it'}, nothing of it was changed. Later ones are only "
                 "counted, in optimizer.skipped_steps.",
+                stacklevel=4,
             )
 
     def _combination(self, flat: FlatParameters) -> tuple[Tensor, Tensor | None]:
@@ -257,12 +269,14 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
     @property
     def skipped_steps(self) -> Tensor:
         """int64 [K]: how many steps of each subproblem were skipped for an infinite or NaN gradient or loss."""
+        if "nonfinite" not in self._warned:
+            self._warn_of_nonfinite(self._late_flags.raised(wait=True))
         return self._skipped.clone()
 
-    def _warn_once(self, key: str, text: str) -> None:
+    def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(text, UserWarning, stacklevel=3)
+            warnings.warn(text, UserWarning, stacklevel=stacklevel)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients, those of all subproblems."""

@@ -66,8 +66,8 @@ class Blend:
         if isinstance(self.rule, Identity) or len(self.preferences) == 1 or not flats or not self.rule.due(self.steps):
             return nothing
         gram = torch.cat([flat.centred_gram(self._rows(flat)) for flat in flats]) if self.rule.needs_gram else None
-        lr = torch.as_tensor(lr, dtype=torch.float64).to(self.preferences).reshape(())
-        mix = self.rule.matrix(TransferContext(self.preferences, gram, losses, self.steps, lr, self.initial_lr))
+        rate = self.preferences.new_empty(()).fill_(lr.reshape(()) if isinstance(lr, Tensor) else lr)
+        mix = self.rule.matrix(TransferContext(self.preferences, gram, losses, self.steps, rate, self.initial_lr))
         if mix is None:
             return nothing
         self.moments.check_matrix(mix)

@@ -236,6 +236,8 @@ class StateInBuffers(torch.optim.Optimizer):
         left_out = {
             "_flat",
             "_groups",
+            "_late_flags",
+            "_tables",
             "_stateless",
             "_zero_grad_profile_name",
             "step",

@@ -118,3 +118,7 @@ template <class T>
 void __stcs(T* p, T value) {
   *p = value;
 }
+template <class T>
+void __stwb(T* p, T value) {
+  *p = value;
+}

@@ -8,6 +8,7 @@ sums are taken in another order (gram) what differs is recorded.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -51,12 +52,15 @@ def combines(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
 
 
 def grams(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
-    for rows in (2, 3, 8, 16):
-        for centre in (False, True):
-            out = torch.full((2, len(LAYOUT.numels), rows, rows), torch.nan, dtype=torch.float64)
-            partials = torch.full((2, len(LAYOUT.chunks), rows * (rows + 1) // 2), torch.nan, dtype=torch.float64)
-            arguments = [out, partials, sampler.rows(2, rows, dtype=dtype), LAYOUT.chunks]
-            yield Call("gram", f"{dtype} {rows} rows, centre {centre}", arguments, {"centre": centre})
+    for rows, centre, cross, diagonal in itertools.product((2, 3, 8, 16), *3 * ((False, True),)):
+        products = rows if diagonal else rows * rows if cross else rows * (rows + 1) // 2
+        shape = (rows,) if diagonal else (rows, rows)
+        out = torch.full((2, len(LAYOUT.numels), *shape), torch.nan, dtype=torch.float64)
+        partials = torch.full((2, len(LAYOUT.chunks), products), torch.nan, dtype=torch.float64)
+        matrix, others = sampler.rows(2, rows, dtype=dtype), sampler.rows(2, rows, dtype=dtype) if cross else None
+        what = f"{dtype} {rows} rows{', centred' * centre}{', cross' * cross}{', diagonal' * diagonal}"
+        arguments = [out, partials, matrix, others, LAYOUT.chunks]
+        yield Call("gram", what, arguments, {"centre": centre, "diagonal": diagonal})
 
 
 def finites(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
