@@ -55,14 +55,12 @@ class Kernel:
         rule = next((rule for pattern, rule in RULES.items() if re.fullmatch(pattern, self.name)), None)
         if rule is None:
             return ["has no rule in tools/sass_gate.py"]
-        forbidden = ["LDL", "STL", "ATOM", "RED"]
+        forbidden = ["LDL", "STL", "ATOM", "ATOMG", "ATOMS", "RED"]
         if not re.search(r"\bdouble\b", self.name):
             forbidden += sorted(FLOAT64 - rule.float64)
-        found = [f"contains {opcode}" for opcode in forbidden if self.has(rf"{opcode}\w*(\.|$)")]
-        wanted = {"LDG": rule.loads, "STG": rule.stores}
-        return found + [
-            f"has no {opcode} of 128 bits" for opcode in wanted if wanted[opcode] and not self.has(rf"{opcode}\..*128")
-        ]
+        found = [f"contains {opcode}" for opcode in forbidden if self.has(rf"{opcode}(\.|$)")]
+        wanted = [opcode for opcode, wide in (("LDG", rule.loads), ("STG", rule.stores)) if wide]
+        return found + [f"has no {opcode} of 128 bits" for opcode in wanted if not self.has(rf"{opcode}\..*128")]
 
 
 def demangled(names: Sequence[str]) -> list[str]:
