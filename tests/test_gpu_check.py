@@ -138,22 +138,23 @@ def test_what_the_sanitizer_says(code: int, output: str, outcome: str) -> None:
 
 
 def test_the_sanitizers_program_calls_every_kernel_family() -> None:
-    families = re.findall(r"^Problem (\w+)\(", (ROOT / "csrc" / "cuda" / "kernels.h").read_text(), flags=re.MULTILINE)
-    assert families
-    assert set(families) == set(re.findall(r"cuda::(\w+)\(", (ROOT / sanitize.SOURCE).read_text()))
+    assert bits.families() == set(re.findall(r"cuda::(\w+)\(", (ROOT / sanitize.SOURCE).read_text()))
 
 
 # ---------------------------------------------------------------------- bits
+LIBRARY = bits.Backend("cpu", HOST, CPU)
+
+
 def test_the_same_kernels_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bits, "LAYOUT", Layout((17, 1, 0, 33)))
-    result = bits.compare(CPU, CPU, CPU)
+    result = bits.compare(LIBRARY, LIBRARY, LIBRARY)
     assert result["cases"] > 100 and result["differ"] == {} and result["must agree"] == []
 
 
 @pytest.mark.parametrize("family", ["combine", "gram", "transfer", "step"])
 def test_one_other_bit_is_found(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bits, "LAYOUT", Layout((17, 1, 0, 33)))
-    calls = [call for call in bits.calls() if call.family == family][:2]
+    calls = [call for call in bits.all_calls() if call.family == family][:2]
     monkeypatch.setattr(bits, "calls", lambda: iter(calls))
     right = getattr(CPU, f"{family}_")
 
@@ -162,11 +163,16 @@ def test_one_other_bit_is_found(family: str, monkeypatch: pytest.MonkeyPatch) ->
         first = out.flatten()[:1]
         first.copy_(torch.nextafter(first, torch.full_like(first, torch.inf)))
 
-    other = replace(CPU, name="other", **{f"{family}_": one_bit_off})
-    assert len(bits.compare(CPU, other, CPU)["must agree"]) == 2
-    compared = bits.compare(CPU, CPU, other)
+    other = bits.Backend("other", HOST, replace(CPU, **{f"{family}_": one_bit_off}))
+    assert len(bits.compare(LIBRARY, other, LIBRARY)["must agree"]) == 2
+    compared = bits.compare(LIBRARY, LIBRARY, other)
     assert len(compared["differ"]) == 2
     assert len(compared["must agree"]) == (0 if family == "gram" else 2)
+
+
+def test_every_family_with_cuda_kernels_is_compared() -> None:
+    assert bits.families()
+    assert bits.families() == {call.family for call in bits.calls()}
 
 
 # ---------------------------------------------------------------------- bench_gpu, on the CPU
