@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+TORCHES ?= $(TORCH)# that `make wheels` imports the wheels with
+OUT    ?= bench/results# where `make gpu-check` writes
 VENV   := .venv
 BIN    := $(VENV)/bin
 
@@ -10,13 +12,13 @@ BIN    := $(VENV)/bin
 TORCH_STAMP := $(VENV)/.$(firstword $(TORCH))
 NATIVE      := build/.native
 SOURCES     := setup.py sources.json $(shell find csrc -type f)
-CXX_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES := $(shell find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PRESETS     := release asan tsan
 PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-cpp test-emulator bench lint format clean
+.PHONY: help install demo test test-cpp test-emulator bench wheels gpu-check lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,6 +48,12 @@ emulator-%: $(VENV)/.cmake $(TORCH_STAMP)
 
 bench: $(NATIVE) $(VENV)/.extra-demo  ## time the kernels against torch
 	$(BIN)/python -m bench
+
+wheels: $(TORCH_STAMP)  ## sdist and wheels for this CPython (CPU, and each CUDA whose nvcc is here), checked; in dist/
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tools.wheels --out dist $(TORCHES:%=--torch "%")
+
+gpu-check:  ## all that can be proven on a GPU, offline, with PYTHON's torch; under 8 minutes, writes OUT/gpu-*.json
+	PYTHON="$(PYTHON)" tools/gpu_check.sh --out "$(OUT)"
 
 lint: $(NATIVE) $(VENV)/.extra-test $(VENV)/.extra-lint  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Builds the native libraries: writes one build.ninja from sources.json and runs ninja.
 
 torch's BuildExtension has one set of flags for an extension; instruction sets need them per file.
-Environment: MT2O_NO_EXT, MT2O_DEBUG, MT2O_CPU_ONLY, FORCE_CUDA (=1); CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS.
+Environment: MT2O_NO_EXT, MT2O_DEBUG, MT2O_CPU_ONLY, FORCE_CUDA (=1); CUDA_HOME, TORCH_CUDA_ARCH_LIST, CXX, MAX_JOBS;
+MT2O_LOCAL_VERSION, the part of a wheel's version after the plus sign (cpu, cu130).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = json.loads((ROOT / "sources.json").read_text())
@@ -123,6 +125,20 @@ class Cuda:
         return [f"-gencode=arch=compute_{arch},code={code}_{arch}" for arch, code in pairs]
 
 
+class Labelled(egg_info):
+    """Appends MT2O_LOCAL_VERSION to the version of the distribution.
+
+    An option given to setup() would not do: the setup.cfg that setuptools puts into an sdist is read after it.
+    """
+
+    def finalize_options(self) -> None:
+        label = os.environ.get("MT2O_LOCAL_VERSION", "")
+        if not re.fullmatch(r"[a-z0-9]*", label):  # what PEP 440 leaves as it is
+            raise SystemExit(f"mt2o_ext: MT2O_LOCAL_VERSION is letters and digits such as cu130, not {label!r}")
+        self.tag_build = f"+{label}" if label else self.tag_build
+        super().finalize_options()
+
+
 class NinjaBuild(build_ext):
     """Builds in build/<ABI tag>, which stays between builds, and copies the libraries to where they are wanted."""
 
@@ -174,7 +190,8 @@ class NinjaBuild(build_ext):
             headers["torch"], flags = self.torch_root / "include", flags + STABLE_ABI
         if group.get("python"):
             headers["python"] = find_python_headers()
-            flags.append(f'-DMT2O_VERSION="{self.distribution.get_version()}"')
+            public_version = self.distribution.get_version().partition("+")[0]  # as mt2o_ext.__version__
+            flags.append(f'-DMT2O_VERSION="{public_version}"')
             flags.append(f'-DMT2O_TORCH_VERSION="{self.torch.__version__}"')
         if group.get("pybind11"):
             headers["pybind11"] = Path(required("pybind11").get_include())
@@ -196,5 +213,5 @@ def command_line(arguments: list[str]) -> str:
 setup(
     license="MIT",  # pyproject's key for it changed its form with setuptools 77
     ext_modules=[] if is_set("MT2O_NO_EXT") else [Extension(f"mt2o_ext.{name}", []) for name in SOURCES["libraries"]],
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": NinjaBuild, "egg_info": Labelled},
 )

@@ -15,25 +15,32 @@ LR, BETAS, EPS, DECAY = 1e-3, (0.9, 0.999), 1e-8, 1e-2
 class StepProblem:
     """Combination of task gradients with weights, AdamW, and a transfer M theta: theta <- M theta - u."""
 
-    def __init__(self, num_rows: int, num_tasks: int, columns: int, dtype: torch.dtype = torch.float32) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def __init__(
+        self,
+        num_rows: int,
+        num_tasks: int,
+        columns: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        generator = torch.Generator(device).manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
+            return torch.randn(shape, generator=generator, device=device)
 
         _, row, chunks = ops.plan_layout([columns])
         self.num_rows, self.num_tasks, self.columns = num_rows, num_tasks, columns
-        self.chunks = torch.tensor(chunks)
+        self.chunks = torch.tensor(chunks, device=device)
         self.theta, self.grads = normal(num_rows, row), normal(num_rows, num_tasks, row).to(dtype)
         self.m, self.v = 0.1 * normal(num_rows, row), normal(num_rows, row).square()
         self.weights = torch.softmax(normal(num_rows, num_tasks).double(), 1)
         coupling = torch.full((num_rows, num_rows), 1 / num_rows, dtype=torch.float64)
-        self.mix = 0.9 * torch.eye(num_rows, dtype=torch.float64) + 0.1 * coupling
+        self.mix = (0.9 * torch.eye(num_rows, dtype=torch.float64) + 0.1 * coupling).to(device)
         fields = {"lr": LR, "weight_decay": DECAY, "decoupled": 1, "eps": EPS, "transfer": 1}
         fields |= {"beta1": BETAS[0], "beta2": BETAS[1]}
-        self.segments = torch.tensor([[fields.get(name, 0.0) for name in ops.FIELDS]], dtype=torch.float64)
-        self.step = torch.zeros(num_rows, 1)
-        self.constants = torch.zeros(num_rows, 1, ops.NUM_CONSTANTS, dtype=torch.float64)
+        self.segments = torch.tensor([[fields.get(name, 0.0) for name in ops.FIELDS]], dtype=torch.float64).to(device)
+        self.step = torch.zeros(num_rows, 1, device=device)
+        self.constants = torch.zeros(num_rows, 1, ops.NUM_CONSTANTS, dtype=torch.float64, device=device)
 
     @property
     def num_bytes(self) -> int:
@@ -52,7 +59,7 @@ class StepProblem:
         """The step written in torch, in place."""
         theta, m, v = self.theta.clone(), self.m.clone(), self.v.clone()
         grads, weights, mix = self.grads, self.weights.float(), self.mix.float()
-        lr = torch.tensor(LR)
+        lr = torch.tensor(LR, device=theta.device)
 
         def step(count: Tensor) -> None:
             g = torch.einsum("kt,ktp->kp", weights, grads) if self.num_tasks > 1 else grads[:, 0]
@@ -63,7 +70,7 @@ class StepProblem:
             theta.copy_((mix @ theta if self.num_rows > 1 else theta) - update)
 
         function = torch.compile(step) if compile_it else step
-        count = torch.tensor(0.0)
+        count = torch.zeros((), device=theta.device)
 
         def run() -> None:
             count.add_(1)

@@ -150,6 +150,22 @@ def test_without_extension_the_wheel_is_pure(checkout: Path):
     assert {str(Path(name).parent) for name in names if name.endswith(".py")} == packages
 
 
+def test_a_label_is_appended_to_the_version_of_a_wheel_made_from_an_sdist(checkout: Path, tmp_path: Path):
+    """Whose setup.cfg says that there is none."""
+    output(sys.executable, "-c", "import build_backend; build_backend.build_sdist('dist')", cwd=checkout)
+    output("tar", "-xf", checkout / "dist" / "mt2o_ext-0.1.0.tar.gz", "-C", tmp_path)
+    wheel = build_wheel(tmp_path / "mt2o_ext-0.1.0", {"MT2O_NO_EXT": "1", "MT2O_LOCAL_VERSION": "cu130"})
+    assert wheel.name == "mt2o_ext-0.1.0+cu130-py3-none-any.whl"
+
+
+def test_a_label_is_letters_and_digits(checkout: Path):
+    done = run(sys.executable, "setup.py", "egg_info", cwd=checkout, env={"MT2O_LOCAL_VERSION": "cu-130"})
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == (
+        "mt2o_ext: MT2O_LOCAL_VERSION is letters and digits such as cu130, not 'cu-130'"
+    )
+
+
 @pytest.mark.slow
 def test_sdist_builds_a_wheel_that_works_away_from_the_checkout(checkout: Path, tmp_path: Path):
     output(sys.executable, "-c", "import build_backend; build_backend.build_sdist('dist')", cwd=checkout)

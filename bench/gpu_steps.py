@@ -1,0 +1,83 @@
+"""Whole optimizers on one device: does a step wait for the device, and how many kernels does it launch?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from mt2o_ext import Hat, MT2OFused, Spectral
+
+FEW, MANY = 10, 200  # tensors of a model
+STEPS = 10  # of which one transfers, where the rule does so every tenth step
+
+OPTIMIZERS: dict[str, Callable[[list[Tensor]], MT2OFused]] = {
+    "MT2OFused, Hat": lambda p: MT2OFused(p, num_tasks=2, num_subproblems=5, transfer=Hat()),
+    "MT2OFused, Spectral": lambda p: MT2OFused(p, num_tasks=2, num_subproblems=5, transfer=Spectral()),
+}
+
+
+class Training:
+    """An optimizer after two steps, with gradients for the next one."""
+
+    def __init__(self, make: Callable[[list[Tensor]], MT2OFused], num_tensors: int, device: torch.device) -> None:
+        self.parameters: list[Tensor] = [
+            torch.nn.Parameter(torch.full((1000,), 0.5, device=device)) for _ in range(num_tensors)
+        ]
+        self.optimizer = make(self.parameters)
+        for _ in range(2):
+            self.gradients()
+            self.optimizer.step()
+
+    def gradients(self) -> None:
+        self.optimizer.zero_grad()
+        for k in self.optimizer.subproblems():
+            total = torch.stack([p.square().sum() for p in self.parameters]).sum()
+            self.optimizer.backward(torch.stack([total, (total - k).square()]))  # not the same for all subproblems
+
+
+def waits(training: Training, device: torch.device) -> str:
+    """Where one of ten steps waits for the device, or "none"; a CPU has nothing to wait for."""
+    for _ in range(STEPS):
+        training.gradients()
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            training.optimizer.step()
+        except RuntimeError as error:
+            return str(error)[:300]
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    return "none"
+
+
+def launches(training: Training, device: torch.device) -> int:
+    """Kernels of the second of two steps, copies and fills left out; on a CPU, calls of the package's operators."""
+    training.gradients()
+    training.optimizer.step()
+    training.gradients()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as recorded:
+        training.optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    events = recorded.events() or []
+    if device.type == "cuda":
+        kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+        return sum(not event.name.startswith(("Memcpy", "Memset")) for event in kernels)
+    return sum(event.name.startswith("mt2o_ext::") for event in events)
+
+
+def steps(device: torch.device) -> Iterator[dict[str, Any]]:
+    """A row for each optimizer; right: it never waits, and launches do not grow with the number of tensors."""
+    for name, make in OPTIMIZERS.items():
+        few, many = (Training(make, number, device) for number in (FEW, MANY))
+        waited, count, count_of_many = waits(many, device), launches(few, device), launches(many, device)
+        entry: dict[str, Any] = {"optimizer": name, "waits": waited}
+        entry |= {f"launches, {FEW} tensors": count, f"launches, {MANY} tensors": count_of_many}
+        yield entry | {"right": waited == "none" and 0 < count == count_of_many}

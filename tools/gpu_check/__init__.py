@@ -1,0 +1,1 @@
+"""``make gpu-check``: the CUDA kernels on a real GPU, in one command."""

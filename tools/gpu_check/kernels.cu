@@ -1,0 +1,248 @@
+// Every CUDA kernel on every type, on tensors with tails: a short program for compute-sanitizer, under which torch
+// would take minutes.  Whether results are right is for the tests; here each array is an allocation of its own that
+// ends with its last element, so that memcheck sees whoever goes past it, and results that nobody wrote are counted.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "core/layout.h"
+#include "core/rules.h"
+#include "cuda/kernels.h"
+#include "cuda/portable.cuh"
+
+namespace mt2o {  // not `using` it: nvcc includes more of CUDA's headers behind this file, which would see its names
+namespace {
+
+int kernels = 0, wrong = 0;
+
+void check(const char* problem, const char* what) {
+  ++kernels;
+  if (problem == nullptr) return;
+  ++wrong;
+  std::printf("%s: %s\n", what, problem);
+}
+
+#if defined(MT2O_EMULATED)
+void* allocate(size_t size) { return std::aligned_alloc(256, (size + 255) / 256 * 256); }
+void copy(void* to, const void* from, size_t size) { std::memcpy(to, from, size); }
+void release(void* memory) { std::free(memory); }
+void wait() {}
+#else
+void demand(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::printf("CUDA: %s\n", cudaGetErrorString(error));
+  std::exit(2);
+}
+void* allocate(size_t size) {
+  void* memory = nullptr;
+  demand(cudaMalloc(&memory, size));
+  return memory;
+}
+void copy(void* to, const void* from, size_t size) { demand(cudaMemcpy(to, from, size, cudaMemcpyDefault)); }
+void release(void* memory) { demand(cudaFree(memory)); }
+void wait() { demand(cudaDeviceSynchronize()); }
+#endif
+
+// A copy of host values in the device's memory.
+template <class T>
+class Array {
+ public:
+  explicit Array(const std::vector<T>& values) : size_(values.size()), memory_(allocate(values.size() * sizeof(T))) {
+    copy(memory_, values.data(), size_ * sizeof(T));
+  }
+  Array(const Array&) = delete;
+  ~Array() { release(memory_); }
+  T* get() const { return static_cast<T*>(memory_); }
+  std::vector<T> values() const {
+    wait();
+    std::vector<T> host(size_);
+    copy(host.data(), memory_, size_ * sizeof(T));
+    return host;
+  }
+
+ private:
+  size_t size_;
+  void* memory_;
+};
+
+template <class S>
+constexpr Type type_of = Type::float32;
+template <>
+constexpr Type type_of<double> = Type::float64;
+template <>
+constexpr Type type_of<bfloat16> = Type::bfloat16;
+template <>
+constexpr Type type_of<float16> = Type::float16;
+
+template <class S>
+using Scalar = decltype(widened(S()));
+
+// Around a group of sixteen columns, several chunks, and an empty tensor.
+const std::vector<int64_t> numels = {1, 0, 15, 16, 17, 4097};
+
+struct Tensors {
+  Layout layout = plan_layout(numels);
+  Array<Chunk> chunks{layout.chunks};
+  int64_t columns = layout.chunks.back().end;
+  cuda::Extent extent = {int64_t(layout.chunks.size()), columns};
+  int64_t segments = int64_t(numels.size());
+
+  // Rows of numbers between 0.5 and 1.5; NaN between the tensors.
+  template <class S>
+  std::vector<S> rows(int64_t count) const {
+    std::vector<S> values((count - 1) * layout.row + columns, Rounded<S>::of(Scalar<S>(NAN)));
+    for (int64_t k = 0; k < count; ++k)
+      for (const Chunk& c : layout.chunks)
+        for (int64_t p = c.begin; p < c.end; ++p)
+          values[k * layout.row + p] = Rounded<S>::of(Scalar<S>(0.5 + double((p * 7 + k * 3) % 101) / 101.));
+    return values;
+  }
+  template <class S>
+  std::vector<S> poison(int64_t count) const {
+    return std::vector<S>((count - 1) * layout.row + columns, Rounded<S>::of(Scalar<S>(NAN)));
+  }
+  // Counts a result that is NaN where there is a column, or not where there is none.
+  template <class S>
+  void expect_written(const Array<S>& array, int64_t count, const char* what) const {
+    const std::vector<S> values = array.values();
+    std::vector<bool> inside(layout.row, false);
+    for (const Chunk& c : layout.chunks)
+      for (int64_t p = c.begin; p < c.end; ++p) inside[p] = true;
+    for (int64_t k = 0; k < count; ++k)
+      for (int64_t p = 0; p < columns; ++p)
+        if (std::isnan(double(widened(values[k * layout.row + p]))) == inside[p]) {
+          ++wrong;
+          std::printf("%s: row %lld, column %lld\n", what, static_cast<long long>(k), static_cast<long long>(p));
+          return;
+        }
+  }
+};
+
+std::vector<double> mixes(int64_t matrices, int64_t rows) {
+  std::vector<double> values(matrices * rows * rows, 0.1 / double(rows));
+  for (int64_t i = 0; i < matrices * rows; ++i) values[i * rows + i % rows] += 0.9;
+  return values;
+}
+
+template <class G, class O>
+void combine(const Tensors& t, int64_t rows, int64_t tasks) {
+  const Array<G> grads(t.rows<G>(rows * tasks));
+  const Array<O> out(t.poison<O>(rows));
+  const Array<double> weights(std::vector<double>(rows * tasks, 0.5));
+  const int64_t row = t.layout.row;
+  check(cuda::combine({rows, tasks, grads.get(), type_of<G>, tasks * row, row, out.get(), type_of<O>, row,
+                       weights.get(), t.chunks.get()},
+                      t.extent, nullptr),
+        "combine");
+  t.expect_written(out, rows, "combine");
+}
+
+template <class G>
+void finite(const Tensors& t, int64_t rows, int64_t tasks) {
+  std::vector<G> values = t.rows<G>(rows * tasks);
+  values[t.columns - 1] = Rounded<G>::of(Scalar<G>(INFINITY));
+  const Array<G> grads(values);
+  const Array<float> found(std::vector<float>(rows, 0.f));
+  const int64_t row = t.layout.row;
+  check(cuda::finite({rows, tasks, grads.get(), type_of<G>, tasks * row, row, found.get(), t.chunks.get()}, t.extent,
+                     nullptr),
+        "finite");
+  const std::vector<float> result = found.values();
+  for (int64_t k = 0; k < rows; ++k) wrong += (result[k] != 0.f) != (k == 0);
+}
+
+template <class S>
+void transfer(const Tensors& t, int64_t rows, int64_t matrices) {
+  const Array<S> theta(t.rows<S>(rows));
+  const Array<double> mix(mixes(matrices, rows));
+  check(cuda::transfer({rows, theta.get(), type_of<S>, t.layout.row, {}, t.chunks.get(), step_tile},
+                       {matrices, mix.get()}, t.extent, nullptr),
+        "transfer");
+  t.expect_written(theta, rows, "transfer");
+}
+
+template <class S, class G>
+void step(const Tensors& t, int64_t rows, int64_t tasks, int64_t matrices, Rule rule, Order order) {
+  const Array<S> theta(t.rows<S>(rows)), first(t.rows<S>(rows)), second(t.rows<S>(rows)), most(t.rows<S>(rows)),
+      average(t.rows<S>(rows));
+  const Array<bfloat16> low(t.poison<bfloat16>(rows));
+  const Array<G> grads(t.rows<G>(rows * tasks));
+  const Array<double> weights(std::vector<double>(rows * tasks, 0.5)), mix(mixes(matrices + 1, rows));
+  std::vector<double> table(t.segments * num_fields, 0.);
+  for (int64_t s = 0; s < t.segments; ++s) {
+    double* fields = table.data() + s * num_fields;
+    fields[field_lr] = 0.1, fields[field_beta1] = 0.9, fields[field_beta2] = 0.999, fields[field_eps] = 1e-8;
+    fields[field_transfer] = 1., fields[field_ema] = 0.98, fields[field_amsgrad] = rule == Rule::amsgrad;
+  }
+  const Array<double> fields(table);
+  const Array<float> steps(std::vector<float>(rows * t.segments, 3.f)), found(std::vector<float>(1, 0.f)),
+      scale(std::vector<float>(1, 2.f));
+  const Array<StepConstants> constants(std::vector<StepConstants>(rows * t.segments));
+  const int64_t row = t.layout.row;
+  const bool wide = std::is_same_v<S, double>;
+  const StepCounters counters = {rows,        t.segments, rule,        fields.get(), nullptr,
+                                 found.get(), 0,          scale.get(), steps.get(),  constants.get()};
+  const Step s = {rows,
+                  tasks,
+                  t.segments,
+                  rule,
+                  order,
+                  type_of<S>,
+                  theta.get(),
+                  first.get(),
+                  second.get(),
+                  most.get(),
+                  average.get(),
+                  row,
+                  wide ? nullptr : low.get(),
+                  Type::bfloat16,
+                  row,
+                  grads.get(),
+                  type_of<G>,
+                  tasks * row,
+                  row,
+                  weights.get(),
+                  constants.get(),
+                  {},
+                  t.chunks.get(),
+                  step_tile};
+  check(cuda::step(s, counters, {matrices, mix.get()}, t.extent, nullptr), "step");
+  t.expect_written(theta, rows, "step: theta");
+  t.expect_written(average, rows, "step: running average");
+  if (!wide) t.expect_written(low, rows, "step: parameters of 16 bits");
+}
+
+template <class G, class S>
+void all_of(const Tensors& t) {
+  for (const int64_t rows : {1, 2, 5, 8, 17}) {
+    combine<G, S>(t, rows, 3);
+    combine<G, G>(t, rows, 2);
+    finite<G>(t, rows, 2);
+    for (const int64_t matrices : {int64_t(0), int64_t(1), t.segments})
+      for (const Order order : {Order::consensus, Order::adapt_then_combine})
+        step<S, G>(t, rows, 2, rows > 1 ? matrices : 0, Rule::amsgrad, order);
+  }
+  for (const Rule rule : {Rule::sgd, Rule::momentum, Rule::adam}) step<S, G>(t, 3, 1, 1, rule, Order::consensus);
+}
+
+}  // namespace
+
+static int check_all() {
+  const Tensors t;
+  all_of<float, float>(t);
+  all_of<double, double>(t);
+  all_of<bfloat16, float>(t);
+  all_of<float16, float>(t);
+  for (const int64_t rows : {1, 2, 5, 8, 17, 64})
+    for (const int64_t matrices : {int64_t(1), t.segments})
+      transfer<float>(t, rows, matrices), transfer<double>(t, rows, matrices);
+  wait();
+  std::printf("%d launches of kernel families, %d wrong\n", kernels, wrong);
+  return wrong == 0 ? 0 : 1;
+}
+
+}  // namespace mt2o
+
+int main() { return mt2o::check_all(); }
