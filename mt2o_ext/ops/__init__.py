@@ -14,6 +14,16 @@ from .combine import combine_
 from .finite import finite_
 from .gram import gram_
 from .layout import plan_layout
+from .solve import (
+    conflict_averse_,
+    descent_,
+    dual_cone_,
+    eigen_,
+    minimum_norm_,
+    power_barrier_,
+    project_,
+    workspace_size,
+)
 from .step import FIELDS, NUM_CONSTANTS, Order, Rule, step_
 from .transfer import transfer_
 
@@ -23,9 +33,17 @@ __all__ = [
     "Order",
     "Rule",
     "combine_",
+    "conflict_averse_",
+    "descent_",
+    "dual_cone_",
+    "eigen_",
     "finite_",
     "gram_",
+    "minimum_norm_",
     "plan_layout",
+    "power_barrier_",
+    "project_",
     "step_",
     "transfer_",
+    "workspace_size",
 ]

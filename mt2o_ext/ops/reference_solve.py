@@ -1,0 +1,323 @@
+"""The solvers of :mod:`mt2o_ext.ops.solve` in plain torch: the oracle of their tests, and what runs where nothing was
+compiled.
+
+Float64 on the CPU, one subproblem after the other, the same problems as ``csrc/core/solve`` through torch's own linear
+algebra (least squares, eigenvalues).  Signatures are those of the operators; ``workspace`` is not needed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .reference_program import program
+
+EPSILON = 2.0**-52
+
+
+class Rows:
+    """The rows of one subproblem that are not zero, brought to length one, from their Gram matrix [T, T].
+
+    ``cosines`` C and ``lengths`` s are those of gram / scale, scale a power of four near the mean of the diagonal.
+    """
+
+    def __init__(self, gram: Tensor) -> None:
+        diagonal = gram.diagonal()
+        self.tasks = len(gram)
+        self.present = (diagonal > 0).nonzero().flatten()
+        self.scale = power_of_four(float(diagonal.sum()) / self.tasks)
+        kept = gram[self.present][:, self.present] / self.scale
+        self.lengths = kept.diagonal().sqrt()
+        self.cosines = kept / self.lengths / self.lengths[:, None]
+        self.cosines.fill_diagonal_(1.0)
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+    @property
+    def gram(self) -> Tensor:
+        return self.cosines * self.lengths * self.lengths[:, None]
+
+    def all_tasks(self, values: Tensor) -> Tensor:
+        """The values of the rows that are there, zero for the others."""
+        result = torch.zeros(self.tasks, dtype=torch.float64)
+        result[self.present] = values
+        return result
+
+
+def power_of_four(value: float) -> float:
+    return math.ldexp(1.0, math.frexp(value)[1] // 2 * 2) if value > 0 else 1.0
+
+
+def solved(weights: Tensor, solver: Callable[..., Tensor], gram: Tensor, *others: Tensor) -> None:
+    """weights[k] = solver(rows of gram[k], others[k]...); NaN where an input is not finite, zero where gram is."""
+    for k in range(len(gram)):
+        given = [tensor[k].cpu() for tensor in (gram, *others)]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in given):
+            weights[k] = math.nan
+        elif not bool((given[0].diagonal() > 0).any()):
+            weights[k] = 0.0
+        else:
+            weights[k] = solver(Rows(given[0]), *given[1:])
+
+
+def minimum_norm_(weights: Tensor, workspace: Tensor, gram: Tensor, linear: Tensor | None) -> None:
+    def solver(rows: Rows, q: Tensor) -> Tensor:
+        return rows.all_tasks(on_simplex(rows, q[rows.present] / rows.scale, 1.0))
+
+    solved(weights, solver, gram, torch.zeros_like(weights) if linear is None else linear)
+
+
+def on_simplex(rows: Rows, q: Tensor, size: float) -> Tensor:
+    """argmin v'Qv/2 + q'v over v >= 0 with sum v = size, by a primal active set."""
+    gram = rows.gram
+    v = torch.zeros_like(q)
+    start = int((size * gram.diagonal() / 2 + q).argmin())
+    v[start] = size
+    support = [start]
+    for _ in range(4 * len(rows) + 16):
+        gradient = gram @ v + q
+        level = v @ gradient / size
+        rounding = 8 * EPSILON * (gram.abs() @ v + q.abs())
+        entering = int(gradient.argmin())
+        if entering in support or gradient[entering] >= level - 1e-13 * level.abs() - rounding[entering]:
+            break
+        support.append(entering)
+        while True:
+            target = torch.zeros_like(v)
+            target[support] = _stationary(rows, q, size, support)
+            if bool((target[support] > 0).all()):
+                break
+            v = _towards(v, target, support)
+            v *= size / v.sum()
+        v = target
+        if entering not in support:
+            break
+    return v
+
+
+def _stationary(rows: Rows, q: Tensor, size: float, support: list[int]) -> Tensor:
+    """The stationary point of v'Qv/2 + q'v with sum v = size on a support, of whatever signs.
+
+    In y = s v, with the constraint a'y = size min s: [C a; a' 0] [y; -level] = [-q / s; size min s]."""
+    lengths, count = rows.lengths[support], len(support)
+    shortest = lengths.min()
+    system = torch.zeros(count + 1, count + 1, dtype=torch.float64)
+    system[:count, :count] = rows.cosines[support][:, support]
+    system[count, :count] = system[:count, count] = shortest / lengths
+    right = torch.cat([-q[support] / lengths, (size * shortest)[None]])
+    return torch.linalg.lstsq(system, right[:, None], driver="gelsd").solution[:count, 0] / lengths
+
+
+def _towards(v: Tensor, target: Tensor, support: list[int]) -> Tensor:
+    """As far from v >= 0 towards a target as no entry turns negative; the entries that reach zero leave the support."""
+    falling = target < v
+    steps = torch.where(falling & (target <= 0), v / (v - target), torch.inf)[support]
+    step = min(float(steps.min()), 1.0)
+    v = v + step * (target - v)
+    leaving = [i for i, own in zip(list(support), steps.tolist(), strict=True) if own == step or v[i] <= 0]
+    v[leaving] = 0.0
+    support[:] = [i for i in support if i not in leaving]
+    return v
+
+
+def conflict_averse_(
+    weights: Tensor, workspace: Tensor, gram: Tensor, preferences: Tensor, *, radius: float, rtol: float
+) -> None:
+    def solver(rows: Rows, preferences: Tensor) -> Tensor:
+        u, q = preferences[rows.present], rows.gram @ preferences[rows.present]
+        least = on_simplex(rows, torch.zeros_like(q), 1.0)
+        shortest = float((least @ rows.gram @ least).clamp_min(0))
+        if shortest <= rtol * float(rows.lengths.square().sum()) / rows.tasks:
+            return torch.zeros(rows.tasks, dtype=torch.float64)
+        reach = radius * math.sqrt(max(float(u @ q), 0.0))
+        if reach == 0.0:
+            return rows.all_tasks(u)
+        low, high = math.log(reach / float(rows.lengths.max())), math.log(reach / math.sqrt(shortest))
+        for _ in range(60):
+            middle = (low + high) / 2
+            v = on_simplex(rows, q, math.exp(middle))
+            low, high = (middle, high) if float(v @ rows.gram @ v) < reach * reach else (low, middle)
+        return rows.all_tasks(u + on_simplex(rows, q, math.exp((low + high) / 2)))
+
+    solved(weights, solver, gram, preferences)
+
+
+def power_barrier_(
+    weights: Tensor, residual: Tensor, workspace: Tensor, gram: Tensor, target: Tensor, *, power: float
+) -> None:
+    residual.zero_()
+
+    def solver(rows: Rows, given: Tensor) -> Tensor:
+        b = given[rows.present]
+        if bool((b <= 0).any()):
+            return torch.full((rows.tasks + 1,), math.nan, dtype=torch.float64)
+        barrier = rows.lengths ** (power - 1) * b**power
+        y = barrier ** (1 / (1 + power))
+        for ridge in (1e-10, 0.0):  # with a ridge there is a solution even where rows cancel each other
+            y = _barrier_newton(rows.cosines, barrier, y, power, ridge)
+            attained = y @ rows.cosines @ y
+            if attained < 0.5 * (barrier * y ** (1 - power)).sum():
+                return torch.cat([torch.zeros(rows.tasks, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])
+        x = y / rows.lengths * rows.scale ** (-1 / (1 + power))
+        return torch.cat([rows.all_tasks(x), _barrier_residual(rows.cosines, barrier, y, power)[None]])
+
+    both = torch.zeros(len(gram), gram.shape[1] + 1, dtype=torch.float64)
+    solved(both, solver, gram, target)
+    weights.copy_(both[:, :-1])
+    residual.copy_(both[:, -1])
+
+
+def _barrier_residual(c: Tensor, barrier: Tensor, y: Tensor, power: float) -> Tensor:
+    return ((c @ y) * y**power / barrier - 1).abs().max()
+
+
+def _barrier_newton(cosines: Tensor, barrier: Tensor, start: Tensor, power: float, ridge: float) -> Tensor:
+    """y > 0 with C y = barrier / y^power, by a damped Newton method; the best iterate."""
+    c = cosines + ridge * torch.eye(len(cosines), dtype=torch.float64)
+    y, best, least = start, start, math.inf
+    for _ in range(50):
+        residual = float(_barrier_residual(c, barrier, y, power))
+        if residual < least:
+            best, least = y, residual
+        if residual <= 1e-13:
+            break
+        gradient = c @ y - barrier * y**-power
+        hessian = c + torch.diag(power * barrier * y ** (-power - 1))
+        step = -torch.linalg.solve(hessian * y * y[:, None], y * gradient)  # of log y
+        length = min(1.0, 0.9 / float((-step).max().clamp_min(0.9)))
+        slope = float((step * y) @ gradient)
+        for _ in range(40):
+            trial = y * (1 + length * step)
+            if float((step * y) @ (c @ trial - barrier * trial**-power)) <= -0.5 * slope:
+                break
+            length /= 2
+        y = trial
+    return best
+
+
+def dual_cone_(weights: Tensor, workspace: Tensor, gram: Tensor, lower: Tensor) -> None:
+    def solver(rows: Rows, lower: Tensor) -> Tensor:
+        return torch.stack([rows.all_tasks(_in_dual_cone(rows, u[rows.present])) for u in lower])
+
+    solved(weights, solver, gram, lower)
+
+
+def _in_dual_cone(rows: Rows, lower: Tensor) -> Tensor:
+    """argmin v'Qv, v >= lower: Lawson and Hanson's active set for z = s (v - lower) >= 0."""
+    u, c = rows.lengths * lower, rows.cosines
+    z = torch.zeros_like(u)
+    support: list[int] = []
+    tolerance = 1e-13 * float((u @ c @ u).clamp_min(0)) ** 0.5
+    for _ in range(4 * len(rows) + 16):
+        gradient = c @ (u + z)
+        rounding = 8 * EPSILON * (c.abs() @ (u.abs() + z))
+        gradient[support] = torch.inf
+        entering = int(gradient.argmin())
+        if gradient[entering] >= -tolerance - rounding[entering]:
+            break
+        support.append(entering)
+        while support:
+            target = torch.zeros_like(z)
+            right = -(c @ u)[support]
+            system = c[support][:, support]
+            target[support] = torch.linalg.lstsq(system, right[:, None], driver="gelsd").solution[:, 0]
+            if bool((target[support] > 0).all()):
+                z = target
+                break
+            z = _towards(z, target, support)
+        if entering not in support:
+            break
+    return lower + z / rows.lengths
+
+
+def eigen_(values: Tensor, vectors: Tensor, workspace: Tensor, gram: Tensor) -> None:
+    finite = torch.isfinite(gram).all(dim=2).all(dim=1)
+    result = torch.linalg.eigh(torch.where(finite[:, None, None], gram, 0.0))
+    values.copy_(torch.where(finite[:, None], result.eigenvalues, torch.nan))
+    vectors.copy_(torch.where(finite[:, None, None], result.eigenvectors, torch.nan))
+
+
+def project_(
+    weights: Tensor, targets: Tensor | None, workspace: Tensor, gram: Tensor, order: Tensor, *, decay: float
+) -> None:
+    for k in range(len(gram)):
+        phi = None if targets is None else targets[k].cpu()
+        q = gram[k].cpu()
+        if not bool(torch.isfinite(q).all()) or (phi is not None and not bool(torch.isfinite(phi).all())):
+            weights[k] = math.nan
+            continue
+        total = torch.zeros(len(q), dtype=torch.float64)
+        for i in range(len(q)):
+            if q[i, i] > 0:
+                total += _projected(q, i, order[k, i].tolist(), phi, decay)
+        weights[k] = total
+        if targets is not None and phi is not None:
+            targets[k] = phi
+
+
+def _projected(q: Tensor, i: int, order: list[int], phi: Tensor | None, decay: float) -> Tensor:
+    """Coefficients of row i after it has met the others; updates phi[i]."""
+    c = torch.zeros(len(q), dtype=torch.float64)
+    c[i] = 1.0
+    for j in order:
+        if j == i or q[j, j] <= 0:
+            continue
+        product = float(q[j] @ c)
+        if phi is None:
+            c[j] -= min(product, 0.0) / q[j, j]
+            continue
+        length, other = float((c @ q @ c).clamp_min(0)) ** 0.5, float(q[j, j]) ** 0.5
+        if length == 0.0:
+            continue
+        cosine, goal = min(max(product / (length * other), -1.0), 1.0), float(phi[i, j])
+        if cosine < goal and goal * goal < 1.0:
+            sine, goal_sine = math.sqrt(1 - cosine * cosine), math.sqrt(1 - goal * goal)
+            c[j] += length * (goal * sine - cosine * goal_sine) / (other * goal_sine)
+        phi[i, j] = (1 - decay) * goal + decay * cosine
+    return c
+
+
+def descent_(
+    weights: Tensor, workspace: Tensor, gram: Tensor, losses: Tensor, rays: Tensor, *, tolerance: float, relax: bool
+) -> None:
+    def solver(rows: Rows, losses: Tensor, rays: Tensor) -> Tensor:
+        weighted = rays * losses
+        if bool((weighted < 0).any()) or not bool((weighted > 0).any()):
+            return torch.full((rows.tasks,), math.nan, dtype=torch.float64)
+        w = _exact_pareto(rows, weighted, rays, tolerance, relax)
+        return rows.all_tasks(on_simplex(rows, torch.zeros_like(rows.lengths), 1.0) if w is None else w)
+
+    solved(weights, solver, gram, losses, rays)
+
+
+def _exact_pareto(rows: Rows, weighted: Tensor, rays: Tensor, tolerance: float, relax: bool) -> Tensor | None:
+    """EPO's linear program over the simplex; None where it has no solution."""
+    share = weighted / weighted.sum()
+    logs = (rows.tasks * share.clamp_min(EPSILON)).log()
+    non_uniformity = share @ logs
+    steering = (rays * (logs - non_uniformity))[rows.present]
+    # As inner products with rows of length one, in units of the longest row.
+    q = rows.cosines * rows.lengths / rows.lengths.max()
+    moved = q @ steering
+    if non_uniformity > tolerance:
+        objective = moved * rows.lengths
+        bound = torch.where(moved <= 0, moved, -torch.inf)
+        if not bool((moved > 0).any()):
+            bound = torch.zeros_like(moved)
+        else:
+            worst = weighted[rows.present] == weighted[rows.present].max()
+            bound = torch.where(worst, bound.clamp_min(0.0), bound)
+        kept = bound > -torch.inf
+        return program(objective, q[kept], bound[kept])
+    objective = rows.lengths @ q
+    if relax:
+        return program(objective, q, torch.zeros_like(moved))
+    along = moved * rows.lengths
+    extra = along / along.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return program(
+        objective, torch.cat([q, extra[None]]), torch.cat([torch.zeros_like(moved), extra.max().clamp_max(0)[None]])
+    )

@@ -1,0 +1,255 @@
+"""What every weighting is given and what it answers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.draw import Draw
+
+State = dict[str, Tensor]
+
+
+class Weighting(ABC):
+    """Gives the weights w of the combined gradient ``g = sum_t w_t g_t``, for K subproblems at once.
+
+    `bind` comes first; `weights` never waits for the device. A subclass gives `_weights`, and `_initial_state` where it
+    remembers something. Its state is a dictionary of tensors whose first dimension is K; `_weights`, `_transform_` and
+    `_after_step` put new tensors into it and never write into old ones, because a subproblem whose numbers are not all
+    finite (or not valid: `_valid`) must keep its old state. Such a subproblem gets NaN as weights: the optimizer skips
+    its step.
+
+    needs: what the weighting reads; see `Needs`.
+    """
+
+    needs: Needs = Needs.NOTHING
+
+    def __init__(self) -> None:
+        self._state: State = {}
+        self._shape: tuple[int, int, int] | None = None
+        self._device = torch.device("cpu")
+        self._calls = 0
+
+    def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
+        """Prepares for K subproblems, T tasks and S segments on ``device`` and forgets any state.
+
+        Raises ValueError for settings that do not fit.
+        """
+        self._shape = (num_rows, num_tasks, num_segments)
+        self._device = torch.device(device)
+        self._calls = 0
+        self._state = self._initial_state(torch.ones(num_rows, num_tasks, dtype=torch.float64, device=device))
+        for part in self._parts().values():
+            part.bind(num_rows, num_tasks, num_segments, device)
+
+    @torch.no_grad()
+    def weights(self, context: WeightingContext) -> Tensor:
+        """w, float64 [K, T] (per segment: [K, S, T]); NaN in the rows of subproblems that must skip this step.
+
+        Raises ValueError where the context lacks what the weighting needs, RuntimeError before `bind`.
+        """
+        self._check(context)
+        finite = self._usable(context)
+        before = dict(self._state)
+        weights = self._weights(context.where_finite(finite))
+        self._keep(finite, before)
+        return torch.where(_along(finite, weights), weights, math.nan)
+
+    @torch.no_grad()
+    def transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
+        """Changes the task gradients J in place, before their Gram matrix is taken (`Needs.ROWS`).
+
+        rows: one [K, T, P] for each dtype of the model; padding columns must be finite. ``context`` holds no Gram yet.
+        Subproblems with a non-finite gradient or loss are left as they are.
+        """
+        self._check(context, only=Needs.LOSSES | Needs.DRAWS)
+        finite = self._usable(context)
+        for matrix in rows:
+            finite = finite & matrix.reshape(len(matrix), -1).isfinite().all(1)
+        before = dict(self._state)
+        self._transform_(rows, context.where_finite(finite))
+        self._keep(finite, before)
+
+    @torch.no_grad()
+    def after_step(self, losses_before: Tensor, losses_after: Tensor) -> None:
+        """Learns from the losses [K, T] of one mini-batch before and after the step (`Needs.FEEDBACK`)."""
+        self._check_bound()
+        both = [losses.detach().double() for losses in (losses_before, losses_after)]
+        finite = both[0].isfinite().all(-1) & both[1].isfinite().all(-1)
+        before = dict(self._state)
+        self._after_step(*(torch.where(finite[:, None], losses, 1.0) for losses in both))
+        self._keep(finite, before)
+        for part in self._parts().values():
+            if Needs.FEEDBACK in part.needs:
+                part.after_step(losses_before, losses_after)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        gram: Tensor | None = None,
+        *,
+        losses: Tensor | None = None,
+        preferences: Tensor | None = None,
+        segments: Tensor | None = None,
+        cross: Tensor | None = None,
+        epoch: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The weights for matrices at hand, without an optimizer: ``CAGrad()(jacobian @ jacobian.T)``.
+
+        gram: [T, T], or [K, T, T] for K subproblems; the other tables likewise with or without K. preferences: the
+        same for all tasks where None. generator: for methods that draw; torch's default one where None. What has a
+        state keeps it from call to call until the shape changes.
+
+        Returns float64 [T], or [K, T].
+        """
+        tables = {"losses": (losses, 1), "gram": (gram, 2), "segments": (segments, 3), "cross": (cross, 2)}
+        tables["preferences"] = (preferences, 1)
+        batched, given = _batched(tables)
+        table = next(iter(given.values()))
+        num_rows, num_tasks = len(table), table.shape[-1]
+        num_segments = given["segments"].shape[1] if "segments" in given else 1
+        if self._shape != (num_rows, num_tasks, num_segments) or self._device != table.device:
+            self.bind(num_rows, num_tasks, num_segments, table.device)
+        given.setdefault("preferences", table.new_full((num_rows, num_tasks), 1 / num_tasks))
+        if "segments" in given:
+            given.setdefault("gram", given["segments"].sum(1))
+        draw = Draw.new(generator) if Needs.DRAWS in self.needs else None
+        weights = self.weights(WeightingContext(**given, step=self._calls, epoch=epoch, draw=draw))
+        self._calls += 1
+        return weights if batched else weights[0]
+
+    def state_dict(self) -> State:
+        """The state that later weights depend on, as plain tensors; {} for a weighting without any."""
+        state = dict(self._state)
+        for name, part in self._parts().items():
+            state.update({f"{name}.{key}": tensor for key, tensor in part.state_dict().items()})
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores what `state_dict` gave; the weighting must be bound. Raises ValueError when it does not fit."""
+        self._check_bound()
+        parts = self._parts()
+        own = {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in parts}
+        self._check_state(own)
+        for name, part in parts.items():
+            part.load_state_dict({key[len(name) + 1 :]: state[key] for key in state if key.startswith(f"{name}.")})
+        self._state = {key: tensor.detach().clone().to(self._device) for key, tensor in own.items()}
+
+    @abstractmethod
+    def _weights(self, context: WeightingContext) -> Tensor:
+        """w of finite input."""
+
+    def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
+        """Changes the task gradients of the subproblems where ``context.finite``."""
+        raise NotImplementedError(f"{type(self).__name__} changes no task gradients: see Needs.ROWS")
+
+    def _after_step(self, losses_before: Tensor, losses_after: Tensor) -> None:
+        """Learns from finite losses, float64 [K, T]."""
+        return
+
+    def _initial_state(self, ones: Tensor) -> State:
+        """The state before the first step; ``ones`` is float64 [K, T] on the device."""
+        return {}
+
+    def _parts(self) -> dict[str, Weighting]:
+        """The weightings that this one is made of, under the names of their state."""
+        return {}
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        """bool [K]: the formula exists for these numbers (positive losses under a logarithm); None: always."""
+        return None
+
+    def _usable(self, context: WeightingContext) -> Tensor:
+        finite = context.all_finite()
+        valid = self._valid(context)
+        return finite if valid is None else finite & valid
+
+    def _keep(self, finite: Tensor, before: State) -> None:
+        """Puts back the old state of the subproblems that skip this step."""
+        for name, old in before.items():
+            new = self._state[name]
+            self._state[name] = new if new is old else torch.where(_along(finite, new), new, old)
+
+    def _check_bound(self) -> None:
+        if self._shape is None:
+            raise RuntimeError(
+                f"{type(self).__name__} is not bound: call bind(num_rows, num_tasks, num_segments, device) first"
+            )
+
+    def _check(self, context: WeightingContext, only: Needs | None = None) -> None:
+        """The context has the shapes of `bind` and everything that is needed (of ``only``)."""
+        self._check_bound()
+        assert self._shape is not None
+        rows, tasks, _ = self._shape
+        name = type(self).__name__
+        if context.preferences.shape != (rows, tasks):
+            got = tuple(context.preferences.shape)
+            raise ValueError(f"{name} was bound to preferences [{rows}, {tasks}], got {got}: call bind again")
+        needs = self.needs if only is None else self.needs & only
+        for flag, field in _FIELDS.items():
+            value = getattr(context, field)
+            if flag in needs and value is None:
+                raise ValueError(f"{name} needs context.{field}, got None: pass what Weighting.needs names")
+            if isinstance(value, Tensor) and (value.shape[0] != rows or value.shape[-1] != tasks):
+                raise ValueError(
+                    f"{name} was bound to {rows} subproblems and {tasks} tasks, got {field} of shape "
+                    f"{tuple(value.shape)}: call bind again"
+                )
+
+    def _check_state(self, state: State) -> None:
+        expected, got = ({name: (tuple(t.shape), t.dtype) for name, t in side.items()} for side in (self._state, state))
+        if expected != got:
+            raise ValueError(
+                f"{type(self).__name__} expected the state {expected}, got {got}: load it into the same weighting with "
+                "the same number of subproblems, tasks and segments"
+            )
+
+
+_FIELDS = {
+    Needs.LOSSES: "losses",
+    Needs.GRAM: "gram",
+    Needs.DIAGONAL: "gram",
+    Needs.SEGMENTS: "segments",
+    Needs.CROSS: "cross",
+    Needs.DRAWS: "draw",
+}
+
+
+def _along(mask: Tensor, table: Tensor) -> Tensor:
+    """mask [K] in the shape that broadcasts with table [K, ...]."""
+    return mask.view(-1, *[1] * (table.ndim - 1))
+
+
+def _batched(tables: dict[str, tuple[Tensor | None, int]]) -> tuple[bool, dict[str, Tensor]]:
+    """The tables that are there, float64 and with a dimension K; whether they came with one.
+
+    Each comes with the number of its dimensions without K. Raises TypeError or ValueError where they do not fit.
+    """
+    given = {name: (table, dims) for name, (table, dims) in tables.items() if table is not None}
+    if not given:
+        raise ValueError("expected at least one of gram, losses and preferences, got none")
+    for name, (table, _) in given.items():
+        if not isinstance(table, Tensor) or not table.is_floating_point():
+            got = table.dtype if isinstance(table, Tensor) else type(table).__name__
+            raise TypeError(f"expected {name} as a floating-point tensor, got {got}")
+    extra = {name: table.ndim - dims for name, (table, dims) in given.items()}
+    if not all(0 <= more <= 1 for more in extra.values()):
+        shapes = {name: tuple(table.shape) for name, (table, _) in given.items()}
+        raise ValueError(f"expected gram [T, T] or [K, T, T], losses and preferences [T] or [K, T], got {shapes}")
+    batched = max(extra.values()) == 1
+    num_rows = next((len(table) for name, (table, _) in given.items() if extra[name]), 1)
+    wide = {
+        name: table.detach().double() if extra[name] else table.detach().double().expand(num_rows, *table.shape)
+        for name, (table, _) in given.items()
+    }
+    ends = {(len(table), table.shape[-1]) for table in wide.values()}
+    if len(ends) > 1:
+        shapes = {name: tuple(table.shape) for name, table in wide.items()}
+        raise ValueError(f"expected one number of subproblems and of tasks, got {shapes}")
+    return batched, wide

@@ -1,0 +1,87 @@
+"""What a weighting may look at, and what it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Flag, auto
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.draw import Draw
+
+
+class Needs(Flag):
+    """What a weighting reads: an optimizer skips every pass that nobody needs.
+
+    LOSSES: ``context.losses``. GRAM: ``context.gram``. DIAGONAL: only its diagonal (|g_t|^2). SEGMENTS:
+    ``context.segments``. CROSS: ``context.cross``, two mini-batches. ROWS: `Weighting.transform_` changes the task
+    gradients before their Gram matrix is taken. FEEDBACK: `Weighting.after_step`. EPOCHS: ``context.epoch`` counts.
+    DRAWS: ``context.draw``.
+    """
+
+    NOTHING = 0
+    LOSSES = auto()
+    GRAM = auto()
+    SEGMENTS = auto()
+    DIAGONAL = auto()
+    CROSS = auto()
+    ROWS = auto()
+    FEEDBACK = auto()
+    EPOCHS = auto()
+    DRAWS = auto()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightingContext:
+    """K subproblems, T tasks, S segments (one per parameter tensor); float64, all on one device.
+
+    preferences: [K, T], rows on the simplex.
+    losses: [K, T], of this step.
+    gram: [K, T, T], <g_i, g_j>; zeros off the diagonal for a weighting that needs only the diagonal.
+    segments: [K, S, T, T]; their sum is ``gram``.
+    cross: [K, T, T], <g_i of one mini-batch, g_j of another>.
+    step: optimizer steps taken before this one.
+    epoch: epochs finished before this step, as the user counts them.
+    draw: the random numbers of this step.
+    finite: bool [K], False where the step is skipped: nothing is remembered of it. None: found from the other fields,
+        which in any case count too.
+    tasks: int64 [T], the names of the tasks for random numbers; None: 0 .. T-1.
+    """
+
+    preferences: Tensor
+    losses: Tensor | None = None
+    gram: Tensor | None = None
+    segments: Tensor | None = None
+    cross: Tensor | None = None
+    step: int = 0
+    epoch: int = 0
+    draw: Draw | None = None
+    finite: Tensor | None = None
+    tasks: Tensor | None = None
+
+    def all_finite(self) -> Tensor:
+        """bool [K]: every number of the subproblem is finite and ``finite`` does not deny it."""
+        rows = len(self.preferences)
+        found = self.preferences.new_ones(rows, dtype=torch.bool) if self.finite is None else self.finite
+        for table in (self.losses, self.gram, self.segments, self.cross):
+            if table is not None:
+                found = found & table.reshape(rows, -1).isfinite().all(1)
+        return found
+
+    def where_finite(self, finite: Tensor) -> WeightingContext:
+        """The context with harmless numbers where ``finite`` is False: solvers see only finite ones."""
+        rows, tasks = self.preferences.shape
+        identity = torch.eye(tasks, dtype=torch.float64, device=self.preferences.device)
+
+        def filled(table: Tensor | None, value: Tensor) -> Tensor | None:
+            return None if table is None else torch.where(finite.view(rows, *[1] * (table.ndim - 1)), table, value)
+
+        return replace(
+            self,
+            losses=filled(self.losses, identity.new_ones(())),
+            gram=filled(self.gram, identity),
+            segments=filled(self.segments, identity),
+            cross=filled(self.cross, identity),
+            finite=finite,
+        )

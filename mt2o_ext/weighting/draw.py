@@ -1,0 +1,69 @@
+"""Random numbers that depend on a key and on what they are for, not on the device or on the order of drawing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# SplitMix64 (Steele, Lea and Flood 2014) in signed 64-bit integers, which wrap the same on every device.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
+
+
+class Draw:
+    """The random numbers of one step: functions of (key, stream, ids).
+
+    Every number is a hash of the step's key, a stream (one number per purpose) and the ids of what it is for
+    (subproblem, task, element). Orders are the same on every device bit for bit; normal numbers up to the rounding of
+    the device's logarithm. Ranks that were given the same key agree.
+
+    key: int64 [], on the CPU or on the device; it is never read on the host.
+    """
+
+    def __init__(self, key: Tensor) -> None:
+        if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.ndim != 0:
+            got = f"{key.dtype} {list(key.shape)}" if isinstance(key, Tensor) else type(key).__name__
+            raise TypeError(f"expected the key as an int64 tensor [], got {got}: use Draw.new(generator)")
+        self.key = key
+
+    @classmethod
+    def new(cls, generator: torch.Generator | None = None) -> Draw:
+        """A new key from ``generator`` (torch's default one for the CPU if None), which advances by one number."""
+        device = torch.device("cpu") if generator is None else generator.device
+        return cls(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device, generator=generator))
+
+    def bits(self, stream: int, *ids: Tensor) -> Tensor:
+        """int64 numbers of the shape that the ids (int64) broadcast to; all 64 bits are random."""
+        mixed = _mix(self.key + _wrapped(_GOLDEN * (stream + 1)))
+        for each in ids:
+            mixed = _mix((each + 1) * _GOLDEN + mixed)
+        return mixed
+
+    def uniform(self, stream: int, *ids: Tensor) -> Tensor:
+        """float64 numbers in (0, 1), never 0 or 1."""
+        return (_shifted(self.bits(stream, *ids), 12).double() + 0.5) * 2.0**-52
+
+    def normal(self, stream: int, *ids: Tensor) -> Tensor:
+        """float64 numbers from N(0, 1); uses the streams ``stream`` and ``stream + 1`` (Box and Muller)."""
+        radius = self.uniform(stream, *ids).log().mul(-2).sqrt()
+        return radius * (2 * torch.pi * self.uniform(stream + 1, *ids)).cos()
+
+    def exponential(self, stream: int, *ids: Tensor) -> Tensor:
+        """float64 numbers from the exponential distribution of mean 1."""
+        return -self.uniform(stream, *ids).log()
+
+
+def _wrapped(number: int) -> int:
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _shifted(bits: Tensor, count: int) -> Tensor:
+    """A logical shift to the right: int64 has only the arithmetic one."""
+    return (bits >> count) & (2 ** (64 - count) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shifted(bits, 30)) * _FIRST
+    bits = (bits ^ _shifted(bits, 27)) * _SECOND
+    return bits ^ _shifted(bits, 31)

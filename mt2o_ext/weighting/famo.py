@@ -1,0 +1,62 @@
+"""FAMO: fast adaptive multitask optimization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.learning import TableAdam
+from mt2o_ext.weighting.settings import check_per_task, per_task
+
+
+class FAMO(Weighting):
+    """Fast adaptive multitask optimization (Liu, Feng, Stone and Liu, NeurIPS 2023, arXiv 2306.03792).
+
+    z = softmax(xi), d = l - lower_bound: w = (z / d) / sum(z / d). After the step, on the same mini-batch:
+    Adam on xi with the gradient (diag z - z z^T) (log d_before - log d_after). The sum is 1. Homogeneous. A step with
+    d <= 0 is skipped, and such a feedback teaches nothing.
+
+    lr, weight_decay: of the Adam that learns xi. weight_decay is 1e-3 in LibMTL; the authors use 1e-2 and 1e-5.
+    lower_bound: of the losses, one number or one for each task.
+
+    State: ``logits`` [K, T] and Adam's moments.
+    """
+
+    needs = Needs.LOSSES | Needs.FEEDBACK
+
+    def __init__(
+        self, *, lr: float = 0.025, weight_decay: float = 1e-3, lower_bound: float | Sequence[float] = 0.0
+    ) -> None:
+        super().__init__()
+        self.adam = TableAdam(lr, weight_decay)
+        self.lower_bound = check_per_task("lower_bound", lower_bound)
+        self._bound = torch.empty(0)
+
+    def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
+        self._bound = per_task("lower_bound", self.lower_bound, num_tasks, device)
+        super().bind(num_rows, num_tasks, num_segments, device)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"logits": torch.zeros_like(ones), **self.adam.start(ones)}
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        return None if context.losses is None else (context.losses > self._bound).all(-1)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.losses is not None
+        # The softmax of xi - log d is (z / d) / sum(z / d), without its overflow.
+        logs = torch.where(context.losses > self._bound, context.losses - self._bound, 1.0).log()
+        return torch.softmax(self._state["logits"] - logs, -1)
+
+    def _after_step(self, losses_before: Tensor, losses_after: Tensor) -> None:
+        before, after = losses_before - self._bound, losses_after - self._bound
+        valid = ((before > 0) & (after > 0)).all(-1)
+        gain = torch.where(valid[:, None], before, 1.0).log() - torch.where(valid[:, None], after, 1.0).log()
+        share = torch.softmax(self._state["logits"], -1)
+        old = dict(self._state)
+        self.adam.step(self._state, "logits", share * (gain - (share * gain).sum(-1, keepdim=True)))
+        self._keep(valid, old)

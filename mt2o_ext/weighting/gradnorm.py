@@ -1,0 +1,72 @@
+"""GradNorm: learned weights that balance gradient norms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.learning import EpochMeans, TableAdam
+from mt2o_ext.weighting.settings import check_real
+
+
+class GradNorm(Weighting):
+    """GradNorm (Chen, Badrinarayanan, Lee and Rabinovich, ICML 2018, arXiv 1711.02257).
+
+    w = T softmax(a), s_t = |g_t|. With rho = l / l_0 and the target nt = mean(w s) (rho / mean rho)^alpha, a descends
+    sum |w s - nt| for a constant target: sg = sign(w s - nt) s, p = softmax(a), da = T (p sg - p (p . sg)), divided by
+    the mean of s (ours: it makes the step free of scale) and given to Adam. The norms come from the diagonal of the
+    Gram matrix: no second derivative. The sum is T. Homogeneous.
+
+    alpha: 1.5 in LibMTL, 2 in SamsungLabs/MTL.
+    lr: of the Adam that learns a.
+    first_epoch: l_0 is the mean loss of the first epoch (LibMTL), in which w = 1, not the first loss; needs the user's
+        count of epochs.
+
+    State: ``logits``, ``first_losses`` [K, T] (0 until known), Adam's moments; with ``first_epoch`` `EpochMeans`.
+    """
+
+    def __init__(self, *, alpha: float = 1.5, lr: float = 0.025, first_epoch: bool = False) -> None:
+        super().__init__()
+        self.alpha = check_real("alpha", alpha)
+        self.adam = TableAdam(lr)
+        self.first_epoch = first_epoch
+        self.means = EpochMeans()
+        self.needs = Needs.LOSSES | Needs.DIAGONAL | (Needs.EPOCHS if first_epoch else Needs.NOTHING)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        zeros = torch.zeros_like(ones)
+        means = self.means.start(ones) if self.first_epoch else {}
+        return {"logits": zeros, "first_losses": zeros.clone(), **self.adam.start(ones), **means}
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        return None if context.losses is None else (context.losses > 0).all(-1)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.losses is not None and context.gram is not None
+        self._find_first_losses(context.epoch, context.losses)
+        first = self._state["first_losses"]
+        known = (first > 0).all(-1)
+        share = torch.softmax(self._state["logits"], -1)
+        weights = share.shape[1] * share
+        norms = context.gram.diagonal(dim1=-2, dim2=-1).sqrt()
+        rate = context.losses / torch.where(known[:, None], first, 1.0)
+        rate = rate / rate.mean(-1, keepdim=True)
+        weighted = weights * norms
+        target = weighted.mean(-1, keepdim=True) * rate**self.alpha
+        mean = norms.mean(-1, keepdim=True)
+        slope = torch.where(mean > 0, torch.sign(weighted - target) * norms / mean, 0.0)
+        before = dict(self._state)
+        self.adam.step(self._state, "logits", weights * (slope - (share * slope).sum(-1, keepdim=True)))
+        self._keep(known, before)
+        return weights
+
+    def _find_first_losses(self, epoch: int, losses: Tensor) -> None:
+        first = self._state["first_losses"]
+        candidate = losses
+        if self.first_epoch:
+            self.means.see(self._state, epoch, losses)
+            # Zero until an epoch is over.
+            candidate = self._state["epoch_last"]
+        self._state["first_losses"] = torch.where((first == 0).all(-1, keepdim=True), candidate, first)

@@ -1,0 +1,64 @@
+"""LDC-MTL: balanced losses through one penalty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.learning import TableAdam
+from mt2o_ext.weighting.settings import check_real
+
+
+class LDCMTL(Weighting):
+    """LDC-MTL, loss discrepancy control (Xiao, Dong et al., arXiv 2502.08585).
+
+    The gradient of F = sum_t sig_t l_t / r_t / sum sig + lam sum_t |x_t - x_(t+1)|, x_t = sig_t l_t / r_t:
+    w_t = (sig_t / r_t) (1 / sum sig + lam (sg_t - sg_(t-1))), sg_t = sign(x_t - x_(t+1)), 0 at both ends. One backward
+    of the weighted sum; w may be negative. Homogeneous. The order of the tasks matters.
+
+    lam: .1 for Cityscapes, .05 for NYUv2 and QM9, .01 for CelebA.
+    relative: r = l_0 / min l_0 from the first losses; r = 1 if False (as for CelebA).
+    lr: sig = softmax(a) descends the same F by Adam, its gradient divided by the mean of l / r; 0 keeps sig = 1 / T.
+
+    Departs from the paper, where sig comes from a router that sees the input.
+    State: ``logits``, ``first_losses`` [K, T] (0 before the first step) and Adam's moments.
+    """
+
+    needs = Needs.LOSSES
+
+    def __init__(self, *, lam: float = 0.1, relative: bool = True, lr: float = 1e-3) -> None:
+        super().__init__()
+        self.lam = check_real("lam", lam)
+        self.relative = relative
+        self.adam = TableAdam(lr)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        zeros = torch.zeros_like(ones)
+        return {"logits": zeros, "first_losses": zeros.clone(), **self.adam.start(ones)}
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        return None if context.losses is None or not self.relative else (context.losses > 0).all(-1)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.losses is not None
+        first = self._state["first_losses"]
+        first = torch.where((first == 0).all(-1, keepdim=True), context.losses, first)
+        self._state["first_losses"] = first
+        unit = first / first.amin(-1, keepdim=True) if self.relative else torch.ones_like(first)
+        share = torch.softmax(self._state["logits"], -1)
+        losses = context.losses / unit
+        pull = self._pull(share * losses)
+        # F by sig, where sum sig = 1, then through the softmax.
+        by_share = losses * (1 + self.lam * pull)
+        mean = losses.abs().mean(-1, keepdim=True)
+        by_share = torch.where(mean > 0, by_share / mean, 0.0)
+        self.adam.step(self._state, "logits", share * (by_share - (share * by_share).sum(-1, keepdim=True)))
+        return share / unit * (1 + self.lam * pull)
+
+    @staticmethod
+    def _pull(balanced: Tensor) -> Tensor:
+        """sg_t - sg_(t-1), [K, T]."""
+        sign = torch.sign(balanced[:, :-1] - balanced[:, 1:])
+        return torch.nn.functional.pad(sign, (0, 1)) - torch.nn.functional.pad(sign, (1, 0))

@@ -1,0 +1,70 @@
+"""STCH: smooth Tchebycheff scalarization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.learning import EpochMeans
+from mt2o_ext.weighting.settings import check_count, check_per_task, check_positive, per_task
+
+
+class STCH(Weighting):
+    """Smooth Tchebycheff (Lin et al., ICML 2024, arXiv 2402.19078), in logarithms of the losses or in their units.
+
+    Logarithmic (the default, as in LibMTL): w = T softmax(log(l / nad) / mu) / l, with nad the mean losses of epoch
+    ``warmup_epochs``, counted from 0; until it is over, w = 1 / l (the gradient of sum log l). Losses times a: the same
+    update. Positive losses only, other steps are skipped; needs the user's count of epochs.
+
+    With ``ideal``: w = u softmax(u (l - ideal) / mu), homogeneous where mu and the ideal point scale with the losses;
+    mu -> 0 is the Tchebycheff scalarization. The same as `SmoothTchebycheff` up to its units.
+
+    mu: temperature. ideal: lower bound of the losses, one number or one for each task.
+    State of the logarithmic form: ``nadir`` [K, T] and `EpochMeans`.
+    """
+
+    def __init__(self, mu: float = 1.0, *, ideal: float | Sequence[float] | None = None, warmup_epochs: int = 4) -> None:
+        super().__init__()
+        self.mu = check_positive("mu", mu)
+        self.ideal = None if ideal is None else check_per_task("ideal", ideal)
+        self.warmup_epochs = check_count("warmup_epochs", warmup_epochs, 0)
+        self.needs = Needs.LOSSES | (Needs.EPOCHS if ideal is None else Needs.NOTHING)
+        self.means = EpochMeans()
+        self._ideal = torch.empty(0)
+
+    def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
+        if self.ideal is not None:
+            self._ideal = per_task("ideal", self.ideal, num_tasks, device)
+        super().bind(num_rows, num_tasks, num_segments, device)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        if self.ideal is not None:
+            return {}
+        return {"nadir": torch.zeros_like(ones), **self.means.start(ones)}
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        if context.losses is None or self.ideal is not None:
+            return None
+        return (context.losses > 0).all(-1)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.losses is not None
+        if self.ideal is not None:
+            scaled = context.preferences * (context.losses - self._ideal) / self.mu
+            return context.preferences * torch.softmax(scaled, -1)
+        self._find_nadir(context.epoch, context.losses)
+        nadir = self._state["nadir"]
+        logs = context.losses.log() - torch.where(nadir > 0, nadir, 1.0).log()
+        smooth = logs.shape[1] * torch.softmax(logs / self.mu, -1)
+        return torch.where(nadir > 0, smooth, 1.0) / context.losses
+
+    def _find_nadir(self, epoch: int, losses: Tensor) -> None:
+        before, finished = self._state["epoch_now"], self._state["epochs_finished"]
+        self.means.see(self._state, epoch, losses)
+        due = (self._state["epochs_finished"] > finished) & (before >= self.warmup_epochs)
+        found = due[:, None] & (self._state["nadir"] == 0)
+        self._state["nadir"] = torch.where(found, self._state["epoch_last"], self._state["nadir"])

@@ -1,0 +1,67 @@
+"""UW and IMTL-L: learned logarithms of the loss weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.learning import TableAdam
+from mt2o_ext.weighting.settings import check_real
+
+
+class UncertaintyWeighting(Weighting):
+    """UW (Kendall, Gal and Cipolla, CVPR 2018, arXiv 1705.07115, in the form of one log variance a for each task).
+
+    w = exp(-a) / 2; a descends exp(-a) l / 2 + a / 2, da = (1 - exp(-a) l) / 2, by Adam. Fixed point: exp(a) = l.
+
+    initial: the first a; 0 as in TorchJD, -0.5 in LibMTL.
+    lr, weight_decay: of the Adam that learns a. Published codes put a into the model's optimizer instead.
+
+    Not homogeneous: a has to find the unit of the losses first; `Relative` around it makes the update free of it.
+    State: ``log_variance`` [K, T] and Adam's moments.
+    """
+
+    needs = Needs.LOSSES
+
+    def __init__(self, *, initial: float = 0.0, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        self.initial = check_real("initial", initial, -100.0, 100.0)
+        self.adam = TableAdam(lr, weight_decay)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"log_variance": self.initial * ones, **self.adam.start(ones)}
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.losses is not None
+        precision = torch.exp(-self._state["log_variance"])
+        self.adam.step(self._state, "log_variance", (1 - precision * context.losses) / 2)
+        return precision / 2
+
+
+class IMTLL(Weighting):
+    """IMTL-L, the loss half of impartial multi-task learning (Liu et al., ICLR 2021).
+
+    w = exp(a); a descends exp(a) l - a, da = exp(a) l - 1, by Adam from a = 0. Fixed point: w = 1 / l. The same as
+    twice `UncertaintyWeighting` with -a.
+
+    lr, weight_decay: of the Adam that learns a.
+
+    Not homogeneous, see `UncertaintyWeighting`. State: ``log_weight`` [K, T] and Adam's moments.
+    """
+
+    needs = Needs.LOSSES
+
+    def __init__(self, *, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        self.adam = TableAdam(lr, weight_decay)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"log_weight": torch.zeros_like(ones), **self.adam.start(ones)}
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.losses is not None
+        weights = self._state["log_weight"].exp()
+        self.adam.step(self._state, "log_weight", weights * context.losses - 1)
+        return weights
