@@ -25,9 +25,13 @@ class Weighting(ABC):
     its step.
 
     needs: what the weighting reads; see `Needs`.
+    degree: all losses (and their history) times a give the update times a^degree; None: there is no such law.
+    per_segment: the weights are [K, S, T].
     """
 
     needs: Needs = Needs.NOTHING
+    degree: float | None = 1.0
+    per_segment: bool = False
 
     def __init__(self) -> None:
         self._state: State = {}
@@ -46,6 +50,10 @@ class Weighting(ABC):
         self._state = self._initial_state(torch.ones(num_rows, num_tasks, dtype=torch.float64, device=device))
         for part in self._parts().values():
             part.bind(num_rows, num_tasks, num_segments, device)
+
+    def needs_at(self, step: int) -> Needs:
+        """What `weights` reads after ``step`` finished steps: less than ``needs`` where old weights are kept."""
+        return self.needs
 
     @torch.no_grad()
     def weights(self, context: WeightingContext) -> Tensor:
@@ -146,8 +154,10 @@ class Weighting(ABC):
         """w of finite input."""
 
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
-        """Changes the task gradients of the subproblems where ``context.finite``."""
-        raise NotImplementedError(f"{type(self).__name__} changes no task gradients: see Needs.ROWS")
+        """Changes the task gradients of the subproblems where ``context.finite``; here: the parts do."""
+        for part in self._parts().values():
+            if Needs.ROWS in part.needs:
+                part.transform_(rows, context)
 
     def _after_step(self, losses_before: Tensor, losses_after: Tensor) -> None:
         """Learns from finite losses, float64 [K, T]."""
@@ -156,6 +166,12 @@ class Weighting(ABC):
     def _initial_state(self, ones: Tensor) -> State:
         """The state before the first step; ``ones`` is float64 [K, T] on the device."""
         return {}
+
+    def _empty_weights(self, ones: Tensor) -> Tensor:
+        """Zeros in the shape of the weights."""
+        assert self._shape is not None
+        zeros = torch.zeros_like(ones)
+        return zeros[:, None].repeat(1, self._shape[2], 1) if self.per_segment else zeros
 
     def _parts(self) -> dict[str, Weighting]:
         """The weightings that this one is made of, under the names of their state."""
@@ -191,7 +207,7 @@ class Weighting(ABC):
         if context.preferences.shape != (rows, tasks):
             got = tuple(context.preferences.shape)
             raise ValueError(f"{name} was bound to preferences [{rows}, {tasks}], got {got}: call bind again")
-        needs = self.needs if only is None else self.needs & only
+        needs = self.needs_at(context.step) if only is None else self.needs & only
         for flag, field in _FIELDS.items():
             value = getattr(context, field)
             if flag in needs and value is None:

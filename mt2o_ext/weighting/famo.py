@@ -49,8 +49,7 @@ class FAMO(Weighting):
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.losses is not None
         # The softmax of xi - log d is (z / d) / sum(z / d), without its overflow.
-        logs = torch.where(context.losses > self._bound, context.losses - self._bound, 1.0).log()
-        return torch.softmax(self._state["logits"] - logs, -1)
+        return torch.softmax(self._state["logits"] - (context.losses - self._bound).log(), -1)
 
     def _after_step(self, losses_before: Tensor, losses_after: Tensor) -> None:
         before, after = losses_before - self._bound, losses_after - self._bound

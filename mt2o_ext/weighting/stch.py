@@ -27,7 +27,9 @@ class STCH(Weighting):
     State of the logarithmic form: ``nadir`` [K, T] and `EpochMeans`.
     """
 
-    def __init__(self, mu: float = 1.0, *, ideal: float | Sequence[float] | None = None, warmup_epochs: int = 4) -> None:
+    def __init__(
+        self, mu: float = 1.0, *, ideal: float | Sequence[float] | None = None, warmup_epochs: int = 4
+    ) -> None:
         super().__init__()
         self.mu = check_positive("mu", mu)
         self.ideal = None if ideal is None else check_per_task("ideal", ideal)

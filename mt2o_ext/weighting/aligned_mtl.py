@@ -1,0 +1,51 @@
+"""Aligned-MTL: gradients with a condition number of one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.settings import check_choice, check_real
+from mt2o_ext.weighting.solvers import spectrum, times
+
+
+class AlignedMTL(Weighting):
+    """Aligned-MTL (Senushkin, Patakin, Kuznetsov and Konushin, CVPR 2023, arXiv 2305.19000).
+
+    w = B u, B = sqrt(sg) V Lam^(-1/2) V' over the numerical rank of Q = V Lam V': BQB = sg I there. Homogeneous.
+
+    scale: sg is the least eigenvalue of the rank ("min"), their median or their mean ("rmse" in TorchJD).
+    rtol: eigenvalues count above rtol of the largest; T 2^-23 if None, the accuracy of a Gram matrix of float32 rows.
+
+    u is the preferences, 1 / T without any (TorchJD); the authors and LibMTL take 1: `Rescale(..., "T")`. "min" jumps
+    where the numerical rank changes.
+    """
+
+    needs = Needs.GRAM
+
+    def __init__(self, *, scale: str = "min", rtol: float | None = None) -> None:
+        super().__init__()
+        self.scale = check_choice("scale", scale, ("min", "median", "mean"))
+        self.rtol = None if rtol is None else check_real("rtol", rtol)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.gram is not None
+        values, vectors, kept = spectrum(context.gram, self.rtol)
+        values = torch.where(kept, values, 0.0)
+        inner = times(vectors.mT, context.preferences)
+        roots = torch.where(kept, self._scale(values, kept) / torch.where(kept, values, 1.0), 0.0).sqrt()
+        return torch.where(context.gram.diagonal(dim1=-2, dim2=-1) == 0, 0.0, times(vectors, roots * inner))
+
+    def _scale(self, values: Tensor, kept: Tensor) -> Tensor:
+        """sg [K, 1] of ascending eigenvalues, those that do not count being 0."""
+        rank = kept.sum(-1, keepdim=True)
+        if self.scale == "mean":
+            return values.sum(-1, keepdim=True) / rank.clamp(min=1)
+        lowest = values.shape[-1] - rank
+        if self.scale == "min":
+            return values.gather(-1, lowest.clamp(max=values.shape[-1] - 1))
+        ends = [lowest + torch.div(rank + shift, 2, rounding_mode="floor") for shift in (-1, 0)]
+        middle = [values.gather(-1, end.clamp(0, values.shape[-1] - 1)) for end in ends]
+        return (middle[0] + middle[1]) / 2

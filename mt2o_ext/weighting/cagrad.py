@@ -1,0 +1,41 @@
+"""CAGrad: conflict-averse gradient descent."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mt2o_ext.weighting.base import Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.settings import check_real
+from mt2o_ext.weighting.solvers import conflict_averse, strictly
+
+
+class CAGrad(Weighting):
+    """Conflict-averse gradient descent (Liu, Liu, Jin, Stone and Liu, NeurIPS 2021, arXiv 2110.14048).
+
+    The direction d in the ball |d - g0| <= c |g0| around g0 = J'u with the largest min_t <g_t, d>:
+    w = u + (k / |g_v|) v, k = c |g0|, where v minimises <g0, g_v> + k |g_v| over the simplex. All weights are 0 where
+    the gradients are stationary (the least norm^2 of their convex hull is at most rtol tr(Q) / T). Homogeneous.
+
+    c: 0.5 in LibMTL, 0.4 in the authors' experiments.
+    rescale: divides w by 1 (0; TorchJD), 1 + c^2 (1; LibMTL's default) or 1 + c (2).
+    rtol: T 2^-23 if None, the accuracy of a Gram matrix of float32 rows.
+    strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+    """
+
+    needs = Needs.GRAM
+
+    def __init__(self, c: float = 0.5, *, rescale: int = 1, rtol: float | None = None, strict: bool = False) -> None:
+        super().__init__()
+        self.c = check_real("c", c)
+        if rescale not in (0, 1, 2):
+            raise ValueError(f"expected rescale as 0 (none), 1 (by 1 + c^2) or 2 (by 1 + c), got {rescale!r}")
+        self.rescale = rescale
+        self.rtol = None if rtol is None else check_real("rtol", rtol)
+        self.strict = strict
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.gram is not None
+        weights = conflict_averse(context.gram, context.preferences, self.c, self.rtol)
+        divisor = (1.0, 1 + self.c**2, 1 + self.c)[self.rescale]
+        return strictly(weights / divisor, context.gram, self.strict)

@@ -1,0 +1,32 @@
+"""Weightings around a weighting."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mt2o_ext.weighting.base import Weighting
+from mt2o_ext.weighting.context import WeightingContext
+
+
+class Combinator(Weighting):
+    """Base of a weighting that changes what another one answers."""
+
+    def __init__(self, inner: Weighting) -> None:
+        super().__init__()
+        self.inner = checked_part(inner)
+        self.needs = inner.needs
+        self.degree = inner.degree
+        self.per_segment = inner.per_segment
+
+    def _parts(self) -> dict[str, Weighting]:
+        return {"inner": self.inner}
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        return self.inner._valid(context)
+
+
+def checked_part(part: Weighting) -> Weighting:
+    if not isinstance(part, Weighting):
+        got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
+        raise TypeError(f"expected a weighting, got {got}: pass an instance such as CAGrad()")
+    return part

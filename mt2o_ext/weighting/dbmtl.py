@@ -1,0 +1,54 @@
+"""DB-MTL: dual balancing of losses and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.rows import RowWeighting, update_
+from mt2o_ext.weighting.settings import check_real
+from mt2o_ext.weighting.solvers import inverse, row_norms
+
+
+class DBMTL(RowWeighting):
+    """Dual balancing (Lin, Jiang, Ye, Zhang, Chen, Chen, Liu and Kwok, arXiv 2308.12029).
+
+    G = J / l, the gradients of the log losses; Y <- G + b_k (Y - G), b_k = beta k^-beta_decay, from Y = 0 without bias
+    correction; w_t = max |y| / |y_t|: all weighted rows are as long as the longest. The update is Y'w, of degree 0. A
+    step with a loss that is not positive is skipped.
+
+    State: ``steps`` [K]; ``memory.average`` [K, T, P], Y.
+    """
+
+    needs = Needs.ROWS | Needs.DIAGONAL | Needs.LOSSES
+    degree = 0.0
+
+    def __init__(self, *, beta: float = 0.9, beta_decay: float = 0.0) -> None:
+        super().__init__()
+        self.beta = check_real("beta", beta, 0.0, 1.0)
+        self.beta_decay = check_real("beta_decay", beta_decay)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"steps": torch.zeros_like(ones[:, 0])}
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        return None if context.losses is None else (context.losses > 0).all(-1)
+
+    def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
+        assert context.losses is not None and context.finite is not None
+        self._state["steps"] = self._state["steps"] + 1
+        keep = (self.beta * self._state["steps"] ** -self.beta_decay)[:, None, None]
+        fresh = (1 - keep) / context.losses[..., None]
+        for average, matrix in zip(self._remembered("average", rows), rows, strict=True):
+            new = average * keep.to(average) + matrix * fresh.to(average)
+            update_(average, new, context.finite)
+            update_(matrix, average, context.finite)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.gram is not None
+        norms = row_norms(context.gram)
+        return norms.amax(-1, keepdim=True) * inverse(norms)

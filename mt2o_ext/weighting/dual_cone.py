@@ -1,0 +1,38 @@
+"""DualProj and UPGrad: projections on the directions that conflict with no task."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mt2o_ext.weighting.base import Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.solvers import dual_cone
+
+
+class DualProj(Weighting):
+    """DualProj, the projection of gradient episodic memory (Lopez-Paz and Ranzato, NeurIPS 2017, arXiv 1706.08840).
+
+    The direction nearest to J'u among those with <g_t, d> >= 0 for all t: w = argmin v'Qv over v >= u; w = u where J'u
+    conflicts with no task. Homogeneous.
+    """
+
+    needs = Needs.GRAM
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.gram is not None
+        return dual_cone(context.gram, context.preferences[:, None])[:, 0]
+
+
+class UPGrad(Weighting):
+    """UPGrad, unconflicting projections (Quinton and Rey, arXiv 2406.16232).
+
+    Each u_t g_t is projected on the directions that conflict with no task, and the results are added: w = sum over t of
+    argmin v'Qv over v >= u_t e_t. The direction never conflicts, (Qw)_t >= 0, and is linear in positive scalings of the
+    rows; with two tasks it is half of `PCGrad`. Homogeneous.
+    """
+
+    needs = Needs.GRAM
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.gram is not None
+        return dual_cone(context.gram, context.preferences.diag_embed()).sum(1)

@@ -1,0 +1,36 @@
+"""EDM: equal descent in all tasks, from gradients of length one."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mt2o_ext.weighting.base import Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.solvers import inverse, minimum_norm, row_norms, scaled, strictly
+
+
+class EDM(Weighting):
+    """Equiangular direction method (Katrutsa, Merkulov, Tursynbek and Oseledets, arXiv 2011.05814).
+
+    lam = the weights of `MGDA` on g_t / |g_t|; w = (lam / s) / sum(lam / s), s = |g|: the angles with all gradients of
+    the support are equal. The sum is 1. Homogeneous.
+
+    strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+    """
+
+    needs = Needs.GRAM
+
+    def __init__(self, *, strict: bool = False) -> None:
+        super().__init__()
+        self.strict = strict
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.gram is not None
+        return strictly(equiangular(context.gram), context.gram, self.strict)
+
+
+def equiangular(gram: Tensor) -> Tensor:
+    """EDM's weights [K, T]; 0 where all rows are zero."""
+    by = inverse(row_norms(gram))
+    weights = minimum_norm(scaled(gram, by)) * by
+    return weights * inverse(weights.sum(-1, keepdim=True))

@@ -1,0 +1,37 @@
+"""CR-MOGM: a moving average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+from mt2o_ext.weighting.combinator import Combinator
+from mt2o_ext.weighting.context import WeightingContext
+from mt2o_ext.weighting.settings import check_real
+
+
+class Ema(Combinator):
+    """CR-MOGM (Zhou, Zhang, Jiang, Zhong, Gu and Zhu, NeurIPS 2022) around any weighting.
+
+    w_k = alpha w_(k-1) + (1 - alpha) w^_k, with w^ the inner weights; the first is w^_1.
+
+    alpha: 0.9 in TorchJD; the paper lets it approach 1 as the learning rate decays.
+
+    State: ``average`` [K, T] (or [K, S, T]), ``started`` [K].
+    """
+
+    def __init__(self, inner: Weighting, alpha: float = 0.9) -> None:
+        super().__init__(inner)
+        self.alpha = check_real("alpha", alpha, 0.0, 1.0)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"average": self._empty_weights(ones), "started": torch.zeros_like(ones[:, 0])}
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        fresh = self.inner.weights(context)
+        started = self._state["started"].view(-1, *[1] * (fresh.ndim - 1)) > 0
+        mixed = self.alpha * self._state["average"] + (1 - self.alpha) * fresh
+        self._state["average"] = torch.where(started, mixed, fresh)
+        self._state["started"] = torch.ones_like(self._state["started"])
+        return self._state["average"]

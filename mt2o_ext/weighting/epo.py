@@ -1,0 +1,46 @@
+"""EPO: exact Pareto optimal search."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.ops import solve
+from mt2o_ext.weighting.base import Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.settings import check_positive
+
+
+class EPO(Weighting):
+    """Exact Pareto optimal search (Mahapatra and Rajan, ICML 2020).
+
+    Brings the losses to the ray where u_t l_t is the same for all tasks, as the Tchebycheff scalarization does (the
+    preferences u are the paper's r, the inverse ray). With h = u l / sum(u l) and mu = sum h log(T h): while
+    mu > tolerance a linear program over the simplex lowers mu without raising the largest u l (balance), else it lowers
+    all losses (descent, Qw >= 0); see :func:`mt2o_ext.ops.solve.descent_`. The sum is 1. Homogeneous.
+
+    relax: descent may raise mu.
+
+    A step with a negative loss, or without a positive one, is skipped.
+    """
+
+    needs = Needs.GRAM | Needs.LOSSES
+
+    def __init__(self, *, tolerance: float = 1e-4, relax: bool = False) -> None:
+        super().__init__()
+        self.tolerance = check_positive("tolerance", tolerance)
+        self.relax = relax
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        if context.losses is None:
+            return None
+        weighted = context.preferences * context.losses
+        return (weighted >= 0).all(-1) & (weighted > 0).any(-1)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.gram is not None and context.losses is not None
+        weights = torch.empty_like(context.losses)
+        solve.descent_(
+            weights, context.gram, context.losses, context.preferences, tolerance=self.tolerance, relax=self.relax
+        )
+        return weights

@@ -1,0 +1,34 @@
+"""New weights at every n-th step only."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+from mt2o_ext.weighting.combinator import Combinator
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.settings import check_count
+
+
+class Every(Combinator):
+    """The weights of ``inner`` at each ``every``-th step, the same ones between: no Gram matrix is read then.
+
+    Until the first usable step the weights are 1 / T. State: ``kept`` [K, T] (or [K, S, T]).
+    """
+
+    def __init__(self, inner: Weighting, every: int) -> None:
+        super().__init__(inner)
+        self.every = check_count("every", every)
+
+    def needs_at(self, step: int) -> Needs:
+        if step % self.every == 0:
+            return self.needs
+        return self.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.EPOCHS)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"kept": self._empty_weights(ones) + 1 / ones.shape[1]}
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        if context.step % self.every == 0:
+            self._state["kept"] = self.inner.weights(context)
+        return self._state["kept"]

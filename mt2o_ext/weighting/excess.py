@@ -1,0 +1,62 @@
+"""ExcessMTL: weights by how far the tasks are from convergence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.rows import RowWeighting, blocks, update_
+from mt2o_ext.weighting.settings import check_count, check_real
+
+
+class ExcessMTL(RowWeighting):
+    """ExcessMTL (He, Zhou, Zhang, Yao, Chen and Zhao, ICML 2024, arXiv 2402.02009).
+
+    A += g^2 over all steps; e_t = sum_j g_tj^2 / sqrt(A_tj) estimates the excess risk of task t (a term 0 / 0 is 0;
+    published codes add 1e-7 to A); w <- w exp(eta e / e_0), sum T, e_0 from the first step, which has w = 1.
+    Homogeneous.
+
+    eta: 1e-2 in LibMTL, 1 in TorchJD.
+    warmup_epochs: w stays 1 and e_0 unknown until they are over (3 in the authors' experiments); A grows all along.
+        Needs the user's count of epochs.
+
+    State: ``log_weights``, ``first_excess`` [K, T] (0 until known); ``memory.squares`` [K, T, P], A.
+    """
+
+    def __init__(self, *, eta: float = 1e-2, warmup_epochs: int = 0) -> None:
+        super().__init__()
+        self.eta = check_real("eta", eta)
+        self.warmup_epochs = check_count("warmup_epochs", warmup_epochs, 0)
+        self.needs = Needs.ROWS | (Needs.EPOCHS if warmup_epochs else Needs.NOTHING)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"log_weights": torch.zeros_like(ones), "first_excess": torch.zeros_like(ones)}
+
+    def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
+        assert context.finite is not None
+        excess = torch.zeros_like(context.preferences)
+        for squares, matrix in zip(self._remembered("squares", rows), rows, strict=True):
+            for block in blocks(matrix.shape[-1]):
+                gradient, total = matrix[..., block].double(), squares[..., block]
+                squared = gradient * gradient
+                new = total + squared
+                root = new.sqrt()
+                excess = excess + torch.where(root > 0, squared / torch.where(root > 0, root, 1.0), 0.0).sum(-1)
+                update_(total, new, context.finite)
+        if context.epoch < self.warmup_epochs:
+            return
+        first = self._state["first_excess"]
+        known = first > 0
+        ratio = torch.where(known, excess / torch.where(known, first, 1.0), (excess > 0).double())
+        self._state["first_excess"] = torch.where(known, first, excess)
+        moved = self._state["log_weights"] + self.eta * ratio
+        # The sum does not feel a common factor; without one the numbers do not grow.
+        self._state["log_weights"] = moved - moved.amax(-1, keepdim=True)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        logs = self._state["log_weights"]
+        return logs.shape[1] * torch.softmax(logs, -1)

@@ -1,0 +1,52 @@
+"""GradDrop: gradient sign dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.names import drawn
+from mt2o_ext.weighting.rows import blocks, update_
+from mt2o_ext.weighting.settings import check_real
+
+
+class GradDrop(Weighting):
+    """Gradient sign dropout (Chen et al., NeurIPS 2020, arXiv 2010.06808).
+
+    In each element p = (1 + sum_t g_t / sum_t |g_t|) / 2 and one U ~ U(0, 1) for all tasks: the positive g_t stay where
+    p > U, the negative ones where p < U; without ``leak`` no element keeps two signs. The update is the sum of what
+    stays. Homogeneous.
+
+    leak: share of the gradient that stays in any case, leak g + (1 - leak) kept; 0 in LibMTL, 0.5 in SamsungLabs/MTL
+        (which has it the other way round).
+
+    On the rows, as in TorchJD; on the gradients of a shared representation it is LibMTL's form without its factor
+    sign(activation).
+    """
+
+    needs = Needs.ROWS | Needs.DRAWS
+
+    def __init__(self, *, leak: float = 0.0) -> None:
+        super().__init__()
+        self.leak = check_real("leak", leak, 0.0, 1.0)
+
+    def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
+        assert context.finite is not None
+        subproblem = torch.arange(len(rows[0]), device=rows[0].device)[:, None]
+        for stream, matrix in enumerate(rows):
+            columns = torch.arange(matrix.shape[-1], device=matrix.device)
+            for block in blocks(matrix.shape[-1]):
+                uniform = drawn(context).uniform(stream, subproblem, columns[block][None])
+                gradient = matrix[..., block].double()
+                size = gradient.abs().sum(1)
+                purity = (1 + gradient.sum(1) / torch.where(size > 0, size, 1.0)) / 2
+                positive, negative = (purity > uniform)[:, None], (purity < uniform)[:, None]
+                kept = ((gradient > 0) & positive) | ((gradient < 0) & negative)
+                update_(matrix[..., block], gradient * torch.where(kept, 1.0, self.leak), context.finite)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        return torch.ones_like(context.preferences)

@@ -1,0 +1,73 @@
+"""MoCo: multi-objective descent with tracked gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.rows import RowWeighting, norms_of, update_
+from mt2o_ext.weighting.settings import check_choice, check_real
+from mt2o_ext.weighting.solvers import inverse, mean_diagonal, onto_simplex, times
+
+
+class MoCo(RowWeighting):
+    """MoCo (Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, ICLR 2023, arXiv 2210.12624).
+
+    Y <- Y - b_k (Y - l g / |g|) tracks the gradients, from Y = 0; w <- Proj(w - g_k (Y Y' w + rho w)) from 1 / T; the
+    update is Y'w. b_k = beta k^-beta_decay, g_k = gamma k^-gamma_decay in the k-th step. Homogeneous.
+
+    projection: "simplex": the nearest point of it (inferred from the paper); "softmax", as in the authors' code.
+    relative: Y Y' in units of its mean diagonal (ours); False: as published, gamma and rho in units of gradients.
+
+    State: ``simplex`` [K, T], w; ``steps`` [K]; ``memory.tracked`` [K, T, P], Y.
+    """
+
+    needs = Needs.ROWS | Needs.GRAM | Needs.LOSSES
+
+    def __init__(
+        self,
+        *,
+        beta: float = 0.5,
+        beta_decay: float = 0.5,
+        gamma: float = 0.1,
+        gamma_decay: float = 0.5,
+        rho: float = 0.0,
+        projection: str = "simplex",
+        relative: bool = True,
+    ) -> None:
+        super().__init__()
+        self.beta = check_real("beta", beta, 0.0, 1.0)
+        self.beta_decay = check_real("beta_decay", beta_decay)
+        self.gamma = check_real("gamma", gamma)
+        self.gamma_decay = check_real("gamma_decay", gamma_decay)
+        self.rho = check_real("rho", rho)
+        self.projection = check_choice("projection", projection, ("simplex", "softmax"))
+        self.relative = relative
+        if not relative:
+            self.degree = None
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"simplex": ones / ones.shape[1], "steps": torch.zeros_like(ones[:, 0])}
+
+    def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
+        assert context.losses is not None and context.finite is not None
+        self._state["steps"] = self._state["steps"] + 1
+        rate = (self.beta * self._state["steps"] ** -self.beta_decay)[:, None, None]
+        length = (context.losses * inverse(norms_of(rows)))[..., None]
+        for tracked, matrix in zip(self._remembered("tracked", rows), rows, strict=True):
+            new = tracked * (1 - rate).to(tracked) + matrix * (rate * length).to(tracked)
+            update_(tracked, new, context.finite)
+            update_(matrix, tracked, context.finite)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.gram is not None
+        gram = context.gram / mean_diagonal(context.gram) if self.relative else context.gram
+        w = self._state["simplex"]
+        rate = (self.gamma * self._state["steps"].clamp(min=1) ** -self.gamma_decay)[:, None]
+        moved = w - rate * (times(gram, w) + self.rho * w)
+        self._state["simplex"] = onto_simplex(moved) if self.projection == "simplex" else torch.softmax(moved, -1)
+        return self._state["simplex"]

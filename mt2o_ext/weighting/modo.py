@@ -1,0 +1,43 @@
+"""MoDo: multi-objective descent with double sampling."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.settings import check_real
+from mt2o_ext.weighting.solvers import mean_diagonal, onto_simplex, times
+
+
+class MoDo(Weighting):
+    """MoDo (Chen, Fernando, Ying and Chen, NeurIPS 2023, arXiv 2305.20057).
+
+    w <- Proj(w - gamma (Q12 w + rho w)) on the simplex, with the cross Gram matrix Q12 of two independent mini-batches,
+    from 1 / T; combine the gradients of a third. The sum is 1.
+
+    gamma, rho: step and regularisation.
+    relative: Q12 in units of tr(Q12) / T (ours): homogeneous; False: as published, gamma and rho in units of gradients.
+
+    State: ``simplex`` [K, T], w.
+    """
+
+    needs = Needs.CROSS
+
+    def __init__(self, *, gamma: float = 1e-3, rho: float = 0.1, relative: bool = True) -> None:
+        super().__init__()
+        self.gamma = check_real("gamma", gamma)
+        self.rho = check_real("rho", rho)
+        self.relative = relative
+        if not relative:
+            self.degree = None
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"simplex": ones / ones.shape[1]}
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.cross is not None
+        cross = context.cross / mean_diagonal(context.cross) if self.relative else context.cross
+        w = self._state["simplex"]
+        self._state["simplex"] = onto_simplex(w - self.gamma * (times(cross, w) + self.rho * w))
+        return self._state["simplex"]

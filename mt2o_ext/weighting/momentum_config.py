@@ -1,0 +1,66 @@
+"""M-ConFIG: ConFIG on moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State
+from mt2o_ext.weighting.config import conflict_free
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.rows import RowWeighting, gram_of, update_
+from mt2o_ext.weighting.settings import check_real
+
+
+class MomentumConFIG(RowWeighting):
+    """M-ConFIG (Liu, Chu and Thuerey, ICLR 2025, arXiv 2408.11104).
+
+    G_k = ConFIG of the bias-corrected first moments of the task gradients. The combined gradient is the one whose own
+    first moment in Adam is G_k: f = (G_k (1 - b^k) - b G_(k-1) (1 - b^(k-1))) / (1 - b), b = beta; its square feeds the
+    second moment. So the base rule must be Adam or AdamW with beta1 = ``beta``. Homogeneous.
+
+    rtol: see `ConFIG`.
+
+    All moments are renewed in each step, where the paper also renews one task at a time. After `transform_` the first
+    row holds f and the others 0, and the weights are (1, 0, ..., 0): f is not in the span of the gradients.
+    State: ``steps`` [K]; ``memory.moment`` [K, T, P]; ``memory.previous`` [K, P], G.
+    """
+
+    needs = Needs.ROWS
+
+    def __init__(self, *, beta: float = 0.9, rtol: float | None = None) -> None:
+        super().__init__()
+        if check_real("beta", beta) >= 1:
+            raise ValueError(f"expected beta in [0, 1), got {beta}")
+        self.beta = float(beta)
+        self.rtol = None if rtol is None else check_real("rtol", rtol)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"steps": torch.zeros_like(ones[:, 0])}
+
+    def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
+        assert context.finite is not None
+        finite, steps = context.finite, self._state["steps"] + 1
+        self._state["steps"] = steps
+        moments = self._remembered("moment", rows)
+        for moment, matrix in zip(moments, rows, strict=True):
+            update_(moment, self.beta * moment + (1 - self.beta) * matrix, finite)
+        # The correction of the bias: ConFIG's weights do not depend on a common factor of the rows.
+        weights = conflict_free(gram_of(moments), context.preferences, self.rtol) / (1 - self.beta**steps)[:, None]
+        weights = torch.where(finite[:, None], weights, 0.0)
+        now, before = (1 - self.beta**count for count in (steps, steps - 1))
+        previous = self._remembered("previous", rows, per_task=False)
+        for moment, matrix, last in zip(moments, rows, previous, strict=True):
+            direction = (weights.to(moment)[:, None] @ moment)[:, 0]
+            fed = (direction * now[:, None].to(last) - self.beta * last * before[:, None].to(last)) / (1 - self.beta)
+            first = torch.zeros_like(moment)
+            first[:, 0] = fed
+            update_(matrix, first, finite)
+            update_(last, direction, finite)
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        weights = torch.zeros_like(context.preferences)
+        weights[:, 0] = 1.0
+        return weights

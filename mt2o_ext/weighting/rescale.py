@@ -1,0 +1,60 @@
+"""The length of the update: where published implementations of one method differ most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import Weighting
+from mt2o_ext.weighting.combinator import Combinator
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.settings import check_choice, check_positive
+from mt2o_ext.weighting.solvers import squared_norm
+
+
+class Rescale(Combinator):
+    """The weights of ``inner`` times a factor.
+
+    scale: "sum": as they are; "mean": divided by T (PCGrad as a mean); "simplex": divided by |sum w| (0 where the sum
+        cancels to 1e-12); "T": times T (MGDA in nash-mtl; the authors' FairGrad, PIVRG and SDMGrad).
+    max_norm: then the direction is shortened to this length if it is longer. Free of the scale of the losses only where
+        the inner update has degree 0; published codes use 1 for Nash-MTL, FairGrad, PIVRG and SDMGrad.
+    """
+
+    def __init__(self, inner: Weighting, scale: str = "sum", *, max_norm: float | None = None) -> None:
+        super().__init__(inner)
+        self.scale = check_choice("scale", scale, ("sum", "mean", "simplex", "T"))
+        self.max_norm = None if max_norm is None else check_positive("max_norm", max_norm)
+        if max_norm is not None:
+            self.needs |= Needs.SEGMENTS if self.per_segment else Needs.GRAM
+            self.degree = self.degree if self.degree == 0 else None
+
+    def needs_at(self, step: int) -> Needs:
+        own = self.needs & (Needs.SEGMENTS | Needs.GRAM) if self.max_norm is not None else Needs.NOTHING
+        return self.inner.needs_at(step) | own
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        weights = self.inner.weights(context)
+        tasks = weights.shape[-1]
+        if self.scale == "mean":
+            weights = weights / tasks
+        elif self.scale == "T":
+            weights = weights * tasks
+        elif self.scale == "simplex":
+            total = weights.sum(-1, keepdim=True).abs()
+            usable = total > 1e-12 * weights.abs().sum(-1, keepdim=True)
+            weights = torch.where(usable, weights / torch.where(usable, total, 1.0), 0.0)
+        if self.max_norm is None:
+            return weights
+        gram = context.segments if self.per_segment else context.gram
+        assert gram is not None
+        return clipped(weights, gram, self.max_norm)
+
+
+def clipped(weights: Tensor, gram: Tensor, max_norm: float) -> Tensor:
+    """The weights [K, T] (or [K, S, T] with gram [K, S, T, T]), times what makes |J'w| <= max_norm."""
+    squared = squared_norm(gram, weights)
+    if weights.ndim == 3:
+        squared = squared.sum(1, keepdim=True)
+    norm = squared.sqrt()
+    return weights * torch.where(norm > max_norm, max_norm / torch.where(norm > max_norm, norm, 1.0), 1.0)

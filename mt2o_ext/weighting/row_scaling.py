@@ -1,0 +1,103 @@
+"""Weightings of losses that are measured otherwise: each task's gradient times a number r_t."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+from mt2o_ext.weighting.combinator import Combinator
+from mt2o_ext.weighting.context import Needs, WeightingContext
+from mt2o_ext.weighting.settings import check_per_task, per_task
+from mt2o_ext.weighting.solvers import scaled
+
+
+class _RowScaling(Combinator):
+    """Row scalings compose: ``inner`` solves on diag(r) Q diag(r) for w~; w = r w~."""
+
+    def __init__(self, inner: Weighting) -> None:
+        super().__init__(inner)
+        unfit = inner.needs & (Needs.ROWS | Needs.FEEDBACK)
+        if unfit:
+            raise ValueError(
+                f"expected a weighting of losses and Gram matrices, got {type(inner).__name__}, which needs {unfit}"
+            )
+        self.needs |= Needs.LOSSES
+
+    @abstractmethod
+    def _factor_and_losses(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """r [K, T], and the losses as ``inner`` sees them."""
+
+    def _weights(self, context: WeightingContext) -> Tensor:
+        assert context.losses is not None
+        factor, losses = self._factor_and_losses(context.losses)
+        inner = replace(
+            context,
+            losses=losses,
+            gram=None if context.gram is None else scaled(context.gram, factor),
+            cross=None if context.cross is None else scaled(context.cross, factor),
+            segments=None if context.segments is None else scaled(context.segments, factor[:, None]),
+        )
+        weights = self.inner.weights(inner)
+        return weights * (factor[:, None] if self.per_segment else factor)
+
+
+class LogLosses(_RowScaling):
+    """``inner`` on the logarithms of the losses: rows g / l. Degree 0. A step with l <= 0 is skipped.
+
+    Raises ValueError for weightings that change gradients or learn from feedback.
+    """
+
+    def __init__(self, inner: Weighting) -> None:
+        super().__init__(inner)
+        self.degree = 0.0
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        return None if context.losses is None else (context.losses > 0).all(-1)
+
+    def _factor_and_losses(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 / losses, losses.log()
+
+
+class Relative(_RowScaling):
+    """``inner`` on losses in units of ``loss_ref``: rows g / loss_ref, losses l / loss_ref.
+
+    loss_ref: one number for all tasks or one for each; None: each task's first loss. With it methods that know no scale
+    law, such as `UncertaintyWeighting`, get one: degree 0. A step with a loss that is not positive is then skipped.
+
+    Raises ValueError for weightings that change gradients or learn from feedback.
+    State where ``loss_ref`` is None: ``loss_ref`` [K, T], 0 until known.
+    """
+
+    def __init__(self, inner: Weighting, loss_ref: float | Sequence[float] | None = None) -> None:
+        super().__init__(inner)
+        self.loss_ref = None if loss_ref is None else check_per_task("loss_ref", loss_ref, positive=True)
+        self._given = torch.empty(0)
+        if loss_ref is None:
+            self.degree = 0.0
+
+    def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
+        if self.loss_ref is not None:
+            self._given = per_task("loss_ref", self.loss_ref, num_tasks, device)
+        super().bind(num_rows, num_tasks, num_segments, device)
+
+    def _initial_state(self, ones: Tensor) -> State:
+        return {"loss_ref": torch.zeros_like(ones)} if self.loss_ref is None else {}
+
+    def _valid(self, context: WeightingContext) -> Tensor | None:
+        inner = super()._valid(context)
+        if self.loss_ref is not None or context.losses is None:
+            return inner
+        positive = (context.losses > 0).all(-1)
+        return positive if inner is None else positive & inner
+
+    def _factor_and_losses(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        reference = self._given
+        if self.loss_ref is None:
+            known = self._state["loss_ref"]
+            reference = self._state["loss_ref"] = torch.where(known > 0, known, losses)
+        return (1 / reference).expand_as(losses), losses / reference

@@ -1,0 +1,79 @@
+"""Weightings that keep something for each element of the task gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.weighting.base import State, Weighting
+
+_PREFIX = "memory."
+# Columns that are worked on at a time: what is needed beside the gradients stays small.
+_BLOCK = 1 << 18
+
+
+class RowWeighting(Weighting):
+    """Base of weightings with memory [K, T, P] (or [K, P]) beside the gradients, one tensor for each dtype of the model.
+
+    The memory begins as zeros with the first step, and is changed in place: a subproblem that skips a step keeps it
+    through ``torch.where``. It is float32, or float64 for float64 gradients. In the state: ``memory.<name>.<i>``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory: State = {}
+
+    def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
+        self._memory = {}
+        super().bind(num_rows, num_tasks, num_segments, device)
+
+    def state_dict(self) -> State:
+        return super().state_dict() | {_PREFIX + name: tensor for name, tensor in self._memory.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        memory = {key: tensor for key, tensor in state.items() if key.startswith(_PREFIX)}
+        super().load_state_dict({key: tensor for key, tensor in state.items() if key not in memory})
+        self._memory = {key[len(_PREFIX) :]: table.detach().clone().to(self._device) for key, table in memory.items()}
+
+    def _remembered(self, name: str, rows: Sequence[Tensor], *, per_task: bool = True) -> list[Tensor]:
+        """The memory of this name, one tensor beside each of the rows [K, T, P], or [K, P] if not ``per_task``."""
+        return [self._one(f"{name}.{i}", matrix if per_task else matrix[:, 0]) for i, matrix in enumerate(rows)]
+
+    def _one(self, key: str, like: Tensor) -> Tensor:
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        found = self._memory.get(key)
+        if found is None:
+            found = self._memory[key] = torch.zeros(like.shape, dtype=dtype, device=like.device)
+        if found.shape != like.shape or found.dtype != dtype:
+            raise ValueError(
+                f"{type(self).__name__} remembers {key} as {found.dtype} {list(found.shape)}, got gradients "
+                f"{like.dtype} {list(like.shape)}: bind it again, or load the state of the same model"
+            )
+        return found
+
+
+def update_(table: Tensor, new: Tensor, finite: Tensor) -> None:
+    """table [K, ...] <- new where ``finite`` [K]."""
+    table.copy_(torch.where(finite.view(-1, *[1] * (table.ndim - 1)), new.to(table.dtype), table))
+
+
+def blocks(num_columns: int) -> list[slice]:
+    return [slice(begin, begin + _BLOCK) for begin in range(0, num_columns, _BLOCK)]
+
+
+def norms_of(rows: Sequence[Tensor]) -> Tensor:
+    """|g_t| over all dtypes, float64 [K, T]: squares of float32 numbers neither vanish nor overflow."""
+    parts = [torch.linalg.vector_norm(matrix, dim=-1, dtype=torch.float64) for matrix in rows]
+    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+
+
+def gram_of(rows: Sequence[Tensor]) -> Tensor:
+    """float64 [K, T, T], summed in float64."""
+    total = rows[0].new_zeros((*rows[0].shape[:2], rows[0].shape[1]), dtype=torch.float64)
+    for matrix in rows:
+        for block in blocks(matrix.shape[-1]):
+            part = matrix[..., block].double()
+            total = total + part @ part.mT
+    return total

@@ -1,0 +1,112 @@
+"""The solvers of :mod:`mt2o_ext.ops.solve` as functions that return their results, and small algebra beside them.
+
+Gram matrices are float64 [K, T, T], vectors [K, T].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.ops import solve
+
+# What a Gram matrix of float32 rows is accurate to, for each task.
+FLOAT32_ACCURACY = 2.0**-23
+
+
+def times(gram: Tensor, vector: Tensor) -> Tensor:
+    """Q v."""
+    return (gram @ vector[..., None])[..., 0]
+
+
+def squared_norm(gram: Tensor, vector: Tensor) -> Tensor:
+    """v' Q v >= 0, [K, 1]: the squared length of J' v."""
+    return (vector * times(gram, vector)).sum(-1, keepdim=True).clamp(min=0)
+
+
+def row_norms(gram: Tensor) -> Tensor:
+    """s_t = sqrt(Q_tt)."""
+    return gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+
+
+def inverse(values: Tensor) -> Tensor:
+    """1 / values, 0 for 0: a row that is zero leaves the system."""
+    return torch.where(values == 0, 0.0, 1 / values)
+
+
+def scaled(gram: Tensor, by: Tensor) -> Tensor:
+    """diag(r) Q diag(r): the Gram matrix of the rows r_t g_t."""
+    return gram * by[..., :, None] * by[..., None, :]
+
+
+def minimum_norm(gram: Tensor, linear: Tensor | None = None) -> Tensor:
+    """argmin over the simplex of w'Qw/2 + q'w."""
+    weights = gram.new_empty(gram.shape[:2])
+    solve.minimum_norm_(weights, gram, linear)
+    return weights
+
+
+def conflict_averse(gram: Tensor, preferences: Tensor, radius: float, rtol: float | None) -> Tensor:
+    weights = gram.new_empty(gram.shape[:2])
+    solve.conflict_averse_(weights, gram, preferences, radius, rtol=rtol)
+    return weights
+
+
+def power_barrier(gram: Tensor, target: Tensor, power: float) -> Tensor:
+    """x > 0 with (Qx)_i = (b_i / x_i)^p; b_i = 0 leaves task i out of it (the limit b_i -> 0), x_i = 0."""
+    present = target > 0
+    weights = gram.new_empty(gram.shape[:2])
+    residual = gram.new_empty(len(gram))
+    solve.power_barrier_(
+        weights, residual, scaled(gram, present.double()), torch.where(present, target, 1.0), power=power
+    )
+    return weights
+
+
+def dual_cone(gram: Tensor, lower: Tensor) -> Tensor:
+    """argmin v'Qv over v >= u for each of the rows u of lower [K, M, T]."""
+    weights = torch.empty_like(lower)
+    solve.dual_cone_(weights, gram, lower)
+    return weights
+
+
+def spectrum(gram: Tensor, rtol: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues [K, T] in ascending order, eigenvectors in columns, and which count: above rtol of the largest.
+
+    rtol: None is T 2^-23, the accuracy of a Gram matrix of float32 rows.
+    """
+    values, vectors = gram.new_empty(gram.shape[:2]), torch.empty_like(gram)
+    solve.eigen_(values, vectors, gram)
+    threshold = gram.shape[-1] * FLOAT32_ACCURACY if rtol is None else rtol
+    largest = values[:, -1:]
+    return values, vectors, (values > threshold * largest) & (largest > 0)
+
+
+def pseudo_inverse_times(gram: Tensor, vector: Tensor, rtol: float | None) -> Tensor:
+    """Q^+ v over the numerical rank."""
+    values, vectors, kept = spectrum(gram, rtol)
+    inner = times(vectors.mT, vector)
+    return times(vectors, torch.where(kept, inner / torch.where(kept, values, 1.0), 0.0))
+
+
+def onto_simplex(vector: Tensor) -> Tensor:
+    """The nearest point of the simplex (Held, Wolfe and Crowder 1974, by sorting)."""
+    ordered = vector.sort(-1, descending=True).values
+    excess = ordered.cumsum(-1) - 1
+    count = torch.arange(1, vector.shape[-1] + 1, dtype=vector.dtype, device=vector.device)
+    used = (ordered * count > excess).sum(-1, keepdim=True)
+    return (vector - excess.gather(-1, used - 1) / used).clamp(min=0)
+
+
+def mean_diagonal(gram: Tensor) -> Tensor:
+    """tr(Q) / T in absolute values, [K, 1, 1], 1 where that is 0: the unit of Q."""
+    mean = gram.diagonal(dim1=-2, dim2=-1).abs().mean(-1)[:, None, None]
+    return torch.where(mean == 0, 1.0, mean)
+
+
+def strictly(weights: Tensor, gram: Tensor, strict: bool) -> Tensor:
+    """With ``strict`` a row that is zero makes the point stationary, as the formula says: all weights are 0."""
+    if not strict:
+        return weights
+    stationary = (gram.diagonal(dim1=-2, dim2=-1) == 0).any(-1, keepdim=True)
+    return torch.where(stationary, 0.0, weights)
