@@ -23,7 +23,16 @@ from torch import Tensor
 from .flat_gradients import FlatGradients
 from .ops import gram_, plan_layout
 
-__all__ = ["Slot", "SlotOfAll", "collect_batched", "collect_gram", "collect_sequential", "collect_sum"]
+__all__ = [
+    "Slot",
+    "TaskSlots",
+    "collect_batched",
+    "collect_gram",
+    "collect_sequential",
+    "collect_sum",
+    "gram_of",
+    "weighted_sum",
+]
 
 
 class Slot:
@@ -73,6 +82,53 @@ class SlotOfAll:
             slot.mark()
 
 
+class TaskSlots:
+    """The slots of several buffers.
+
+    Args:
+        flats: buffers of shared parameters, which keep T gradients (or one: of a weighted sum), and of heads.
+        tasks: for each buffer, the task of each of its parameters; None: shared.
+        num_tasks: T.
+    """
+
+    def __init__(self, flats: Sequence[FlatGradients], tasks: Sequence[Sequence[int | None]], num_tasks: int) -> None:
+        self._flats, self._tasks, self._num_tasks = flats, tasks, num_tasks
+        self._rows: dict[int, list[list[Slot]]] = {}
+
+    def of_row(self, row: int) -> list[list[Slot]]:
+        """For each task, where its gradients of this row go: shared parameters and its own heads."""
+        if row not in self._rows:
+            slots: list[list[Slot]] = [[] for _ in range(self._num_tasks)]
+            for flat, segment, task in self._segments():
+                if task is not None:
+                    slots[task].append(Slot(flat, row, 0, segment, head=True))
+                    continue
+                for one in range(flat.num_tasks):
+                    slots[one].append(Slot(flat, row, one, segment))
+            self._rows[row] = slots
+        return self._rows[row]
+
+    def shared(self, row: int) -> list[Slot]:
+        """Where a weighted sum goes: the places of the first task."""
+        return [slot for slot in self.of_row(row)[0] if not slot.head]
+
+    def heads(self, row: int) -> list[list[Slot]]:
+        return [[slot for slot in slots if slot.head] for slots in self.of_row(row)]
+
+    def collect(self, losses: Sequence[Tensor], row: int, how: str, *, retain_graph: bool) -> None:
+        """Backward of T scalar losses, "sequential" or "batched"."""
+        if how == "sequential":
+            collect_sequential(losses, self.of_row(row), retain_graph=retain_graph)
+        else:
+            slots = [SlotOfAll(flat, row, segment, task) for flat, segment, task in self._segments()]
+            collect_batched(torch.stack(list(losses)), slots, retain_graph=retain_graph)
+
+    def _segments(self) -> Iterator[tuple[FlatGradients, int, int | None]]:
+        for flat, tasks in zip(self._flats, self._tasks, strict=True):
+            for segment, task in enumerate(tasks):
+                yield flat, segment, task
+
+
 def collect_sum(loss: Tensor, slots: Sequence[Slot], *, retain_graph: bool) -> None:
     """Backward of one loss into these slots, as far as their parameters have a part in it."""
     live = [slot for slot in slots if slot.parameter.requires_grad]
@@ -93,6 +149,11 @@ def collect_sum(loss: Tensor, slots: Sequence[Slot], *, retain_graph: bool) -> N
     for slot, version in zip(live, versions, strict=True):
         if slot.place._version != version:  # autograd has added something: an unused parameter gets nothing
             slot.mark()
+
+
+def weighted_sum(losses: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The sum of T scalars times weights [T]."""
+    return torch.stack([loss * weight.to(loss) for loss, weight in zip(losses, weights, strict=True)]).sum()
 
 
 def collect_sequential(losses: Sequence[Tensor], slots: Sequence[Sequence[Slot]], *, retain_graph: bool) -> None:
@@ -117,25 +178,27 @@ def collect_gram(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """
     tasks = len(losses)
     result = losses.new_zeros(len(parameters), tasks, tasks, dtype=torch.float64)
-    takers = [(p, _GramTaker(result[segment : segment + 1])) for segment, p in enumerate(parameters)]
-    _batched_backward(losses, takers, retain_graph=True)
+
+    def taker(segment: int) -> Callable[[Tensor], None]:
+        def take(grads: Tensor) -> None:
+            result[segment] = gram_of(grads)
+
+        return take
+
+    _batched_backward(losses, [(p, taker(segment)) for segment, p in enumerate(parameters)], retain_graph=True)
     return result
 
 
-class _GramTaker:
-    """Adds up products of the gradients of one parameter; out: float64 [1, T, T]."""
-
-    def __init__(self, out: Tensor) -> None:
-        self.out = out
-
-    def __call__(self, grads: Tensor) -> None:
-        tasks, numel = len(grads), grads[0].numel()
-        _, row, chunks = plan_layout([numel])
-        rows = grads.new_zeros(1, tasks, row)
-        rows[0, :, :numel] = grads.reshape(tasks, numel)
-        table = torch.tensor(chunks, dtype=torch.int64, device=grads.device).reshape(-1, 3)
-        partials = self.out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2)
-        gram_(self.out.unsqueeze(0), partials, rows, table)
+def gram_of(grads: Tensor) -> Tensor:
+    """float64 [T, T], inner products of gradients [T, *shape]."""
+    tasks, numel = len(grads), grads[0].numel()
+    _, row, chunks = plan_layout([numel])
+    rows = grads.new_zeros(1, tasks, row)
+    rows[0, :, :numel] = grads.reshape(tasks, numel)
+    table = torch.tensor(chunks, dtype=torch.int64, device=grads.device).reshape(-1, 3)
+    out = grads.new_empty(1, 1, tasks, tasks, dtype=torch.float64)
+    gram_(out, out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2), rows, table)
+    return out[0, 0]
 
 
 class _Take(torch.autograd.Function):

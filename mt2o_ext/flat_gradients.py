@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .ops import finite_, gram_, plan_layout
+from .ops import combine_, finite_, gram_, plan_layout
 
 __all__ = ["FlatGradients", "dense_strides"]
 
@@ -58,6 +58,7 @@ class FlatGradients:
         self._grad_views = [views for row_views in zip(*of_tasks, strict=True) for views in row_views]  # as `filled`
         self._gram: Tensor | None = None
         self._gram_partials: Tensor | None = None
+        self._segment_chunks: tuple[Tensor, ...] | None = None
         self._active: tuple[list[list[bool]], Tensor] | None = None
 
     def _views(self, buffer: Tensor, first: int = 0) -> list[list[Tensor]]:
@@ -148,6 +149,16 @@ class FlatGradients:
         """Sets found_inf[k] = 1 (float32 [K]) where a gradient of row k that will be used is infinite or NaN."""
         self.clear_missing()
         finite_(found_inf, self.grads, self.chunks)
+
+    def combine_by_segment(self, out: Tensor, weights: Tensor) -> None:
+        """out [K, P] <- gradients combined with weights of each tensor, float64 [K, S, T]."""
+        if self._segment_chunks is None:
+            counts = [0] * len(self.parameters)
+            for segment in self.chunks[:, 0].tolist():
+                counts[segment] += 1
+            self._segment_chunks = self.chunks.split(counts)
+        for segment, chunks in enumerate(self._segment_chunks):
+            combine_(out, self.grads, weights[:, segment].contiguous(), chunks)
 
     def gram(self) -> Tensor:
         """float64 [K, S, T, T]: inner products of the task gradients, per tensor; written anew by the next call.

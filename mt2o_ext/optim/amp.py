@@ -57,6 +57,14 @@ class ScaledGradients(torch.optim.Optimizer):
                 "scaler.step(optimizer) needs the scaler at backward already: optimizer.backward(losses, scaler=scaler)"
             )
 
+    def _check_not_unscaled(self) -> None:
+        """Raises RuntimeError where the scaler has divided the ``.grad`` of one of several rows."""
+        if self._under_scaler and self.grad_scale is None:  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "scaler.unscale_(optimizer) sees the gradients of one subproblem only: divide each by "
+                "scaler.get_scale() in the loop, and call optimizer.step(), or leave it to scaler.step(optimizer)"
+            )
+
     def _tell_scaler(self, found: Tensor) -> None:
         if self._under_scaler and self._scaler is not None:
             # There is no public way to report what was found outside of `.grad`.

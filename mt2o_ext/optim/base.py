@@ -268,8 +268,8 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
             grads, weights = self._combination(index)
             step_(
                 flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, grads,
-                weights, mix, flat.segments, flat.chunks, self._active(index), self._divisor(flat.device), skipped, rule=rule,
-                order=order,
+                weights, mix, flat.segments, flat.chunks, self._active(index), self._divisor(flat.device), skipped,
+                rule=rule, order=order,
             )  # fmt: skip
             flat.mark_changed()
         self._attach_state(moments_of)

@@ -10,20 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..collect import Slot, SlotOfAll, collect_batched, collect_sequential
+from ..collect import TaskSlots
 from ..flat import FlatParameters
-from ..ops import combine_
 from ..weighting import Needs
 from .base import FlatOptimizer
+from .losses import check_losses
+from .options import check_task
 from .ranks import Ranks
 from .weigher import GRAMS, Weigher
 
-__all__ = ["TaskGradients", "check_choice"]
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+__all__ = ["TaskGradients"]
 
 
 class TaskGradients(FlatOptimizer):
@@ -39,22 +35,19 @@ class TaskGradients(FlatOptimizer):
     _heads: str  # "plain" or "weighted"
     _collecting: str  # "sequential" or "batched"
     _task_weights: Tensor | None = None  # of the last step: float64 [K, T] or [K, S, T]
+    _before: Tensor | None = None  # float64 [K, T], losses of the last step, for weightings that learn from the next
 
     def _check_task(self, options: dict[str, Any]) -> None:
         if self._weigher is None:
             super()._check_task(options)
             return
-        task = options.get("task")
-        if task is not None and (not isinstance(task, int) or isinstance(task, bool)):
-            raise TypeError(f"task must be the number of a task, or None for shared parameters, got {task!r}")
-        if task is not None and not 0 <= task < self._num_tasks:
-            raise ValueError(f"task must be in 0 .. {self._num_tasks - 1}, not {task}")
+        check_task(options.get("task"), self._num_tasks)
 
     def _build(self) -> None:
         super()._build()
-        self._slots: dict[int, list[list[Slot]]] = {}
         self._scratch: dict[int, Tensor] = {}
         self._tasks_of = [[self.param_groups[group].get("task") for group in groups] for groups in self._groups]
+        self._slots = TaskSlots(self._flat, self._tasks_of, self._num_tasks)
         if self._weigher is not None and self._flat:
             self._weigher.bind(sum(len(flat.parameters) for flat in self._trunks()), self._flat[0].device)
 
@@ -65,32 +58,10 @@ class TaskGradients(FlatOptimizer):
         return [flat for index, flat in enumerate(self._flat) if not self._is_head(index)]
 
     # ------------------------------------------------------------------ backward
-    def _slots_of(self, row: int) -> list[list[Slot]]:
-        """For each task, where its gradients of this row go: shared parameters first, then its heads."""
-        if row not in self._slots:
-            slots: list[list[Slot]] = [[] for _ in range(self._num_tasks)]
-            for index, flat in enumerate(self._flat):
-                for segment, task in enumerate(self._tasks_of[index]):
-                    if task is not None:
-                        slots[task].append(Slot(flat, row, 0, segment, head=True))
-                        continue
-                    for one in range(flat.num_tasks):
-                        slots[one].append(Slot(flat, row, one, segment))
-            self._slots[row] = slots
-        return self._slots[row]
-
     def _collect(self, losses: Sequence[Tensor], row: int, *, retain_graph: bool) -> None:
         """Backward of T scalar losses into the buffers."""
         with self._all_or_nothing():
-            if self._collecting == "sequential":
-                collect_sequential(losses, self._slots_of(row), retain_graph=retain_graph)
-                return
-            slots = [
-                SlotOfAll(flat, row, segment, task)
-                for flat, tasks in zip(self._flat, self._tasks_of, strict=True)
-                for segment, task in enumerate(tasks)
-            ]
-            collect_batched(torch.stack(list(losses)), slots, retain_graph=retain_graph)
+            self._slots.collect(losses, row, self._collecting, retain_graph=retain_graph)
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -108,6 +79,10 @@ class TaskGradients(FlatOptimizer):
         self._scaler = None
 
     # ------------------------------------------------------------------ data parallelism
+    def _joint(self, losses: Tensor) -> Tensor:
+        """The mean over the ranks."""
+        return losses if self._ranks is None else self._ranks.add_(losses.clone()) / self._ranks.size
+
     def _reduce(self) -> None:
         """Sums gradients over the ranks, each buffer in one call, and finds out which of them there are anywhere."""
         if self._ranks is None:
@@ -202,12 +177,37 @@ class TaskGradients(FlatOptimizer):
         flat = self._flat[index]
         if index not in self._scratch:
             self._scratch[index] = torch.zeros_like(flat.theta)
-        out, counts = self._scratch[index], torch.bincount(flat.chunks[:, 0].cpu(), minlength=len(flat.parameters))
-        for segment, chunks in enumerate(flat.chunks.split(counts.tolist())):
-            combine_(out, flat.grads, weights[:, segment].contiguous(), chunks)
+        out = self._scratch[index]
+        flat.combine_by_segment(out, weights)
         return out.unsqueeze(1)
 
     @property
     def weights(self) -> Tensor | None:
         """float64 [K, T] (per tensor: [K, S, T]), the weights of the last step; NaN where it was skipped."""
         return None if self._task_weights is None else self._task_weights.clone()
+
+    # ------------------------------------------------------------------ what weightings learn from
+    def _await_feedback(self, losses: Tensor | None, skipped: Tensor) -> None:
+        self._before = None if losses is None else torch.where(skipped.unsqueeze(1) != 0, torch.nan, losses)
+
+    @torch.no_grad()
+    def feedback(self, losses: Tensor | Sequence[Tensor]) -> None:
+        """For weightings that learn from it (FAMO): the losses of the last mini-batch again, after the step.
+
+        losses: T scalars or [T]; [K, T] of several subproblems.
+        """
+        weigher = self._weigher
+        if weigher is None or Needs.FEEDBACK not in weigher.weighting.needs:
+            name = "this optimizer" if weigher is None else type(weigher.weighting).__name__
+            raise RuntimeError(f"{name} learns nothing from feedback")
+        if self._before is None:
+            raise RuntimeError("feedback(losses) belongs after a step with losses")
+        num_rows = self._num_rows if self._num_rows > 1 else None
+        after = check_losses(losses, self._num_tasks, num_rows, graph=False).detach().double()
+        weigher.weighting.after_step(self._before, self._joint(after.reshape(self._before.shape)))
+        self._before = None
+
+    def epoch_end(self) -> None:
+        """Counts an epoch, for weightings that go by them (DWA)."""
+        if self._weigher is not None:
+            self._weigher.epoch += 1

@@ -55,11 +55,14 @@ class Weigher:
         self._before: dict[str, Tensor] | None = None
 
     # ------------------------------------------------------------------ where it works
-    def bind(self, num_segments: int, device: torch.device) -> None:
-        """Prepares for this many tensors; of a new number of them, a weighting that remembers each starts anew."""
+    def bind(self, num_segments: int, device: torch.device, *, forget: bool = True) -> None:
+        """Prepares for this many tensors; of a new number of them, a weighting that remembers each starts anew.
+
+        forget: at the first time, forget what the weighting remembers of an earlier use.
+        """
         if self._shape == (num_segments, device):
             return
-        state = {} if self._shape is None else self.weighting.state_dict()
+        state = {} if self._shape is None and forget else self.weighting.state_dict()
         self.preferences = self.preferences.to(device)
         self._bind(num_segments, device)
         if state:
@@ -70,7 +73,8 @@ class Weigher:
                 warnings.warn(f"the state of the weighting starts anew: {error}", UserWarning, stacklevel=2)
 
     def _bind(self, num_segments: int, device: torch.device) -> None:
-        self.weighting.bind(*self.preferences.shape, num_segments, device)
+        rows, tasks = self.preferences.shape
+        self.weighting.bind(rows, tasks, num_segments, device)
         self._shape = (num_segments, device)
 
     # ------------------------------------------------------------------ what it reads
@@ -141,11 +145,13 @@ class Weigher:
         """Raises ValueError where the state is that of another weighting."""
         other = copy.deepcopy(self.weighting)  # with its parts
         assert self._shape is not None
-        other.bind(*self.preferences.shape, *self._shape)
+        rows, tasks = self.preferences.shape
+        other.bind(rows, tasks, *self._shape)
         other.load_state_dict({key: value.to(self._shape[1]) for key, value in state["weighting"].items()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weighting.load_state_dict({key: value.to(self.preferences.device) for key, value in state["weighting"].items()})
+        device = self.preferences.device
+        self.weighting.load_state_dict({key: value.to(device) for key, value in state["weighting"].items()})
         self.generator.set_state(state["generator"].cpu())
         self.steps, self.epoch = int(state["steps"]), int(state["epoch"])
         self._before = None

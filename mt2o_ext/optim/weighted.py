@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..collect import collect_sequential, collect_sum
+from ..collect import collect_sequential, collect_sum, weighted_sum
 from ..ops import Order
-from ..preferences import check_preferences
-from ..weighting import Needs, Weighting, as_weighting
+from ..weighting import Needs, Weighting
 from .losses import as_list, check_losses
+from .options import check_one_row, check_task_options
 from .ranks import as_ranks
 from .rules import AdamW, BaseRule, as_base_rule
-from .task_gradients import TaskGradients, check_choice
+from .task_gradients import TaskGradients
 from .weigher import READS_GRADIENTS, Weigher
 
 __all__ = ["WeightedFused"]
@@ -77,15 +78,8 @@ class WeightedFused(TaskGradients):
         generator: torch.Generator | None = None,
         process_group: Any = None,
     ) -> None:
-        if num_tasks < 1:
-            raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
-        check_choice("heads", heads, ("plain", "weighted"))
-        check_choice("collect", collect, ("sequential", "batched"))
-        weighting = as_weighting(weighting)
-        if heads == "weighted" and weighting.per_segment:
-            raise ValueError('heads="weighted" needs one weight for each task, but this weighting has one per tensor')
-        rows = None if preferences is None else torch.as_tensor(preferences).reshape(1, -1).tolist()
-        table = check_preferences([[1 / num_tasks] * num_tasks] if rows is None else rows, 1, num_tasks)
+        table = check_one_row(preferences, num_tasks)
+        weighting = check_task_options(weighting, heads, collect)
         self._num_tasks, self._heads, self._collecting = num_tasks, heads, collect
         self._accumulate = accumulate
         self._ranks = as_ranks(process_group)
@@ -93,7 +87,6 @@ class WeightedFused(TaskGradients):
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
         self._losses: Tensor | None = None  # float64 [1, T]
         self._early: Tensor | None = None  # weights that the gradients have been combined with already
-        self._before: Tensor | None = None  # losses of the last step, for feedback
         self._copies = ["ema"] * (ema is not None)
         base = as_base_rule(base)
         super().__init__(
@@ -122,9 +115,7 @@ class WeightedFused(TaskGradients):
         assert self._weigher is not None
         stacked = check_losses(losses, self._num_tasks, None)
         self._synchronize()
-        joint = stacked.detach().double().unsqueeze(0)
-        if self._ranks is not None:
-            joint = self._ranks.add_(joint.clone()) / self._ranks.size
+        joint = self._joint(stacked.detach().double().unsqueeze(0))
         scalars = self._scale(as_list(losses), scaler)
         if not self._accumulate and not self._weigher.reads_gradients():
             weights = self._weights_early(joint)
@@ -146,12 +137,11 @@ class WeightedFused(TaskGradients):
 
     def _collect_early(self, losses: Sequence[Tensor], weights: Tensor, retain_graph: bool) -> None:
         """One backward of the weighted sum; heads that are not weighted first, on their own short ways."""
-        trunk = [slot for slot in self._slots_of(0)[0] if not slot.head]
-        heads = [[slot for slot in slots if slot.head] for slots in self._slots_of(0)]
-        total = torch.stack([loss * weight.to(loss) for loss, weight in zip(losses, weights, strict=True)]).sum()
+        trunk, heads = self._slots.shared(0), self._slots.heads(0)
+        total = weighted_sum(losses, weights)
         with self._all_or_nothing():
             if self._heads == "weighted":
-                collect_sum(total, [*trunk, *sum(heads, [])], retain_graph=retain_graph)
+                collect_sum(total, [*trunk, *chain.from_iterable(heads)], retain_graph=retain_graph)
                 return
             if any(heads):
                 collect_sequential(losses, heads, retain_graph=True)
@@ -184,11 +174,11 @@ class WeightedFused(TaskGradients):
             if not self._host_knows(skipped):
                 self._weigher.undo_where(skipped)
             self._weigher.done()
-        self._before = None if self._losses is None else torch.where(skipped.unsqueeze(1) != 0, torch.nan, self._losses)
+        self._await_feedback(self._losses, skipped)
         self._count_skipped(found, skipped)
         self._forget()
         if closure is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
-            self.feedback(closure())
+            self.feedback(closure())  # grad mode is off here
         return losses
 
     def _run(self, closure: Callable[[], Losses]) -> Tensor:
@@ -229,24 +219,6 @@ class WeightedFused(TaskGradients):
         super().zero_grad(set_to_none)
         self._weigher.undo()
         self._forget()
-
-    def feedback(self, losses: Losses) -> None:
-        """For weightings that learn from it (FAMO): the T losses of the last mini-batch again, after the step."""
-        assert self._weigher is not None
-        if Needs.FEEDBACK not in self._weigher.weighting.needs:
-            raise RuntimeError(f"{type(self._weigher.weighting).__name__} learns nothing from feedback")
-        if self._before is None:
-            raise RuntimeError("feedback(losses) belongs after a step with losses")
-        after = check_losses(losses, self._num_tasks, None, graph=False).detach().double().unsqueeze(0)
-        if self._ranks is not None:
-            after = self._ranks.add_(after.clone()) / self._ranks.size
-        self._weigher.weighting.after_step(self._before, after)
-        self._before = None
-
-    def epoch_end(self) -> None:
-        """Counts an epoch, for weightings that go by them (DWA)."""
-        assert self._weigher is not None
-        self._weigher.epoch += 1
 
     # ------------------------------------------------------------------ state
     def _export_shared(self) -> dict[str, Any]:
