@@ -13,4 +13,21 @@ STABLE_TORCH_LIBRARY(mt2o_ext, m) {
       "Tensor(f!)? low_precision, Tensor(g!) step, Tensor(h!) constants, Tensor grads, Tensor? weights, Tensor? mix, "
       "Tensor segments, Tensor chunks, Tensor? active, Tensor? grad_scale, Tensor? found_inf, *, int rule, int order) -> ()");
   m.def("finite_(Tensor(a!) found_inf, Tensor grads, Tensor chunks) -> ()");
+
+  // Family `solve`: float64, gram [K, T, T]; workspace [K, >= solve_workspace(T)] is scratch.
+  m.def("minimum_norm_(Tensor(a!) weights, Tensor(b!) workspace, Tensor gram, Tensor? linear) -> ()");
+  m.def(
+      "conflict_averse_(Tensor(a!) weights, Tensor(b!) workspace, Tensor gram, Tensor preferences, *, float radius, "
+      "float rtol) -> ()");
+  m.def(
+      "power_barrier_(Tensor(a!) weights, Tensor(b!) residual, Tensor(c!) workspace, Tensor gram, Tensor target, *, "
+      "float power) -> ()");
+  m.def("dual_cone_(Tensor(a!) weights, Tensor(b!) workspace, Tensor gram, Tensor lower) -> ()");
+  m.def("eigen_(Tensor(a!) values, Tensor(b!) vectors, Tensor(c!) workspace, Tensor gram) -> ()");
+  m.def(
+      "project_(Tensor(a!) weights, Tensor(b!)? targets, Tensor(c!) workspace, Tensor gram, Tensor order, *, "
+      "float decay) -> ()");
+  m.def(
+      "descent_(Tensor(a!) weights, Tensor(b!) workspace, Tensor gram, Tensor losses, Tensor rays, *, float tolerance, "
+      "bool relax) -> ()");
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import reference_solve
-from ._registry import changed
+from ._registry import changed, compiled, register_fake
 
 
 def workspace_size(tasks: int) -> int:
@@ -28,6 +28,23 @@ def _scratch(workspace: Tensor | None, gram: Tensor) -> Tensor:
     if workspace is not None:
         return workspace
     return torch.empty(gram.shape[0], workspace_size(gram.shape[-1]), dtype=torch.float64, device=gram.device)
+
+
+def _problems(gram: Tensor, workspace: Tensor) -> tuple[int, int]:
+    """K and T."""
+    torch._check(gram.dim() == 3, lambda: f"gram must be [K, T, T], not {list(gram.shape)}")
+    batch, _, tasks = gram.shape
+    _check("gram", gram, batch, tasks, tasks)
+    torch._check(
+        workspace.dim() == 2 and workspace.shape[0] == batch and workspace.shape[1] >= workspace_size(tasks),
+        lambda: f"workspace must be [{batch}, at least {workspace_size(tasks)}], not {list(workspace.shape)}",
+    )
+    return batch, tasks
+
+
+def _check(name: str, tensor: Tensor | None, *shape: int) -> None:
+    if tensor is not None:
+        torch._check(tensor.shape == shape, lambda: f"{name} must be {list(shape)}, not {list(tensor.shape)}")
 
 
 def minimum_norm_(
@@ -44,8 +61,16 @@ def minimum_norm_(
         linear: float64 [K, T], q; None: zero, and w gives the vector of least norm in the convex hull of the rows.
         workspace: scratch, see the module.
     """
-    reference_solve.minimum_norm_(weights, _scratch(workspace, gram), gram, linear)
+    function = torch.ops.mt2o_ext.minimum_norm_ if compiled(gram) else reference_solve.minimum_norm_
+    function(weights, _scratch(workspace, gram), gram, linear)
     changed([weights])
+
+
+@register_fake("minimum_norm_")
+def _(weights: Tensor, workspace: Tensor, gram: Tensor, linear: Tensor | None) -> None:
+    batch, tasks = _problems(gram, workspace)
+    _check("weights", weights, batch, tasks)
+    _check("linear", linear, batch, tasks)
 
 
 def conflict_averse_(
@@ -73,10 +98,16 @@ def conflict_averse_(
         workspace: scratch, see the module.
     """
     tolerance = gram.shape[-1] * 2.0**-23 if rtol is None else rtol
-    reference_solve.conflict_averse_(
-        weights, _scratch(workspace, gram), gram, preferences, radius=radius, rtol=tolerance
-    )
+    function = torch.ops.mt2o_ext.conflict_averse_ if compiled(gram) else reference_solve.conflict_averse_
+    function(weights, _scratch(workspace, gram), gram, preferences, radius=radius, rtol=tolerance)
     changed([weights])
+
+
+@register_fake("conflict_averse_")
+def _(weights: Tensor, workspace: Tensor, gram: Tensor, preferences: Tensor, *, radius: float, rtol: float) -> None:
+    batch, tasks = _problems(gram, workspace)
+    _check("weights", weights, batch, tasks)
+    _check("preferences", preferences, batch, tasks)
 
 
 def power_barrier_(
@@ -103,8 +134,17 @@ def power_barrier_(
         power: p > 0.
         workspace: scratch, see the module.
     """
-    reference_solve.power_barrier_(weights, residual, _scratch(workspace, gram), gram, target, power=power)
+    function = torch.ops.mt2o_ext.power_barrier_ if compiled(gram) else reference_solve.power_barrier_
+    function(weights, residual, _scratch(workspace, gram), gram, target, power=power)
     changed([weights, residual])
+
+
+@register_fake("power_barrier_")
+def _(weights: Tensor, residual: Tensor, workspace: Tensor, gram: Tensor, target: Tensor, *, power: float) -> None:
+    batch, tasks = _problems(gram, workspace)
+    _check("weights", weights, batch, tasks)
+    _check("residual", residual, batch)
+    _check("target", target, batch, tasks)
 
 
 def dual_cone_(weights: Tensor, gram: Tensor, lower: Tensor, *, workspace: Tensor | None = None) -> None:
@@ -119,8 +159,16 @@ def dual_cone_(weights: Tensor, gram: Tensor, lower: Tensor, *, workspace: Tenso
         lower: float64 [K, M, T], u: M problems that share one Q.
         workspace: scratch, see the module.
     """
-    reference_solve.dual_cone_(weights, _scratch(workspace, gram), gram, lower)
+    function = torch.ops.mt2o_ext.dual_cone_ if compiled(gram) else reference_solve.dual_cone_
+    function(weights, _scratch(workspace, gram), gram, lower)
     changed([weights])
+
+
+@register_fake("dual_cone_")
+def _(weights: Tensor, workspace: Tensor, gram: Tensor, lower: Tensor) -> None:
+    batch, tasks = _problems(gram, workspace)
+    _check("weights", weights, batch, lower.shape[1], tasks)
+    _check("lower", lower, batch, lower.shape[1], tasks)
 
 
 def eigen_(values: Tensor, vectors: Tensor, gram: Tensor, *, workspace: Tensor | None = None) -> None:
@@ -132,8 +180,16 @@ def eigen_(values: Tensor, vectors: Tensor, gram: Tensor, *, workspace: Tensor |
         gram: float64 [K, T, T]; any symmetric matrix.
         workspace: scratch, see the module.
     """
-    reference_solve.eigen_(values, vectors, _scratch(workspace, gram), gram)
+    function = torch.ops.mt2o_ext.eigen_ if compiled(gram) else reference_solve.eigen_
+    function(values, vectors, _scratch(workspace, gram), gram)
     changed([values, vectors])
+
+
+@register_fake("eigen_")
+def _(values: Tensor, vectors: Tensor, workspace: Tensor, gram: Tensor) -> None:
+    batch, tasks = _problems(gram, workspace)
+    _check("values", values, batch, tasks)
+    _check("vectors", vectors, batch, tasks, tasks)
 
 
 def project_(
@@ -159,8 +215,17 @@ def project_(
         decay: GradVac's beta.
         workspace: scratch, see the module.
     """
-    reference_solve.project_(weights, targets, _scratch(workspace, gram), gram, order, decay=decay)
+    function = torch.ops.mt2o_ext.project_ if compiled(gram) else reference_solve.project_
+    function(weights, targets, _scratch(workspace, gram), gram, order, decay=decay)
     changed([weights, targets])
+
+
+@register_fake("project_")
+def _(weights: Tensor, targets: Tensor | None, workspace: Tensor, gram: Tensor, order: Tensor, *, decay: float) -> None:
+    batch, tasks = _problems(gram, workspace)
+    _check("weights", weights, batch, tasks)
+    _check("targets", targets, batch, tasks, tasks)
+    _check("order", order, batch, tasks, tasks)
 
 
 def descent_(
@@ -189,5 +254,16 @@ def descent_(
         relax: leaves out the condition on w'Qa in descent.
         workspace: scratch, see the module.
     """
-    reference_solve.descent_(weights, _scratch(workspace, gram), gram, losses, rays, tolerance=tolerance, relax=relax)
+    function = torch.ops.mt2o_ext.descent_ if compiled(gram) else reference_solve.descent_
+    function(weights, _scratch(workspace, gram), gram, losses, rays, tolerance=tolerance, relax=relax)
     changed([weights])
+
+
+@register_fake("descent_")
+def _(
+    weights: Tensor, workspace: Tensor, gram: Tensor, losses: Tensor, rays: Tensor, *, tolerance: float, relax: bool
+) -> None:
+    batch, tasks = _problems(gram, workspace)
+    _check("weights", weights, batch, tasks)
+    _check("losses", losses, batch, tasks)
+    _check("rays", rays, batch, tasks)

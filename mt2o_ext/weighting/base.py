@@ -38,6 +38,8 @@ class Weighting(ABC):
         self._shape: tuple[int, int, int] | None = None
         self._device = torch.device("cpu")
         self._calls = 0
+        # The subproblems that took part in the last `weights`: only they learn from `after_step`.
+        self._took_part: Tensor | None = None
 
     def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
         """Prepares for K subproblems, T tasks and S segments on ``device`` and forgets any state.
@@ -47,6 +49,7 @@ class Weighting(ABC):
         self._shape = (num_rows, num_tasks, num_segments)
         self._device = torch.device(device)
         self._calls = 0
+        self._took_part = None
         self._state = self._initial_state(torch.ones(num_rows, num_tasks, dtype=torch.float64, device=device))
         for part in self._parts().values():
             part.bind(num_rows, num_tasks, num_segments, device)
@@ -66,6 +69,7 @@ class Weighting(ABC):
         before = dict(self._state)
         weights = self._weights(context.where_finite(finite))
         self._keep(finite, before)
+        self._took_part = finite
         return torch.where(_along(finite, weights), weights, math.nan)
 
     @torch.no_grad()
@@ -85,10 +89,15 @@ class Weighting(ABC):
 
     @torch.no_grad()
     def after_step(self, losses_before: Tensor, losses_after: Tensor) -> None:
-        """Learns from the losses [K, T] of one mini-batch before and after the step (`Needs.FEEDBACK`)."""
+        """Learns from the losses [K, T] of one mini-batch before and after the step (`Needs.FEEDBACK`).
+
+        Not finite ones teach nothing, nor do those of subproblems whose weights were NaN.
+        """
         self._check_bound()
         both = [losses.detach().double() for losses in (losses_before, losses_after)]
         finite = both[0].isfinite().all(-1) & both[1].isfinite().all(-1)
+        if self._took_part is not None:
+            finite = finite & self._took_part
         before = dict(self._state)
         self._after_step(*(torch.where(finite[:, None], losses, 1.0) for losses in both))
         self._keep(finite, before)
@@ -133,7 +142,11 @@ class Weighting(ABC):
         return weights if batched else weights[0]
 
     def state_dict(self) -> State:
-        """The state that later weights depend on, as plain tensors; {} for a weighting without any."""
+        """The state that later weights depend on, as plain tensors; {} for a weighting without any.
+
+        Later steps do not change these tensors, except those named "memory", as large as the gradients, which are not
+        copied.
+        """
         state = dict(self._state)
         for name, part in self._parts().items():
             state.update({f"{name}.{key}": tensor for key, tensor in part.state_dict().items()})

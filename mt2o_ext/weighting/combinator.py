@@ -25,7 +25,7 @@ class Combinator(Weighting):
         return self.inner._valid(context)
 
 
-def checked_part(part: Weighting) -> Weighting:
+def checked_part(part: object) -> Weighting:
     if not isinstance(part, Weighting):
         got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
         raise TypeError(f"expected a weighting, got {got}: pass an instance such as CAGrad()")

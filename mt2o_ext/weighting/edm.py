@@ -10,7 +10,7 @@ from mt2o_ext.weighting.solvers import inverse, minimum_norm, row_norms, scaled,
 
 
 class EDM(Weighting):
-    """Equiangular direction method (Katrutsa, Merkulov, Tursynbek and Oseledets, arXiv 2011.05814).
+    """Equiangular direction method (Katrutsa, Merkulov, Tursynbek and Oseledets, 2020, arXiv 2007.06937).
 
     lam = the weights of `MGDA` on g_t / |g_t|; w = (lam / s) / sum(lam / s), s = |g|: the angles with all gradients of
     the support are equal. The sum is 1. Homogeneous.

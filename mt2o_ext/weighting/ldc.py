@@ -10,6 +10,8 @@ from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.learning import TableAdam
 from mt2o_ext.weighting.settings import check_real
 
+_ROUNDING = 4 * torch.finfo(torch.float64).eps
+
 
 class LDCMTL(Weighting):
     """LDC-MTL, loss discrepancy control (Xiao, Dong et al., arXiv 2502.08585).
@@ -59,6 +61,8 @@ class LDCMTL(Weighting):
 
     @staticmethod
     def _pull(balanced: Tensor) -> Tensor:
-        """sg_t - sg_(t-1), [K, T]."""
-        sign = torch.sign(balanced[:, :-1] - balanced[:, 1:])
+        """sg_t - sg_(t-1), [K, T]; equal up to rounding, as all x are in the first step, counts as equal."""
+        left, right = balanced[:, :-1], balanced[:, 1:]
+        apart = (left - right).abs() > _ROUNDING * (left.abs() + right.abs())
+        sign = torch.where(apart, torch.sign(left - right), 0.0)
         return torch.nn.functional.pad(sign, (0, 1)) - torch.nn.functional.pad(sign, (1, 0))

@@ -23,9 +23,8 @@ class PerSegment(Combinator):
         super().__init__(inner)
         unfit = inner.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.CROSS | Needs.SEGMENTS)
         if unfit or inner.per_segment:
-            raise ValueError(
-                f"expected a weighting of one Gram matrix, got {type(inner).__name__}, which needs {unfit}"
-            )
+            name = type(inner).__name__
+            raise ValueError(f"expected a weighting of one Gram matrix, got {name}, which needs {unfit}")
         self.needs = (inner.needs & ~(Needs.GRAM | Needs.DIAGONAL)) | Needs.SEGMENTS
         self.per_segment = True
 

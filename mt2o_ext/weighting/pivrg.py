@@ -14,7 +14,7 @@ from mt2o_ext.weighting.solvers import power_barrier
 
 
 class PIVRG(Weighting):
-    """Performance-informed variance reduction gradient aggregation (PIVRG).
+    """PIVRG, performance-informed variance reduction (Qin, Wang and Yan, CVPR 2025).
 
     w > 0 with (Qw)_t = (b_t / w_t)^(1/2), b = T softmax(D / tau), tau = max((max D - min D) / log(bound),
     min_temperature), where D [T] is how much worse each task is on validation data than when trained alone, in percent

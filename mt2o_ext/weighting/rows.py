@@ -15,7 +15,7 @@ _BLOCK = 1 << 18
 
 
 class RowWeighting(Weighting):
-    """Base of weightings with memory [K, T, P] (or [K, P]) beside the gradients, one tensor for each dtype of the model.
+    """Base of weightings with memory [K, T, P] (or [K, P]) beside the gradients, one tensor for each dtype.
 
     The memory begins as zeros with the first step, and is changed in place: a subproblem that skips a step keeps it
     through ``torch.where``. It is float32, or float64 for float64 gradients. In the state: ``memory.<name>.<i>``.

@@ -35,6 +35,7 @@ class STCH(Weighting):
         self.ideal = None if ideal is None else check_per_task("ideal", ideal)
         self.warmup_epochs = check_count("warmup_epochs", warmup_epochs, 0)
         self.needs = Needs.LOSSES | (Needs.EPOCHS if ideal is None else Needs.NOTHING)
+        self.degree = 0.0 if ideal is None else None
         self.means = EpochMeans()
         self._ideal = torch.empty(0)
 

@@ -24,6 +24,7 @@ class UncertaintyWeighting(Weighting):
     """
 
     needs = Needs.LOSSES
+    degree = None
 
     def __init__(self, *, initial: float = 0.0, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
         super().__init__()
@@ -52,6 +53,7 @@ class IMTLL(Weighting):
     """
 
     needs = Needs.LOSSES
+    degree = None
 
     def __init__(self, *, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
         super().__init__()

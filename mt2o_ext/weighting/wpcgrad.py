@@ -60,7 +60,7 @@ class WPCGrad(Weighting):
         # In units of the largest, so that no power overflows; all alike where nothing is known.
         largest = last.amax(-1, keepdim=True)
         chance = torch.where(largest > 0, last / torch.where(largest > 0, largest, 1.0), 1.0) ** self.gamma
-        return (drawn(context).exponential(0, *subproblem_and_task(context)) / chance).argsort(-1, stable=True)
+        return (drawn(context).exponential(0, *subproblem_and_task(context)) / chance).argsort(stable=True, dim=-1)
 
 
 def projected_in_turn(gram: Tensor, order: Tensor, *, protect_visited: bool, current: bool) -> Tensor:

@@ -1,0 +1,127 @@
+// min y'Cy/2 + q'y over y >= 0, and a'y = constant where there is an a > 0: a primal active set (Lawson & Hanson, 1974,
+// for the normal equations).
+//
+// C is positive semidefinite with a diagonal of ones.  The support holds the entries that may be positive.  On it a
+// Newton step leads to the stationary point; where an entry would turn negative, the step ends and the entry leaves.
+// Once there, the entry whose gradient is least enters, until none is below the level (zero, or the multiplier of a'y).
+// Steps begin from the gradient, so that a second step on the same support is one of iterative refinement.
+#pragma once
+#include "factor.h"
+
+namespace mt2o::solve {
+
+constexpr double ridge = 1e-14;               // rows of the support may depend on each other
+constexpr double relative_tolerance = 1e-13;  // of the level
+
+struct ActiveSet {
+  int64_t size;
+  const double* cosines;   // C
+  const double* border;    // a, or nullptr
+  double* linear;          // [size]: q
+  double floor;            // gradients within this of the level are equal to it
+  Factor factor;           // of C + a a' on the support
+  double *y, *gradient;    // [size]; gradient: Cy + q
+  double *step, *through;  // scratch
+};
+
+MT2O_HD ActiveSet active_set_of(const double* cosines, const double* border, int64_t size, Workspace& w) {
+  ActiveSet s = {};
+  s.size = size, s.cosines = cosines, s.border = border;
+  s.factor = factor_of({cosines, size, border}, ridge, w);
+  s.linear = take(w, size), s.y = take(w, size), s.gradient = take(w, size);
+  s.step = take(w, size), s.through = take(w, size);
+  fill(s.y, size, 0.);
+  return s;
+}
+
+MT2O_HD void evaluate(ActiveSet& s) {
+  copy(s.gradient, s.linear, s.size);
+  for (int64_t k = 0; k < s.factor.count; ++k) {
+    const int64_t i = s.factor.members[k];
+    axpy(s.gradient, s.y[i], s.cosines + i * s.size, s.size);
+  }
+}
+
+// What the gradient divided by a is on the support at its stationary point.
+MT2O_HD double level(const ActiveSet& s) {
+  return s.border ? dot(s.y, s.gradient, s.size) / dot(s.border, s.y, s.size) : 0.;
+}
+
+// The entry with the least gradient, if that is below the level by more than rounding; else -1.
+MT2O_HD int64_t entering(const ActiveSet& s) {
+  const double own = level(s);
+  int64_t best = -1;
+  double least = 0.;
+  for (int64_t i = 0; i < s.size; ++i) {
+    const double below = s.border ? s.gradient[i] / s.border[i] - own : s.gradient[i];
+    if (s.y[i] == 0. && below < least) best = i, least = below;
+  }
+  if (best < 0) return -1;
+  double magnitude = absolute(s.linear[best]);
+  for (int64_t i = 0; i < s.size; ++i) magnitude += absolute(s.cosines[best * s.size + i]) * s.y[i];
+  const double unit = s.border ? s.border[best] : 1.;
+  const double allowed = relative_tolerance * absolute(own) * unit + s.floor + 8. * epsilon * magnitude;
+  return least * unit < -allowed ? best : -1;
+}
+
+// s.step: from y to the stationary point on the support, in the order of its members.
+MT2O_HD void newton_step(ActiveSet& s) {
+  const Factor& f = s.factor;
+  for (int64_t k = 0; k < f.count; ++k) s.step[k] = -s.gradient[f.members[k]];
+  solve(f, s.step);
+  if (!s.border) return;
+  for (int64_t k = 0; k < f.count; ++k) s.through[k] = s.border[f.members[k]];
+  solve(f, s.through);
+  double along = 0., across = 0.;  // a' step, a' through
+  for (int64_t k = 0; k < f.count; ++k) {
+    along += s.border[f.members[k]] * s.step[k];
+    across += s.border[f.members[k]] * s.through[k];
+  }
+  axpy(s.step, -along / across, s.through, f.count);
+}
+
+// As far along the step as y stays >= 0.  True if that is the whole of it; else the entries that became zero leave.
+MT2O_HD bool advance(ActiveSet& s) {
+  Factor& f = s.factor;
+  double length = 1.;
+  int64_t first = -1;
+  for (int64_t k = 0; k < f.count; ++k) {
+    const double y = s.y[f.members[k]];
+    if (y + s.step[k] > 0.) continue;
+    const double own = s.step[k] < 0. ? y / -s.step[k] : 0.;
+    if (first < 0 || own < length) length = own, first = k;
+  }
+  for (int64_t k = 0; k < f.count; ++k) s.y[f.members[k]] += length * s.step[k];
+  if (first < 0) return true;
+  s.y[f.members[first]] = 0.;
+  for (int64_t k = f.count - 1; k >= 0; --k)
+    if (!(s.y[f.members[k]] > 0.)) s.y[f.members[k]] = 0., remove(f, k);
+  return false;
+}
+
+// From y >= 0 on the support (a'y as wanted) to the minimum.
+MT2O_HD void minimise(ActiveSet& s) {
+  bool stalled = false;  // the entry that entered had to leave at once: rounding decides
+  int64_t newest = -1;
+  int settled = 0;  // full steps on this support
+  for (int64_t iteration = 0; iteration < 6 * s.size + 24; ++iteration) {
+    evaluate(s);
+    if (settled > 0 || s.factor.count == 0) {
+      const int64_t next = stalled ? -1 : entering(s);
+      if (next >= 0)
+        append(s.factor, newest = next), settled = 0;
+      else if (settled > 1 || s.factor.count == 0)
+        return;
+    }
+    newton_step(s);
+    if (advance(s)) {
+      ++settled;
+    } else {
+      settled = 0;
+      stalled = stalled || (newest >= 0 && s.y[newest] == 0.);
+    }
+    newest = -1;
+  }
+}
+
+}  // namespace mt2o::solve

@@ -1,0 +1,36 @@
+// v >= u with the least v'Qv: J'v is the projection of J'u onto the cone of directions that conflict with no row
+// (DualProj, UPGrad: Quinton & Rey, 2024).
+#pragma once
+#include "active_set.h"
+
+namespace mt2o {
+
+// In z = lengths (v - u) >= 0: min z'Cz/2 + (C lengths u)'z.
+MT2O_HD void solve_one(const DualCone& s, int64_t k) {
+  const int64_t tasks = s.all.tasks;
+  const double* gram = solve::gram_of(s.all, k);
+  const double* lower = s.lower + k * s.bounds * tasks;
+  double* weights = s.weights + k * s.bounds * tasks;
+  if (!solve::all_finite(gram, tasks * tasks) || !solve::all_finite(lower, s.bounds * tasks))
+    return solve::fill(weights, s.bounds * tasks, solve::not_a_number());
+  solve::Workspace w = solve::workspace_of(s.all, k);
+  const solve::Rows rows = solve::rows_of(gram, tasks, w);
+  solve::fill(weights, s.bounds * tasks, 0.);
+  if (rows.count == 0) return;
+  double* u = solve::take(w, rows.count);
+  solve::ActiveSet set = solve::active_set_of(rows.cosines, nullptr, rows.count, w);
+  for (int64_t m = 0; m < s.bounds; ++m, lower += tasks, weights += tasks) {
+    for (int64_t i = 0; i < rows.count; ++i) u[i] = rows.lengths[i] * lower[rows.tasks_of[i]];
+    solve::multiply(set.linear, rows.cosines, u, rows.count);
+    set.floor = solve::relative_tolerance * sqrt(solve::greater(solve::dot(u, set.linear, rows.count), 0.));
+    set.factor.count = 0;
+    solve::fill(set.y, rows.count, 0.);
+    solve::minimise(set);
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const int64_t t = rows.tasks_of[i];
+      weights[t] = lower[t] + set.y[i] / rows.lengths[i];
+    }
+  }
+}
+
+}  // namespace mt2o

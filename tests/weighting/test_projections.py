@@ -1,0 +1,271 @@
+"""PCGrad, GradVac, wPCGrad and CDTT on Gram matrices, against the same rules on explicit vectors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from weighting_problems import KINDS, assert_close, assert_parallel, normal, rows_of
+
+from mt2o_ext.weighting import (
+    EDM,
+    Draw,
+    GradVac,
+    PCGrad,
+    PerSegment,
+    TaskTensioner,
+    UPGrad,
+    WeightingContext,
+    WPCGrad,
+)
+from mt2o_ext.weighting.names import meeting_orders, shared_order
+
+SIZES = (2, 3, 8)
+
+
+def context(rows: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int = 0, epoch: int = 0):
+    num_tasks = len(rows)
+    return WeightingContext(
+        preferences=torch.full((1, num_tasks), 1 / num_tasks, dtype=torch.float64),
+        losses=None if losses is None else losses[None],
+        gram=(rows @ rows.T)[None],
+        draw=Draw.new(torch.Generator().manual_seed(seed)),
+        step=step,
+        epoch=epoch,
+    )
+
+
+def bound(weighting, num_tasks: int):
+    weighting.bind(1, num_tasks, 1, "cpu")
+    return weighting
+
+
+def assert_same_direction(weights: Tensor, rows: Tensor, expected: Tensor) -> None:
+    """J' w is this vector, up to 1e-12 of the rows' lengths."""
+    unit = rows.norm(dim=1).max()
+    assert_close((rows.T @ weights[0]) / unit, expected / unit, atol=1e-12, rtol=1e-12)
+
+
+def pcgrad(rows: Tensor, orders: Tensor, *, visit_self: bool = False) -> Tensor:
+    changed = rows.clone()
+    for i in range(len(rows)):
+        for j in orders[i].tolist():
+            if (j != i or visit_self) and changed[i] @ rows[j] < 0:
+                changed[i] -= (changed[i] @ rows[j]) / (rows[j] @ rows[j]) * rows[j]
+    return changed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_tasks", SIZES)
+@pytest.mark.parametrize("visit_self", [False, True])
+def test_pcgrad_is_its_rule_on_vectors(kind, num_tasks, visit_self):
+    rows = rows_of(kind, num_tasks, seed=num_tasks)
+    given = context(rows)
+    weights = bound(PCGrad(visit_self=visit_self), num_tasks).weights(given)
+    changed = pcgrad(rows, meeting_orders(given)[0], visit_self=visit_self)
+    assert_same_direction(weights, rows, changed.sum(0))
+
+
+def test_pcgrad_with_one_order_for_all():
+    rows = rows_of("conflicting", 6)
+    given = context(rows)
+    weights = bound(PCGrad(shared=True), 6).weights(given)
+    changed = pcgrad(rows, shared_order(given)[0].expand(6, 6))
+    assert_same_direction(weights, rows, changed.sum(0))
+
+
+def test_pcgrad_of_two_tasks_makes_each_row_orthogonal_to_the_other():
+    rows = rows_of("conflicting", 2)
+    weights = PCGrad()(rows @ rows.T)
+    first, second = pcgrad(rows, torch.tensor([[0, 1], [0, 1]]))
+    assert abs(first @ rows[1]) < 1e-12 and abs(second @ rows[0]) < 1e-12
+    assert_close(rows.T @ weights, first + second)
+    assert_close(rows.T @ weights, 2 * rows.T @ UPGrad()(rows @ rows.T))
+
+
+def test_pcgrad_without_conflicts_is_the_sum():
+    rows = rows_of("correlated", 5)
+    assert torch.equal(PCGrad()(rows @ rows.T), torch.ones(5, dtype=torch.float64))
+
+
+def test_visiting_oneself_acts_after_two_projections():
+    """A row may point away from its own original once two others were projected out of it."""
+    rows = [rows_of("random", 3, num_columns=2, seed=seed) for seed in range(60)]
+    differ = 0
+    for each in rows:
+        given = context(each)
+        plain = bound(PCGrad(), 3).weights(given)
+        differ += not torch.allclose(plain, bound(PCGrad(visit_self=True), 3).weights(given))
+    assert 0 < differ < 60
+
+
+def gradvac(rows: Tensor, orders: Tensor, phi: Tensor, beta: float, only_on_action: bool) -> Tensor:
+    """The changed rows; phi is changed in place."""
+    changed = rows.clone()
+    for i in range(len(rows)):
+        for j in orders[i].tolist():
+            lengths = [float(row.norm()) for row in (changed[i], rows[j])]
+            if j == i or 0 in lengths:
+                continue
+            rho = max(-1.0, min(1.0, float(changed[i] @ rows[j]) / (lengths[0] * lengths[1])))
+            goal = float(phi[i, j])
+            acts = rho < goal and goal**2 < 1
+            if acts:
+                above = lengths[0] * (goal * math.sqrt(1 - rho**2) - rho * math.sqrt(1 - goal**2))
+                changed[i] += above / (lengths[1] * math.sqrt(1 - goal**2)) * rows[j]
+                if abs(rho) < 1 - 1e-9:
+                    reached = float(changed[i] @ rows[j] / (changed[i].norm() * lengths[1]))
+                    assert abs(reached - goal) < 1e-6
+            if acts or not only_on_action:
+                phi[i, j] = (1 - beta) * goal + beta * rho
+    return changed
+
+
+@pytest.mark.parametrize("kind", ["random", "conflicting", "scaled", "correlated", "zero row"])
+@pytest.mark.parametrize("num_tasks", SIZES)
+@pytest.mark.parametrize("only_on_action", [False, True])
+def test_gradvac_is_its_rule_on_vectors(kind, num_tasks, only_on_action):
+    weighting = bound(GradVac(beta=0.3, only_on_action=only_on_action), num_tasks)
+    start = 0.3 * normal(1, num_tasks, num_tasks, seed=77).tanh()
+    weighting.load_state_dict({"targets": start})
+    phi = start[0].clone()
+    for step in range(3):
+        rows = rows_of(kind, num_tasks, seed=10 * num_tasks + step)
+        given = context(rows, seed=step)
+        weights = weighting.weights(given)
+        changed = gradvac(rows, meeting_orders(given)[0], phi, 0.3, only_on_action)
+        assert_same_direction(weights, rows, changed.sum(0))
+        assert_close(weighting.state_dict()["targets"][0], phi, rtol=0, atol=1e-12)
+
+
+def test_gradvac_per_segment_keeps_targets_for_each():
+    weighting = PerSegment(GradVac())
+    segments = torch.stack([(rows @ rows.T) for rows in (rows_of("random", 3, seed=i) for i in range(4))])
+    weights = weighting(segments=segments, generator=torch.Generator().manual_seed(0))
+    assert weights.shape == (4, 3)
+    targets = weighting.state_dict()["inner.targets"]
+    assert targets.shape == (4, 3, 3)
+    assert len({round(float(each.sum()), 9) for each in targets}) == 4
+
+
+def wpcgrad(rows: Tensor, order: list[int], protect: str, reference: str) -> Tensor:
+    changed, visited = rows.clone(), set()
+    for i in order[:1] if protect == "first" else order:
+        visited.add(i)
+        r = (changed if reference == "current" else rows)[i].clone()
+        for k in range(len(rows)):
+            kept = k in visited if protect == "visited" else k == i
+            if not kept and changed[k] @ r < 0:
+                changed[k] -= (changed[k] @ r) / (r @ r) * r
+    return changed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("protect", ["visited", "none", "first"])
+@pytest.mark.parametrize("reference", ["original", "current"])
+def test_wpcgrad_is_its_rule_on_vectors(kind, protect, reference):
+    weighting = bound(WPCGrad(protect=protect, reference=reference), 5)
+    rows = rows_of(kind, 5)
+    given = context(rows, normal(5).abs())
+    weights = weighting.weights(given)
+    order = weighting.order(given)[0].tolist()
+    assert_same_direction(weights, rows, wpcgrad(rows, order, protect, reference).sum(0))
+
+
+def test_wpcgrad_that_protects_nobody_is_pcgrad_with_one_order():
+    rows = rows_of("conflicting", 6)
+    weighting = bound(WPCGrad(protect="none", reference="original"), 6)
+    given = context(rows, normal(6).abs())
+    weights = weighting.weights(given)
+    orders = weighting.order(given)[0].expand(6, 6)
+    assert_same_direction(weights, rows, pcgrad(rows, orders).sum(0))
+
+
+def test_wpcgrad_draws_in_proportion_to_the_power_of_the_last_losses():
+    count = 20_000
+    weighting = WPCGrad(gamma=2.0)
+    weighting.bind(count, 3, 1, "cpu")
+    gram = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
+    losses = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64).expand(count, 3)
+    preferences = torch.full((count, 3), 1 / 3, dtype=torch.float64)
+    for epoch in range(2):
+        draw = Draw.new(torch.Generator().manual_seed(epoch))
+        given = WeightingContext(preferences=preferences, gram=gram, losses=losses, draw=draw, epoch=epoch)
+        weighting.weights(given)
+        order = weighting.order(given)
+        first = (order[:, 0, None] == torch.arange(3)).double().mean(0)
+        chances = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.2, 0.8, 0.0]], dtype=torch.float64)[epoch]
+        assert (first - chances).abs().max() < 4 * 0.5 * count**-0.5
+    assert (order[:, 2] == 2).all()
+
+
+def test_wpcgrad_keeps_the_row_drawn_first():
+    rows = rows_of("conflicting", 4)
+    weighting = bound(WPCGrad(), 4)
+    given = context(rows, normal(4).abs())
+    weighting.weights(given)
+    order = weighting.order(given)[0].tolist()
+    changed = wpcgrad(rows, order, "visited", "current")
+    assert torch.equal(changed[order[0]], rows[order[0]])
+    assert all(changed[k] @ changed[order[0]] > -1e-12 for k in range(4))
+
+
+class Tension:
+    """CDTT on explicit vectors."""
+
+    def __init__(self, a: float, relative: bool) -> None:
+        self.a, self.relative = a, relative
+        self.norms: list[Tensor] = []
+        self.losses: list[Tensor] = []
+
+    def direction(self, rows: Tensor, losses: Tensor) -> Tensor:
+        self.norms.append(rows.norm(dim=1))
+        self.losses.append(losses)
+        centre = rows.T @ EDM()(rows @ rows.T)
+        v = centre.clone()
+        if len(self.norms) > 10:
+            now, before = sum(self.norms[-10:]), sum(self.norms[-11:-1])
+            unit = sum(self.losses[:10]) / 10 if self.relative else 1.0
+            x = now / before + (losses / unit).log10()
+            tau = (self.a / (1 + (2.718 * (1 - x)).exp()) + 1 - self.a).clamp(min=0)
+            size = float(centre.norm()) if self.relative else 1.0
+            for t, row in enumerate(rows):
+                if float((row - centre).norm()) > 0 and float(row.norm()) > 0:
+                    v += size * tau[t] * (row - centre) / (row - centre).norm()
+        return self.repaired(rows, v)
+
+    @staticmethod
+    def repaired(rows: Tensor, v: Tensor) -> Tensor:
+        for row in rows:
+            if row @ v < 0:
+                lam = -(row @ v) / (row @ row)
+                v = (v + lam * row) / (1 + lam)
+        return v
+
+
+@pytest.mark.parametrize("kind", ["random", "conflicting", "scaled", "zero row"])
+@pytest.mark.parametrize("tension", ["relative", "unit"])
+def test_cdtt_is_its_rule_on_vectors(kind, tension):
+    weighting, vectors = bound(TaskTensioner(a=0.4, tension=tension), 4), Tension(0.4, tension == "relative")
+    for step in range(14):
+        rows, losses = rows_of(kind, 4, seed=step), 0.1 + normal(4, seed=step).abs()
+        weights = weighting.weights(context(rows, losses, step=step))
+        assert_same_direction(weights, rows, vectors.direction(rows, losses))
+
+
+def test_the_repair_of_cdtt_ends_in_no_conflict_with_the_last_task_it_touched():
+    rows = rows_of("conflicting", 2, num_columns=3)
+    v = torch.tensor([-1.0, 0.2, 0.1], dtype=torch.float64)
+    for row in rows:
+        before = row @ v
+        v = Tension.repaired(row[None], v)
+        assert row @ v >= -1e-12
+        assert before >= 0 or abs(float(row @ v)) < 1e-12
+
+
+def test_cdtt_before_its_window_is_full_is_edm():
+    rows = rows_of("conflicting", 5)
+    weights = TaskTensioner()(rows @ rows.T, losses=normal(5).abs())
+    assert_parallel(rows.T @ weights, rows.T @ EDM()(rows @ rows.T))

@@ -1,0 +1,192 @@
+"""Gradients of several tasks to try weightings on, and a loop that does with them what an optimizer does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from mt2o_ext import weighting as W
+from mt2o_ext.weighting import Draw, Needs, Weighting, WeightingContext
+from mt2o_ext.weighting.shorthand import METHODS
+
+# Every method with its defaults, and the variants that take another way through the code.
+VARIANTS: dict[str, Callable[[], Weighting]] = {
+    **METHODS,
+    "rlw dirichlet": lambda: W.RLW(dirichlet=True),
+    "stch in units": lambda: W.STCH(ideal=0.0),
+    "ldc-mtl r=1": lambda: W.LDCMTL(relative=False),
+    "gradnorm first epoch": lambda: W.GradNorm(first_epoch=True),
+    "pcgrad shared": lambda: W.PCGrad(shared=True),
+    "pcgrad visit self": lambda: W.PCGrad(visit_self=True),
+    "gradvac on action": lambda: W.GradVac(only_on_action=True),
+    "wpcgrad none": lambda: W.WPCGrad(protect="none", reference="original"),
+    "wpcgrad first": lambda: W.WPCGrad(protect="first"),
+    "mgda l2": lambda: W.MGDA(normaliser="l2", apply_on="normalised"),
+    "mgda loss": lambda: W.MGDA(normaliser="loss", apply_on="normalised"),
+    "mgda loss+": lambda: W.MGDA(normaliser="loss+", apply_on="normalised"),
+    "mgda loss+ raw": lambda: W.MGDA(normaliser="loss+"),
+    "mgda strict": lambda: W.MGDA(strict=True),
+    "cdtt unit": lambda: W.TaskTensioner(tension="unit"),
+    "cagrad no rescale": lambda: W.CAGrad(0.4, rescale=0),
+    "aligned-mtl median": lambda: W.AlignedMTL(scale="median"),
+    "aligned-mtl mean": lambda: W.AlignedMTL(scale="mean"),
+    "nash-mtl every 2": lambda: W.NashMTL(every=2, max_norm=None),
+    "fairgrad 2": lambda: W.FairGrad(2.0),
+    "fairgrad 0": lambda: W.FairGrad(0.0),
+    "sdmgrad two batches": lambda: W.SDMGrad(two_batches=True),
+    "moco softmax": lambda: W.MoCo(projection="softmax", rho=0.1),
+    "moco raw": lambda: W.MoCo(relative=False),
+    "modo raw": lambda: W.MoDo(relative=False),
+    "excessmtl warm": lambda: W.ExcessMTL(eta=1.0, warmup_epochs=1),
+    "graddrop leak": lambda: W.GradDrop(leak=0.3),
+    "ema": lambda: W.Ema(W.UPGrad()),
+    "ema moco": lambda: W.Ema(W.MoCo()),
+    "every": lambda: W.Every(W.MGDA(), 2),
+    "rescale": lambda: W.Rescale(W.PCGrad(), "simplex"),
+    "rescale norm": lambda: W.Rescale(W.NashMTL(max_norm=None), "T", max_norm=0.5),
+    "fallback": lambda: W.Fallback(W.MGDA(strict=True), W.LinearWeighting()),
+    "log": lambda: W.LogLosses(W.IMTLG()),
+    "relative": lambda: W.Relative(W.UncertaintyWeighting()),
+    "per segment": lambda: W.PerSegment(W.GradVac()),
+    "per segment ema": lambda: W.Ema(W.PerSegment(W.UPGrad())),
+}
+
+
+def every_weighting(*, without: Sequence[str] = ()) -> pytest.MarkDecorator:
+    """Parametrizes a test by ``make``, which makes a weighting."""
+    names = [name for name in VARIANTS if name not in without]
+    return pytest.mark.parametrize("make", [VARIANTS[name] for name in names], ids=names)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def rows_of(kind: str, num_tasks: int, num_columns: int = 40, seed: int = 0) -> Tensor:
+    """J [T, P] of a kind of task gradients."""
+    rows = normal(num_tasks, num_columns, seed=seed)
+    common = normal(num_columns, seed=seed + 1000)
+    if kind == "conflicting":  # every pair has a negative product, but there is a common descent direction
+        return rows - 1.02 * rows.mean(0) + 0.05 * common
+    if kind == "scaled":
+        return rows * torch.logspace(-3, 0, num_tasks, dtype=torch.float64)[:, None]
+    if kind == "correlated":
+        return common + 0.1 * rows
+    if kind == "duplicate" and num_tasks > 1:
+        rows[-1] = rows[0]
+    if kind == "opposite" and num_tasks > 1:
+        rows[-1] = -rows[0]
+    if kind == "zero row":
+        rows[num_tasks // 2] = 0
+    return rows
+
+
+KINDS = ("random", "conflicting", "scaled", "correlated", "duplicate", "opposite", "zero row")
+REGULAR = ("random", "conflicting", "scaled", "correlated")
+
+
+@dataclass
+class Steps:
+    """A few steps of training, the same for every weighting: K subproblems, T tasks, P columns in S segments.
+
+    jacobians: for each step two mini-batches [2, K, T, P]. losses: [K, T] each, positive, before and after.
+    """
+
+    jacobians: list[Tensor]
+    losses: list[Tensor]
+    preferences: Tensor
+    segments: int = 2
+    epoch_length: int = 2
+    names: Tensor | None = None
+    scale: float = 1.0
+    seed: int = 7
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (*self.preferences.shape, self.segments)
+
+    def permuted(self, order: Tensor) -> Steps:
+        """The same steps with the tasks in another order, which keep their names."""
+        return Steps(
+            [pair[:, :, order] for pair in self.jacobians],
+            [losses[:, order] for losses in self.losses],
+            self.preferences[:, order],
+            self.segments,
+            self.epoch_length,
+            torch.arange(len(order))[order],
+            self.scale,
+            self.seed,
+        )
+
+    def run(self, weighting: Weighting, begin: int = 0, end: int | None = None) -> list[Tensor]:
+        """The directions [K, P] of steps begin .. end; binds the weighting when it begins at 0."""
+        if begin == 0:
+            weighting.bind(*self.shape, "cpu")
+        return [self.step(weighting, index) for index in range(begin, len(self.jacobians) if end is None else end)]
+
+    def step(self, weighting: Weighting, index: int) -> Tensor:
+        first, second = self.scale * self.jacobians[index]
+        losses = self.scale * self.losses[index]
+        generator = torch.Generator().manual_seed(self.seed + index)
+        rows = [first.clone()]
+        given = {
+            "preferences": self.preferences,
+            "losses": losses,
+            "step": index,
+            "epoch": index // self.epoch_length,
+            "draw": Draw.new(generator),
+            "tasks": self.names,
+        }
+        if Needs.ROWS in weighting.needs:
+            weighting.transform_(rows, WeightingContext(**given))
+        parts = torch.stack([part @ part.mT for part in rows[0].chunk(self.segments, -1)], 1)
+        weights = weighting.weights(
+            WeightingContext(**given, gram=parts.sum(1), segments=parts, cross=first @ second.mT)
+        )
+        if Needs.FEEDBACK in weighting.needs:
+            weighting.after_step(losses, 0.9 * losses * (1 + 0.1 * self.losses[index]) / (1 + self.losses[0]))
+        return combined(rows[0], weights)
+
+
+def combined(rows: Tensor, weights: Tensor) -> Tensor:
+    """J' w: [K, P] from [K, T, P] and [K, T], or [K, S, T] for S segments."""
+    if weights.ndim == 2:
+        return torch.einsum("ktp,kt->kp", rows, weights)
+    parts = rows.chunk(weights.shape[1], -1)
+    return torch.cat([combined(part, weights[:, i]) for i, part in enumerate(parts)], -1)
+
+
+def steps(kind: str = "random", num_subproblems: int = 2, num_tasks: int = 4, count: int = 4, columns: int = 24) -> Steps:
+    """Steps whose gradients are of this kind."""
+    jacobians = [
+        torch.stack(
+            [
+                torch.stack(
+                    [rows_of(kind, num_tasks, columns, seed=97 * i + 7 * k + batch) for k in range(num_subproblems)]
+                )
+                for batch in range(2)
+            ]
+        )
+        for i in range(count)
+    ]
+    losses = [0.2 + normal(num_subproblems, num_tasks, seed=500 + i).abs() for i in range(count)]
+    return Steps(jacobians, losses, torch.full((num_subproblems, num_tasks), 1 / num_tasks, dtype=torch.float64))
+
+
+def assert_close(actual: Tensor, expected: Tensor, *, rtol: float = 1e-10, atol: float = 0.0) -> None:
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+def assert_parallel(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
+    """The same directions [..., P]: unit vectors differ by at most ``tolerance``; zero stays zero."""
+    units = [_unit(each) for each in (actual, expected)]
+    torch.testing.assert_close(*units, rtol=0.0, atol=tolerance)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return torch.where(length > 0, vectors / torch.where(length > 0, length, 1.0), 0.0)
