@@ -53,15 +53,28 @@ def check_combine(p: Problem) -> tuple[float, float]:
     return largest(out - expected), (T + 1) * UNIT
 
 
-def check_gram(p: Problem) -> tuple[float, float]:
-    rows = p.rows(1, K)
+def gram_error(p: Problem, rows: Tensor, others: Tensor | None, **kind: bool) -> float:
+    """The largest error of an inner product, relative to the lengths of its rows."""
+    sums = K * (K + 1) // 2 if others is None else K * K
     out = torch.zeros(1, len(NUMELS), K, K, dtype=torch.float64, device=p.device)
-    partials = torch.zeros(1, len(p.chunks), K * (K + 1) // 2, dtype=torch.float64, device=p.device)
+    partials = torch.zeros(1, len(p.chunks), sums, dtype=torch.float64, device=p.device)
     expected = out.clone()
-    ops.gram_(out, partials, rows, p.chunks, centre=True)
-    reference.gram_(expected, partials, wide(rows), p.chunks, centre=True)
-    size = torch.diagonal(expected, dim1=-2, dim2=-1).sqrt()
-    return largest((out - expected) / (size[..., :, None] * size[..., None, :])), 16 * UNIT
+    ops.gram_(out, partials, rows, others, p.chunks, **kind)
+    reference.gram_(expected, partials, wide(rows), None if others is None else wide(others), p.chunks, **kind)
+    lengths = [gram_lengths(p, rows, **kind), gram_lengths(p, rows if others is None else others, **kind)]
+    return largest((out - expected) / (lengths[0][..., :, None] * lengths[1][..., None, :]))
+
+
+def gram_lengths(p: Problem, rows: Tensor, **kind: bool) -> Tensor:
+    squares = torch.zeros(1, len(NUMELS), K, dtype=torch.float64, device=p.device)
+    partials = torch.zeros(1, len(p.chunks), K, dtype=torch.float64, device=p.device)
+    reference.gram_(squares, partials, wide(rows), None, p.chunks, diagonal=True, **kind)
+    return squares.sqrt()
+
+
+def check_gram(p: Problem) -> tuple[float, float]:
+    rows, others = p.rows(1, K), p.rows(1, K)
+    return max(gram_error(p, rows, None, centre=True), gram_error(p, rows, others)), 16 * UNIT
 
 
 def check_transfer(p: Problem) -> tuple[float, float]:

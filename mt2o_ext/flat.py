@@ -159,7 +159,8 @@ class FlatParameters(FlatGradients):
         out = torch.empty(
             1, len(self.parameters), self.num_rows, self.num_rows, dtype=torch.float64, device=self.device
         )
-        gram_(out, self._partials, (self.theta if rows is None else rows).unsqueeze(0), self.chunks, centre=True)
+        values = (self.theta if rows is None else rows).unsqueeze(0)
+        gram_(out, self._partials, values, None, self.chunks, centre=True)
         return out[0]
 
 

@@ -31,14 +31,16 @@ struct Combine {
   const Chunk* chunks;
 };
 
-// partials[b][c][q] = sum over chunk c of rows[b][i] rows[b][j], pairs q = i (i + 1) / 2 + j, j <= i
+// partials[b][c][q] = sum over chunk c of rows[b][i] others[b][j]; q: see core/gram.h
 struct Gram {
   int64_t batch, rows, num_chunks;
-  const void* values;
+  const void *values, *others;
   Type type;
-  int64_t row, batch_stride;
-  bool centre;       // subtract from each column its mean over the rows
-  double* partials;  // [batch][num_chunks][rows (rows + 1) / 2]
+  int64_t row, batch_stride, others_row, others_batch_stride;
+  bool cross;        // others are a second set of rows; if not, they are the rows themselves
+  bool centre;       // subtract from each column its mean over the rows, and over the others
+  bool diagonal;     // j = i only
+  double* partials;  // [batch][num_chunks][gram_sums]
   const Chunk* chunks;
 };
 

@@ -1,150 +1,110 @@
-// Inner products of all pairs of rows.  Included by kernels_impl.h.
+// Inner products of rows: of all pairs, of two sets of rows, of each row alone.  Included by kernels_impl.h.
 //
-// float within a tile of columns, double across tiles; the pairs of up to three rows, which are nearly free, in double
-// throughout.  The order in which a pair is summed depends on the column alone: not on the block of pairs that it is
-// computed in (which differs between instruction sets), nor on threads.
+// The order in which a pair is summed depends on the column alone: not on the block of pairs that it is computed in
+// (which differs between instruction sets), nor on threads.
 
-constexpr int64_t gram_scratch = 256 * 1024;  // bytes of a thread's stack, for centred rows
+constexpr int64_t gram_scratch = 256 * 1024;  // bytes of a thread's stack, for rows that are not used as they are
 
-// Columns that are summed in one go.  Rows of scratch get sixteen elements more: a power of two apart they would fall
-// into the same cache sets.
-template <class G>
-inline int64_t gram_tile(int64_t rows) {
-  return least(1024, (gram_scratch / int64_t(sizeof(Scalar<G>)) / rows - 16) & ~int64_t(15));
-}
-
-inline F16 zero_of(F16*) { return set1(0.f); }
-inline D8 zero_of(D8*) { return set1(0.); }
-
-template <class N>
-struct Sum {
-  N sum = zero_of(static_cast<N*>(nullptr));
-  void add(N a, N b) { sum = fma(a, b, sum); }
-  double value() const { return total(sum); }
-};
-struct WideSum {  // products of floats are exact in double
-  D8 lower = set1(0.), upper = set1(0.);
-  void add(F16 a, F16 b) {
-    lower = fma(lower_half(a), lower_half(b), lower);
-    upper = fma(upper_half(a), upper_half(b), upper);
-  }
-  double value() const { return total(lower + upper); }
-};
-template <class N>
-struct SumOfFew {
-  using type = WideSum;
-};
-template <>
-struct SumOfFew<D8> {
-  using type = Sum<D8>;
+// Some columns of one set of rows or of two.
+template <class S>
+struct GramTile {
+  Rows<S> rows, others;  // others.values: nullptr if they are the rows themselves
+  int64_t count, columns;
 };
 
-inline double* pair(double* out, int64_t a, int64_t b) { return out + a * (a + 1) / 2 + b; }
+// Where rows that cannot be used as they are are written to.
+template <class S>
+struct Scratch {
+  S* values;
+  int64_t row;
+  S* operator[](int64_t i) const { return values + i * row; }
+  Scratch from(int64_t i) const { return {values + i * row, row}; }
+  Rows<S> rows() const { return {values, row}; }
+};
 
-// Pairs (a + i, b + j), i < A, j < B, of rows that lie `row` apart.
-template <int A, int B, class S, class G>
-void gram_block(const G* values, int64_t row, int64_t a, int64_t b, int64_t n, double* out) {
-  using N = Number<G>;
-  S sum[A][B];
-  for_groups<N>(n, [&](int64_t p, auto left) {
-    N y[B];
-#pragma GCC unroll 4
-    for (int j = 0; j < B; ++j) y[j] = load(values + (b + j) * row + p, left);
-#pragma GCC unroll 4
-    for (int i = 0; i < A; ++i) {
-      const N x = load(values + (a + i) * row + p, left);
-#pragma GCC unroll 4
-      for (int j = 0; j < B; ++j) sum[i][j].add(x, y[j]);
-    }
-  });
-  for (int i = 0; i < A; ++i)
-    for (int j = 0; j < B; ++j)
-      if (b + j <= a + i) *pair(out, a + i, b + j) += sum[i][j].value();
-}
-template <int A, class S, class G>
-void gram_blocks(const G* values, int64_t row, int64_t a, int64_t n, double* out) {
-  int64_t b = 0;
-  for (; b + gram_b <= a + A; b += gram_b) gram_block<A, gram_b, S>(values, row, a, b, n, out);
-  for (; b < a + A; ++b) gram_block<A, 1, S>(values, row, a, b, n, out);
-}
-template <class G>
-void gram_many(const G* values, int64_t row, int64_t rows, int64_t n, double* out) {
-  using S = Sum<Number<G>>;
-  int64_t a = 0;
-  for (; a + gram_a <= rows; a += gram_a) gram_blocks<gram_a, S>(values, row, a, n, out);
-  for (; a < rows; ++a) gram_blocks<1, S>(values, row, a, n, out);
-}
+#include "gram_few.h"
+#include "gram_many.h"
 
-// All pairs of one, two or three rows, each element loaded once.
-template <int R, class G>
-void gram_few(const G* values, int64_t row, int64_t n, double* out) {
-  using N = Number<G>;
-  typename SumOfFew<N>::type sum[R * (R + 1) / 2];
-  for_groups<N>(n, [&](int64_t p, auto left) {
-    N x[R];
-#pragma GCC unroll 3
-    for (int i = 0; i < R; ++i) x[i] = load(values + i * row + p, left);
-    int q = 0;
-#pragma GCC unroll 3
-    for (int i = 0; i < R; ++i)
-#pragma GCC unroll 3
-      for (int j = 0; j <= i; ++j, ++q) sum[q].add(x[i], x[j]);
-  });
-  for (int q = 0; q < R * (R + 1) / 2; ++q) out[q] += sum[q].value();
-}
-template <class G>
-void gram_pairs(const G* values, int64_t row, int64_t rows, int64_t n, double* out) {
-  switch (rows) {
-    case 1: return gram_few<1>(values, row, n, out);
-    case 2: return gram_few<2>(values, row, n, out);
-    case 3: return gram_few<3>(values, row, n, out);
-    default: return gram_many(values, row, rows, n, out);
-  }
+// The columns of a tile: no more than the rows of both sets fit the scratch.  Rows of scratch get sixteen elements
+// more: a power of two apart they would fall into the same cache sets.
+inline int64_t gram_columns(int64_t rows, int64_t size) {
+  return least(gram_tile, (gram_scratch / size / rows - 16) & ~int64_t(15));
 }
 
 // Rows of a tile less their mean.  Taken from differences to the first row, which are exact or nearly so where the rows
 // are close to one another: the mean itself would carry a rounding error of the size of the rows.
 template <class G>
-void centre_rows(const G* values, int64_t row, int64_t rows, int64_t n, Scalar<G>* out, int64_t stride) {
+void centre_rows(Rows<G> rows, int64_t count, int64_t n, Scalar<G>* out, int64_t stride) {
   using N = Number<G>;
-  const N share = set1(Scalar<G>(1) / Scalar<G>(rows));
+  const N share = set1(Scalar<G>(1) / Scalar<G>(count));
   for_groups<N>(n, [&](int64_t p, auto left) {
-    const N first = load(values + p, left);
+    const N first = load(rows[0] + p, left);
     N sum = first - first;
-    for (int64_t i = 1; i < rows; ++i) {
-      const N difference = load(values + i * row + p, left) - first;
+    for (int64_t i = 1; i < count; ++i) {
+      const N difference = load(rows[i] + p, left) - first;
       store(out + i * stride + p, difference);
       sum = sum + difference;
     }
     const N mean = sum * share;
     store(out + p, first - first - mean);
-    for (int64_t i = 1; i < rows; ++i) store(out + i * stride + p, load(out + i * stride + p) - mean);
+    for (int64_t i = 1; i < count; ++i) store(out + i * stride + p, load(out + i * stride + p) - mean);
   });
 }
-
 template <class G>
-void gram_chunk(const Gram& s, const Chunk& chunk, const G* values, double* out) {
-  alignas(64) Scalar<G> centred[gram_scratch / sizeof(Scalar<G>)];
-  const int64_t tile = gram_tile<G>(s.rows), stride = tile + 16;
-  for (int64_t q = 0; q < s.rows * (s.rows + 1) / 2; ++q) out[q] = 0.;
-  for (int64_t p = chunk.begin; p < chunk.end; p += tile) {
-    const int64_t n = least(tile, chunk.end - p);
-    if (s.centre) {
-      centre_rows(values + p, s.row, s.rows, n, centred, stride);
-      gram_pairs<Scalar<G>>(centred, stride, s.rows, n, out);
-    } else {
-      gram_pairs(values + p, s.row, s.rows, n, out);
-    }
-  }
+void widen_rows(Rows<G> rows, int64_t count, int64_t n, Scalar<G>* out, int64_t stride) {
+  for (int64_t i = 0; i < count; ++i)
+    for_groups<Number<G>>(n, [&](int64_t p, auto left) { store(out + i * stride + p, load(rows[i] + p, left)); });
 }
+
+// The sums of one chunk of one batch.
+template <class G>
+class GramChunk {
+ public:
+  using S = Scalar<G>;
+  GramChunk(const Gram& s, int64_t batch, const Chunk& chunk, double* out) : s_(s), chunk_(chunk), out_(out) {
+    rows_ = {static_cast<const G*>(s.values) + batch * s.batch_stride, s.row};
+    if (s.cross) others_ = {static_cast<const G*>(s.others) + batch * s.others_batch_stride, s.others_row};
+  }
+
+  void run(S* scratch) const {
+    for (int64_t q = 0; q < gram_sums(s_); ++q) out_[q] = 0.;
+    const int64_t step = gram_columns((s_.cross ? 2 : 1) * s_.rows, sizeof(S));
+    for (int64_t p = chunk_.begin; p < chunk_.end; p += step)
+      add_tile(p, least(step, chunk_.end - p), scratch, step + 16);
+  }
+
+ private:
+  bool wide() const { return s_.diagonal || s_.rows <= gram_few; }
+
+  void add_tile(int64_t p, int64_t n, S* scratch, int64_t stride) const {
+    const GramTile<G> tile = {
+        {rows_.values + p, rows_.row}, {others_.values ? others_.values + p : nullptr, others_.row}, s_.rows, n};
+    if (!s_.centre && wide()) return gram_wide(tile, s_.diagonal, out_);
+    if constexpr (sizeof(S) == sizeof(G))
+      if (!s_.centre) return gram_many(tile, {scratch, stride}, out_);
+    S* other_scratch = scratch + s_.rows * stride;
+    const auto prepare = s_.centre ? centre_rows<G> : widen_rows<G>;
+    GramTile<S> prepared = {{scratch, stride}, {nullptr, stride}, s_.rows, n};
+    prepare(tile.rows, s_.rows, n, scratch, stride);
+    if (s_.cross) {
+      prepared.others.values = other_scratch;
+      prepare(tile.others, s_.rows, n, other_scratch, stride);
+    }
+    wide() ? gram_wide(prepared, s_.diagonal, out_) : gram_many(prepared, {scratch, stride}, out_);
+  }
+
+  const Gram& s_;
+  const Chunk& chunk_;
+  double* out_;
+  Rows<G> rows_, others_ = {nullptr, 0};
+};
 
 void gram(const Gram& s, int64_t first, int64_t last) {
   with_type(s.type, [&](auto type) {
     using G = typename decltype(type)::type;
+    alignas(64) Scalar<G> scratch[gram_scratch / sizeof(Scalar<G>)];
     for (int64_t b = 0; b < s.batch; ++b)
-      for (int64_t c = first; c < last; ++c) {
-        double* out = s.partials + (b * s.num_chunks + c) * (s.rows * (s.rows + 1) / 2);
-        gram_chunk(s, s.chunks[c], static_cast<const G*>(s.values) + b * s.batch_stride, out);
-      }
+      for (int64_t c = first; c < last; ++c)
+        GramChunk<G>(s, b, s.chunks[c], s.partials + (b * s.num_chunks + c) * gram_sums(s)).run(scratch);
   });
 }

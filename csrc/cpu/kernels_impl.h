@@ -4,6 +4,7 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
+#include "../core/gram.h"
 #include "../core/rules.h"
 #include "kernels.h"
 
@@ -13,6 +14,8 @@ namespace {
 
 #include "combine.h"
 #include "finite.h"
+#include "gram_blocks.h"
+
 #include "gram.h"
 #include "transfer.h"
 

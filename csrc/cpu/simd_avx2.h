@@ -84,4 +84,25 @@ inline double total(D8 x) {
   return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
 
-constexpr int gram_a = 2, gram_b = 3;  // pairs of rows that fit the 16 registers
+// The registers of a number: sums that do not depend on one another may be taken one register at a time.
+struct F8 {
+  __m256 v;
+};
+struct D4 {
+  __m256d v;
+};
+constexpr int num_parts = 2;
+template <int i>
+inline F8 part(F16 x) {
+  return {i ? x.hi : x.lo};
+}
+template <int i>
+inline D4 part(D8 x) {
+  return {i ? x.hi : x.lo};
+}
+inline F16 whole(const F8 (&parts)[2]) { return {parts[0].v, parts[1].v}; }
+inline D8 whole(const D4 (&parts)[2]) { return {parts[0].v, parts[1].v}; }
+inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline D4 fma(D4 a, D4 b, D4 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+
+constexpr int gram_a = 4, gram_b = 3;  // pairs of rows whose sums fit the 16 registers, a part of each

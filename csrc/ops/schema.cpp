@@ -6,7 +6,9 @@
 
 STABLE_TORCH_LIBRARY(mt2o_ext, m) {
   m.def("combine_(Tensor(a!) out, Tensor grads, Tensor weights, Tensor chunks) -> ()");
-  m.def("gram_(Tensor(a!) out, Tensor(b!) partials, Tensor rows, Tensor chunks, *, bool centre) -> ()");
+  m.def(
+      "gram_(Tensor(a!) out, Tensor(b!) partials, Tensor rows, Tensor? others, Tensor chunks, *, bool centre, "
+      "bool diagonal) -> ()");
   m.def("transfer_(Tensor(a!) theta, Tensor mix, Tensor chunks) -> ()");
   m.def(
       "step_(Tensor(a!) theta, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor(d!)? max_exp_avg_sq, Tensor(e!)? ema, "

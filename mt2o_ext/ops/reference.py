@@ -58,14 +58,31 @@ def combine_(out: Tensor, grads: Tensor, weights: Tensor, chunks: Tensor) -> Non
         out[:, begin:end] = torch.einsum("kt,ktp->kp", weights.to(dtype), grads[..., begin:end].to(dtype)).to(out.dtype)
 
 
-def gram_(out: Tensor, partials: Tensor, rows: Tensor, chunks: Tensor, *, centre: bool = False) -> None:
+def gram_(
+    out: Tensor,
+    partials: Tensor,
+    rows: Tensor,
+    others: Tensor | None,
+    chunks: Tensor,
+    *,
+    centre: bool = False,
+    diagonal: bool = False,
+) -> None:
+    def prepared(values: Tensor) -> Tensor:
+        values = values.double()
+        return values - values.mean(dim=1, keepdim=True) if centre else values
+
     out.zero_()
     for segment, begin, end in _segments(chunks):
-        values = rows[..., begin:end].double()
-        if centre:
-            values = values - values.mean(dim=1, keepdim=True)
-        products = values @ values.mT
-        out[:, segment] += (products + products.mT) / 2  # the product alone is symmetric only up to rounding
+        x = prepared(rows[..., begin:end])
+        y = x if others is None else prepared(others[..., begin:end])
+        if diagonal:
+            out[:, segment] += (x * y).sum(dim=-1)
+            continue
+        products = x @ y.mT
+        if others is None:  # the product alone is symmetric only up to rounding
+            products = (products + products.mT) / 2
+        out[:, segment] += products
 
 
 def transfer_(theta: Tensor, mix: Tensor, chunks: Tensor) -> None:

@@ -31,13 +31,7 @@ def results() -> Iterator[Tensor]:
         out = sampler.poisoned(5, dtype=dtype)
         CPU.combine_(out, grads, sampler.weights(5, 3), layout.chunks)
         yield out
-        for num_rows in (2, 5, 16):
-            for centre in (False, True):
-                gram = torch.empty(1, 4, num_rows, num_rows, dtype=torch.float64)
-                pairs = num_rows * (num_rows + 1) // 2
-                partials = torch.empty(1, len(layout.chunks), pairs, dtype=torch.float64)
-                CPU.gram_(gram, partials, sampler.rows(1, num_rows, dtype=dtype), layout.chunks, centre=centre)
-                yield gram
+        yield from grams(sampler, dtype)
         grads[3, 1, 9008] = torch.nan
         found = torch.zeros(5)
         CPU.finite_(found, grads, layout.chunks)
@@ -59,6 +53,22 @@ def results() -> Iterator[Tensor]:
                     low_precision=None if low is None else sampler.poisoned(5, dtype=low),
                 )  # fmt: skip
                 yield from problem.run(CPU, rule, order).tensors().values()
+
+
+def grams(sampler: Sampler, dtype: torch.dtype) -> Iterator[Tensor]:
+    """All kinds of inner products, with rows out of range among the others (of float16: at the ends of its range)."""
+    layout = sampler.layout
+    for num_rows in (2, 5, 7, 17):
+        rows, others = (sampler.rows(1, num_rows, dtype=dtype) for _ in range(2))
+        rows[:, -1] *= 1e-5 if dtype == torch.float16 else 1e-30
+        others[:, 0] *= 1e4 if dtype == torch.float16 else 1e30
+        for centre in (False, True):
+            for y, diagonal in ((None, False), (others, False), (None, True), (others, True)):
+                sums = num_rows if diagonal else num_rows * (num_rows + 1) // 2 if y is None else num_rows**2
+                out = torch.empty(1, 4, *((num_rows,) if diagonal else (num_rows, num_rows)), dtype=torch.float64)
+                partials = torch.empty(1, len(layout.chunks), sums, dtype=torch.float64)
+                CPU.gram_(out, partials, rows, y, layout.chunks, centre=centre, diagonal=diagonal)
+                yield out
 
 
 def digest() -> str:

@@ -2,63 +2,37 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gram_oracle import allowed, diagonal_of, exact, relative_error, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import FLOATS, HALVES, LAYOUTS, Backend, Layout, Sampler, assert_within, rounding, same_bits, unit
+from samplers import FLOATS, HALVES, LAYOUTS, Backend, Layout, Sampler, assert_within, same_bits
 from torch import Tensor
 
-from mt2o_ext.ops import reference
-
-NUM_ROWS = (1, 2, 3, 4, 5, 6, 8, 16, 17)
-TILE, LANES = 1024, 16  # float32 sums go over a tile, each lane by itself
-
-
-def run(backend: Backend, rows: Tensor, layout: Layout, *, centre: bool) -> Tensor:
-    batch, num_rows, _ = rows.shape
-    out = torch.full((batch, len(layout.numels), num_rows, num_rows), torch.nan, dtype=torch.float64)
-    partials = torch.full((batch, len(layout.chunks), num_rows * (num_rows + 1) // 2), torch.nan, dtype=torch.float64)
-    backend.gram_(out, partials, rows, layout.chunks, centre=centre)
-    return out
-
-
-def oracle(rows: Tensor, layout: Layout, *, centre: bool) -> tuple[Tensor, Tensor]:
-    """The Gram matrices in float64, and those of the absolute values: the size of the sums."""
-    values = rows.double()  # not written to
-    if centre:
-        values = values - values[:, :1]  # exact in float64, where the rows are float32
-        values = values - values.mean(dim=1, keepdim=True)
-    batch, num_rows, _ = rows.shape
-    grams = [torch.zeros(batch, len(layout.numels), num_rows, num_rows, dtype=torch.float64) for _ in range(2)]
-    for segment, begin, end in layout.chunks.tolist():
-        of_chunk = values[..., begin:end]
-        for gram, factor in zip(grams, (of_chunk, of_chunk.abs()), strict=True):
-            gram[:, segment] += factor @ factor.mT
-    return grams[0], grams[1]
-
-
-def depth(num_rows: int, dtype: torch.dtype, *, centre: bool) -> int:
-    """Roundings on the way of one product into the sum; centring costs one per row, and three, for both factors."""
-    lanes = LANES if dtype != torch.float64 else LANES // 2
-    return TILE // lanes + lanes + (2 * (num_rows + 3) if centre else 0)
+NUM_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17)
+EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
+EACH_LAYOUT = pytest.mark.parametrize("numels", LAYOUTS, ids=str)
+CENTRED = pytest.mark.parametrize("centre", [False, True], ids=["plain", "centred"])
 
 
 def check(
     backend: Backend, sampler: Sampler, num_rows: int, dtype: torch.dtype, *, centre: bool, batch: int = 2
 ) -> None:
+    """All pairs, cross products, and the diagonals of both."""
+    layout = sampler.layout
     rows = sampler.rows(batch, num_rows, dtype=dtype)
-    expected, size = oracle(rows, sampler.layout, centre=centre)
-    if centre:  # what centring loses has the size of the differences, not of the centred rows
-        size = size + oracle(rows - rows[:, :1], sampler.layout, centre=False)[1]
-        size = size.amax(dim=(-2, -1), keepdim=True)
-    actual = run(backend, rows, sampler.layout, centre=centre)
-    across = len(sampler.layout.chunks) * 16 * rounding(torch.float64)  # tiles and chunks are added in float64
-    assert_within(actual, expected, (depth(num_rows, dtype, centre=centre) * unit(dtype) + across) * size)
-    assert same_bits(actual, actual.mT)
+    for others in (None, sampler.rows(batch, num_rows, dtype=dtype)):
+        expected, _ = exact(rows, layout, others, centre=centre)
+        limit = allowed(rows, layout, others, centre=centre)
+        gram = run(backend, rows, layout, others, centre=centre)
+        assert_within(gram, expected, limit)
+        assert others is not None or same_bits(gram, gram.mT)
+        squares = run(backend, rows, layout, others, centre=centre, diagonal=True)
+        assert_within(squares, diagonal_of(expected), diagonal_of(limit.expand_as(expected)))
 
 
-@pytest.mark.parametrize("centre", [False, True], ids=["plain", "centred"])
-@pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
-@pytest.mark.parametrize("numels", LAYOUTS, ids=str)
+@CENTRED
+@EACH_DTYPE
+@EACH_LAYOUT
 def test_equals_the_oracle(backend: Backend, numels: tuple[int, ...], dtype: torch.dtype, centre: bool) -> None:
     sampler = Sampler(Layout(numels))
     for num_rows in NUM_ROWS if sum(numels) <= 100 else (1, 2, 3, 5, 17):
@@ -71,19 +45,21 @@ def test_any_layout(backend: Backend, numels: list[int], num_rows: int, centre: 
     check(backend, Sampler(Layout(numels)), num_rows, torch.float32, centre=centre, batch=1)
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    size = torch.diagonal(expected, dim1=-2, dim2=-1).sqrt()
-    return float(((actual - expected).abs() / (size[..., :, None] * size[..., None, :])).max())
+@pytest.mark.parametrize("num_rows", [63, 64, 256])
+def test_as_many_rows_as_there_may_be(backend: Backend, num_rows: int) -> None:
+    check(backend, Sampler(Layout((1500, 3))), num_rows, torch.float32, centre=False, batch=1)
 
 
-@pytest.mark.parametrize("centre", [False, True], ids=["plain", "centred"])
+@CENTRED
 @pytest.mark.parametrize("num_rows", [2, 5, 16])
 def test_long_sums_are_as_good_as_single_products(backend: Backend, num_rows: int, centre: bool) -> None:
     """A float32 sum over a million columns would be wrong by up to 1e-3."""
     layout = Layout((1_000_000,))
-    rows = torch.randn(1, num_rows, layout.row, generator=torch.Generator().manual_seed(1))
-    expected, _ = oracle(rows, layout, centre=centre)
-    assert relative_error(run(backend, rows, layout, centre=centre), expected) <= 1e-7
+    generator = torch.Generator().manual_seed(1)
+    rows, others = (torch.randn(1, num_rows, layout.row, generator=generator) for _ in range(2))
+    for y in (None, others):
+        gram = run(backend, rows, layout, y, centre=centre)
+        assert relative_error(gram, rows, layout, y, centre=centre) <= 1e-7
 
 
 def test_differences_far_smaller_than_the_rows(backend: Backend) -> None:
@@ -92,10 +68,25 @@ def test_differences_far_smaller_than_the_rows(backend: Backend) -> None:
     sampler = Sampler(layout)
     for num_rows in (2, 3, 5, 16):
         common = sampler.rows(1, 1).expand(1, num_rows, -1)
-        rows = common * (1 + 1e-6 * sampler.normal(1, num_rows, layout.row)).float()
-        expected, _ = oracle(rows, layout, centre=True)
-        assert relative_error(run(backend, rows, layout, centre=True), expected) <= 1e-6
-        assert torch.equal(run(backend, common, layout, centre=True), torch.zeros(1, 1, num_rows, num_rows).double())
+        rows, others = (common * (1 + 1e-6 * sampler.normal(1, num_rows, layout.row)).float() for _ in range(2))
+        for y in (None, others):
+            gram = run(backend, rows, layout, y, centre=True)
+            assert relative_error(gram, rows, layout, y, centre=True) <= 1e-6
+        nothing = torch.zeros(1, 1, num_rows, num_rows).double()
+        assert torch.equal(run(backend, common, layout, centre=True), nothing)
+        assert torch.equal(run(backend, common, layout, rows, centre=True), nothing)
+
+
+@pytest.mark.parametrize("num_rows", [3, 5, 8])
+def test_cross_products_of_rows_with_themselves_are_all_pairs(backend: Backend, num_rows: int) -> None:
+    sampler = Sampler(Layout((5000, 17)))
+    rows = sampler.rows(2, num_rows)
+    pairs, cross = (run(backend, rows, sampler.layout, others) for others in (None, rows))
+    swapped = run(backend, rows.flip(1), sampler.layout, rows)
+    if backend.name != "reference":  # a pair is summed in the order of its columns, whatever else there is
+        assert same_bits(pairs, cross)
+        assert same_bits(swapped, cross.flip(-2))
+    assert_within(cross, pairs, allowed(rows, sampler.layout))
 
 
 def test_scratch_is_used_again(backend: Backend) -> None:
@@ -106,22 +97,24 @@ def test_scratch_is_used_again(backend: Backend) -> None:
     partials = torch.empty(1, len(layout.chunks), 10, dtype=torch.float64)
     for _ in range(3):
         rows = sampler.rows(1, 4)
-        backend.gram_(out, partials, rows, layout.chunks, centre=False)
-        assert same_bits(out, run(backend, rows, layout, centre=False))
+        backend.gram_(out, partials, rows, None, layout.chunks, centre=False, diagonal=False)
+        assert same_bits(out, run(backend, rows, layout))
 
 
 def test_a_segment_without_columns_has_a_gram_of_zero(backend: Backend) -> None:
     sampler = Sampler(Layout((3, 0, 40)))
-    gram = run(backend, sampler.rows(2, 5), sampler.layout, centre=False)
-    assert torch.equal(gram[:, 1], torch.zeros(2, 5, 5).double())
-    assert bool((torch.diagonal(gram[:, [0, 2]], dim1=-2, dim2=-1) > 0).all())
+    for others in (None, sampler.rows(2, 5)):
+        gram = run(backend, sampler.rows(2, 5), sampler.layout, others)
+        assert torch.equal(gram[:, 1], torch.zeros(2, 5, 5).double())
+        assert bool((diagonal_of(gram[:, [0, 2]]) != 0).all())
 
 
-def test_squares_beyond_the_range_of_float32_of_few_rows(backend: Backend) -> None:
-    """Products of up to three rows are summed in float64, so gradients of any size have a Gram matrix."""
-    sampler = Sampler(Layout((100,)))
-    for scale in (1e-30, 1e30):
-        rows = sampler.rows(1, 3, scale=scale)
-        expected = torch.full((1, 1, 3, 3), torch.nan, dtype=torch.float64)
-        reference.gram_(expected, torch.empty(0), rows.double(), sampler.layout.chunks)
-        assert relative_error(run(backend, rows, sampler.layout, centre=False), expected) <= 1e-12
+def test_the_rows_are_only_read(backend: Backend) -> None:
+    """Also where they are out of range, and are scaled."""
+    sampler = Sampler(Layout((3000, 17)))
+    tensors: list[Tensor] = [sampler.rows(1, 6, scale=1e-30), sampler.rows(1, 6, scale=1e30)]
+    before = [tensor.clone() for tensor in tensors]
+    for centre in (False, True):
+        run(backend, tensors[0], sampler.layout, tensors[1], centre=centre)
+        run(backend, tensors[0], sampler.layout, centre=centre)
+    assert all(same_bits(old, new) for old, new in zip(before, tensors, strict=True))

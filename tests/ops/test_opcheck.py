@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,10 +36,12 @@ def combine_arguments(sampler: Sampler) -> Arguments:
     return [clean(sampler.poisoned(3)), clean(sampler.rows(3, 2)), sampler.weights(3, 2), sampler.layout.chunks], {}
 
 
-def gram_arguments(sampler: Sampler) -> Arguments:
-    out = torch.zeros(2, len(sampler.layout.numels), 3, 3, dtype=torch.float64)
-    partials = torch.zeros(2, len(sampler.layout.chunks), 6, dtype=torch.float64)
-    return [out, partials, clean(sampler.rows(2, 3)), sampler.layout.chunks], {"centre": True}
+def gram_arguments(sampler: Sampler, *, cross: bool = False, centre: bool = False, diagonal: bool = False) -> Arguments:
+    segments, chunks = len(sampler.layout.numels), sampler.layout.chunks
+    out = torch.zeros(2, segments, *((3,) if diagonal else (3, 3)), dtype=torch.float64)
+    partials = torch.zeros(2, len(chunks), 3 if diagonal else 9 if cross else 6, dtype=torch.float64)
+    rows, others = clean(sampler.rows(2, 3)), clean(sampler.rows(2, 3)) if cross else None
+    return [out, partials, rows, others, chunks], {"centre": centre, "diagonal": diagonal}
 
 
 def transfer_arguments(sampler: Sampler) -> Arguments:
@@ -72,6 +75,9 @@ def plain_step_arguments(sampler: Sampler) -> Arguments:
 CASES: dict[str, tuple[str, Callable[[Sampler], Arguments]]] = {
     "combine": ("combine_", combine_arguments),
     "gram": ("gram_", gram_arguments),
+    "centred gram": ("gram_", partial(gram_arguments, centre=True)),
+    "cross gram": ("gram_", partial(gram_arguments, cross=True)),
+    "diagonal": ("gram_", partial(gram_arguments, diagonal=True)),
     "transfer": ("transfer_", transfer_arguments),
     "finite": ("finite_", finite_arguments),
     "step": ("step_", step_arguments),
@@ -174,6 +180,14 @@ WRONG: dict[str, tuple[str, int, Callable[[Tensor], Tensor], str]] = {
         "partials must be contiguous, of shape [2, ",
     ),
     "gram: three dimensions": ("gram", 0, lambda out: out[0], "out must be [B, S, R, R]"),
+    "gram: dtype of out": ("gram", 0, Tensor.float, "out must be contiguous, of shape [2, 2, 3, 3]"),
+    "gram: fewer others": ("cross gram", 3, lambda o: o[:, :2], "others must have the dtype and the shape of rows"),
+    "gram: shorter others": ("cross gram", 3, lambda o: o[..., :-16], "others must have the dtype and the shape of"),
+    "gram: dtype of others": ("cross gram", 3, Tensor.double, "others must have the dtype and the shape of rows"),
+    "gram: others not aligned": ("cross gram", 3, lambda o: o[..., 1:].contiguous(), "16 elements apart"),
+    "gram: others for all pairs": ("gram", 3, lambda o: torch.zeros(2, 3, 2144), "partials must be contiguous, of shape"),
+    "diagonal: four dimensions": ("diagonal", 0, lambda out: out[..., None], "of a diagonal [B, S, R]"),
+    "diagonal: partials of pairs": ("diagonal", 1, lambda p: torch.zeros(2, 2, 6).double(), "partials must be contig"),
     "transfer: shape of mix": ("transfer", 1, lambda mix: mix[:2], "mix must be contiguous, of shape [3, 3]"),
     "transfer: dtype of theta": ("transfer", 0, Tensor.half, "theta must be float32 or float64"),
     "finite: shape of flags": ("finite", 0, lambda flags: flags[:2], "found_inf must be contiguous, of shape [3]"),
@@ -238,10 +252,9 @@ def test_wrong_chunks_are_refused(case: str, wrong: str) -> None:
     check_refused(case, positional, named, message)
 
 
-@pytest.mark.parametrize("case", ["gram", "step"])
-def test_a_segment_that_is_not_there_is_refused(case: str) -> None:
+@pytest.mark.parametrize(("case", "position"), [("gram", 4), ("cross gram", 4), ("diagonal", 4), ("step", 12)])
+def test_a_segment_that_is_not_there_is_refused(case: str, position: int) -> None:
     positional, named = arguments_of(case)
-    position = 3 if case == "gram" else 12
     positional[position] = altered(positional[position], (-1, 0), 2)
     check_refused(case, positional, named, "is out of order or out of range")
 
@@ -252,7 +265,7 @@ def test_an_unknown_rule_is_refused() -> None:
     check_refused("step", positional, {**named, "order": 2}, "unknown rule or order")
 
 
-@pytest.mark.parametrize("case", ["combine", "gram", "transfer", "finite"])
+@pytest.mark.parametrize("case", ["combine", "gram", "cross gram", "diagonal", "transfer", "finite"])
 def test_shapes_are_checked_while_tracing(case: str) -> None:
     function, positional, named = wrapped(case)
     position = 1 if case == "transfer" else 0

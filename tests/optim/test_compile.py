@@ -95,7 +95,8 @@ def test_operators_in_a_training_step_of_the_users() -> None:
         combined, found = torch.zeros_like(theta), torch.zeros(3)
         ops.combine_(combined, task_grads, torch.full((3, 2), 0.5, dtype=torch.float64), table)
         gram = torch.zeros(1, 2, 3, 3, dtype=torch.float64)
-        ops.gram_(gram, torch.zeros(1, len(chunks), 6, dtype=torch.float64), theta.unsqueeze(0), table, centre=True)
+        partials = torch.zeros(1, len(chunks), 6, dtype=torch.float64)
+        ops.gram_(gram, partials, theta.unsqueeze(0), None, table, centre=True)
         ops.finite_(found, combined.unsqueeze(1), table)
         ops.step_(
             theta, None, None, None, None, None, torch.zeros(3, 2),
