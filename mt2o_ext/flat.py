@@ -13,27 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import FIELDS, NUM_CONSTANTS, finite_, gram_, plan_layout
+from .flat_gradients import FlatGradients
+from .ops import FIELDS, NUM_CONSTANTS, gram_
 
 __all__ = ["FlatParameters"]
 
 
-def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    """The same strides if they cover the elements without gaps (as channels_last does), else contiguous ones."""
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
-        if stride != expected:
-            return torch.empty(shape, device="meta").stride()
-        expected *= size
-    return tuple(strides)
-
-
-def to_device(table: Tensor, device: torch.device) -> Tensor:
-    """A table of the host on a device; on a GPU through pinned memory, so that nobody waits for it."""
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
-
-
-class FlatParameters:
+class FlatParameters(FlatGradients):
     """Parameters of one dtype on one device, their gradients and optimizer state, one row for each subproblem.
 
     Args:
@@ -63,36 +49,18 @@ class FlatParameters:
         stacked: bool = False,
         row: int = 0,
     ) -> None:
-        self.parameters = list(parameters)
-        self.num_rows = num_rows
-        self.num_tasks = num_tasks
-        self.stacked = stacked
-        first = self.parameters[0]
-        self.dtype, self.device = first.dtype, first.device
-        shapes = [p.shape[1:] if stacked else p.shape for p in self.parameters]
-        strides = [p.stride()[1:] if stacked else p.stride() for p in self.parameters]
-        self.shapes = shapes
-        self.strides = [dense_strides(shape, stride) for shape, stride in zip(shapes, strides, strict=True)]
-        self.numels = [shape.numel() for shape in shapes]
-        self.offsets, self.row, chunks = plan_layout(self.numels)
-        self.chunks = torch.tensor(chunks, dtype=torch.int64, device=self.device).reshape(-1, 3)
+        super().__init__(parameters, num_rows, num_tasks=num_tasks, stacked=stacked)
         self.transfer_chunks = self.chunks
         low = self.dtype in (torch.bfloat16, torch.float16)
         self.theta = self._zeros(torch.float32 if low else self.dtype)
         self.values = self._zeros(self.dtype) if low else self.theta
-        self.grads = torch.zeros(num_rows, num_tasks, self.row, dtype=self.dtype, device=self.device)
         self.buffers: dict[str, Tensor] = {}
         num_segments = len(self.parameters)
         self.step = torch.zeros(num_rows, num_segments, device=self.device)
         self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
-        self.filled = [[False] * num_segments for _ in range(num_tasks * (1 if stacked else num_rows))]
         self._partials: Tensor | None = None
-        self._there: list[list[bool]] = []  # what `_active` says
-        self._active: Tensor | None = None
         self._value_views = self._views(self.values)
-        of_tasks = [self._views(self.grads, task * self.row) for task in range(num_tasks)]
-        self._grad_views = [views for row_views in zip(*of_tasks, strict=True) for views in row_views]  # as `filled`
         self._places = [_places(views) for views in self._value_views]
         self._versions: list[int] = []
         for k in range(len(self._value_views)):
@@ -101,17 +69,6 @@ class FlatParameters:
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
         return torch.zeros(self.num_rows, self.row, dtype=dtype, device=self.device)
-
-    def _views(self, buffer: Tensor, first: int = 0) -> list[list[Tensor]]:
-        """Views of the shape of each parameter: one list for each row, or one list of all rows if stacked."""
-        if self.stacked:
-            return [[self.rows_of(buffer, i, first) for i in range(len(self.parameters))]]
-        return [[self.rows_of(buffer, i, first)[k] for i in range(len(self.parameters))] for k in range(self.num_rows)]
-
-    def rows_of(self, buffer: Tensor, segment: int, first: int = 0) -> Tensor:
-        """All K rows of one parameter, a view [K, *shape] of a [K, P] buffer that begins at this element."""
-        shape = (self.num_rows, *self.shapes[segment])
-        return buffer.as_strided(shape, (buffer.stride(0), *self.strides[segment]), first + self.offsets[segment])
 
     def buffer(self, name: str) -> Tensor:
         """The buffer of this name, made of zeros where it is new."""
@@ -187,76 +144,6 @@ class FlatParameters:
             torch.autograd.graph.increment_version(self.parameters)
             if self.values is not self.theta:
                 self._versions = [p._version for p in self.parameters]
-
-    # ------------------------------------------------------------------ gradients
-    def collect_gradients(self, row: int, *, task: int = 0, detach: bool) -> None:
-        """Copies every ``.grad`` into the buffer's row of this task.
-
-        detach: adds to what is there since the last ``forget_gradients`` and takes ``.grad`` away, so that the next
-        subproblem starts from none; otherwise ``.grad`` stays as it is, the whole gradient.
-
-        Raises TypeError, before anything is copied, for gradients that are not dense.
-        """
-        grads = [p.grad for p in self.parameters]
-        there = [grad is not None for grad in grads]
-        for grad in grads:
-            if grad is not None and grad.layout != torch.strided:
-                raise TypeError(
-                    f"expected dense gradients, got one of layout {grad.layout} for a parameter of shape "
-                    f"{list(grad.shape)}; build the embedding with sparse=False"
-                )
-        row = row * self.num_tasks + task
-        before = self.filled[row] if detach else [False] * len(grads)
-        pairs = list(zip(self._grad_views[row], grads, before, strict=True))
-        new = [(view, grad) for view, grad, old in pairs if grad is not None and not old]
-        more = [(view, grad) for view, grad, old in pairs if grad is not None and old]
-        if new:
-            torch._foreach_copy_([view for view, _ in new], [grad for _, grad in new])
-        if more:
-            torch._foreach_add_([view for view, _ in more], [grad for _, grad in more])
-        self.filled[row] = [one or old for one, old in zip(there, before, strict=True)]
-        if detach:
-            for p in self.parameters:
-                p.grad = None
-
-    def take_gradients(self, segment: int, other: FlatParameters, other_segment: int) -> None:
-        """Copies the gradients of a parameter, where they are there, from the buffer it was in before."""
-        if self.num_tasks != other.num_tasks:
-            return
-        for row, filled in enumerate(other.filled):
-            if filled[other_segment]:
-                self._grad_views[row][segment].copy_(other._grad_views[row][other_segment])
-                self.filled[row][segment] = True
-
-    def forget_gradients(self) -> None:
-        self.filled = [[False] * len(self.parameters) for _ in self.filled]
-
-    def any_filled(self) -> bool:
-        return any(map(any, self.filled))
-
-    def active(self) -> Tensor | None:
-        """bool [K, S], where a tensor has a gradient of at least one task; None where all have."""
-        rows = [self.filled[first : first + self.num_tasks] for first in range(0, len(self.filled), self.num_tasks)]
-        there = [[any(of_tasks) for of_tasks in zip(*tasks, strict=True)] for tasks in rows]
-        if all(map(all, there)):
-            return None
-        if there == self._there and not torch.compiler.is_compiling():
-            return self._active
-        active = to_device(torch.tensor(there), self.device).expand_as(self.step).contiguous()
-        if not torch.compiler.is_compiling():
-            self._there, self._active = there, active
-        return active
-
-    def clear_missing(self) -> None:
-        """Sets gradients that are not there to zero: the buffer may hold what is left from an earlier step."""
-        for views, filled in zip(self._grad_views, self.filled, strict=True):
-            if not all(filled):
-                torch._foreach_zero_([view for view, there in zip(views, filled, strict=True) if not there])
-
-    def find_nonfinite(self, found_inf: Tensor) -> None:
-        """Sets found_inf[k] = 1 (float32 [K]) where a gradient of row k that will be used is infinite or NaN."""
-        self.clear_missing()
-        finite_(found_inf, self.grads, self.chunks)
 
     # ------------------------------------------------------------------ transfer
     def set_transfer(self, takes_part: Sequence[bool]) -> None:

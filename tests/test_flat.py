@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext.flat import FlatParameters, dense_strides
+from mt2o_ext.flat import FlatParameters
+from mt2o_ext.flat_gradients import dense_strides
 
 SHAPES = [(3, 5), (), (0,), (17,), (2, 3, 4, 5)]
 

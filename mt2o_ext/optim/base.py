@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flat import FlatParameters, to_device
+from ..flat import FlatParameters
+from ..flat_gradients import to_device
 from ..ops import FIELDS, Order, step_
+from .amp import ScaledGradients
 from .nonfinite import LateFlags
 from .parameters import check_memory, check_parameters
 from .rules import BaseRule
@@ -21,7 +23,7 @@ __all__ = ["FlatOptimizer"]
 LR, TRANSFER = FIELDS.index("lr"), FIELDS.index("transfer")
 
 
-class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
+class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
     """Parameter groups, buffers, non-finite gradients and the fused step; subclasses say what is combined and blended.
 
     Args:
@@ -213,23 +215,35 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
     # ------------------------------------------------------------------ the step
     def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
         """float32 [K], 1 where the gradients or losses [K, T] of a row are infinite or NaN."""
-        found = torch.zeros(self._num_rows, device=self._skipped.device)
+        found = self._with_infinities(torch.zeros(self._num_rows, device=self._skipped.device))
         for flat in self._flat:
             flat.find_nonfinite(found)
+        return self._with_losses(found, losses)
+
+    @staticmethod
+    def _with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
         return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, 1.0)
 
     def _rows_to_skip(self, found: Tensor) -> Tensor:
         return found.amax().expand_as(found).contiguous() if self._skip_all else found
 
     def _nothing_left(self, skipped: Tensor) -> bool:
-        """True if there is no row left to update; not known while compiling or without waiting for a GPU: then the
-        kernel finds out."""
-        return skipped.device.type == "cpu" and not torch.compiler.is_compiling() and bool(skipped.all())
+        """True if there is no row left to update; where the host cannot know without waiting, the kernel finds out."""
+        return self._host_knows(skipped) and bool(skipped.all())
+
+    @staticmethod
+    def _host_knows(tensor: Tensor) -> bool:
+        """True if reading the tensor here makes nobody wait, neither a compiler nor a device."""
+        return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
     def _count_skipped(self, found: Tensor, skipped: Tensor) -> None:
-        """Counts skipped rows and warns about the first; if they are on a GPU, at a later step."""
+        """Counts skipped rows and warns about the first; if they are on a GPU, at a later step.
+
+        (A scaler looks for infinities: these are no surprise.)
+        """
         self._skipped += (skipped != 0).to(self._skipped)
-        if torch.compiler.is_compiling() or "nonfinite" in self._warned:
+        self._tell_scaler(found)
+        if torch.compiler.is_compiling() or self._under_scaler or "nonfinite" in self._warned:
             return
         self._late_flags.add(found)
         self._warn_of_nonfinite(self._late_flags.raised())
@@ -244,24 +258,33 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
                 stacklevel=4,
             )
 
-    def _combination(self, flat: FlatParameters) -> tuple[Tensor, Tensor | None]:
+    def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Gradients [K, T, P] of this buffer and the weights, float64 [K, T], that combine them (None where T = 1)."""
-        return flat.grads, None
+        return self._flat[index].grads, None
+
+    def _active(self, index: int) -> Tensor | None:
+        """bool [K, S], the tensors of this buffer that are updated; None: all."""
+        return self._flat[index].active()
+
+    def _divisor(self, device: torch.device) -> Tensor | None:
+        """float32 [1], what the gradients are divided by in the step, or None."""
+        return self._factor(device)
 
     def _apply(self, skipped: Tensor, mixes: Iterable[Tensor | None], order: Order) -> None:
         """The fused step of every buffer; mixes: for each of them M [K, K] or [S, K, K], or None."""
         rule = self._base.rule(self.param_groups)
         moments_of = [self._base.moments(group) for group in self.param_groups]
         names = {name for moments in moments_of for name in moments.values()}
-        for flat, mix in zip(self._flat, mixes, strict=True):
+        for index, (flat, mix) in enumerate(zip(self._flat, mixes, strict=True)):
             first, second, largest = (
                 flat.buffer(name) if name in names else None for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
             )
             low = None if flat.values is flat.theta else flat.values
-            grads, weights = self._combination(flat)
+            grads, weights = self._combination(index)
             step_(
                 flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, grads,
-                weights, mix, flat.segments, flat.chunks, flat.active(), None, skipped, rule=rule, order=order,
+                weights, mix, flat.segments, flat.chunks, self._active(index), self._divisor(flat.device), skipped,
+                rule=rule, order=order,
             )  # fmt: skip
             flat.mark_changed()
         self._attach_state(moments_of)

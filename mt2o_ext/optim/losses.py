@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["as_losses", "check_losses", "check_running_statistics"]
+__all__ = ["as_list", "as_losses", "check_losses", "check_running_statistics"]
 
 
-def check_losses(losses: Tensor | Sequence[Tensor], num_tasks: int, num_rows: int | None) -> Tensor:
+def check_losses(
+    losses: Tensor | Sequence[Tensor], num_tasks: int, num_rows: int | None, *, graph: bool = True
+) -> Tensor:
     """Losses as one tensor [T], or [K, T] where ``num_rows`` is K.
 
     Raises TypeError for what is not a tensor, ValueError for another number of losses, losses that are not scalars, and
-    losses that no parameter can get a gradient from.
+    (with ``graph``) losses that no parameter can get a gradient from.
     """
     expected = (num_tasks,) if num_rows is None else (num_rows, num_tasks)
     if isinstance(losses, Tensor):
@@ -34,9 +36,16 @@ def check_losses(losses: Tensor | Sequence[Tensor], num_tasks: int, num_rows: in
         raise ValueError(
             f"expected losses of shape {list(expected)} (num_tasks={num_tasks}), got {list(stacked.shape)}"
         )
-    if not stacked.requires_grad:
+    if graph and not stacked.requires_grad:
         raise ValueError("expected losses with a graph, got constants: were they detached, or computed under no_grad?")
     return stacked
+
+
+def as_list(losses: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """T checked losses one by one.  From a sequence they are the user's own tensors: the graph of a stacked tensor
+    leads from each of them to all.
+    """
+    return [loss.reshape(()) for loss in (losses.unbind() if isinstance(losses, Tensor) else losses)]
 
 
 def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], None]) -> None:

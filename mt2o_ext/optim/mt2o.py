@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pareto import ParetoFront
 from ..preferences import check_preferences, default_preferences
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
+from ..weighting import Weighting
 from .blend import Blend
-from .losses import as_losses, check_losses, check_running_statistics
+from .losses import as_list, check_losses, check_running_statistics
 from .moments import Moments
+from .options import check_task_options
 from .rules import AdamW, BaseRule, as_base_rule
 from .subproblems import OneModel
+from .weigher import Weigher
 
 __all__ = ["MT2OFused"]
 
@@ -57,7 +59,12 @@ class MT2OFused(OneModel):
         base: ``AdamW()`` (default), ``Adam()`` or ``SGD()`` of this package, with torch.optim's options; or a name.
         preferences: [K, T] weight vectors on the simplex; default: evenly spaced (T = 2), Riesz energy (T > 2).
         scalarization: how losses and preferences become one loss; :class:`Linear` by default.  Use
-            :class:`SmoothTchebycheff` where the front may be non-convex.
+            :class:`SmoothTchebycheff` where the front may be non-convex.  None: see ``weighting``.
+        weighting: of the task gradients inside each subproblem, CAGrad(), say; None: they add up.  The weighting sees
+            the gradients times T and the scalarization's coefficients, and equal preferences; with
+            ``scalarization=None`` the gradients as they are, and the subproblem's preferences.
+        heads, collect, generator: with a weighting, as of :class:`WeightedFused`, which also says what it does with
+            ``.grad``; groups may then have ``task``.
         transfer: the rule that gives M; :class:`Spectral` by default.  None: K independent runs.  Any callable
             ``context -> M`` with rows that sum to one.
         order: "consensus" (above) or "adapt_then_combine": theta <- M (theta - u).
@@ -81,7 +88,11 @@ class MT2OFused(OneModel):
         lr: float | Tensor = 1e-3,
         base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
         preferences: Tensor | Sequence[Sequence[float]] | None = None,
-        scalarization: Scalarization = Linear(),  # noqa: B008  (frozen)
+        scalarization: Scalarization | None = Linear(),  # noqa: B008  (frozen)
+        weighting: Weighting | str | None = None,
+        heads: str = "plain",
+        collect: str = "sequential",
+        generator: torch.Generator | None = None,
         transfer: TransferRule | Callable[[TransferContext], Tensor | None] | bool | None = True,
         order: str = "consensus",
         ema: float | None = None,
@@ -101,7 +112,14 @@ class MT2OFused(OneModel):
         if preferences is None:
             preferences = default_preferences(num_subproblems, num_tasks)
         preferences = check_preferences(preferences, num_subproblems, num_tasks)
-        self._scalarization = as_scalarization(scalarization)
+        if scalarization is None and weighting is None:
+            raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
+        self._scalarization = None if scalarization is None else as_scalarization(scalarization)
+        self._heads, self._collecting = heads, collect
+        if weighting is not None:
+            checked = check_task_options(weighting, heads, collect)
+            seen = preferences if scalarization is None else torch.full_like(preferences, 1 / num_tasks)
+            self._weigher = Weigher(checked, seen, generator, None)
         if transfer is True:
             transfer = Spectral() if num_subproblems > 1 else None
         self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments)
@@ -111,7 +129,10 @@ class MT2OFused(OneModel):
         skip_all = skip_nonfinite == "all"
         defaults = {"lr": lr, "transfer": True, **base.defaults()}
         self._copies = ["ema"] * (ema is not None) + ["transfer_base"] * self._blend.rule.relative
-        super().__init__(params, defaults, base, num_rows=num_subproblems, stacked=stacked, ema=ema, skip_all=skip_all)
+        super().__init__(
+            params, defaults, base, num_rows=num_subproblems, num_tasks=1 if weighting is None else num_tasks,
+            stacked=stacked, ema=ema, skip_all=skip_all,
+        )  # fmt: skip
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
         self._keep_buffers(buffers)
         if start is not None:
@@ -132,6 +153,7 @@ class MT2OFused(OneModel):
     def __repr__(self) -> str:
         options = (
             f"num_tasks={self._num_tasks}, num_subproblems={self._num_rows}, scalarization={self._scalarization}, "
+            f"weighting={None if self._weigher is None else type(self._weigher.weighting).__name__}, "
             f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}, ema={self._ema}"
         )
         return super().__repr__().replace(" (", f" ({options}", 1)
@@ -143,7 +165,7 @@ class MT2OFused(OneModel):
         return self._blend.preferences.clone()
 
     def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
-        """Backward of the scalarized losses, into ``.grad``.
+        """Backward of the scalarized losses, into ``.grad``; of each of them, into buffers, if there is a weighting.
 
         Args:
             losses: T scalars of the active subproblem, as a tensor [T] or a sequence; [K, T] if stacked.
@@ -159,11 +181,23 @@ class MT2OFused(OneModel):
         self._seen_graph = True
         detached = stacked.detach().double()
         preferences = self._blend.preferences if self._stacked else self._blend.preferences[row]
-        coefficients = self._scalarization.coefficients(detached, preferences)
+        coefficients = torch.ones_like(detached)
+        if self._scalarization is not None:
+            coefficients = self._scalarization.coefficients(detached, preferences)
         before = self._losses[row]
         self._losses[row] = detached if before is None else before + detached  # as gradients add up over micro-batches
-        total = (stacked * coefficients.to(stacked.dtype)).sum()
-        (total if scaler is None else scaler.scale(total)).backward(retain_graph=retain_graph)
+        if self._weigher is None:
+            [total] = self._scale([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
+            total.backward(retain_graph=retain_graph)
+            return
+        self._synchronize()
+        if self._scalarization is not None:
+            coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is
+        if self._stacked:
+            parts = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
+        else:
+            parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
+        self._collect(self._scale(parts, scaler), row, retain_graph=retain_graph)
 
     def _last_losses(self) -> Tensor | None:
         """float64 [K, T], or None where a subproblem has none yet."""
@@ -188,8 +222,7 @@ class MT2OFused(OneModel):
         self._collect_gradients()
         self._refresh_segments()
         last = self._last_losses()
-        found = self._find_nonfinite(last)
-        skipped = self._rows_to_skip(found)
+        found, skipped = self._find_rows_to_skip(last)
         if not self._nothing_left(skipped):
             blend, flats = self._blend, self._flat
             if last is not None and blend.rule.fixed and blend.steps == 0:
@@ -197,8 +230,13 @@ class MT2OFused(OneModel):
             matrices = blend.matrices(flats, skipped, last, self.param_groups[0]["lr"])
             self._apply(skipped, blend.before_step(flats, matrices, skipped), blend.order)
             blend.after_step(flats, matrices)
+            if self._weigher is not None:
+                self._weigher.done()
+        self._await_feedback(last, skipped)
         self._count_skipped(found, skipped)
         self._losses = [None] * len(self._losses)
+        if self._weigher is not None:  # used up
+            self._forget()
         return losses
 
     def _run(self, closure: Callable[[], Losses]) -> Tensor:
@@ -217,13 +255,17 @@ class MT2OFused(OneModel):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients, those of all subproblems."""
         super().zero_grad(set_to_none)
+        self._scaler = None
         self._losses = [None] * len(self._losses)
 
     def _collect_gradients(self) -> None:
         flats = self._synchronize()
+        self._check_scaler()
         if self._keeps_rows:
+            if self._weigher is None:
+                self._check_not_unscaled()
             self._store_gradients(flats)
-        else:
+        elif self._weigher is None:
             for flat in flats:
                 flat.collect_gradients(0, detach=False)
         if flats and not any(flat.any_filled() for flat in flats):
@@ -238,45 +280,12 @@ class MT2OFused(OneModel):
                 "shared batches leave none: draw one for each subproblem (repeat(loader), stack(...)).",
             )
 
-    # ------------------------------------------------------------------ the front
-    def front(
-        self,
-        evaluate: Callable[[], Losses],
-        *,
-        ema: bool = False,
-        reference: Tensor | Sequence[float] | None = None,
-        task_names: Sequence[str] = (),
-    ) -> ParetoFront:
-        """Evaluates every subproblem and returns the front.
-
-        Args:
-            evaluate: returns the T losses of the model as it is ([K, T], if stacked); called under no_grad.
-            ema: evaluate the running averages.
-            reference: the hypervolume's reference point, one value per task.
-            task_names: for plots and tables.
-        """
-        if self._stacked:
-            if ema:
-                with self.averaged():
-                    return self.front(evaluate, reference=reference, task_names=task_names)
-            with torch.no_grad():
-                rows = as_losses(evaluate(), (self._num_rows, self._num_tasks))
-        else:
-            collected = []
-            for k in range(self._num_rows):
-                with self.subproblem(k, ema=ema), torch.no_grad():
-                    collected.append(as_losses(evaluate(), (self._num_tasks,)))
-            rows = torch.stack(collected)
-        if reference is not None:
-            reference = torch.as_tensor(reference, dtype=torch.float64)
-        return ParetoFront(rows, self._blend.preferences.cpu(), reference, task_names)
-
     # ------------------------------------------------------------------ state
     def _export_shared(self) -> dict[str, Any]:
-        if self._num_rows == 1:
+        if self._num_rows == 1 and self._weigher is None:
             return {}
         shared = {**self._blend.state_dict(), "skipped": self._skipped.clone(), "buffers": self._export_buffers()}
-        return {"mt2o": shared}
+        return {"mt2o": shared if self._weigher is None else {**shared, "weighting": self._weigher.state_dict()}}
 
     def _check_state_dict(self, loaded: dict[str, Any]) -> None:
         shared = loaded["state"].get("mt2o")
@@ -287,9 +296,13 @@ class MT2OFused(OneModel):
                 f"{found[0]} and {found[1]}" + (" (or of another optimizer)" if shared is None else "")
             )
         super()._check_state_dict(loaded)
+        if (self._weigher is not None) != (shared is not None and "weighting" in shared):
+            raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
         if shared is not None:
             self._check_buffers(shared["buffers"])
             self._blend.loaded(shared)
+            if self._weigher is not None:
+                self._weigher.check_state(shared["weighting"])
 
     def _import_shared(self, state: dict[Any, Any]) -> None:
         shared = state.get("mt2o")
@@ -297,3 +310,5 @@ class MT2OFused(OneModel):
             self._blend = self._blend.loaded(shared)
             self._skipped.copy_(shared["skipped"])
             self._import_buffers(shared["buffers"])
+            if self._weigher is not None:
+                self._weigher.load_state_dict(shared["weighting"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..flat import FlatParameters
-from .base import FlatOptimizer
+from ..pareto import ParetoFront
+from .losses import as_losses
+from .task_gradients import TaskGradients
 
 __all__ = ["OneModel"]
 
 
-class OneModel(FlatOptimizer):
+class OneModel(TaskGradients):
     """Switching between subproblems of one ordinary model.
 
     The parameters are views into the row that is active: switching copies nothing.  Buffers (BatchNorm statistics) are
@@ -26,6 +28,11 @@ class OneModel(FlatOptimizer):
     _row_buffers: list[list[Tensor]]
     _detached = False  # the parameters are tensors of their own
     _averaged = False  # ... and running averages
+
+    @property
+    def preferences(self) -> Tensor:
+        """float64 [K, T]."""
+        raise NotImplementedError
 
     def _keep_buffers(self, buffers: Iterable[Tensor]) -> None:
         self._model_buffers = list(buffers)
@@ -50,6 +57,8 @@ class OneModel(FlatOptimizer):
             kept.copy_(buffer)
 
     def _store_gradients(self, flats: list[FlatParameters]) -> None:
+        if self._weigher is not None:  # they are in the buffers since backward
+            return
         try:
             for flat in flats:
                 flat.collect_gradients(self._row, detach=True)
@@ -148,6 +157,39 @@ class OneModel(FlatOptimizer):
             self._averaged = self._detached = False
             for flat in self._flat:
                 flat.activate(0)
+
+    # ------------------------------------------------------------------ the front
+    def front(
+        self,
+        evaluate: Callable[[], Tensor | Sequence[Tensor]],
+        *,
+        ema: bool = False,
+        reference: Tensor | Sequence[float] | None = None,
+        task_names: Sequence[str] = (),
+    ) -> ParetoFront:
+        """Evaluates every subproblem and returns the front.
+
+        Args:
+            evaluate: returns the T losses of the model as it is ([K, T], if stacked); called under no_grad.
+            ema: evaluate the running averages.
+            reference: the hypervolume's reference point, one value per task.
+            task_names: for plots and tables.
+        """
+        if self._stacked:
+            if ema:
+                with self.averaged():
+                    return self.front(evaluate, reference=reference, task_names=task_names)
+            with torch.no_grad():
+                rows = as_losses(evaluate(), (self._num_rows, self._num_tasks))
+        else:
+            collected = []
+            for k in range(self._num_rows):
+                with self.subproblem(k, ema=ema), torch.no_grad():
+                    collected.append(as_losses(evaluate(), (self._num_tasks,)))
+            rows = torch.stack(collected)
+        if reference is not None:
+            reference = torch.as_tensor(reference, dtype=torch.float64)
+        return ParetoFront(rows, self.preferences.cpu(), reference, task_names)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key not in ("_detached", "_averaged")}

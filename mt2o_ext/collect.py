@@ -1,0 +1,257 @@
+"""Collecting the gradients of T losses straight into flat buffers, without a copy of the whole in between.
+
+Two ways, both with no more memory than the buffer and the gradients of one parameter:
+
+* sequential: T times backward over the graph, which is kept until the last one.  ``.grad`` points into the buffer
+  meanwhile, so that autograd adds each gradient where it belongs.  Works with everything that backward works with.
+* batched: one backward for all losses through ``torch.func.vmap``; every parameter's T gradients are taken as soon as
+  they are complete.  Faster where operations are small, but only for graphs whose backward has batching rules: not for
+  compiled models, nor for sparse gradients.
+
+``.grad`` itself is left as it was, and parameters that are not asked for get nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .flat_gradients import FlatGradients
+from .ops import gram_, plan_layout
+
+__all__ = [
+    "Slot",
+    "TaskSlots",
+    "collect_batched",
+    "collect_gram",
+    "collect_sequential",
+    "collect_sum",
+    "gram_of",
+    "weighted_sum",
+]
+
+
+class Slot:
+    """Where the gradient of one task by one parameter goes; several gradients add up until they are forgotten.
+
+    head: the parameter belongs to a head.
+    """
+
+    def __init__(self, flat: FlatGradients, row: int, task: int, segment: int, *, head: bool = False) -> None:
+        self.head = head
+        self._flat, self._at, self._segment = flat, row * flat.num_tasks + task, segment
+        self.place = flat.place(row, task, segment)
+
+    @property
+    def parameter(self) -> Tensor:
+        return self._flat.parameters[self._segment]
+
+    @property
+    def filled(self) -> bool:
+        return self._flat.filled[self._at][self._segment]
+
+    def mark(self) -> None:
+        self._flat.filled[self._at][self._segment] = True
+
+
+class SlotOfAll:
+    """Where the gradients of all tasks by one parameter go at once; of a head, only those of its own task.
+
+    task: the task of a head, None for a shared parameter.
+    """
+
+    def __init__(self, flat: FlatGradients, row: int, segment: int, task: int | None) -> None:
+        tasks = range(flat.num_tasks) if task is None else [0]
+        self.slots = [Slot(flat, row, one, segment) for one in tasks]
+        self.task = task
+        self.place = flat.places(row, segment) if task is None else self.slots[0].place
+        self.parameter = flat.parameters[segment]
+
+    def take(self, grads: Tensor) -> None:
+        """grads: [T, *shape]."""
+        new = grads if self.task is None else grads[self.task]
+        if self.slots[0].filled:
+            self.place.add_(new)
+        else:
+            self.place.copy_(new)
+        for slot in self.slots:
+            slot.mark()
+
+
+class TaskSlots:
+    """The slots of several buffers.
+
+    Args:
+        flats: buffers of shared parameters, which keep T gradients (or one: of a weighted sum), and of heads.
+        tasks: for each buffer, the task of each of its parameters; None: shared.
+        num_tasks: T.
+    """
+
+    def __init__(self, flats: Sequence[FlatGradients], tasks: Sequence[Sequence[int | None]], num_tasks: int) -> None:
+        self._flats, self._tasks, self._num_tasks = flats, tasks, num_tasks
+        self._rows: dict[int, list[list[Slot]]] = {}
+
+    def of_row(self, row: int) -> list[list[Slot]]:
+        """For each task, where its gradients of this row go: shared parameters and its own heads."""
+        if row not in self._rows:
+            slots: list[list[Slot]] = [[] for _ in range(self._num_tasks)]
+            for flat, segment, task in self._segments():
+                if task is not None:
+                    slots[task].append(Slot(flat, row, 0, segment, head=True))
+                    continue
+                for one in range(flat.num_tasks):
+                    slots[one].append(Slot(flat, row, one, segment))
+            self._rows[row] = slots
+        return self._rows[row]
+
+    def shared(self, row: int) -> list[Slot]:
+        """Where a weighted sum goes: the places of the first task."""
+        return [slot for slot in self.of_row(row)[0] if not slot.head]
+
+    def heads(self, row: int) -> list[list[Slot]]:
+        return [[slot for slot in slots if slot.head] for slots in self.of_row(row)]
+
+    def collect(self, losses: Sequence[Tensor], row: int, how: str, *, retain_graph: bool) -> None:
+        """Backward of T scalar losses, "sequential" or "batched"."""
+        if how == "sequential":
+            collect_sequential(losses, self.of_row(row), retain_graph=retain_graph)
+        else:
+            slots = [SlotOfAll(flat, row, segment, task) for flat, segment, task in self._segments()]
+            collect_batched(torch.stack(list(losses)), slots, retain_graph=retain_graph)
+
+    def _segments(self) -> Iterator[tuple[FlatGradients, int, int | None]]:
+        for flat, tasks in zip(self._flats, self._tasks, strict=True):
+            for segment, task in enumerate(tasks):
+                yield flat, segment, task
+
+
+def collect_sum(loss: Tensor, slots: Sequence[Slot], *, retain_graph: bool) -> None:
+    """Backward of one loss into these slots, as far as their parameters have a part in it."""
+    live = [slot for slot in slots if slot.parameter.requires_grad]
+    if not live:
+        return
+    parameters = [slot.parameter for slot in live]
+    kept = [p.grad for p in parameters]
+    if new := [slot.place for slot in live if not slot.filled]:
+        torch._foreach_zero_(new)
+    try:
+        for slot, p in zip(live, parameters, strict=True):
+            p.grad = slot.place
+        versions = [slot.place._version for slot in live]
+        torch.autograd.backward(loss, inputs=parameters, retain_graph=retain_graph)
+    finally:
+        for p, grad in zip(parameters, kept, strict=True):
+            p.grad = grad
+    for slot, version in zip(live, versions, strict=True):
+        if slot.place._version != version:  # autograd has added something: an unused parameter gets nothing
+            slot.mark()
+
+
+def weighted_sum(losses: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The sum of T scalars times weights [T]."""
+    return torch.stack([loss * weight.to(loss) for loss, weight in zip(losses, weights, strict=True)]).sum()
+
+
+def collect_sequential(losses: Sequence[Tensor], slots: Sequence[Sequence[Slot]], *, retain_graph: bool) -> None:
+    """losses: T scalars; slots: those of each task."""
+    last = len(losses) - 1
+    for task, (loss, of_task) in enumerate(zip(losses, slots, strict=True)):
+        collect_sum(loss, of_task, retain_graph=retain_graph or task < last)
+
+
+def collect_batched(losses: Tensor, slots: Sequence[SlotOfAll], *, retain_graph: bool) -> None:
+    """losses: [T], of one graph.
+
+    Raises RuntimeError where the graph has an operation that vmap cannot do, or sparse gradients.
+    """
+    _batched_backward(losses, [(slot.parameter, slot.take) for slot in slots], retain_graph)
+
+
+def collect_gram(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """float64 [S, T, T], the Gram matrix of the task gradients by each parameter, without storing these.
+
+    losses: [T], of one graph, which is kept.  Parameters that no loss depends on give zeros.
+    """
+    tasks = len(losses)
+    result = losses.new_zeros(len(parameters), tasks, tasks, dtype=torch.float64)
+
+    def taker(segment: int) -> Callable[[Tensor], None]:
+        def take(grads: Tensor) -> None:
+            result[segment] = gram_of(grads)
+
+        return take
+
+    _batched_backward(losses, [(p, taker(segment)) for segment, p in enumerate(parameters)], retain_graph=True)
+    return result
+
+
+def gram_of(grads: Tensor) -> Tensor:
+    """float64 [T, T], inner products of gradients [T, *shape]."""
+    tasks, numel = len(grads), grads[0].numel()
+    _, row, chunks = plan_layout([numel])
+    rows = grads.new_zeros(1, tasks, row)
+    rows[0, :, :numel] = grads.reshape(tasks, numel)
+    table = torch.tensor(chunks, dtype=torch.int64, device=grads.device).reshape(-1, 3)
+    out = grads.new_empty(1, 1, tasks, tasks, dtype=torch.float64)
+    gram_(out, out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2), rows, table)
+    return out[0, 0]
+
+
+class _Take(torch.autograd.Function):
+    """Hands on the whole batch that a vmapped function sees one element of, and gives back nothing."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(grad: Tensor, take: Callable[[Tensor, int | None], None]) -> Tensor:
+        take(grad, None)
+        return grad.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, take: Any) -> tuple[Tensor, None]:
+        take(grad, in_dims[0])
+        return grad.new_zeros(()), None
+
+
+def _batched_backward(
+    losses: Tensor, takers: Sequence[tuple[Tensor, Callable[[Tensor], None]]], retain_graph: bool
+) -> None:
+    live = [(p, take) for p, take in takers if p.requires_grad]
+    if not live:
+        return
+    parameters = [p for p, _ in live]
+
+    def vector_jacobian(vector: Tensor) -> None:
+        torch.autograd.grad(losses, parameters, vector, retain_graph=retain_graph, allow_unused=True)
+
+    with _taking(live, len(losses)):
+        torch.func.vmap(vector_jacobian, out_dims=None)(torch.eye(len(losses)).to(losses))
+
+
+@contextmanager
+def _taking(live: Sequence[tuple[Tensor, Callable[[Tensor], None]]], num_tasks: int) -> Iterator[None]:
+    """While this lasts, complete gradients are taken away from backward, which keeps zeros without memory instead."""
+
+    def hook_of(take: Callable[[Tensor], None]) -> Callable[[Tensor], Tensor]:
+        def take_batch(grads: Tensor, dim: int | None) -> None:
+            take(grads.expand(num_tasks, *grads.shape) if dim is None else grads.movedim(dim, 0))
+
+        def hook(grad: Tensor) -> Tensor:
+            return _Take.apply(grad, take_batch).expand(grad.shape)
+
+        return hook
+
+    handles = [p.register_hook(hook_of(take)) for p, take in live]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,62 @@
+"""Options that all optimizers with task gradients share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..preferences import check_preferences
+from ..weighting import Weighting, as_weighting
+from ..weighting.settings import check_choice
+
+__all__ = ["check_one_row", "check_task", "check_task_options", "members_of"]
+
+
+def check_task_options(weighting: Weighting | str | None, heads: str, collect: str) -> Weighting:
+    """The weighting as an instance.  Raises TypeError or ValueError for what none of these options can be."""
+    check_choice("heads", heads, ("plain", "weighted"))
+    check_choice("collect", collect, ("sequential", "batched"))
+    weighting = as_weighting(weighting)
+    if heads == "weighted" and weighting.per_segment:
+        raise ValueError('heads="weighted" needs one weight for each task, but this weighting has one for each tensor')
+    return weighting
+
+
+def check_one_row(preferences: Tensor | Sequence[float] | None, num_tasks: int) -> Tensor:
+    """Preferences of one model, float64 [1, T]; 1 / T where there are none."""
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
+    if preferences is None:
+        return torch.full((1, num_tasks), 1 / num_tasks, dtype=torch.float64)
+    given = preferences.tolist() if isinstance(preferences, Tensor) else list(preferences)
+    return check_preferences([given], 1, num_tasks)
+
+
+def check_task(task: object, num_tasks: int) -> int | None:
+    """The ``task`` of a parameter group.  Raises TypeError or ValueError unless it is a task or None."""
+    if task is None:
+        return None
+    if not isinstance(task, int) or isinstance(task, bool):
+        raise TypeError(f"task must be the number of a task, or None for shared parameters, got {task!r}")
+    if not 0 <= task < num_tasks:
+        raise ValueError(f"task must be in 0 .. {num_tasks - 1}, not {task}")
+    return task
+
+
+def members_of(params: Any, num_tasks: int) -> Iterator[tuple[Tensor, int | None]]:
+    """Parameters and the task that they belong to, or None; from parameters or groups."""
+    if isinstance(params, Tensor):
+        raise TypeError("expected parameters or parameter groups, got one tensor: put it into a list")
+    seen: set[Tensor] = set()
+    for item in params:
+        group = item if isinstance(item, dict) else {"params": [item]}
+        task = check_task(group.get("task"), num_tasks)
+        members = group["params"]
+        for p in [members] if isinstance(members, Tensor) else members:
+            if p in seen:
+                raise ValueError("expected every parameter once, got one twice")
+            seen.add(p)
+            yield p, task

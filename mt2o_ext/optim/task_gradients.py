@@ -1,0 +1,213 @@
+"""Optimizers that keep the gradients of T tasks apart until a weighting has combined them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..collect import TaskSlots
+from ..flat import FlatParameters
+from ..weighting import Needs
+from .base import FlatOptimizer
+from .losses import check_losses
+from .options import check_task
+from .ranks import Ranks
+from .weigher import GRAMS, Weigher
+
+__all__ = ["TaskGradients"]
+
+
+class TaskGradients(FlatOptimizer):
+    """The part of an optimizer between backward and the base rule: T gradients, a weighting, one gradient.
+
+    Buffers of shared parameters keep T gradients of each row, those of heads (groups with ``task=``) one, that of their
+    own task.  Gradients go to the buffers at once, ``.grad`` is left as it was, and a step uses them up.
+    """
+
+    _weigher: Weigher | None = None
+    _ranks: Ranks | None = None
+    _num_tasks: int
+    _heads: str  # "plain" or "weighted"
+    _collecting: str  # "sequential" or "batched"
+    _task_weights: Tensor | None = None  # of the last step: float64 [K, T] or [K, S, T]
+    _before: Tensor | None = None  # float64 [K, T], losses of the last step, for weightings that learn from the next
+
+    def _check_task(self, options: dict[str, Any]) -> None:
+        if self._weigher is None:
+            super()._check_task(options)
+            return
+        check_task(options.get("task"), self._num_tasks)
+
+    def _build(self) -> None:
+        super()._build()
+        self._scratch: dict[int, Tensor] = {}
+        self._tasks_of = [[self.param_groups[group].get("task") for group in groups] for groups in self._groups]
+        self._slots = TaskSlots(self._flat, self._tasks_of, self._num_tasks)
+        if self._weigher is not None and self._flat:
+            self._weigher.bind(sum(len(flat.parameters) for flat in self._trunks()), self._flat[0].device)
+
+    def _is_head(self, index: int) -> bool:
+        return bool(self._tasks_of[index]) and self._tasks_of[index][0] is not None
+
+    def _trunks(self) -> list[FlatParameters]:
+        return [flat for index, flat in enumerate(self._flat) if not self._is_head(index)]
+
+    # ------------------------------------------------------------------ backward
+    def _collect(self, losses: Sequence[Tensor], row: int, *, retain_graph: bool) -> None:
+        """Backward of T scalar losses into the buffers."""
+        with self._all_or_nothing():
+            self._slots.collect(losses, row, self._collecting, retain_graph=retain_graph)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Gradients of a backward that failed half-way are of no use, nor are those that it was added to."""
+        try:
+            yield
+        except BaseException:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        """Drops the gradients in the buffers, and what belongs to them."""
+        for flat in self._flat:
+            flat.forget_gradients()
+        self._scaler = None
+
+    # ------------------------------------------------------------------ data parallelism
+    def _joint(self, losses: Tensor) -> Tensor:
+        """The mean over the ranks."""
+        return losses if self._ranks is None else self._ranks.add_(losses.clone()) / self._ranks.size
+
+    def _reduce(self) -> None:
+        """Sums gradients over the ranks, each buffer in one call, and finds out which of them there are anywhere."""
+        if self._ranks is None:
+            return
+        self._anywhere = []
+        for flat in self._flat:
+            flat.clear_missing()
+            self._ranks.add_(flat.grads)
+            active = flat.active()
+            there = flat.step.new_ones(flat.step.shape) if active is None else active.to(flat.step)
+            self._anywhere.append(self._ranks.add_(there) > 0)
+            flat.filled = [[p.requires_grad for p in flat.parameters] for _ in flat.filled]  # the same state everywhere
+
+    def _active(self, index: int) -> Tensor | None:
+        return super()._active(index) if self._ranks is None else self._anywhere[index]
+
+    def _divisor(self, device: torch.device) -> Tensor | None:
+        if self._weigher is None:
+            return super()._divisor(device)
+        if self._unscaled:
+            return None
+        factor = self._remembered_factor(device)
+        if self._ranks is None:
+            return factor
+        return torch.full((1,), float(self._ranks.size), device=device) * (1.0 if factor is None else factor)
+
+    # ------------------------------------------------------------------ weights
+    _unscaled = False  # the buffers have been divided already
+
+    def _weigh(self, losses: Tensor | None, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Finds the weights of this step, or the rows [K] that must skip it: what was found, what is skipped.
+
+        losses: float64 [K, T], or None.  found: float32 [K], what is known to be infinite or NaN.
+        """
+        weigher = self._weigher
+        assert weigher is not None
+        trunks, due = self._trunks(), weigher.due()
+        if not trunks:
+            self._task_weights = torch.ones_like(weigher.preferences)
+            return found, self._rows_to_skip(found)
+        factor = self._divisor(found.device)
+        context = weigher.context(losses, self._rows_to_skip(found))
+        if Needs.ROWS in due:
+            if factor is not None:  # what the weighting remembers of gradients must not carry the factor of one step
+                for flat in self._flat:
+                    flat.grads.div_(factor.to(flat.dtype))
+                self._unscaled, factor = True, None  # so does _divisor now
+            weigher.weighting.transform_([flat.grads for flat in trunks], context)
+        if due & GRAMS:
+            segments = weigher.segment_grams(trunks, factor)
+            gram = segments.sum(1)
+            found = torch.where(gram.diagonal(dim1=1, dim2=2).isfinite().all(1), found, 1.0)
+            finite = self._rows_to_skip(found) == 0
+            context = replace(context, gram=gram, segments=segments, finite=finite)
+        weights = weigher.weighting.weights(context)
+        found = torch.where(weights.isnan().reshape(len(weights), -1).any(1), 1.0, found)
+        self._task_weights = weights
+        return found, self._rows_to_skip(found)
+
+    def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What is infinite or NaN and whose step is skipped for it, both float32 [K]; with them, the weights."""
+        weigher = self._weigher
+        if weigher is None:
+            found = self._find_nonfinite(losses)
+            return found, self._rows_to_skip(found)
+        self._unscaled = False
+        found = self._with_losses(self._with_infinities(torch.zeros_like(self._skipped, dtype=torch.float32)), losses)
+        by_gram = bool(weigher.due() & GRAMS) and Needs.ROWS not in weigher.due()
+        for index, flat in enumerate(self._flat):
+            if self._is_head(index) or not by_gram:  # else the Gram matrix, which is read anyway, tells
+                flat.find_nonfinite(found)
+        return self._weigh(losses, found)
+
+    def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
+        flat, weights = self._flat[index], self._task_weights
+        if self._weigher is None or weights is None:
+            return super()._combination(index)
+        if not self._is_head(index):
+            if not self._weigher.weighting.per_segment:
+                return flat.grads, weights
+            before = sum(len(trunk.parameters) for trunk in self._trunks_before(index))
+            return self._by_segment(index, weights[:, before : before + len(flat.parameters)]), None
+        if self._heads == "plain":
+            return flat.grads, None
+        return self._by_segment(index, weights[:, self._tasks_of[index]].unsqueeze(2)), None
+
+    def _trunks_before(self, index: int) -> list[FlatParameters]:
+        return [flat for at, flat in enumerate(self._flat[:index]) if not self._is_head(at)]
+
+    def _by_segment(self, index: int, weights: Tensor) -> Tensor:
+        """[K, 1, P], gradients combined with weights [K, S, T'] of each tensor."""
+        flat = self._flat[index]
+        if index not in self._scratch:
+            self._scratch[index] = torch.zeros_like(flat.theta)
+        out = self._scratch[index]
+        flat.combine_by_segment(out, weights)
+        return out.unsqueeze(1)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """float64 [K, T] (per tensor: [K, S, T]), the weights of the last step; NaN where it was skipped."""
+        return None if self._task_weights is None else self._task_weights.clone()
+
+    # ------------------------------------------------------------------ what weightings learn from
+    def _await_feedback(self, losses: Tensor | None, skipped: Tensor) -> None:
+        self._before = None if losses is None else torch.where(skipped.unsqueeze(1) != 0, torch.nan, losses)
+
+    @torch.no_grad()
+    def feedback(self, losses: Tensor | Sequence[Tensor]) -> None:
+        """For weightings that learn from it (FAMO): the losses of the last mini-batch again, after the step.
+
+        losses: T scalars or [T]; [K, T] of several subproblems.
+        """
+        weigher = self._weigher
+        if weigher is None or Needs.FEEDBACK not in weigher.weighting.needs:
+            name = "this optimizer" if weigher is None else type(weigher.weighting).__name__
+            raise RuntimeError(f"{name} learns nothing from feedback")
+        if self._before is None:
+            raise RuntimeError("feedback(losses) belongs after a step with losses")
+        num_rows = self._num_rows if self._num_rows > 1 else None
+        after = check_losses(losses, self._num_tasks, num_rows, graph=False).detach().double()
+        weigher.weighting.after_step(self._before, self._joint(after.reshape(self._before.shape)))
+        self._before = None
+
+    def epoch_end(self) -> None:
+        """Counts an epoch, for weightings that go by them (DWA)."""
+        if self._weigher is not None:
+            self._weigher.epoch += 1

@@ -1,0 +1,169 @@
+"""A weighting at work on flat buffers: the passes it needs, its random numbers, its state."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..flat_gradients import FlatGradients
+from ..weighting import Draw, Needs, Weighting, WeightingContext
+from .ranks import Ranks
+
+__all__ = ["READS_GRADIENTS", "Weigher"]
+
+GRAMS = Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL
+READS_GRADIENTS = GRAMS | Needs.ROWS
+
+
+class Weigher:
+    """Gives the weights of T task gradients for K subproblems.
+
+    Args:
+        weighting: belongs to this one optimizer from now on.
+        preferences: float64 [K, T], what the weighting sees as preferences.
+        generator: of all random numbers; None: one that begins with a number of torch's default generator.
+        ranks: of data parallelism, or None.
+
+    Attributes:
+        steps: steps taken.  epoch: epochs ended.
+    """
+
+    def __init__(
+        self, weighting: Weighting, preferences: Tensor, generator: torch.Generator | None, ranks: Ranks | None
+    ) -> None:
+        if Needs.CROSS in weighting.needs:
+            raise NotImplementedError(
+                f"{type(weighting).__name__} needs the gradients of two mini-batches, of which an optimizer keeps one; "
+                "use it alone, weighting(cross=...), with weights of your own"
+            )
+        if generator is None:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"expected generator as a torch.Generator, got {type(generator).__name__}")
+        self.weighting = weighting
+        self.preferences = preferences
+        self.generator = generator
+        self.ranks = ranks
+        self.steps = 0
+        self.epoch = 0
+        self._shape: tuple[int, torch.device] | None = None
+        self._before: dict[str, Tensor] | None = None
+
+    # ------------------------------------------------------------------ where it works
+    def bind(self, num_segments: int, device: torch.device, *, forget: bool = True) -> None:
+        """Prepares for this many tensors; of a new number of them, a weighting that remembers each starts anew.
+
+        forget: at the first time, forget what the weighting remembers of an earlier use.
+        """
+        if self._shape == (num_segments, device):
+            return
+        state = {} if self._shape is None and forget else self.weighting.state_dict()
+        self.preferences = self.preferences.to(device)
+        self._bind(num_segments, device)
+        if state:
+            try:
+                self.weighting.load_state_dict({key: value.to(device) for key, value in state.items()})
+            except ValueError as error:
+                self._bind(num_segments, device)
+                warnings.warn(f"the state of the weighting starts anew: {error}", UserWarning, stacklevel=2)
+
+    def _bind(self, num_segments: int, device: torch.device) -> None:
+        rows, tasks = self.preferences.shape
+        self.weighting.bind(rows, tasks, num_segments, device)
+        self._shape = (num_segments, device)
+
+    # ------------------------------------------------------------------ what it reads
+    def due(self) -> Needs:
+        """What it reads in the step that comes next."""
+        return self.weighting.needs_at(self.steps)
+
+    def reads_gradients(self) -> bool:
+        return bool(self.due() & READS_GRADIENTS) or self.weighting.per_segment
+
+    def segment_grams(self, flats: Sequence[FlatGradients], factor: Tensor | None) -> Tensor:
+        """float64 [K, S, T, T] of all tensors of these buffers, whose gradients have to be divided by factor."""
+        grams = [flat.gram() for flat in flats]
+        segments = grams[0] if len(grams) == 1 else torch.cat(grams, 1)
+        return segments if factor is None else segments / factor.double().square()
+
+    # ------------------------------------------------------------------ weights
+    def context(self, losses: Tensor | None, skipped: Tensor | None) -> WeightingContext:
+        """The numbers of the next step but for the Gram matrix; skipped: float32 [K], rows that are not updated."""
+        return WeightingContext(
+            preferences=self.preferences,
+            losses=losses,
+            step=self.steps,
+            epoch=self.epoch,
+            draw=self._draw() if Needs.DRAWS in self.weighting.needs else None,
+            finite=None if skipped is None else skipped == 0,
+        )
+
+    def _draw(self) -> Draw:
+        """A new key also for steps that are skipped, the same on all ranks."""
+        draw = Draw.new(self.generator)
+        if self.ranks is None:
+            return draw
+        return Draw(self.ranks.from_first_(draw.key.to(self.preferences.device)))
+
+    def early(self, losses: Tensor) -> Tensor:
+        """The weights [K, T] by losses alone, before there are gradients; `undo` until `done`."""
+        self._before = self.weighting.state_dict()
+        return self.weighting.weights(self.context(losses, None))
+
+    def undo(self) -> None:
+        """Takes back what the weighting has learned from losses whose step is not made."""
+        if self._before is not None:
+            self.weighting.load_state_dict(self._before)
+            self._before = None
+
+    def undo_where(self, skipped: Tensor) -> None:
+        """The same where this tensor is not zero, which the host need not know."""
+        if self._before is not None:
+            now, missed = self.weighting.state_dict(), skipped.amax() != 0
+            self.weighting.load_state_dict({key: torch.where(missed, self._before[key], now[key]) for key in now})
+            self._before = None
+
+    def done(self) -> None:
+        self.steps += 1
+        self._before = None
+
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weighting": {key: value.clone() for key, value in self.weighting.state_dict().items()},
+            "generator": self.generator.get_state(),
+            "steps": self.steps,
+            "epoch": self.epoch,
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where the state is that of another weighting."""
+        other = copy.deepcopy(self.weighting)  # with its parts
+        assert self._shape is not None
+        rows, tasks = self.preferences.shape
+        other.bind(rows, tasks, *self._shape)
+        other.load_state_dict({key: value.to(self._shape[1]) for key, value in state["weighting"].items()})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.preferences.device
+        self.weighting.load_state_dict({key: value.to(device) for key, value in state["weighting"].items()})
+        self.generator.set_state(state["generator"].cpu())
+        self.steps, self.epoch = int(state["steps"]), int(state["epoch"])
+        self._before = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy, which generators do not know."""
+        own = {key: value for key, value in self.__dict__.items() if key not in ("generator", "_before")}
+        return {**own, "generator": (str(self.generator.device), self.generator.get_state())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device, numbers = state.pop("generator")
+        self.__dict__.update(state)
+        self._before = None
+        self.generator = torch.Generator(device)
+        self.generator.set_state(numbers)

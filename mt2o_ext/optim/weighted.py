@@ -1,0 +1,245 @@
+"""One model, T tasks: any weighting of task gradients in front of a fused base rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..collect import collect_sequential, collect_sum, weighted_sum
+from ..ops import Order
+from ..weighting import Needs, Weighting
+from .losses import as_list, check_losses
+from .options import check_one_row, check_task_options
+from .ranks import as_ranks
+from .rules import AdamW, BaseRule, as_base_rule
+from .task_gradients import TaskGradients
+from .weigher import READS_GRADIENTS, Weigher
+
+__all__ = ["WeightedFused"]
+
+Losses = Tensor | Sequence[Tensor]
+
+
+class WeightedFused(TaskGradients):
+    """Trains one model on T losses with a weighting of their gradients: CAGrad, Nash-MTL, UPGrad, FAMO, ...
+
+        theta <- theta - base rule(sum_t w_t g_t),     w from the Gram matrix of the g_t, from the losses, ...
+
+    Each step reads the task gradients once for the Gram matrix and once in the fused update.  Weightings that need only
+    the losses take one backward pass, of the weighted sum, and no memory for task gradients.
+
+        optimizer = WeightedFused([{"params": trunk}, {"params": head_a, "task": 0}, {"params": head_b, "task": 1}],
+                                  num_tasks=2, weighting=CAGrad(c=0.4), lr=1e-3)
+        optimizer.backward([loss_a, loss_b]); optimizer.step()
+
+    ``backward`` puts the gradients into buffers of the optimizer and leaves ``.grad`` as it was; several calls add up
+    until ``step``, which uses them up: ``zero_grad`` is only for dropping a batch.  Parameters that are in no group get
+    no gradient.  (With ``num_tasks=1`` gradients in ``.grad`` will do, as for any optimizer.)  Give the losses as a
+    list rather than stacked: then backward of one does not pass through the heads of the others.
+
+    Args:
+        params: parameters or parameter groups.  A group with ``task=t`` is a head: its parameters belong to task t
+            alone, take no space among the task gradients and get their own task's gradient.
+        num_tasks: T.
+        weighting: an instance (it belongs to this optimizer from then on), its name, or None for the sum by
+            ``preferences``.
+        lr, base: as for :class:`MT2OFused`.
+        preferences: T weights on the simplex, for weightings that have a use for them; default 1 / T.
+        heads: "plain": heads get their own task's gradient; "weighted": times the task's weight.
+        collect: "sequential": a backward pass for each loss; "batched": one for all through ``torch.func.vmap``, which
+            can be faster on models of many small operations.
+        accumulate: keep task gradients also where the weighting needs only losses, so that it sees those of all
+            ``backward`` calls before a step; without it such a weighting takes one call for each step.
+        ema: decay of a running average of the parameters (``state[p]["ema"]``), or None.
+        generator: of the weighting's random numbers; by default one that is seeded from torch's default generator.
+        process_group: data parallelism without DDP: gradients and losses are averaged over this group (True: the
+            default one) before they are weighted.  Every rank calls ``backward`` and ``step`` alike.
+
+    Raises TypeError or ValueError, before anything is changed, for options out of range and unsuitable parameters.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        num_tasks: int,
+        weighting: Weighting | str | None = None,
+        lr: float | Tensor = 1e-3,
+        base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
+        preferences: Tensor | Sequence[float] | None = None,
+        heads: str = "plain",
+        collect: str = "sequential",
+        accumulate: bool = False,
+        ema: float | None = None,
+        generator: torch.Generator | None = None,
+        process_group: Any = None,
+    ) -> None:
+        table = check_one_row(preferences, num_tasks)
+        weighting = check_task_options(weighting, heads, collect)
+        self._num_tasks, self._heads, self._collecting = num_tasks, heads, collect
+        self._accumulate = accumulate
+        self._ranks = as_ranks(process_group)
+        self._weigher = Weigher(weighting, table, generator, self._ranks)
+        keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
+        self._losses: Tensor | None = None  # float64 [1, T]
+        self._early: Tensor | None = None  # weights that the gradients have been combined with already
+        self._copies = ["ema"] * (ema is not None)
+        base = as_base_rule(base)
+        super().__init__(
+            params, {"lr": lr, **base.defaults()}, base,
+            num_rows=1, num_tasks=num_tasks if keeps_tasks else 1, stacked=False, ema=ema, skip_all=True,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        assert self._weigher is not None
+        name = type(self._weigher.weighting).__name__
+        options = f"num_tasks={self._num_tasks}, weighting={name}, heads={self._heads!r}, ema={self._ema}"
+        return super().__repr__().replace(" (", f" ({options}", 1)
+
+    # ------------------------------------------------------------------ losses and gradients
+    def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
+        """Backward of T losses, into the buffers.
+
+        Args:
+            losses: T scalars, a sequence (better) or a tensor [T].
+            scaler: a ``torch.amp.GradScaler``; then call ``scaler.step(optimizer)``.
+            retain_graph: as in ``torch.autograd.backward``.
+
+        Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph;
+        RuntimeError for a second call before ``step`` where the weighting needs ``accumulate=True`` for it.
+        """
+        assert self._weigher is not None
+        stacked = check_losses(losses, self._num_tasks, None)
+        self._synchronize()
+        joint = self._joint(stacked.detach().double().unsqueeze(0))
+        scalars = self._scale(as_list(losses), scaler)
+        if not self._accumulate and not self._weigher.reads_gradients():
+            weights = self._weights_early(joint)
+            self._collect_early(scalars, weights[0], retain_graph)
+        else:
+            self._collect(scalars, 0, retain_graph=retain_graph)
+        self._losses = joint if self._losses is None else self._losses + joint
+
+    def _weights_early(self, losses: Tensor) -> Tensor:
+        assert self._weigher is not None
+        if self._early is None:
+            self._early = self._weigher.early(losses)
+        elif Needs.LOSSES in self._weigher.due():
+            raise RuntimeError(
+                "the weights are made from the losses before backward: for several backward() calls before a step, "
+                f"make WeightedFused(..., accumulate=True) (weighting: {type(self._weigher.weighting).__name__})"
+            )
+        return self._early
+
+    def _collect_early(self, losses: Sequence[Tensor], weights: Tensor, retain_graph: bool) -> None:
+        """One backward of the weighted sum; heads that are not weighted first, on their own short ways."""
+        trunk, heads = self._slots.shared(0), self._slots.heads(0)
+        total = weighted_sum(losses, weights)
+        with self._all_or_nothing():
+            if self._heads == "weighted":
+                collect_sum(total, [*trunk, *chain.from_iterable(heads)], retain_graph=retain_graph)
+                return
+            if any(heads):
+                collect_sequential(losses, heads, retain_graph=True)
+            collect_sum(total, trunk, retain_graph=retain_graph)
+
+    # ------------------------------------------------------------------ the step
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Losses] | None = None) -> Tensor | None:  # type: ignore[override]
+        """One step.
+
+        Args:
+            closure: returns the T losses of the model as it is; called under grad mode, backward is done here.  A
+                weighting that learns from feedback (FAMO) calls it once more, without a graph, after the step: it must
+                be the same mini-batch then.
+
+        Returns the losses, float64 [T], if there was a closure, else None.
+        Raises RuntimeError, and changes nothing, if there is no gradient at all.
+        """
+        assert self._weigher is not None
+        losses = None if closure is None else self._run(closure)
+        self._check_scaler()
+        self._take_gradients()
+        self._refresh_segments()
+        self._reduce()
+        found, skipped = self._find_rows_to_skip(self._losses)
+        if self._nothing_left(skipped):
+            self._weigher.undo()
+        else:
+            self._apply(skipped, [None] * len(self._flat), Order.CONSENSUS)
+            if not self._host_knows(skipped):
+                self._weigher.undo_where(skipped)
+            self._weigher.done()
+        self._await_feedback(self._losses, skipped)
+        self._count_skipped(found, skipped)
+        self._forget()
+        if closure is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
+            self.feedback(closure())  # grad mode is off here
+        return losses
+
+    def _run(self, closure: Callable[[], Losses]) -> Tensor:
+        self.zero_grad()
+        with torch.enable_grad():
+            self.backward(closure())
+        assert self._losses is not None
+        return self._losses[0]
+
+    def _take_gradients(self) -> None:
+        flats = self._synchronize()
+        if self._num_tasks == 1 and self._losses is None:
+            for flat in flats:
+                flat.collect_gradients(0, detach=False)
+        if flats and not any(flat.any_filled() for flat in flats):
+            raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
+
+    def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self._early is None:
+            return super()._find_rows_to_skip(losses)
+        found = self._find_nonfinite(losses)
+        found = torch.where(self._early.isnan().any(1), 1.0, found)
+        self._task_weights = self._early
+        return found, self._rows_to_skip(found)
+
+    def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
+        if self._early is None:
+            return super()._combination(index)
+        return self._flat[index].grads[:, :1], None  # combined in backward, into the place of the first task
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._losses = self._early = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients since the last step (and ``.grad``, of which the optimizer makes no use with T > 1)."""
+        assert self._weigher is not None
+        super().zero_grad(set_to_none)
+        self._weigher.undo()
+        self._forget()
+
+    # ------------------------------------------------------------------ state
+    def _export_shared(self) -> dict[str, Any]:
+        assert self._weigher is not None
+        state = self._weigher.state_dict()
+        if self._num_tasks == 1 and not state["weighting"]:
+            return {}  # the dict of torch.optim
+        return {"weighted": {**state, "skipped": self._skipped.clone()}}
+
+    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
+        assert self._weigher is not None
+        super()._check_state_dict(loaded)
+        shared = loaded["state"].get("weighted")
+        if shared is not None:
+            self._weigher.check_state(shared)
+        elif self._num_tasks > 1 and loaded["state"]:
+            raise ValueError("expected the state of a WeightedFused of several tasks, got one of another optimizer")
+
+    def _import_shared(self, state: dict[Any, Any]) -> None:
+        shared = state.get("weighted")
+        if shared is not None:
+            assert self._weigher is not None
+            self._weigher.load_state_dict(shared)
+            self._skipped.copy_(shared["skipped"])

@@ -1,0 +1,316 @@
+"""The weighted gradient of T losses into ``.grad``, for any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .collect import Slot, TaskSlots, collect_gram, collect_sequential, gram_of, weighted_sum
+from .flat_gradients import FlatGradients
+from .ops import combine_
+from .optim.losses import as_list, check_losses
+from .optim.options import check_one_row, check_task_options, members_of
+from .optim.parameters import check_parameters
+from .optim.weigher import READS_GRADIENTS, Weigher
+from .weighting import Needs, Weighting, WeightingContext
+
+__all__ = ["WeightedBackward", "weighted_backward"]
+
+Losses = Tensor | Sequence[Tensor]
+
+
+def weighted_backward(
+    losses: Losses,
+    params: Any,
+    *,
+    weighting: Weighting | str | None = None,
+    preferences: Tensor | Sequence[float] | None = None,
+    heads: str = "plain",
+    collect: str = "sequential",
+    store: bool = True,
+    features: Tensor | Sequence[Tensor] = (),
+    generator: torch.Generator | None = None,
+    scaler: Any = None,
+    retain_graph: bool = False,
+) -> Tensor:
+    """Adds the weighted gradient of T losses to ``.grad``; returns the weights, float64 [T] (per tensor: [S, T]).
+
+    One call of a :class:`WeightedBackward`, where the arguments are described.  In a training loop make one of these:
+    it keeps its buffers, and counts the steps of weightings that go by them.  What else a weighting remembers stays in
+    the instance: pass the same one each time.
+    """
+    count = len(losses)
+    backward = WeightedBackward(
+        params, num_tasks=count, weighting=weighting, preferences=preferences, heads=heads, collect=collect,
+        store=store, generator=generator, forget=False,
+    )  # fmt: skip
+    return backward(losses, features=features, scaler=scaler, retain_graph=retain_graph)
+
+
+class WeightedBackward:
+    """Called with T losses, adds their weighted gradient to the ``.grad`` of parameters.
+
+        backward = WeightedBackward(model.parameters(), num_tasks=2, weighting=UPGrad())
+        for x, y in loader:
+            optimizer.zero_grad()
+            backward(task_losses(model, x, y))
+            optimizer.step()                                # any optimizer of torch.optim
+
+    Args:
+        params: parameters, or groups as of :class:`WeightedFused`: dicts with ``params``, and ``task`` for heads.
+        num_tasks: T.
+        weighting, preferences, heads, collect, generator: as of :class:`WeightedFused`.
+        store: keep the T gradients of the shared parameters in a buffer [T, P] (default).  False: their Gram matrix is
+            added up parameter by parameter in one batched backward, and a second backward of the weighted sum gives the
+            gradient: memory for T gradients of one parameter only, but graphs must be such as ``collect="batched"``
+            takes, and the weighting one of Gram matrix and losses.
+        forget: start with a fresh state of the weighting; False: go on from the one that the instance has.
+
+    Where all ``.grad`` are None they become views of one buffer, which a later such call writes again: copy what has to
+    last longer.  Otherwise the gradient is added to what is there.  Parameters that no loss depends on are left alone.
+    Weights of NaN (an infinite or NaN loss or gradient, say) give a gradient of NaN: no error, nothing hidden.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        num_tasks: int,
+        weighting: Weighting | str | None = None,
+        preferences: Tensor | Sequence[float] | None = None,
+        heads: str = "plain",
+        collect: str = "sequential",
+        store: bool = True,
+        generator: torch.Generator | None = None,
+        forget: bool = True,
+    ) -> None:
+        table = check_one_row(preferences, num_tasks)
+        weighting = check_task_options(weighting, heads, collect)
+        if not store and (weighting.per_segment or Needs.ROWS in weighting.needs):
+            raise ValueError(
+                f"store=False is for weightings of the Gram matrix or losses, not {type(weighting).__name__}"
+            )
+        self._num_tasks, self._heads, self._collecting, self._store = num_tasks, heads, collect, store
+        self._weigher = Weigher(weighting, table, generator, None)
+        self._members = list(members_of(params, num_tasks))
+        check_parameters([p for p, _ in self._members], None, None)
+        self._forget = forget
+        self._kinds: list[tuple[Any, ...]] = []
+        self._build()
+
+    def _build(self) -> None:
+        """Makes the buffers, for the parameters as they are now."""
+        kinds = [(p.dtype, p.device, p.shape, p.stride()) for p, _ in self._members]
+        if kinds == self._kinds:
+            return
+        self._kinds = kinds
+        self._trunks, trunk_tasks = self._buffers(head=False)
+        self._head_buffers, head_tasks = self._buffers(head=True)
+        self._slots = TaskSlots([*self._trunks, *self._head_buffers], [*trunk_tasks, *head_tasks], self._num_tasks)
+        self._head_tasks = head_tasks
+        self._combined = [torch.zeros_like(flat.grads[:, 0]) for flat in self._trunks]
+        count = sum(len(flat.parameters) for flat in self._trunks)
+        self._weigher.bind(max(count, 1), self._members[0][0].device, forget=self._forget)
+        self._forget = False
+
+    def _buffers(self, *, head: bool) -> tuple[list[FlatGradients], list[list[int | None]]]:
+        """Gradients of shared parameters or of heads, one buffer for each dtype, and their tasks."""
+        found: dict[torch.dtype, list[tuple[Tensor, int | None]]] = {}
+        for p, task in self._members:
+            if (task is not None) == head:
+                found.setdefault(p.dtype, []).append((p, task))
+        weighting = self._weigher.weighting
+        rows = self._store and (weighting.per_segment or bool(weighting.needs & READS_GRADIENTS))
+        flats = [
+            FlatGradients([p for p, _ in members], num_tasks=self._num_tasks if rows and not head else 1)
+            for members in found.values()
+        ]
+        return flats, [[task for _, task in members] for members in found.values()]
+
+    # ------------------------------------------------------------------ the call
+    def __call__(
+        self,
+        losses: Losses,
+        *,
+        features: Tensor | Sequence[Tensor] = (),
+        scaler: Any = None,
+        retain_graph: bool = False,
+    ) -> Tensor:
+        """Adds the weighted gradient of these losses to ``.grad``; returns the weights, float64 [T] or [S, T].
+
+        Args:
+            losses: T scalars, a sequence (better, see :class:`WeightedFused`) or a tensor [T].
+            features: the shared representation z, a tensor of the graph or several: the weights come from the Gram
+                matrix of dl_t/dz instead of the parameters' (the upper bound of MGDA-UB, Sener and Koltun 2018), which
+                takes T backward passes through the heads but one through the trunk.  All influence of the shared
+                parameters on the losses must go through z.
+            scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
+            retain_graph: as in ``torch.autograd.backward``.
+
+        Raises ValueError or TypeError, before any gradient is computed, for losses or features that do not fit.
+        """
+        stacked = check_losses(losses, self._num_tasks, None)
+        self._build()
+        for flat in (*self._trunks, *self._head_buffers):
+            flat.forget_gradients()
+        scalars = as_list(losses)
+        if scaler is not None and scaler.is_enabled():
+            scalars = [scaler.scale(loss) for loss in scalars]
+        factor = None if scaler is None else scaler.scale(torch.ones((), device=stacked.device))
+        table = stacked.detach().double().unsqueeze(0)
+        points = [features] if isinstance(features, Tensor) else list(features)
+        weigher = self._weigher
+        if points:
+            weights = self._through(points, scalars, table, factor, retain_graph)
+        elif not self._store or not weigher.reads_gradients():
+            weights = self._in_two_passes(scalars, stacked, table, retain_graph)
+        else:
+            weights = self._from_buffer(scalars, table, factor, retain_graph)
+        self._fill_heads(weights)
+        weigher.done()
+        return weights[0].clone()
+
+    def epoch_end(self) -> None:
+        """Counts an epoch, for weightings that go by them (DWA)."""
+        self._weigher.epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the weighting and of the random numbers, as tensors and numbers."""
+        return self._weigher.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` gave.  Raises ValueError, and changes nothing, where it does not fit."""
+        self._weigher.check_state(state)
+        self._weigher.load_state_dict(state)
+
+    # ------------------------------------------------------------------ three ways
+    @torch.no_grad()
+    def _weigh(self, table: Tensor, segments: Tensor | None, factor: Tensor | None) -> Tensor:
+        """float64 [1, T] or [1, S, T], from losses [1, T] and Gram matrices [S, T, T] of scaled gradients."""
+        context = self._weigher.context(table, None)
+        if segments is not None:
+            if factor is not None:
+                segments = segments / factor.double().square()
+            context = _with_gram(context, segments.unsqueeze(0))
+        return self._weigher.weighting.weights(context)
+
+    def _from_buffer(
+        self, losses: Sequence[Tensor], table: Tensor, factor: Tensor | None, retain_graph: bool
+    ) -> Tensor:
+        """T gradients in the buffer, their Gram matrix, their combination."""
+        self._slots.collect(losses, 0, self._collecting, retain_graph=retain_graph)
+        weigher, due = self._weigher, self._weigher.due()
+        context = weigher.context(table, None)
+        with torch.no_grad():
+            for flat in self._trunks:
+                flat.clear_missing()
+            if Needs.ROWS in due:
+                self._transform(context, factor)
+            if due & (Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL):
+                scale = None if Needs.ROWS in due else factor
+                context = _with_gram(context, weigher.segment_grams(self._trunks, scale))
+            weights = weigher.weighting.weights(context)
+            self._combine(weights if Needs.ROWS not in due or factor is None else weights * factor.double())
+        return weights
+
+    def _transform(self, context: WeightingContext, factor: Tensor | None) -> None:
+        """What a weighting remembers of gradients must not carry the factor of one step."""
+        if factor is not None:
+            for flat in self._trunks:
+                flat.grads.div_(factor.to(flat.dtype))
+        self._weigher.weighting.transform_([flat.grads for flat in self._trunks], context)
+
+    def _in_two_passes(self, losses: Sequence[Tensor], stacked: Tensor, table: Tensor, retain_graph: bool) -> Tensor:
+        """The weights first (of the losses, or of a Gram matrix that is added up on the way), then one backward."""
+        segments = None
+        if self._weigher.due() & READS_GRADIENTS:
+            segments = collect_gram(stacked, [p for flat in self._trunks for p in flat.parameters])
+        weights = self._weigh(table, segments, None)
+        if any(self._slots.heads(0)):
+            collect_sequential(losses, self._slots.heads(0), retain_graph=True)
+        parameters = [p for flat in self._trunks for p in flat.parameters if p.requires_grad]
+        if parameters:
+            total = weighted_sum(losses, weights[0])
+            torch.autograd.backward(total, inputs=parameters, retain_graph=retain_graph)
+        return weights
+
+    def _through(
+        self,
+        points: Sequence[Tensor],
+        losses: Sequence[Tensor],
+        table: Tensor,
+        factor: Tensor | None,
+        retain_graph: bool,
+    ) -> Tensor:
+        """Weights by the gradients of a representation, whose combination then goes through the trunk."""
+        weighting = self._weigher.weighting
+        if weighting.per_segment or Needs.ROWS in weighting.needs:
+            raise ValueError(
+                f"features= is for weightings of the Gram matrix or losses, not {type(weighting).__name__}"
+            )
+        if any(not isinstance(z, Tensor) or not z.requires_grad for z in points):
+            raise ValueError("expected features as tensors of the losses' graph")
+        rows = [
+            self._by_features(points, loss, self._slots.heads(0)[task], retain_graph or task + 1 < len(losses))
+            for task, loss in enumerate(losses)
+        ]
+        stacked = [torch.stack(grads) for grads in zip(*rows, strict=True)]
+        weights = self._weigh(table, torch.stack([gram_of(grads) for grads in stacked]), factor)
+        combined = [torch.tensordot(weights[0].to(grads), grads, 1) for grads in stacked]
+        parameters = [p for flat in self._trunks for p in flat.parameters if p.requires_grad]
+        torch.autograd.backward(list(points), combined, inputs=parameters, retain_graph=retain_graph)
+        return weights
+
+    @staticmethod
+    def _by_features(points: Sequence[Tensor], loss: Tensor, heads: Sequence[Slot], retain_graph: bool) -> list[Tensor]:
+        """The gradients of one loss by the representation; those by its heads go to their slots."""
+        live = [slot for slot in heads if slot.parameter.requires_grad]
+        inputs = [*points, *(slot.parameter for slot in live)]
+        grads = torch.autograd.grad(loss, inputs, retain_graph=retain_graph, allow_unused=True)
+        for slot, grad in zip(live, grads[len(points) :], strict=True):
+            if grad is not None:
+                slot.place.copy_(grad)
+                slot.mark()
+        return [torch.zeros_like(z) if grad is None else grad for z, grad in zip(points, grads, strict=False)]
+
+    # ------------------------------------------------------------------ into .grad
+    def _combine(self, weights: Tensor) -> None:
+        fresh = all(p.grad is None for flat in self._trunks for p in flat.parameters)
+        before = 0
+        for flat, buffer in zip(self._trunks, self._combined, strict=True):
+            out = buffer if fresh else torch.zeros_like(buffer)
+            count = len(flat.parameters)
+            if weights.dim() == 2:
+                combine_(out, flat.grads, weights, flat.chunks)
+            else:
+                flat.combine_by_segment(out, weights[:, before : before + count])
+            before += count
+            active = [any(filled[segment] for filled in flat.filled) for segment in range(count)]
+            for segment, p in enumerate(flat.parameters):
+                if active[segment]:
+                    _add_to_grad(p, flat.rows_of(out, segment)[0], own=not fresh)
+
+    def _fill_heads(self, weights: Tensor) -> None:
+        with torch.no_grad():
+            for flat, tasks in zip(self._head_buffers, self._head_tasks, strict=True):
+                for segment, (p, task) in enumerate(zip(flat.parameters, tasks, strict=True)):
+                    if flat.filled[0][segment]:
+                        grad = flat.rows_of(flat.grads, segment)[0]
+                        weighted = grad.clone() if self._heads == "plain" else grad * weights[0, task].to(grad)
+                        _add_to_grad(p, weighted, own=False)
+
+
+def _add_to_grad(p: Tensor, grad: Tensor, *, own: bool) -> None:
+    """own: the tensor is a view of something larger that does not last."""
+    if p.grad is None:
+        p.grad = grad.clone() if own else grad
+    else:
+        p.grad.add_(grad)
+
+
+def _with_gram(context: WeightingContext, segments: Tensor) -> WeightingContext:
+    return replace(context, gram=segments.sum(1), segments=segments)
