@@ -17,11 +17,11 @@ from bench.measure import interleaved, milliseconds, power, ratio, table, write
 from mt2o_ext import ops
 
 NOTES = (
-    "R rows of P columns; 'cross': with R others (twice the bytes); 'diagonal': squares alone. x read: median per-round "
-    "ratio to one read of the rows and of the others. 'mm': rows @ rows.T in float32 (centred: after subtracting the "
-    "mean; diagonal: linalg.vector_norm); 'dots': torch.dot for each pair; 'double': mm in float64; both only where they "
-    "take seconds, not minutes. error: largest |Q - exact| / sqrt(Q_ii Q_jj), exact in float64. Centred rows differ by "
-    "1e-3 of their size, as the subproblems' parameters do."
+    "R rows of P columns; 'cross': with R others (twice the bytes); 'diagonal': squares alone. x read: median "
+    "per-round ratio to one read of the rows and of the others. 'mm': rows @ rows.T in float32 (centred: after "
+    "subtracting the mean; diagonal: linalg.vector_norm); 'dots': torch.dot for each pair; 'double': mm in float64; "
+    "both only where they take seconds, not minutes. error: largest |Q - exact| / sqrt(Q_ii Q_jj), exact in float64. "
+    "Centred rows differ by 1e-3 of their size, as the subproblems' parameters do."
 )
 KINDS = ("pairs", "cross", "diagonal", "centred")
 
