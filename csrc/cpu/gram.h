@@ -68,9 +68,11 @@ class GramChunk {
 
   void run(S* scratch) const {
     for (int64_t q = 0; q < gram_sums(s_); ++q) out_[q] = 0.;
-    const int64_t step = gram_columns((s_.cross ? 2 : 1) * s_.rows, sizeof(S));
+    // A row that is squared straight from the memory is read in one run.
+    const int64_t columns = gram_columns((s_.cross ? 2 : 1) * s_.rows, sizeof(S));
+    const int64_t step = s_.diagonal && !s_.centre ? chunk_.end - chunk_.begin : columns;
     for (int64_t p = chunk_.begin; p < chunk_.end; p += step)
-      add_tile(p, least(step, chunk_.end - p), scratch, step + 16);
+      add_tile(p, least(step, chunk_.end - p), scratch, columns + 16);
   }
 
  private:

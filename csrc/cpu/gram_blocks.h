@@ -11,31 +11,36 @@ struct Rows {
   Rows from(int64_t i) const { return {values + i * row, row}; }
 };
 
-template <class N>
-using Part = decltype(part<0>(N()));
-template <class S>
-using Sum = Part<Number<S>>[num_parts];
-template <class S, int i = 0>
-inline Part<Number<S>> nothing() {
-  return part<i>(set1(S(0)));
-}
+// What is taken of each number: all of it, or one part.
+template <int k>
+struct Only {
+  template <class N>
+  auto operator()(N x) const {
+    return part<k>(x);
+  }
+};
+struct Whole {
+  template <class N>
+  N operator()(N x) const {
+    return x;
+  }
+};
 
-// One part of the sums of A rows with B others.
-template <int k, int A, int B, class S>
-inline void add_block(Rows<S> x, Rows<S> y, int64_t n, Sum<S> (&out)[A][B]) {
-  using N = Number<S>;
-  Part<N> sum[A][B];
+// Products of A rows with B others, of all their columns.
+template <int A, int B, class S, class V, class Take>
+inline void add_block(Rows<S> x, Rows<S> y, int64_t n, V (&out)[A][B], Take take) {
+  V sum[A][B];
 #pragma GCC unroll 6
   for (int i = 0; i < A; ++i)
 #pragma GCC unroll 6
-    for (int j = 0; j < B; ++j) sum[i][j] = nothing<S>();
-  for_groups<N>(n, [&](int64_t p, auto left) {
-    Part<N> b[B];
+    for (int j = 0; j < B; ++j) sum[i][j] = take(set1(S(0)));
+  for_groups<Number<S>>(n, [&](int64_t p, auto left) {
+    V b[B];
 #pragma GCC unroll 6
-    for (int j = 0; j < B; ++j) b[j] = part<k>(load(y[j] + p, left));
+    for (int j = 0; j < B; ++j) b[j] = take(load(y[j] + p, left));
 #pragma GCC unroll 6
     for (int i = 0; i < A; ++i) {
-      const Part<N> a = part<k>(load(x[i] + p, left));
+      const V a = take(load(x[i] + p, left));
 #pragma GCC unroll 6
       for (int j = 0; j < B; ++j) sum[i][j] = fma(a, b[j], sum[i][j]);
     }
@@ -43,43 +48,65 @@ inline void add_block(Rows<S> x, Rows<S> y, int64_t n, Sum<S> (&out)[A][B]) {
 #pragma GCC unroll 6
   for (int i = 0; i < A; ++i)
 #pragma GCC unroll 6
-    for (int j = 0; j < B; ++j) out[i][j][k] = sum[i][j];
+    for (int j = 0; j < B; ++j) out[i][j] = sum[i][j];
 }
-// One part of the sums of all pairs of A rows.
-template <int k, int A, class S>
-inline void add_triangle(Rows<S> x, int64_t n, Sum<S> (&out)[A * (A + 1) / 2]) {
-  using N = Number<S>;
-  Part<N> sum[A * (A + 1) / 2];
+// Products of all pairs of A rows.
+template <int A, class S, class V, class Take>
+inline void add_triangle(Rows<S> x, int64_t n, V (&out)[A][A], Take take) {
+  V sum[A * (A + 1) / 2];
 #pragma GCC unroll 21
-  for (int q = 0; q < A * (A + 1) / 2; ++q) sum[q] = nothing<S>();
-  for_groups<N>(n, [&](int64_t p, auto left) {
-    Part<N> a[A];
+  for (V& one : sum) one = take(set1(S(0)));
+  for_groups<Number<S>>(n, [&](int64_t p, auto left) {
+    V a[A];
 #pragma GCC unroll 6
     for (int i = 0; i < A; ++i) {
-      a[i] = part<k>(load(x[i] + p, left));
+      a[i] = take(load(x[i] + p, left));
 #pragma GCC unroll 6
       for (int j = 0; j <= i; ++j) sum[gram_pair(i, j)] = fma(a[i], a[j], sum[gram_pair(i, j)]);
     }
   });
-#pragma GCC unroll 21
-  for (int q = 0; q < A * (A + 1) / 2; ++q) out[q][k] = sum[q];
+#pragma GCC unroll 6
+  for (int i = 0; i < A; ++i)
+#pragma GCC unroll 6
+    for (int j = 0; j <= i; ++j) out[i][j] = sum[gram_pair(i, j)];
 }
+
+// True if so many sums have to be taken a part at a time, to stay in the registers.
+constexpr bool in_parts(int sums) { return sums * num_parts > gram_a * gram_b; }
 
 // out[i][j] of A rows and B others.
 template <int A, int B, class S>
-__attribute__((noinline)) void gram_block(Rows<S> x, Rows<S> y, int64_t n, double* out) {
-  Sum<S> sum[A][B];
-  add_block<0>(x, y, n, sum);
-  if constexpr (num_parts == 2) add_block<1>(x, y, n, sum);
-  for (int i = 0; i < A; ++i)
-    for (int j = 0; j < B; ++j) out[i * B + j] = total(whole(sum[i][j]));
+__attribute__((noinline)) void gram_block(Rows<S> x, Rows<S> y, int64_t n, double (&out)[A][B]) {
+  using N = Number<S>;
+  if constexpr (in_parts(A * B)) {
+    decltype(part<0>(N())) lower[A][B], upper[A][B];
+    add_block(x, y, n, lower, Only<0>());
+    add_block(x, y, n, upper, Only<1>());
+    for (int i = 0; i < A; ++i)
+      for (int j = 0; j < B; ++j) out[i][j] = total(joined(lower[i][j], upper[i][j]));
+  } else {
+    N sum[A][B];
+    add_block(x, y, n, sum, Whole());
+    for (int i = 0; i < A; ++i)
+      for (int j = 0; j < B; ++j) out[i][j] = total(sum[i][j]);
+  }
 }
+// out[i][j], j <= i, of A rows.
 template <int A, class S>
-__attribute__((noinline)) void gram_triangle(Rows<S> x, int64_t n, double* out) {
-  Sum<S> sum[A * (A + 1) / 2];
-  add_triangle<0, A>(x, n, sum);
-  if constexpr (num_parts == 2) add_triangle<1, A>(x, n, sum);
-  for (int q = 0; q < A * (A + 1) / 2; ++q) out[q] = total(whole(sum[q]));
+__attribute__((noinline)) void gram_triangle(Rows<S> x, int64_t n, double (*out)[gram_a]) {
+  using N = Number<S>;
+  if constexpr (in_parts(A * (A + 1) / 2)) {
+    decltype(part<0>(N())) lower[A][A], upper[A][A];
+    add_triangle(x, n, lower, Only<0>());
+    add_triangle(x, n, upper, Only<1>());
+    for (int i = 0; i < A; ++i)
+      for (int j = 0; j <= i; ++j) out[i][j] = total(joined(lower[i][j], upper[i][j]));
+  } else {
+    N sum[A][A];
+    add_triangle(x, n, sum, Whole());
+    for (int i = 0; i < A; ++i)
+      for (int j = 0; j <= i; ++j) out[i][j] = total(sum[i][j]);
+  }
 }
 
 // f(Count<n>{}) for n in 1 .. Max.
@@ -98,14 +125,13 @@ inline void with_count(int64_t n, F f) {
 template <int A, class S, class Add>
 void gram_panel(Rows<S> x, Rows<S> y, int64_t others, int64_t n, Add add) {
   for (int64_t at = 0; at < others;) {
-    const int64_t left = others - at;  // no narrow block at the end: four are two and two, not three and one
-    const int64_t width = left > gram_b && left < 2 * gram_b ? (left + 1) / 2 : least(left, gram_b);
+    const int64_t width = least(others - at, gram_b);
     with_count<gram_b>(width, [&](auto count) {
       constexpr int B = decltype(count)::value;
-      double sums[A * B];
+      double sums[A][B];
       gram_block<A, B>(x, y.from(at), n, sums);
       for (int i = 0; i < A; ++i)
-        for (int j = 0; j < B; ++j) add(i, at + j, sums[i * B + j]);
+        for (int j = 0; j < B; ++j) add(i, at + j, sums[i][j]);
     });
     at += width;
   }

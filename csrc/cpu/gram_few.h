@@ -4,12 +4,12 @@ template <class N>
 struct WideSum;
 template <>
 struct WideSum<F16> {  // products of floats are exact in double
-  D8 lower = set1(0.), upper = set1(0.);
+  D8 sum = set1(0.);
   void add(F16 a, F16 b) {
-    lower = fma(lower_half(a), lower_half(b), lower);
-    upper = fma(upper_half(a), upper_half(b), upper);
+    sum = fma(lower_half(a), lower_half(b), sum);
+    sum = fma(upper_half(a), upper_half(b), sum);
   }
-  double value() const { return total(lower + upper); }
+  double value() const { return total(sum); }
 };
 template <>
 struct WideSum<D8> {

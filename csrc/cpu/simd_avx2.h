@@ -100,8 +100,8 @@ template <int i>
 inline D4 part(D8 x) {
   return {i ? x.hi : x.lo};
 }
-inline F16 whole(const F8 (&parts)[2]) { return {parts[0].v, parts[1].v}; }
-inline D8 whole(const D4 (&parts)[2]) { return {parts[0].v, parts[1].v}; }
+inline F16 joined(F8 lo, F8 hi) { return {lo.v, hi.v}; }
+inline D8 joined(D4 lo, D4 hi) { return {lo.v, hi.v}; }
 inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline D4 fma(D4 a, D4 b, D4 c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 

@@ -70,13 +70,4 @@ inline double total(D8 x) {
 
 // A number is one register: see simd_avx2.h.
 constexpr int num_parts = 1;
-template <int, class N>
-inline N part(N x) {
-  return x;
-}
-template <class N>
-inline N whole(const N (&parts)[1]) {
-  return parts[0];
-}
-
 constexpr int gram_a = 4, gram_b = 4;  // pairs of rows that fit the 32 registers

@@ -90,13 +90,4 @@ inline double total(Array<T, L> x) {
 
 // A number in one part: see simd_avx2.h.
 constexpr int num_parts = 1;
-template <int, class N>
-inline N part(N x) {
-  return x;
-}
-template <class N>
-inline N whole(const N (&parts)[1]) {
-  return parts[0];
-}
-
 constexpr int gram_a = 2, gram_b = 2;
