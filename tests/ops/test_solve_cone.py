@@ -6,9 +6,10 @@ import pytest
 import torch
 from gram_samplers import KINDS, GramProblem, gram_problem
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from samplers import Backend
 from scipy.optimize import nnls
-from solve_calls import dual_cone, project, sizes, unconflicting
+from solve_calls import draw, dual_cone, project, sizes, unconflicting
 from torch import Tensor
 
 
@@ -28,7 +29,7 @@ def check_projection(problem: GramProblem, lower: Tensor, v: Tensor) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_optimality(backend: Backend, data: st.DataObject) -> None:
     problem = draw(data, backend)
     tasks, generator = problem.tasks, torch.Generator().manual_seed(problem.tasks)
