@@ -48,7 +48,7 @@ def ours(tasks: int) -> dict[str, Run]:
     workspace = torch.zeros(1, ops.workspace_size(tasks), dtype=torch.float64)
     return {
         "least norm": lambda: ops.minimum_norm_(weights, gram, workspace=workspace),
-        "CAGrad": lambda: ops.conflict_averse_(weights, gram, mean, 0.5, workspace=workspace),
+        "CAGrad": lambda: ops.conflict_averse_(weights, gram, mean, 0.5, rtol=1e-12, workspace=workspace),
         "barrier, p = 1": lambda: ops.power_barrier_(weights, residual, gram, ones, power=1.0, workspace=workspace),
         "barrier, p = 0.3": lambda: ops.power_barrier_(weights, residual, gram, ones, power=0.3, workspace=workspace),
         "dual cone, u": lambda: ops.dual_cone_(weights[None], gram, mean[None], workspace=workspace),
