@@ -99,6 +99,10 @@ def check_step(p: Problem) -> tuple[float, float]:
     return largest(run(ops.step_, *rows) - expected), (4 * (K + 4) + T + 12) * UNIT
 
 
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector[..., None])[..., 0]
+
+
 def check_solve(p: Problem) -> tuple[float, float]:
     """By certificates: inner products with the rows are equal (least norm), one over the weights (barrier), and not
     negative (cone)."""
@@ -112,11 +116,12 @@ def check_solve(p: Problem) -> tuple[float, float]:
     ops.minimum_norm_(w, gram)
     ops.power_barrier_(x, residual, gram, ones[:, 0].contiguous(), power=1.0)
     ops.dual_cone_(v, gram, ones)
-    products = (gram @ w[..., None])[..., 0]
     errors = [
-        ((w * products).sum(1, keepdim=True) - products).clamp_min(0) / unit,
-        residual,
-        (-(gram @ v.mT)).clamp_min(0)[..., 0] / unit,
+        w.sum(1) - 1,
+        ((w * times(gram, w)).sum(1, keepdim=True) - times(gram, w)).clamp_min(0) / unit,
+        x * times(gram, x) - 1,
+        (ones - v).clamp_min(0),
+        -times(gram, v[:, 0]).clamp_max(0) / unit,
     ]
     return max(map(largest, errors)), 1e-12
 

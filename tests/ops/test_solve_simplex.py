@@ -89,7 +89,7 @@ def test_conflicting_rows_of_different_lengths_reach_the_optimum(backend: Backen
 
 
 @given(data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_conflict_averse(backend: Backend, data: st.DataObject) -> None:
     """Weak duality: min_t <g_t, d> of any d in the ball is at most <g0, g_w> + radius |g0| |g_w| of any w in the
     simplex; equal, both are optimal."""
