@@ -124,7 +124,7 @@ def test_requiring_it_can_be_switched_off(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- python -m mt2o_ext
-FAMILIES = ("combine", "gram", "transfer", "finite", "step")
+FAMILIES = ("combine", "gram", "transfer", "finite", "step", "solve")
 
 
 def checked(output: str) -> list[str]:
@@ -147,10 +147,16 @@ def test_main_without_the_compiled_part(tmp_path: Path) -> None:
     assert set(checked(process.stdout)) == set(FAMILIES)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "function"),
+    [
+        *((family, f"{family}_") for family in FAMILIES if family != "solve"),
+        *(("solve", function) for function in ("minimum_norm_", "power_barrier_", "dual_cone_")),
+    ],
+)
 def test_main_fails_where_a_kernel_is_wrong(
-    family: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    family: str, function: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mt2o_ext.ops, f"{family}_", lambda *arguments, **options: None)
+    monkeypatch.setattr(mt2o_ext.ops, function, lambda *arguments, **options: None)
     assert main() == 1
     assert set(checked(capsys.readouterr().out)) == set(FAMILIES) - {family}

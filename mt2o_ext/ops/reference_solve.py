@@ -8,6 +8,7 @@ algebra (least squares, eigenvalues).  Signatures are those of the operators; ``
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -61,7 +62,11 @@ def _stationary(rows: Rows, q: Tensor, size: float, support: list[int]) -> Tenso
     system[:count, :count] = rows.cosines[support][:, support]
     system[count, :count] = system[:count, count] = shortest / lengths
     right = torch.cat([-q[support] / lengths, (size * shortest)[None]])
-    return torch.linalg.lstsq(system, right[:, None], driver="gelsd").solution[:count, 0] / lengths
+    solution = torch.zeros_like(right)
+    for _ in range(3):  # the first for the solution, the others for its last digits
+        residual = right - system @ solution
+        solution = solution + torch.linalg.lstsq(system, residual[:, None], driver="gelsd").solution[:, 0]
+    return solution[:count] / lengths
 
 
 def _towards(v: Tensor, target: Tensor, support: list[int]) -> Tensor:
@@ -89,13 +94,33 @@ def conflict_averse_(
         if reach == 0.0:
             return rows.all_tasks(u)
         low, high = math.log(reach / float(rows.lengths.max())), math.log(reach / math.sqrt(shortest))
-        for _ in range(48):
-            middle = (low + high) / 2
-            v = on_simplex(rows, q, math.exp(middle))
-            low, high = (middle, high) if float(v @ rows.gram @ v) < reach * reach else (low, middle)
-        return rows.all_tasks(u + on_simplex(rows, q, math.exp((low + high) / 2)))
+        v = on_simplex(rows, q, math.exp(_crossing(lambda m: _excess(rows, q, m, reach), low, high)))
+        return rows.all_tasks(u + v)
 
     solved(weights, solver, gram, preferences)
+
+
+def _excess(rows: Rows, q: Tensor, log_size: float, reach: float) -> float:
+    """log |J'v| / reach of the minimum with sum v = exp(log_size); grows with it."""
+    v = on_simplex(rows, q, math.exp(log_size))
+    return math.log(float(v @ rows.gram @ v) / reach**2) / 2
+
+
+def _crossing(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a growing function is zero, between function(low) <= 0 <= function(high): regula falsi (Illinois)."""
+    at_low, at_high = function(low), function(high)
+    for _ in range(60):
+        if at_low >= 0 or at_high <= 0 or high - low <= 4 * EPSILON:
+            break
+        middle = (low * at_high - high * at_low) / (at_high - at_low)
+        value = function(middle)
+        if abs(value) <= 16 * EPSILON:
+            return middle
+        if value < 0:
+            low, at_low, at_high = middle, value, at_high / 2
+        else:
+            high, at_high, at_low = middle, value, at_low / 2
+    return low if abs(at_low) < abs(at_high) else high
 
 
 def power_barrier_(

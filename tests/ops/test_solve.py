@@ -8,7 +8,7 @@ from gram_samplers import KINDS, NOT_FINITE, gram_problem, spoiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samplers import CPU, Backend, same_bits
-from solve_calls import DEGREES, SOLVERS, dual_cone, eigen, empty, minimum_norm, power_barrier, scratch, sizes
+from solve_calls import DEGREES, SOLVERS, draw, dual_cone, eigen, empty, minimum_norm, power_barrier, scratch, sizes
 
 from mt2o_ext import ops
 
@@ -74,10 +74,10 @@ def test_other_inputs_that_are_not_finite(backend: Backend) -> None:
 @EACH_SOLVER
 def test_powers_of_two_change_no_bit(backend: Backend, name: str) -> None:
     """Of anything that does not depend on the length of the rows."""
-    for tasks in (2, 3, 8):
+    for tasks in sizes(backend, 8):
         gram = stacked(tasks)
         plain = SOLVERS[name](backend, gram)
-        for factor in (2.0**-200, 2.0**-26, 2.0**26, 2.0**200):
+        for factor in (2.0**-200, 2.0**26):
             scaled = SOLVERS[name](backend, factor * gram)
             expected = factor ** DEGREES.get(name, 0.0) * plain
             exact = name != "barrier, p = 0.3" and backend.name != "reference"
@@ -88,17 +88,17 @@ def test_powers_of_two_change_no_bit(backend: Backend, name: str) -> None:
 @pytest.mark.parametrize("kind", ["random", "conflicting", "scaled"])
 def test_scale_of_the_losses(backend: Backend, name: str, kind: str) -> None:
     """1e-8 to 1e8 times the rows: the same direction, and the length that the formula says."""
-    for tasks in (2, 5, 8):
+    for tasks in sizes(backend, 8):
         problem = gram_problem(kind, tasks)
         plain = SOLVERS[name](backend, problem.gram[None])[0]
-        for factor in (1e-8, 1e-3, 1e8):
+        for factor in (1e-8, 1e8):
             scaled = SOLVERS[name](backend, problem.scaled(factor).gram[None])[0]
             expected = factor ** (2 * DEGREES.get(name, 0.0)) * plain
             assert (scaled - expected).norm() <= 1e-9 * expected.norm()
 
 
 @given(data=st.data(), name=st.sampled_from(UNORDERED), seed=st.integers(0, 99))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_order_of_the_tasks(backend: Backend, data: st.DataObject, name: str, seed: int) -> None:
     problem = draw(data, backend, most=8)
     permutation = torch.randperm(problem.tasks, generator=torch.Generator().manual_seed(seed))

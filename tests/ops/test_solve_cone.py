@@ -6,9 +6,10 @@ import pytest
 import torch
 from gram_samplers import KINDS, GramProblem, gram_problem
 from hypothesis import given, settings
-from samplers import Backend
+from hypothesis import strategies as st
+from samplers import Backend, same_bits
 from scipy.optimize import nnls
-from solve_calls import dual_cone, project, sizes, unconflicting
+from solve_calls import draw, dual_cone, project, sizes, unconflicting
 from torch import Tensor
 
 
@@ -28,7 +29,7 @@ def check_projection(problem: GramProblem, lower: Tensor, v: Tensor) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_optimality(backend: Backend, data: st.DataObject) -> None:
     problem = draw(data, backend)
     tasks, generator = problem.tasks, torch.Generator().manual_seed(problem.tasks)
@@ -88,3 +89,12 @@ def test_linear_in_lengths_of_rows(backend: Backend) -> None:
     scaled_parts = dual_cone(backend, GramProblem("scaled", scaled).gram[None], each)[0] @ scaled
     expected = factors[:, None] * parts
     assert bool(((scaled_parts - expected).norm(dim=1) <= 1e-12 * expected.norm(dim=1)).all())
+
+
+def test_bounds_do_not_influence_each_other(backend: Backend) -> None:
+    problem = gram_problem("zero", 5)
+    lower = torch.eye(5, dtype=torch.float64)[None]  # rows 0 and 3 are zero: nothing to project
+    together = dual_cone(backend, problem.gram[None], lower)
+    alone = [dual_cone(backend, problem.gram[None], lower[:, m : m + 1].contiguous()) for m in range(5)]
+    assert same_bits(together, torch.cat(alone, dim=1))
+    assert not bool(together[0, [0, 3]].any())

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samplers import Backend
 from scipy.optimize import linprog
-from solve_calls import descent, minimum_norm, sizes
+from solve_calls import descent, draw, minimum_norm, sizes
 from torch import Tensor
 
 KINDS = ("random", "conflicting", "scaled", "correlated", "duplicate", "opposite", "low rank", "zero")
@@ -45,6 +45,8 @@ def check(backend: Backend, problem: GramProblem, losses: Tensor, rays: Tensor, 
     w = descent(backend, problem.gram[None], losses[None], rays[None], relax=relax)[0]
     present = problem.lengths > 0
     assert bool((w >= 0).all()) and bool((w[~present] == 0).all())
+    if not bool(present.any()):
+        return
     assert abs(float(w.sum()) - 1) <= 1e-12
     own = w[present].numpy()
     objective, matrix, bound = program(problem, losses, rays, relax)
@@ -60,9 +62,9 @@ def check(backend: Backend, problem: GramProblem, losses: Tensor, rays: Tensor, 
 
 
 @given(data=st.data(), relax=st.booleans(), seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_equals_highs(backend: Backend, data: st.DataObject, relax: bool, seed: int) -> None:
-    problem = draw(data, backend, KINDS, most=16)
+    problem = draw(data, backend, KINDS, most=10)
     generator = torch.Generator().manual_seed(seed)
     losses, rays = (0.1 + torch.rand(problem.tasks, dtype=torch.float64, generator=generator) for _ in range(2))
     check(backend, problem, losses, rays, relax)  # balance

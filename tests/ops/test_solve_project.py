@@ -8,8 +8,9 @@ import pytest
 import torch
 from gram_samplers import KINDS, GramProblem, gram_problem
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from samplers import CPU, Backend, same_bits
-from solve_calls import eigen, empty, orders, project, scratch
+from solve_calls import draw, eigen, empty, orders, project, scratch
 from torch import Tensor
 
 from mt2o_ext.ops import project_

@@ -8,8 +8,9 @@ import quadprog
 import torch
 from gram_samplers import KINDS, REGULAR, GramProblem, gram_problem
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from samplers import REFERENCE, Backend, same_bits
-from solve_calls import conflict_averse, minimum_norm, sizes
+from solve_calls import conflict_averse, draw, minimum_norm, sizes
 from torch import Tensor
 
 EPSILON = 2.0**-52
@@ -33,14 +34,14 @@ def check_minimum(problem: GramProblem, w: Tensor, q: Tensor | None = None) -> N
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_minimum_norm(backend: Backend, data: st.DataObject) -> None:
     problem = draw(data, backend)
     check_minimum(problem, minimum_norm(backend, problem.gram[None])[0])
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_with_a_linear_term(backend: Backend, data: st.DataObject) -> None:
     problem = draw(data, backend)
     u = torch.randn(problem.tasks, dtype=torch.float64, generator=torch.Generator().manual_seed(problem.tasks))
@@ -88,7 +89,7 @@ def test_conflicting_rows_of_different_lengths_reach_the_optimum(backend: Backen
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_conflict_averse(backend: Backend, data: st.DataObject) -> None:
     """Weak duality: min_t <g_t, d> of any d in the ball is at most <g0, g_w> + radius |g0| |g_w| of any w in the
     simplex; equal, both are optimal."""
