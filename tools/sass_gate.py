@@ -36,6 +36,10 @@ RULES = {
     r"find_nonfinite<.*>": Rule(stores=False),
     r"step_rows<.*>": Rule(),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
+    # Four columns of float, or two of double, for each thread; eight rows leave registers for one, and 16 bits load less.
+    r"gram_chunks<(float|double), [1-4]>": Rule(stores=False, float64=FLOAT64),
+    r"gram_chunks<.*>": Rule(loads=False, stores=False, float64=FLOAT64),
+    r"add_chunks": Rule(loads=False, stores=False, float64=FLOAT64),
     # M - I is rounded from float64 once for each block.  With 0, any number of rows: one column for each thread.
     r"(transfer_rows|step_and_blend)<.*, 0>": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
     r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"})),
@@ -55,14 +59,12 @@ class Kernel:
         rule = next((rule for pattern, rule in RULES.items() if re.fullmatch(pattern, self.name)), None)
         if rule is None:
             return ["has no rule in tools/sass_gate.py"]
-        forbidden = ["LDL", "STL", "ATOM", "RED"]
+        forbidden = ["LDL", "STL", "ATOM", "ATOMG", "ATOMS", "RED"]
         if not re.search(r"\bdouble\b", self.name):
             forbidden += sorted(FLOAT64 - rule.float64)
-        found = [f"contains {opcode}" for opcode in forbidden if self.has(rf"{opcode}\w*(\.|$)")]
-        wanted = {"LDG": rule.loads, "STG": rule.stores}
-        return found + [
-            f"has no {opcode} of 128 bits" for opcode in wanted if wanted[opcode] and not self.has(rf"{opcode}\..*128")
-        ]
+        found = [f"contains {opcode}" for opcode in forbidden if self.has(rf"{opcode}(\.|$)")]
+        wanted = [opcode for opcode, wide in (("LDG", rule.loads), ("STG", rule.stores)) if wide]
+        return found + [f"has no {opcode} of 128 bits" for opcode in wanted if not self.has(rf"{opcode}\..*128")]
 
 
 def demangled(names: Sequence[str]) -> list[str]:
