@@ -22,6 +22,11 @@ GROUPS = [group for library in SOURCES["libraries"].values() for group in librar
 LIBRARY = ROOT / "mt2o_ext" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 LEVELS = [level for level in ("default", "avx2", "avx512") if level == "default" or platform.machine() == "x86_64"]
 
+CUDA_LIBRARY = ROOT / "build" / "cuda" / "mt2o_ext" / f"_C_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"  # .ci/run
+
+needs_cuda_library = pytest.mark.skipif(
+    not CUDA_LIBRARY.exists(), reason=f"{CUDA_LIBRARY.relative_to(ROOT)} is not built: .ci/run does, where nvcc is"
+)
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason=f"{LIBRARY.name} is not built (MT2O_NO_EXT)")
 
 
@@ -93,6 +98,39 @@ def test_library_links_no_torch_library_but_the_stable_one():
 @needs_library
 def test_no_path_of_the_builder_in_the_library():
     library = LIBRARY.read_bytes()
+    for path in (ROOT, sysconfig.get_path("purelib"), sysconfig.get_path("include")):
+        assert str(path).encode() not in library
+
+
+def test_nvcc_keeps_the_bits_and_refuses_spills():
+    (group,) = (group for group in GROUPS if any(source.endswith(".cu") for source in group["sources"]))
+    flags = " ".join(group["flags"])
+    assert "-fmad=false" in flags
+    assert "-Werror all-warnings" in flags
+    assert "-warn-spills" in flags and "-warn-lmem-usage" in flags
+    assert "fast" not in flags
+
+
+@needs_cuda_library
+def test_cuda_library_links_no_cuda_and_imports_under_any_torch():
+    """The runtime is inside; torch's stream is looked up when it is needed."""
+    needed = re.findall(r"NEEDED.*\[(.*)\]", output("readelf", "-d", CUDA_LIBRARY))
+    assert not [name for name in needed if re.match(r"lib(cuda|nv|torch_cuda|c10)", name)]
+    program = (
+        "import importlib.util, torch, mt2o_ext\n"
+        f"spec = importlib.util.spec_from_file_location('mt2o_ext._C_cuda', {str(CUDA_LIBRARY)!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(module.version, module.cuda_version, module.archs)\n"
+    )
+    done = run(sys.executable, "-W", "ignore", "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"\d+\.\d+\.\d+ 1\d\.\d \d+\.\d.*\+PTX\n", done.stdout)
+
+
+@needs_cuda_library
+def test_no_path_of_the_builder_in_the_cuda_library():
+    library = CUDA_LIBRARY.read_bytes()
     for path in (ROOT, sysconfig.get_path("purelib"), sysconfig.get_path("include")):
         assert str(path).encode() not in library
 

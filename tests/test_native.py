@@ -102,6 +102,107 @@ def test_only_cpu_tensors_are_the_compiled_parts() -> None:
         assert not _native.available("cuda")
 
 
+# ---------------------------------------------------------------------- the CUDA part
+@pytest.mark.parametrize(
+    ("archs", "capability", "covered"),
+    [
+        ("7.5;8.0", (7, 5), True),
+        ("8.0", (8, 6), True),  # the same major version, a later minor one
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0+PTX", (12, 0), True),
+        ("9.0+PTX", (8, 9), False),
+        ("8.0 9.0a", (9, 0), True),
+        ("9.0a", (9, 1), False),
+        ("10.0f", (10, 3), True),
+        ("8.0;9.0;12.0+PTX", (10, 0), False),
+    ],
+)
+def test_which_gpus_the_code_is_for(archs: str, capability: tuple[int, int], covered: bool) -> None:
+    assert _native.covers(archs, capability) == covered
+
+
+class FakeCudaPart:
+    archs = "8.0;9.0+PTX"
+
+
+@needs_native
+def test_a_gpu_without_code_for_it_runs_on_the_reference_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MT2O_REQUIRE_NATIVE", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (7, 5), (7, 5)][index])
+    monkeypatch.setattr(_native, "C_cuda", FakeCudaPart)
+    monkeypatch.setattr(_native, "_usable", {})
+    assert _native.available("cuda:0")
+    message = r"cuda:1\. mt2o_ext: sm_75 is not in \[8\.0, 9\.0\+PTX\]; rebuild with TORCH_CUDA_ARCH_LIST=7\.5"
+    with pytest.warns(RuntimeWarning, match=message):
+        assert not _native.available("cuda:1")
+    assert not _native.available("cuda:1")
+    monkeypatch.setenv("MT2O_REQUIRE_NATIVE", "1")
+    with pytest.raises(RuntimeError, match="sm_75 is not in"):
+        _native.available("cuda:2")
+
+
+@needs_native
+def test_without_the_cuda_part_a_gpu_gets_a_warning_that_says_how_to_rebuild(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MT2O_REQUIRE_NATIVE", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_native, "C_cuda", None)
+    monkeypatch.setattr(_native, "cuda_load_error", "No module named 'mt2o_ext._C_cuda'")
+    monkeypatch.setattr(_native, "_usable", {})
+    with pytest.warns(RuntimeWarning, match=r"built without CUDA: No module named .* rebuild with `FORCE_CUDA=1 pip"):
+        assert not _native.available("cuda:0")
+
+
+@pytest.mark.skipif(_native.C_cuda is not None, reason="there is a CUDA part")
+@needs_native
+@pytest.mark.parametrize("name", ["combine_", "gram_", "transfer_", "step_", "finite_"])
+def test_an_operator_on_a_gpu_says_that_there_is_no_cuda_part(name: str) -> None:
+    """As the dispatcher would call it for tensors on a GPU."""
+    arguments = {
+        "combine_": [torch.zeros(1, 16), torch.zeros(1, 1, 16), torch.ones(1, 1).double()],
+        "gram_": [torch.zeros(1, 0, 1, 1).double(), torch.zeros(1, 0, 1).double(), torch.zeros(1, 1, 16), None],
+        "transfer_": [torch.zeros(1, 16), torch.ones(1, 1).double()],
+        "finite_": [torch.zeros(1), torch.zeros(1, 1, 16)],
+        "step_": [torch.zeros(1, 16), *[None] * 5, torch.zeros(1, 0), torch.zeros(1, 0, NUM_CONSTANTS).double(),
+                  torch.zeros(1, 1, 16), None, None, torch.zeros(0, len(FIELDS)).double()],
+    }[name]  # fmt: skip
+    options = {"gram_": {"centre": False, "diagonal": False}, "step_": {"rule": 0, "order": 0}}.get(name, {})
+    more = [None] * 3 if name == "step_" else []
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    operator = getattr(torch.ops.mt2o_ext, name).default
+    with pytest.raises(RuntimeError, match=r"mt2o_ext was built without CUDA: .* rebuild with"):
+        operator.redispatch(keys, *arguments, torch.zeros(0, 3, dtype=torch.int64), *more, **options)
+
+
+# A library that is there and that the loader refuses, under a torch with CUDA.
+BROKEN_CUDA_PART = """
+import importlib.machinery, sys, torch
+torch.version.cuda = "13.0"
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "mt2o_ext._C_cuda" else None
+    def create_module(self, spec):
+        raise ImportError("undefined symbol: cudaLaunchKernel")
+
+sys.meta_path.insert(0, Broken())
+import mt2o_ext
+print(mt2o_ext.backend_info()["CUDA load error"])
+"""
+
+
+@needs_native
+def test_a_broken_cuda_part_breaks_nothing_else(tmp_path: Path) -> None:
+    process = run(tmp_path, "-c", BROKEN_CUDA_PART, without_native=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "undefined symbol: cudaLaunchKernel"
+    assert process.stderr.count("RuntimeWarning") == 1
+    process = run(tmp_path, "-c", BROKEN_CUDA_PART, without_native=False, MT2O_REQUIRE_NATIVE="1")
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == "ImportError: undefined symbol: cudaLaunchKernel"
+
+
 def test_without_the_compiled_part_everything_works_after_one_warning(tmp_path: Path) -> None:
     process = run(tmp_path, "-c", STEPS)
     assert process.returncode == 0, process.stderr

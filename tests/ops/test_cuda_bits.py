@@ -1,0 +1,86 @@
+"""CUDA, native and emulated, gives the CPU's bits in every element-wise family.
+
+Reductions do not: a GPU sums a chunk over 256 threads and then over warps, the CPU over sixteen lanes and tiles of 1024
+columns.  Those of `gram` are compared with sums in float64 (test_gram.py), within the same bounds on every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from samplers import CPU, CUDA, EMULATED, FLOATS, HALVES, Backend, Layout, Sampler, StepProblem, same_bits
+from torch import Tensor
+
+from mt2o_ext.ops import Order, Rule
+
+pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
+LAYOUT = Layout((9000, 1, 4097, 33))
+DTYPES = [(torch.float32, dtype) for dtype in (torch.float32, *HALVES)] + [(torch.float64, torch.float64)]
+ROWS = (1, 2, 3, 5, 8, 16, 17)
+
+
+@pytest.fixture(params=[CUDA, EMULATED], ids=lambda backend: backend.name)
+def other(request: pytest.FixtureRequest) -> Backend:
+    if request.param.missing:
+        pytest.skip(request.param.missing)
+    return request.param
+
+
+def assert_same(ours: Iterator[Tensor], theirs: Iterator[Tensor]) -> None:
+    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert same_bits(a, b), f"result {index}: {int((a != b).sum())} of {a.numel()} differ"
+
+
+def combined(backend: Backend) -> Iterator[Tensor]:
+    sampler = Sampler(LAYOUT, seed=7)
+    for dtype in FLOATS + HALVES:
+        grads = sampler.rows(5, 3, dtype=dtype)
+        for out_dtype in {dtype, dtype if dtype == torch.float64 else torch.float32}:
+            out = sampler.poisoned(5, dtype=out_dtype)
+            backend.combine_(out, grads, sampler.weights(5, 3), LAYOUT.chunks)
+            yield out
+
+
+def transferred(backend: Backend) -> Iterator[Tensor]:
+    """Sparse mixes included: of a column from which none of four rows takes, no NaN may come."""
+    sampler = Sampler(LAYOUT, seed=7)
+    for dtype in FLOATS:
+        for rows in ROWS:
+            for density in (1.0, 0.3):
+                theta = sampler.rows(rows, dtype=dtype)
+                theta[rows - 1, 100:110] = torch.nan
+                theta[:, 5] = -0.0
+                backend.transfer_(theta, sampler.mix(rows, rows, density=density), LAYOUT.chunks)
+                yield theta
+
+
+def stepped(backend: Backend, rule: Rule, order: Order) -> Iterator[Tensor]:
+    sampler = Sampler(LAYOUT, seed=7)
+    for theta_dtype, grads_dtype in DTYPES:
+        for rows in (1, 5, 17):
+            for mix in (None, sampler.mix(rows, rows, density=0.6), sampler.mix(4, rows, rows)):
+                low = sampler.poisoned(rows, dtype=torch.bfloat16) if theta_dtype == torch.float32 else None
+                active = sampler.uniform(rows, 4) < 0.8
+                problem = StepProblem.sample(
+                    sampler, rows, 2, rule, theta_dtype=theta_dtype, grads_dtype=grads_dtype, mix=mix,
+                    segments=sampler.segments(transfer=[1.0, 1.0, 0.0, 1.0]), low_precision=low,
+                    ema=sampler.rows(rows, dtype=theta_dtype), active=active, grad_scale=torch.tensor([64.0]),
+                )  # fmt: skip
+                yield from problem.run(backend, rule, order).tensors().values()
+
+
+def test_combine(other: Backend) -> None:
+    assert_same(combined(CPU), combined(other))
+
+
+def test_transfer(other: Backend) -> None:
+    assert_same(transferred(CPU), transferred(other))
+
+
+@pytest.mark.parametrize("order", Order, ids=lambda order: order.name.lower())
+@pytest.mark.parametrize("rule", Rule, ids=lambda rule: rule.name.lower())
+def test_step(other: Backend, rule: Rule, order: Order) -> None:
+    """Counters, constants, moments, averages and rounded copies too."""
+    assert_same(stepped(CPU, rule, order), stepped(other, rule, order))

@@ -1,0 +1,82 @@
+"""Optimizers whose parameters are on a GPU: a step waits for nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from samplers import CUDA
+from torch import Tensor
+
+from mt2o_ext import MT2OFused
+from mt2o_ext.optim.nonfinite import LateFlags
+
+needs_gpu = pytest.mark.skipif(bool(CUDA.missing), reason=CUDA.missing)
+
+
+def test_flags_add_up() -> None:
+    flags = LateFlags()
+    assert flags.raised() == []
+    flags.add(torch.tensor([0.0, 1.0, 0.0]))
+    flags.add(torch.tensor([0.0, 0.0, 1.0]))
+    assert flags.raised() == [1, 2]
+    assert flags.raised(wait=True) == [1, 2]
+
+
+def test_flags_are_copies() -> None:
+    """What is done to the flags afterwards does not matter."""
+    flags, found = LateFlags(), torch.tensor([1.0, 0.0])
+    flags.add(found)
+    found.zero_()
+    assert flags.raised() == [0]
+
+
+def fill_gradients(model: torch.nn.Module, optimizer: MT2OFused, value: float) -> None:
+    losses = torch.stack([sum(p.sum() for p in model.parameters()) * factor for factor in (value, 1.0)])
+    for _ in optimizer.subproblems():
+        optimizer.backward(losses, retain_graph=True)
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 2)).cuda()
+
+
+def step_without_waiting(model: torch.nn.Module, optimizer: MT2OFused, value: float) -> None:
+    fill_gradients(model, optimizer, value)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    optimizer.zero_grad()
+
+
+@needs_gpu
+@pytest.mark.parametrize("lr", [1e-3, torch.tensor(1e-3)], ids=["number", "tensor"])
+def test_a_step_does_not_wait(model: torch.nn.Module, lr: float | Tensor) -> None:
+    """Also with a schedule, and with a tensor that sometimes has no gradient."""
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, lr=lr.cuda() if isinstance(lr, Tensor) else lr)
+    for index in range(10):
+        if isinstance(lr, float):
+            optimizer.param_groups[0]["lr"] = lr / (index + 1)
+        model[0].bias.requires_grad_(index % 2 == 0)
+        if index == 0:
+            fill_gradients(model, optimizer, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        else:
+            step_without_waiting(model, optimizer, 1.0)
+
+
+@needs_gpu
+def test_a_skipped_step_is_reported_later(model: torch.nn.Module) -> None:
+    optimizer = MT2OFused(model.parameters(), num_tasks=2)
+    fill_gradients(model, optimizer, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    before = [p.clone() for p in model.parameters()]
+    step_without_waiting(model, optimizer, torch.inf)
+    with pytest.warns(UserWarning, match="was infinite or NaN"):
+        assert optimizer.skipped_steps.tolist() == [1] * 5
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
