@@ -36,7 +36,7 @@ RULES = {
     r"find_nonfinite<.*>": Rule(stores=False),
     r"step_rows<.*>": Rule(),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
-    # Four columns of float, or two of double, for each thread; eight rows leave registers for one, and 16 bits load less.
+    # Four columns of float or two of double for each thread; eight rows leave registers for one, 16 bits load less.
     r"gram_chunks<(float|double), [1-4]>": Rule(stores=False, float64=FLOAT64),
     r"gram_chunks<.*>": Rule(loads=False, stores=False, float64=FLOAT64),
     r"add_chunks": Rule(loads=False, stores=False, float64=FLOAT64),
