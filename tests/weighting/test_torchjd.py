@@ -73,7 +73,7 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-6) -> Non
     assert (found - expected).norm() <= tolerance * expected.norm()
 
 
-# Their twenty convex programs for Nash-MTL do not come to rest where rows conflict; test_gram_methods has ours.
+# Their twenty convex programs for Nash-MTL do not come to rest where rows conflict; test_equations has ours.
 @pytest.mark.parametrize(
     ("name", "kind"), [pair for pair in product(EXACT, KINDS) if pair != ("NashMTL", "conflicting")]
 )
