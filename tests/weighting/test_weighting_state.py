@@ -85,7 +85,7 @@ def test_a_state_that_fits_one_part_only_changes_none():
     saved = weighting.state_dict()
     plain.run(weighting, begin=1)
     now = weighting.state_dict()
-    with pytest.raises(ValueError, match="GradVac expected the state"):
-        weighting.load_state_dict({**saved, "second.targets": torch.zeros(1)})
+    with pytest.raises(ValueError, match="Ema expected the state"):
+        weighting.load_state_dict({**saved, "second.average": torch.zeros(1)})
     assert all(torch.equal(tensor, now[name]) for name, tensor in weighting.state_dict().items())
     assert any(not torch.equal(tensor, now[name]) for name, tensor in saved.items())
