@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
+from emulator import library
 from torch import Tensor
 
 from mt2o_ext import _native
@@ -48,12 +49,52 @@ def _functions(of: object) -> list[Callable[..., None]]:
     return [getattr(of, name) for name in ("combine_", "gram_", "transfer_", "step_", "finite_")]
 
 
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """The same strides in a copy of all the memory that the tensor is a view of."""
+    memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    return memory.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _on(device: torch.device, function: Callable[..., None]) -> Callable[..., None]:
+    """The operator on copies of its arguments there; what they are afterwards is copied back."""
+
+    def run(*arguments: object, **options: object) -> None:
+        copies = [_copied(item, device) if isinstance(item, Tensor) else item for item in arguments]
+        function(*copies, **options)
+        for item, copy in zip(arguments, copies, strict=True):
+            if isinstance(item, Tensor) and 0 not in item.stride():
+                item.copy_(copy)
+
+    return run
+
+
+def _backend(name: str, missing: str, device: str = "cpu", library: str = "mt2o_ext") -> Backend:
+    where = torch.device(device)
+    if missing:
+        return replace(REFERENCE, name=name, device=where, missing=missing)
+    functions = _functions(getattr(torch.ops, library))
+    return Backend(name, where, *(functions if where.type == "cpu" else [_on(where, one) for one in functions]))
+
+
+def _without_gpu() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU: torch.cuda.is_available() is False"
+    return "" if _native.C_cuda is not None else _native.without_cuda()
+
+
+def _emulated() -> Backend:
+    """The CUDA kernels as g++ compiles them, each of their threads a fiber."""
+    reason = library.missing()
+    if not reason:
+        library.load()
+    return _backend("cuda-emulated", reason, library="mt2o_ext_emulated")
+
+
 REFERENCE = Backend("reference", torch.device("cpu"), *_functions(reference))
-if _native.C is None:
-    CPU = replace(REFERENCE, name="cpu", missing=f"the compiled part was not loaded: {_native.load_error}")
-else:
-    CPU = Backend("cpu", torch.device("cpu"), *_functions(torch.ops.mt2o_ext))
-BACKENDS = (REFERENCE, CPU)
+CPU = _backend("cpu", "" if _native.C is not None else f"the compiled part was not loaded: {_native.load_error}")
+CUDA = _backend("cuda", _without_gpu(), "cuda")
+EMULATED = _emulated()
+BACKENDS = (REFERENCE, CPU, CUDA, EMULATED)
 
 
 def rounding(dtype: torch.dtype) -> float:

@@ -26,6 +26,6 @@ MT2O_HD float sqrt(float a) { return __builtin_sqrtf(a); }
 MT2O_HD double sqrt(double a) { return __builtin_sqrt(a); }
 MT2O_HD float max(float a, float b) { return a > b ? a : b; }
 MT2O_HD double max(double a, double b) { return a > b ? a : b; }
-MT2O_HD int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+MT2O_HD constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 }  // namespace mt2o

@@ -17,6 +17,7 @@ struct Extent {
 };
 
 Problem combine(const Combine&, Extent, Stream);
+Problem gram(const Gram&, double* out, int64_t segments, Stream);
 Problem finite(const Finite&, Extent, Stream);
 Problem transfer(const Transfer&, const DenseMix&, Extent, Stream);  // the packed mix is not looked at
 Problem step(const Step&, const StepCounters&, const DenseMix&, Extent, Stream);

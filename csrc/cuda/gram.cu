@@ -1,0 +1,221 @@
+#include "gram.cuh"
+
+#include <type_traits>
+
+namespace mt2o::cuda {
+
+// Which panels a unit of work is about: rows from x on with (other) rows from y on.
+struct Panels {
+  int64_t height, across, count;  // rows of a panel; panels of all rows; pairs of panels
+
+  __device__ __forceinline__ void find(const Gram& s, int64_t pair, int64_t& x, int64_t& y) const {
+    if (s.diagonal) {
+      x = y = pair;
+    } else if (s.cross) {
+      x = pair / across, y = pair % across;
+    } else {
+      for (x = 0; gram_pair(x + 1, 0) <= pair;) ++x;
+      y = pair - gram_pair(x, 0);
+    }
+    x *= height, y *= height;
+  }
+};
+
+// One pair of panels over one chunk.  A: rows of a panel; of up to three rows, of float64 and of a diagonal, sums are
+// taken in double; else in float, and again in double where the square of a row is out of range.
+template <class G, int A>
+struct PanelPair {
+  static constexpr bool in_float = sizeof(Scalar<G>) == 4 && A > gram_few;
+  static constexpr int B = A > 4 ? 4 : A;                       // others at a time
+  static constexpr int V = A > 4 ? 1 : int(least(4, wide<G>));  // what the registers hold
+  using N = std::conditional_t<in_float, float, double>;
+
+  const Gram& s;
+  const Chunk& chunk;
+  int64_t batch, x, y;  // rows from x on with others from y on
+  double* out;
+  GramShared& shared;
+
+  __device__ __forceinline__ PanelRows<G> panel(bool of_others, int64_t first, int height) const {
+    const G* all = of_others ? static_cast<const G*>(s.others) + batch * s.others_batch_stride
+                             : static_cast<const G*>(s.values) + batch * s.batch_stride;
+    const int64_t row = of_others ? s.others_row : s.row;
+    return {all + first * row, s.centre ? all : nullptr, row, int(least(height, s.rows - first)),
+            s.centre && s.diagonal ? int(s.rows) : 0};
+  }
+
+  // The sum in total[q], of rows i and j.
+  __device__ __forceinline__ void write(int64_t i, int64_t j, int q) const {
+    const bool other_half = !s.cross && j > i;
+    if (i >= s.rows || j >= s.rows || other_half) return;
+    out[s.diagonal ? i : s.cross ? i * s.rows + j : gram_pair(i, j)] = shared.total[q];
+  }
+  template <int Height, int Across>
+  __device__ __forceinline__ void write_rectangle(int64_t i, int64_t j) const {
+    const int q = int(threadIdx.x);
+    if (q < Height * Across) write(i + q / Across, j + q % Across, q);
+  }
+
+  // Whether float sums of a row's square have kept their range.  Of centred rows the first is zero, and may be.
+  __device__ __forceinline__ bool in_range(int64_t row, int q) const {
+    return row >= s.rows || (s.centre && row == 0) || gram_in_range(float(shared.total[q]));
+  }
+  __device__ __forceinline__ void again_in_double(int64_t first, int64_t other, int height) const {
+    for (int i = 0; i < height; i += 4) {
+      const int64_t row = least(first + i, s.rows);
+      rectangle_sums<4, 4, 1, false, double>(panel(false, row, 4), panel(s.cross, other, 4), chunk, shared);
+      write_rectangle<4, 4>(row, other);
+    }
+  }
+
+  __device__ __forceinline__ void run_triangle() const {
+    triangle_sums<A, V, N>(panel(false, x, A), chunk, shared);
+    bool good = true;
+    if constexpr (in_float)
+      for (int r = 0; r < A; ++r) good &= in_range(x + r, int(gram_pair(r, r)));
+    if (good) {  // the same for all threads of the block
+      const int q = int(threadIdx.x);
+      if (q < A * A && q % A <= q / A) write(x + q / A, x + q % A, int(gram_pair(q / A, q % A)));
+    } else {
+      for (int j = 0; j < A; j += 4) again_in_double(x, least(x + j, s.rows), A);
+    }
+  }
+  __device__ __forceinline__ void run_rectangle() const {
+    for (int64_t other = y; other < y + A && other < s.rows; other += B) {
+      rectangle_sums<A, B, V, in_float, N>(panel(false, x, A), panel(s.cross, other, B), chunk, shared);
+      bool good = true;
+      if constexpr (in_float) {
+        for (int i = 0; i < A; ++i) good &= in_range(x + i, A * B + i);
+        for (int j = 0; j < B; ++j) good &= in_range(other + j, A * B + A + j);
+      }
+      if (good)
+        write_rectangle<A, B>(x, other);
+      else
+        again_in_double(x, other, A);
+    }
+  }
+};
+
+template <class G, int A>
+__global__ void __launch_bounds__(gram_threads, 2) gram_chunks(Gram s, Panels panels) {
+  auto& shared = block_shared<GramShared>();
+  const int64_t sums = gram_sums(s);
+  for (int64_t unit = blockIdx.x; unit < s.batch * s.num_chunks * panels.count; unit += gridDim.x) {
+    const int64_t at = unit / panels.count;
+    const Chunk chunk = s.chunks[at % s.num_chunks];
+    PanelPair<G, A> pair = {s, chunk, at / s.num_chunks, 0, 0, s.partials + at * sums, shared};
+    panels.find(s, unit % panels.count, pair.x, pair.y);
+    if (!s.cross && pair.x == pair.y)
+      pair.run_triangle();
+    else
+      pair.run_rectangle();
+  }
+}
+
+// The chunks of a segment lie between two of them.
+struct Between {
+  int64_t first, last;
+};
+struct AddShared {
+  Between of_thread[gram_threads];
+  double row_means[max_rows], other_means[max_rows], mean;
+};
+
+__device__ __forceinline__ Between find_chunks(const Gram& s, int64_t segment, AddShared& shared) {
+  Between found = {s.num_chunks, 0};
+  for (int64_t c = threadIdx.x; c < s.num_chunks; c += gram_threads)
+    if (s.chunks[c].segment == segment) found = {least(found.first, c), c + 1};
+  __syncthreads();  // nobody reads what another segment left
+  shared.of_thread[threadIdx.x] = found;
+  for (int half = gram_threads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (int(threadIdx.x) < half) {
+      Between& mine = shared.of_thread[threadIdx.x];
+      const Between other = shared.of_thread[threadIdx.x + half];
+      mine = {least(mine.first, other.first), mine.last < other.last ? other.last : mine.last};
+    }
+  }
+  __syncthreads();
+  return shared.of_thread[0];
+}
+
+// From products of differences to row 0 to those of rows less their mean: D_ij less the means of its row and column,
+// plus the mean of all.
+__device__ __forceinline__ void centre_products(const Gram& s, double* gram, AddShared& shared) {
+  const int rows = int(s.rows);
+  __syncthreads();  // all of the matrix is there
+  for (int i = int(threadIdx.x); i < rows; i += gram_threads) {
+    double of_row = 0., of_other = 0.;
+    for (int j = 0; j < rows; ++j) of_row += gram[i * rows + j], of_other += gram[j * rows + i];
+    shared.row_means[i] = of_row / rows, shared.other_means[i] = of_other / rows;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    double sum = 0.;
+    for (int i = 0; i < rows; ++i) sum += shared.row_means[i];
+    shared.mean = sum / rows;
+  }
+  __syncthreads();
+  for (int q = int(threadIdx.x); q < rows * rows; q += gram_threads) {
+    const int i = q / rows, j = q % rows;
+    if (s.cross)
+      gram[q] = gram[q] - shared.row_means[i] - shared.other_means[j] + shared.mean;
+    else if (j <= i)
+      gram[q] = gram[j * rows + i] = gram[q] - shared.row_means[i] - shared.row_means[j] + shared.mean;
+  }
+}
+
+// A block adds up the chunks of one segment, a warp those of one sum: each lane every 32nd of them, in order.
+__global__ void __launch_bounds__(gram_threads) add_chunks(Gram s, int64_t segments, double* all) {
+  auto& shared = block_shared<AddShared>();
+  const int64_t sums = gram_sums(s), size = s.diagonal ? s.rows : s.rows * s.rows;
+  const int lane = int(threadIdx.x) % warp;
+  for (int64_t unit = blockIdx.x; unit < s.batch * segments; unit += gridDim.x) {
+    const int64_t batch = unit / segments, segment = unit % segments;
+    double* gram = all + unit * size;
+    const Between chunks = find_chunks(s, segment, shared);
+    for (int64_t i = 0, j = 0, q = threadIdx.x / warp; q < sums; q += gram_threads / warp) {
+      double sum = 0.;
+      for (int64_t c = chunks.first + lane; c < chunks.last; c += warp)
+        if (s.chunks[c].segment == segment) sum += s.partials[(batch * s.num_chunks + c) * sums + q];
+      sum = warp_sum(sum);
+      if (lane > 0) continue;
+      if (s.diagonal || s.cross) {
+        gram[q] = sum;
+      } else {
+        while (gram_pair(i + 1, 0) <= q) ++i;
+        j = q - gram_pair(i, 0);
+        gram[i * s.rows + j] = gram[j * s.rows + i] = sum;
+      }
+    }
+    if (s.centre && !s.diagonal) centre_products(s, gram, shared);
+  }
+}
+
+template <class G, int A>
+static Problem launch_chunks(const Gram& s, Stream stream) {
+  const int64_t across = (s.rows + A - 1) / A;
+  const Panels panels = {A, across, s.diagonal ? s.rows : s.cross ? across * across : gram_pair(across, 0)};
+  return launch_units(gram_chunks<G, A>, s.batch * s.num_chunks * panels.count, gram_threads, stream, s, panels);
+}
+
+Problem gram(const Gram& s, double* out, int64_t segments, Stream stream) {
+  if (s.batch * segments == 0) return nullptr;
+  Problem problem = nullptr;
+  if (s.num_chunks > 0)
+    with_type(s.type, [&](auto type) {
+      using G = typename decltype(type)::type;
+      constexpr int most = sizeof(G) == 8 ? 4 : 8;
+      switch (s.diagonal ? 1 : s.rows) {
+        case 1: problem = launch_chunks<G, 1>(s, stream); break;
+        case 2: problem = launch_chunks<G, 2>(s, stream); break;
+        case 3: problem = launch_chunks<G, 3>(s, stream); break;
+        case 4: problem = launch_chunks<G, 4>(s, stream); break;
+        default: problem = launch_chunks<G, most>(s, stream);
+      }
+    });
+  if (problem) return problem;
+  return launch_units(add_chunks, s.batch * segments, gram_threads, stream, s, segments, out);
+}
+
+}  // namespace mt2o::cuda

@@ -1,0 +1,146 @@
+// Inner products of a panel of rows with another, by one block, over one chunk.
+//
+// Each thread sums its columns, in float or in double; a fixed tree adds up a warp, and warps are added in their order,
+// in double.  So a sum depends on the chunk alone: not on the panel, the grid, or the run.
+#pragma once
+#include "../core/gram.h"
+#include "columns.cuh"
+
+namespace mt2o::cuda {
+
+constexpr int gram_threads = 256;
+constexpr int warp = 32;
+constexpr int gram_most = 44;  // sums of a block: 8 x 4 products, and the squares of these rows
+
+struct GramShared {
+  double of_warp[gram_threads / warp][gram_most], total[gram_most];
+};
+
+// Rows first .. first + count of one set of rows.
+template <class G>
+struct PanelRows {
+  const G* first;
+  const G* origin;  // row 0 of the set, if centred: what is subtracted from each row; or nullptr
+  int64_t row;
+  int count;
+  int mean_of;  // rows of the set, if their mean is subtracted too; or 0
+
+  template <int V>
+  __device__ __forceinline__ Pack<Scalar<G>, V> minus_origin(const G* from, const Pack<Scalar<G>, V>& at) const {
+    Pack<Scalar<G>, V> x = load<V>(from);
+#pragma unroll
+    for (int i = 0; i < V; ++i) x.of[i] = x.of[i] - at.of[i];
+    return x;
+  }
+  template <int V>
+  __device__ __forceinline__ Pack<Scalar<G>, V> origin_at(int64_t p) const {
+    if (origin) return load<V>(origin + p);
+    return {};
+  }
+  // Of the differences to the origin.
+  template <int V>
+  __device__ __forceinline__ Pack<Scalar<G>, V> mean_at(int64_t p, const Pack<Scalar<G>, V>& at) const {
+    using S = Scalar<G>;
+    Pack<S, V> sum = {};
+    for (int j = 1; j < mean_of; ++j) {
+      const Pack<S, V> x = minus_origin<V>(origin + j * row + p, at);
+#pragma unroll
+      for (int i = 0; i < V; ++i) sum.of[i] = sum.of[i] + x.of[i];
+    }
+    const S share = S(1) / S(mean_of);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sum.of[i] = sum.of[i] * share;
+    return sum;
+  }
+  // V columns of A rows, those that are not there as zeros.
+  template <int A, int V, class N>
+  __device__ __forceinline__ void read(int64_t p, Pack<N, V> (&x)[A]) const {
+    const Pack<Scalar<G>, V> at = origin_at<V>(p);
+#pragma unroll
+    for (int r = 0; r < A; ++r) {
+      Pack<Scalar<G>, V> row_r = {};
+      if (r < count) row_r = minus_origin<V>(first + r * row + p, at);
+      if constexpr (A == 1)
+        if (mean_of > 0) {
+          const Pack<Scalar<G>, V> mean = mean_at<V>(p, at);
+#pragma unroll
+          for (int i = 0; i < V; ++i) row_r.of[i] = row_r.of[i] - mean.of[i];
+        }
+#pragma unroll
+      for (int i = 0; i < V; ++i) x[r].of[i] = N(row_r.of[i]);
+    }
+  }
+};
+
+// Sum over the lanes of a warp, the same in all of them.
+template <class N>
+__device__ __forceinline__ N warp_sum(N x) {
+#pragma unroll
+  for (int distance = warp / 2; distance > 0; distance /= 2) x = x + __shfl_xor_sync(0xffffffffu, x, distance);
+  return x;
+}
+
+// total[q] = the sum of sum[q] over the block; by all of its threads.
+template <int Count, class N>
+__device__ __forceinline__ void block_sums(const N (&sum)[Count], GramShared& shared) {
+  const int thread = int(threadIdx.x);
+#pragma unroll
+  for (int q = 0; q < Count; ++q) {
+    const N of_warp = warp_sum(sum[q]);
+    if (thread % warp == 0) shared.of_warp[thread / warp][q] = double(of_warp);
+  }
+  __syncthreads();
+  if (thread < Count) {
+    double total = 0.;
+    for (int w = 0; w < gram_threads / warp; ++w) total += shared.of_warp[w][thread];
+    shared.total[thread] = total;
+  }
+  __syncthreads();
+}
+
+// All pairs j <= i of a panel of A rows, into total[gram_pair(i, j)].
+template <int A, int V, class N, class G>
+__device__ __forceinline__ void triangle_sums(const PanelRows<G>& rows, const Chunk& chunk, GramShared& shared) {
+  N sum[A * (A + 1) / 2] = {};
+  for_columns<V>(chunk.begin, chunk.end, [&](auto width, int64_t p) {
+    constexpr int columns = decltype(width)::columns;
+    Pack<N, columns> x[A];
+    rows.read(p, x);
+#pragma unroll
+    for (int i = 0; i < A; ++i)
+#pragma unroll
+      for (int j = 0; j <= i; ++j)
+#pragma unroll
+        for (int c = 0; c < columns; ++c)
+          sum[i * (i + 1) / 2 + j] = fma(x[i].of[c], x[j].of[c], sum[i * (i + 1) / 2 + j]);
+  });
+  block_sums(sum, shared);
+}
+
+// All products of A rows and B others, into total[i * B + j]; Squares: then the squares of the rows, and of the others.
+template <int A, int B, int V, bool Squares, class N, class G>
+__device__ __forceinline__ void rectangle_sums(const PanelRows<G>& rows, const PanelRows<G>& others, const Chunk& chunk,
+                                               GramShared& shared) {
+  N sum[A * B + (Squares ? A + B : 0)] = {};
+  for_columns<V>(chunk.begin, chunk.end, [&](auto width, int64_t p) {
+    constexpr int columns = decltype(width)::columns;
+    Pack<N, columns> x[A], y[B];
+    rows.read(p, x), others.read(p, y);
+#pragma unroll
+    for (int c = 0; c < columns; ++c) {
+#pragma unroll
+      for (int i = 0; i < A; ++i)
+#pragma unroll
+        for (int j = 0; j < B; ++j) sum[i * B + j] = fma(x[i].of[c], y[j].of[c], sum[i * B + j]);
+      if constexpr (Squares) {
+#pragma unroll
+        for (int i = 0; i < A; ++i) sum[A * B + i] = fma(x[i].of[c], x[i].of[c], sum[A * B + i]);
+#pragma unroll
+        for (int j = 0; j < B; ++j) sum[A * B + A + j] = fma(y[j].of[c], y[j].of[c], sum[A * B + A + j]);
+      }
+    }
+  });
+  block_sums(sum, shared);
+}
+
+}  // namespace mt2o::cuda
