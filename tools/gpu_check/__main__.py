@@ -52,9 +52,9 @@ def parts(architecture: str | None) -> list[Part]:
         Part("self-check", [PYTHON, "-m", "mt2o_ext"], 15 * slower, {"MT2O_REQUIRE_NATIVE": "1"}),
         Part("emulator", ["bash", "-c", EMULATOR.format(python=PYTHON)], 60 * slower, {"PATH": PATH}),
         Part("tests", module("suite", *tests), 120 * slower),
-        Part("bits", module("bits", *dry), 30 * slower),
+        Part("bits", module("bits", *dry), 40 * slower),
         Part("sanitizer", module("sanitize", architecture or "none", *dry), 55 * slower),
-        Part("timing", [PYTHON, "-m", "bench.bench_gpu", "--json", RESULT, *timing], 90 * slower),
+        Part("timing", [PYTHON, "-m", "bench.bench_gpu", "--json", RESULT, *timing], 80 * slower),
     ]
 
 
