@@ -36,6 +36,10 @@ RULES = {
     r"find_nonfinite<.*>": Rule(stores=False),
     r"step_rows<.*>": Rule(),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
+    # Four columns of float, or two of double, for each thread; eight rows leave registers for one, and 16 bits load less.
+    r"gram_chunks<(float|double), [1-4]>": Rule(stores=False, float64=FLOAT64),
+    r"gram_chunks<.*>": Rule(loads=False, stores=False, float64=FLOAT64),
+    r"add_chunks": Rule(loads=False, stores=False, float64=FLOAT64),
     # M - I is rounded from float64 once for each block.  With 0, any number of rows: one column for each thread.
     r"(transfer_rows|step_and_blend)<.*, 0>": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
     r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"})),

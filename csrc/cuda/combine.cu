@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(threads) combine_rows(Combine s, Parts parts) 
     O* out = static_cast<O*>(s.out) + k * s.out_row;
     for_columns<wide<G>>(part.begin, part.end, [&](auto width, int64_t p) {
       constexpr int columns = decltype(width)::columns;
-      store(out + p, combined<columns>(grads + p, s.grads_task, s.weights + k * s.tasks, s.tasks));
+      store_whole(out + p, combined<columns>(grads + p, s.grads_task, s.weights + k * s.tasks, s.tasks));
     });
   }
 }

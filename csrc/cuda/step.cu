@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(blend_threads, blend_blocks) step_and_blend(St
     }
     for_owned_columns<Blend::columns>(part, owners, [&](auto width, int64_t p, bool mine) {
       constexpr int V = decltype(width)::columns;
-      const int stride = owners * V;
-      S *staged = shared.blend.staged + threadIdx.x * V, *theta = static_cast<S*>(s.theta) + p;
+      const int stride = owners * Blend::columns;  // a thread keeps its place, however many columns it has
+      S *staged = shared.blend.staged + threadIdx.x * Blend::columns, *theta = static_cast<S*>(s.theta) + p;
       if (mine)
 #pragma unroll 1
         for (int k = 0; k < rows; ++k) {

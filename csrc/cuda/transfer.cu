@@ -13,8 +13,8 @@ __global__ void __launch_bounds__(blend_threads, blend_blocks) transfer_rows(Tra
     if (Shared::whole) shared.coupling.read(matrix, rows, 0);
     for_owned_columns<Shared::columns>(part, owners, [&](auto width, int64_t p, bool mine) {
       constexpr int V = decltype(width)::columns;
-      const int stride = owners * V;
-      S *staged = shared.staged + threadIdx.x * V, *theta = static_cast<S*>(s.theta) + p;
+      const int stride = owners * Shared::columns;  // a thread keeps its place, however many columns it has
+      S *staged = shared.staged + threadIdx.x * Shared::columns, *theta = static_cast<S*>(s.theta) + p;
       if (mine)
         for (int k = 0; k < rows; ++k) store(staged + k * stride, load<V>(theta + k * s.row));
       for (int first = 0; first < rows; first += Shared::block) {

@@ -1,67 +1,13 @@
 // partials[b][c][q] = sum over chunk c of rows[b][i] others[b][j]
 #include "check.h"
-#include "core/gram.h"
-#include "data.h"
+#include "gram_problem.h"
 
 using namespace data;
 
-enum class Kind { pairs, cross, diagonal, cross_diagonal };
-struct Case {
-  int64_t batch, rows;
-  Kind kind;
-  bool centre;
-  bool cross() const { return kind == Kind::cross || kind == Kind::cross_diagonal; }
-  bool diagonal() const { return kind == Kind::diagonal || kind == Kind::cross_diagonal; }
-};
-
-// A column of rows in double, less its mean; and the largest difference, whose size centring rounds in.
-template <class G>
-static double column_of(const Matrix<G>& values, const Case& of, int64_t b, int64_t p, std::vector<double>& column) {
-  double mean = 0., spread = 0.;
-  const double first = values.at(b * of.rows, p);
-  for (int64_t i = 0; of.centre && i < of.rows; ++i) {
-    const double difference = values.at(b * of.rows + i, p) - first;
-    mean += difference / double(of.rows), spread = std::max(spread, std::fabs(difference));
-  }
-  for (int64_t i = 0; i < of.rows; ++i) column[i] = values.at(b * of.rows + i, p) - (of.centre ? first + mean : 0.);
-  return spread;
-}
-
-struct Expected {
-  std::vector<double> gram, lengths, other_lengths;  // [rows][rows], [rows]
-};
-template <class G>
-static Expected expected_of(const Matrix<G>& x, const Matrix<G>& y, const Case& of, int64_t b, const Chunk& chunk) {
-  const int64_t rows = of.rows;
-  Expected e = {std::vector<double>(rows * rows), std::vector<double>(rows), std::vector<double>(rows)};
-  std::vector<double> a(rows), c(rows);
-  for (int64_t p = chunk.begin; p < chunk.end; ++p) {
-    const double spread = column_of(x, of, b, p, a), other_spread = column_of(y, of, b, p, c);
-    for (int64_t i = 0; i < rows; ++i) {
-      e.lengths[i] += a[i] * a[i] + spread * spread, e.other_lengths[i] += c[i] * c[i] + other_spread * other_spread;
-      for (int64_t j = 0; j < rows; ++j) e.gram[i * rows + j] += a[i] * c[j];
-    }
-  }
-  for (double& length : e.lengths) length = std::sqrt(length);
-  for (double& length : e.other_lengths) length = std::sqrt(length);
-  return e;
-}
-
-template <class G>
-static Gram arguments(const Case& of, const Layout& layout, const Matrix<G>& x, const Matrix<G>& y) {
-  Gram s = {};
-  s.batch = of.batch, s.rows = of.rows, s.num_chunks = int64_t(layout.chunks.size());
-  s.values = x.values.data(), s.type = type_of<G>, s.row = x.row, s.batch_stride = of.rows * x.row;
-  s.cross = of.cross(), s.centre = of.centre, s.diagonal = of.diagonal();
-  if (s.cross) s.others = y.values.data(), s.others_row = y.row, s.others_batch_stride = of.rows * y.row;
-  s.chunks = layout.chunks.data();
-  return s;
-}
-
 // The sums of all chunks; they must have the same bits on every level, for any number of threads.
 template <class G>
-static std::vector<double> sums_of(const Case& of, const Layout& layout, const Matrix<G>& x, const Matrix<G>& y) {
-  Gram s = arguments(of, layout, x, y);
+static std::vector<double> sums_of(const GramCase& of, const Layout& layout, const Matrix<G>& x, const Matrix<G>& y) {
+  Gram s = gram_arguments(of, layout, x, y);
   std::vector<double> first;
   for_levels_and_threads([&](const Kernels& level, int threads) {
     std::vector<double> partials(of.batch * s.num_chunks * gram_sums(s), NAN);
@@ -74,7 +20,7 @@ static std::vector<double> sums_of(const Case& of, const Layout& layout, const M
 }
 
 template <class G>
-static void check_gram(const Case& of, const Matrix<G>& x, const Matrix<G>& others, const Layout& layout,
+static void check_gram(const GramCase& of, const Matrix<G>& x, const Matrix<G>& others, const Layout& layout,
                        double tolerance) {
   const Matrix<G>& y = of.cross() ? others : x;
   const std::vector<double> sums = sums_of(of, layout, x, y);
@@ -84,26 +30,26 @@ static void check_gram(const Case& of, const Matrix<G>& x, const Matrix<G>& othe
       const Expected e = expected_of(x, y, of, b, layout.chunks[c]);
       const double* got = sums.data() + (b * chunks + c) * each;
       for (int64_t i = 0; i < of.rows; ++i)
-        for (int64_t j = of.diagonal() ? i : 0; j < (of.kind == Kind::cross ? of.rows : i + 1); ++j) {
+        for (int64_t j = of.diagonal() ? i : 0; j < (of.kind == Pairs::cross ? of.rows : i + 1); ++j) {
           const int64_t q = of.diagonal() ? i : of.cross() ? i * of.rows + j : gram_pair(i, j);
           CHECK_NEAR(got[q], e.gram[i * of.rows + j], tolerance * e.lengths[i] * e.other_lengths[j]);
         }
     }
 }
 template <class G>
-static void check_random(const Case& of, double offset, double tolerance) {
+static void check_random(const GramCase& of, double offset, double tolerance) {
   Random random;
   const Layout layout = plan_layout(numels);
   const Matrix<G> x = random.matrix<G>(of.batch * of.rows, layout, 1., offset);
   check_gram(of, x, random.matrix<G>(of.batch * of.rows, layout, 1., offset), layout, tolerance);
 }
 
-constexpr Kind kinds[] = {Kind::pairs, Kind::cross, Kind::diagonal, Kind::cross_diagonal};
+constexpr Pairs kinds[] = {Pairs::all, Pairs::cross, Pairs::diagonal, Pairs::cross_diagonal};
 
 template <class G>
 static void check_shapes(double tolerance) {
-  for (const Kind kind : kinds) {
-    const bool diagonal = kind == Kind::diagonal || kind == Kind::cross_diagonal;
+  for (const Pairs kind : kinds) {
+    const bool diagonal = kind == Pairs::diagonal || kind == Pairs::cross_diagonal;
     for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 11, 17})
       check_random<G>({rows == 5 ? 2 : 1, rows, kind, false}, 0., diagonal || rows <= 3 ? 1e-13 : tolerance);
     for (const int64_t rows : {2, 5, 17}) check_random<G>({1, rows, kind, true}, 0., tolerance);
@@ -115,13 +61,13 @@ TEST(of_double) { check_shapes<double>(1e-13); }
 TEST(of_bfloat16) { check_shapes<bfloat16>(1e-6); }
 TEST(of_float16) { check_shapes<float16>(1e-6); }
 TEST(as_many_rows_as_there_may_be) {
-  check_random<float>({1, max_rows, Kind::pairs, false}, 0., 1e-6);
-  check_random<double>({1, max_rows, Kind::cross, true}, 0., 1e-13);
+  check_random<float>({1, max_rows, Pairs::all, false}, 0., 1e-6);
+  check_random<double>({1, max_rows, Pairs::cross, true}, 0., 1e-13);
 }
 
 // Rows that are close to one another and far from zero.
 TEST(centred_about_a_large_mean) {
-  for (const Kind kind : kinds) {
+  for (const Pairs kind : kinds) {
     check_random<float>({1, 5, kind, true}, 1000., 1e-6);
     check_random<double>({1, 5, kind, true}, 1e6, 1e-9);
   }
@@ -132,7 +78,7 @@ TEST(out_of_range) {
   Random random;
   const Layout layout = plan_layout(numels);
   for (const int64_t rows : {3, 7, 16})
-    for (const Kind kind : kinds) {
+    for (const Pairs kind : kinds) {
       Matrix<float> x = random.matrix<float>(rows, layout), y = random.matrix<float>(rows, layout);
       for (int64_t i = 0; i < rows; ++i) {
         const float scale = i % 5 == 4 ? 0.f : float(std::pow(10., double(i * 37 % 73 - 36)));

@@ -56,13 +56,12 @@ static void check_step(const StepCase& of) {
   });
 }
 
-// Each rule without a mix and, in both orders, through each kernel that is compiled for so many rows.
+// Each rule without a mix, with one, and in the other order.
 static void check_rule(Rule rule) {
   check_step<float, float>({5, 2, rule, false, Order::consensus});
-  for (const Order order : {Order::consensus, Order::adapt_then_combine}) {
-    check_step<float, float>({5, 2, rule, true, order});
-    check_step<double, double>({3, 1, rule, true, order});
-  }
+  check_step<float, float>({5, 2, rule, true, Order::consensus});
+  check_step<float, float>({3, 1, rule, true, Order::adapt_then_combine});
+  check_step<double, double>({3, 1, rule, true, Order::consensus});
 }
 
 TEST(sgd) { check_rule(Rule::sgd); }
@@ -70,6 +69,7 @@ TEST(momentum) { check_rule(Rule::momentum); }
 TEST(adam) { check_rule(Rule::adam); }
 TEST(amsgrad) { check_rule(Rule::amsgrad); }
 
+// One number of rows for each kernel that is compiled.
 TEST(rows) {
   for (const int64_t rows : {1, 2, 4, 16, 18}) check_step<float, float>({rows, 1, Rule::adam, true, Order::consensus});
   check_step<float, float>({17, 2, Rule::sgd, true, Order::adapt_then_combine});

@@ -37,7 +37,7 @@ enum class Bug {
 };
 
 constexpr unsigned all_lanes = 0xffffffffu;
-constexpr int threads = 96, warps = threads / 32;
+constexpr int threads = 64, warps = threads / 32;
 
 // y += a x, four elements at a time and the tail alone.
 __global__ void axpy(const float* x, float* y, float a, int64_t n, Bug bug) {
@@ -83,7 +83,7 @@ __global__ void partial_sums(const float* x, float* sums, float* squares, int64_
   float sum = 0.f, square = 0.f;
   for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < n; i += int64_t(gridDim.x) * threads)
     sum += x[i], square += x[i] * x[i];
-  if (bug == Bug::barrier_after_return && threadIdx.x / 32 == 2) return;
+  if (bug == Bug::barrier_after_return && threadIdx.x / 32 == 1) return;
   if (bug == Bug::shared_too_large) block_shared<TooLarge>().values[threadIdx.x] = sum;
   sum = block_sum(sum, bug);
   square = block_sum(square, bug);
