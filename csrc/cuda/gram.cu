@@ -50,48 +50,51 @@ struct PanelPair {
     if (i >= s.rows || j >= s.rows || other_half) return;
     out[s.diagonal ? i : s.cross ? i * s.rows + j : gram_pair(i, j)] = shared.total[q];
   }
-  template <int Height, int Across>
-  __device__ __forceinline__ void write_rectangle(int64_t i, int64_t j) const {
-    const int q = int(threadIdx.x);
-    if (q < Height * Across) write(i + q / Across, j + q % Across, q);
-  }
 
-  // Whether float sums of a row's square have kept their range.  Of centred rows the first is zero, and may be.
-  __device__ __forceinline__ bool in_range(int64_t row, int q) const {
-    return row >= s.rows || (s.centre && row == 0) || gram_in_range(float(shared.total[q]));
+  // Bit r: the float sum of the square of row first + r is out of range.  Of centred rows the first is zero, and may
+  // be.
+  template <class At>
+  __device__ __forceinline__ unsigned out_of_range(int64_t first, int count, At at) const {
+    unsigned rows = 0;
+    if constexpr (in_float)
+      for (int r = 0; r < count; ++r) {
+        const bool there = first + r < s.rows && !(s.centre && first + r == 0);
+        if (there && !gram_in_range(float(shared.total[at(r)]))) rows |= 1u << r;
+      }
+    return rows;
   }
-  __device__ __forceinline__ void again_in_double(int64_t first, int64_t other, int height) const {
-    for (int i = 0; i < height; i += 4) {
-      const int64_t row = least(first + i, s.rows);
-      rectangle_sums<4, 4, 1, false, double>(panel(false, row, 4), panel(s.cross, other, 4), chunk, shared);
-      write_rectangle<4, 4>(row, other);
+  __device__ __forceinline__ static bool either(unsigned rows, int i, unsigned others, int j) {
+    return ((rows >> i | others >> j) & 1u) != 0;
+  }
+  // Pairs of height rows and four others of which one is out of range.  The others keep their sums, so that these
+  // depend on the two rows alone.
+  __device__ __forceinline__ void again_in_double(int height, unsigned rows, int64_t other, unsigned others) const {
+    for (int first = 0; first < height; first += 4, rows >>= 4) {
+      if (((rows | others) & 15u) == 0) continue;
+      rectangle_sums<4, 4, 1, false, double>(panel(false, least(x + first, s.rows), 4),
+                                             panel(s.cross, least(other, s.rows), 4), chunk, shared);
+      const int q = int(threadIdx.x), i = q / 4, j = q % 4;
+      if (q < 16 && either(rows, i, others, j)) write(x + first + i, other + j, q);
     }
   }
 
+  // What decides is the same for all threads of the block.
   __device__ __forceinline__ void run_triangle() const {
     triangle_sums<A, V, N>(panel(false, x, A), chunk, shared);
-    bool good = true;
-    if constexpr (in_float)
-      for (int r = 0; r < A; ++r) good &= in_range(x + r, int(gram_pair(r, r)));
-    if (good) {  // the same for all threads of the block
-      const int q = int(threadIdx.x);
-      if (q < A * A && q % A <= q / A) write(x + q / A, x + q % A, int(gram_pair(q / A, q % A)));
-    } else {
-      for (int j = 0; j < A; j += 4) again_in_double(x, least(x + j, s.rows), A);
-    }
+    const unsigned bad = out_of_range(x, A, [](int r) { return int(gram_pair(r, r)); });
+    const int q = int(threadIdx.x), i = q / A, j = q % A;
+    if (i < A && j <= i && !either(bad, i, bad, j)) write(x + i, x + j, int(gram_pair(i, j)));
+    if (bad)
+      for (int others = 0; others < A; others += 4) again_in_double(A, bad, x + others, bad >> others);
   }
   __device__ __forceinline__ void run_rectangle() const {
     for (int64_t other = y; other < y + A && other < s.rows; other += B) {
       rectangle_sums<A, B, V, in_float, N>(panel(false, x, A), panel(s.cross, other, B), chunk, shared);
-      bool good = true;
-      if constexpr (in_float) {
-        for (int i = 0; i < A; ++i) good &= in_range(x + i, A * B + i);
-        for (int j = 0; j < B; ++j) good &= in_range(other + j, A * B + A + j);
-      }
-      if (good)
-        write_rectangle<A, B>(x, other);
-      else
-        again_in_double(x, other, A);
+      const unsigned bad = out_of_range(x, A, [](int r) { return A * B + r; });
+      const unsigned bad_others = out_of_range(other, B, [](int r) { return A * B + A + r; });
+      const int q = int(threadIdx.x), i = q / B, j = q % B;
+      if (i < A && !either(bad, i, bad_others, j)) write(x + i, other + j, q);
+      if (bad | bad_others) again_in_double(A, bad, other, bad_others);
     }
   }
 };
