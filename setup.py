@@ -135,7 +135,8 @@ class Labelled(egg_info):
         label = os.environ.get("MT2O_LOCAL_VERSION", "")
         if not re.fullmatch(r"[a-z0-9]*", label):  # what PEP 440 leaves as it is
             raise SystemExit(f"mt2o_ext: MT2O_LOCAL_VERSION is letters and digits such as cu130, not {label!r}")
-        self.tag_build = f"+{label}" if label else self.tag_build
+        if label:
+            self.tag_build = f"+{label}"
         super().finalize_options()
 
 

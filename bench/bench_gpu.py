@@ -94,10 +94,11 @@ class Report:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.content: dict[str, Any] = {"notes": NOTES, "rows": [], "left out": [], "steps": []}
+        self.content: dict[str, Any] = {"notes": NOTES, "rows": [], "left out": [], "steps": [], "below target": []}
 
     def add(self, kind: str, entry: dict[str, Any]) -> None:
         self.content[kind].append(entry)
+        self.content["below target"] = below_target(self.content["rows"])
         if self.path:
             self.path.write_text(json.dumps(self.content, indent=1) + "\n")
 
@@ -143,7 +144,7 @@ def main() -> int:
     for family in dict.fromkeys(row["family"] for row in rows):
         print(table([row for row in rows if row["family"] == family]), "\n")
     print(table(entries), "\n")
-    print(f"{len(below_target(rows))} of {len(rows)} rows below {TARGET} of a copy, or behind torch")
+    print(f"{len(report.content['below target'])} of {len(rows)} rows below {TARGET} of a copy, or behind torch")
     return 0 if all(entry["right"] for entry in entries) else 1
 
 

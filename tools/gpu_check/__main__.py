@@ -1,6 +1,6 @@
 """Everything that can be proven of the CUDA kernels on a machine with a GPU, in one command; see PARTS.
 
-tools/gpu_check.sh [--out DIR] [--dry-run]
+tools/gpu_check.sh [--out DIR] [--dry-run] [--only PART...]
 
 Needs what a CUDA image has and no network: torch with CUDA, nvcc, g++, CMake, ninja, pybind11, pytest, hypothesis;
 where they are there, pytest-xdist, compute-sanitizer and Triton are used.  Writes DIR/gpu-NAME-DATE.json after each
@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def parts(architecture: str | None) -> list[Part]:
         Part("self-check", [PYTHON, "-m", "mt2o_ext"], 15 * slower, {"MT2O_REQUIRE_NATIVE": "1"}),
         Part("emulator", ["bash", "-c", EMULATOR.format(python=PYTHON)], 60 * slower, {"PATH": PATH}),
         Part("tests", module("suite", *tests), 120 * slower),
-        Part("bits", module("bits", *dry), 30 * slower),
+        Part("bits", module("bits", *dry), 40 * slower),
         Part("sanitizer", module("sanitize", architecture or "none", *dry), 55 * slower),
-        Part("timing", [PYTHON, "-m", "bench.bench_gpu", "--json", RESULT, *timing], 90 * slower),
+        Part("timing", [PYTHON, "-m", "bench.bench_gpu", "--json", RESULT, *timing], 80 * slower),
     ]
 
 
@@ -67,7 +68,7 @@ def machine_part(dry: bool) -> Part:
     return Part("machine", module("machine", *(["--dry-run"] if dry else [])), 30)
 
 
-def check(out: Path, dry: bool) -> int:
+def check(out: Path, dry: bool, only: Sequence[str] = ()) -> int:
     entry = run_part(machine_part(dry))
     if entry["status"] != "ok":
         print(entry["output"])
@@ -76,19 +77,21 @@ def check(out: Path, dry: bool) -> int:
     out.mkdir(parents=True, exist_ok=True)
     path = out / file_name(machine)
     print(f"{machine['gpu']}, torch {machine['torch']}, nvcc {machine['nvcc']}: {path}")
-    report = {"machine": machine, "dry run": dry}
-    return 0 if run_parts(parts(machine.get("architecture")), report, path) else 1
+    chosen = [part for part in parts(machine.get("architecture")) if not only or part.name in only]
+    return 0 if run_parts(chosen, {"machine": machine, "dry run": dry}, path) else 1
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="default: bench/results; of a dry run, nowhere that stays")
     parser.add_argument("--dry-run", action="store_true", help="without a GPU")
+    names = [part.name for part in parts(None)]
+    parser.add_argument("--only", nargs="+", default=[], choices=names, metavar="PART", help=f"of {', '.join(names)}")
     chosen = parser.parse_args()
     if chosen.out is None and chosen.dry_run:
         with tempfile.TemporaryDirectory() as directory:
-            return check(Path(directory), True)
-    return check(chosen.out or ROOT / "bench" / "results", chosen.dry_run)
+            return check(Path(directory), True, chosen.only)
+    return check(chosen.out or ROOT / "bench" / "results", chosen.dry_run, chosen.only)
 
 
 if __name__ == "__main__":

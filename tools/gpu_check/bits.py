@@ -28,7 +28,7 @@ from emulator import library
 from samplers import FLOATS, HALVES, Layout, Sampler, StepProblem, same_bits
 
 COLUMN_BY_COLUMN = {"combine", "transfer", "step", "finite"}
-LAYOUT = Layout((9000, 1, 0, 4097, 33))
+LAYOUT = Layout((5000, 1, 0, 2049, 33))
 
 
 @dataclass(frozen=True)

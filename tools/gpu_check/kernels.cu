@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/gram.h"
 #include "core/layout.h"
 #include "core/rules.h"
 #include "cuda/kernels.h"
@@ -153,6 +154,20 @@ void finite(const Tensors& t, int64_t rows, int64_t tasks) {
   for (int64_t k = 0; k < rows; ++k) wrong += (result[k] != 0.f) != (k == 0);
 }
 
+template <class G>
+void gram(const Tensors& t, int64_t rows, bool cross, bool centre, bool diagonal) {
+  constexpr int64_t batch = 2;
+  const Array<G> values(t.rows<G>(batch * rows)), others(t.rows<G>(batch * rows));
+  const int64_t row = t.layout.row, chunks = t.extent.chunks, size = diagonal ? rows : rows * rows;
+  Gram s = {batch, rows,       chunks, values.get(), others.get(), type_of<G>, row,           rows * row,
+            row,   rows * row, cross,  centre,       diagonal,     nullptr,    t.chunks.get()};
+  const Array<double> partials(std::vector<double>(batch * chunks * gram_sums(s), NAN));
+  const Array<double> out(std::vector<double>(batch * t.segments * size, NAN));
+  s.partials = partials.get();
+  check(cuda::gram(s, out.get(), t.segments, nullptr), "gram");
+  for (const double x : out.values()) wrong += !(std::fabs(x) < 1e6);
+}
+
 template <class S>
 void transfer(const Tensors& t, int64_t rows, int64_t matrices) {
   const Array<S> theta(t.rows<S>(rows));
@@ -220,6 +235,10 @@ void all_of(const Tensors& t) {
     combine<G, S>(t, rows, 3);
     combine<G, G>(t, rows, 2);
     finite<G>(t, rows, 2);
+    for (const bool centre : {false, true}) {
+      gram<G>(t, rows, false, centre, false), gram<G>(t, rows, true, centre, false);
+      gram<G>(t, rows, true, centre, true);
+    }
     for (const int64_t matrices : {int64_t(0), int64_t(1), t.segments})
       for (const Order order : {Order::consensus, Order::adapt_then_combine})
         step<S, G>(t, rows, 2, rows > 1 ? matrices : 0, Rule::amsgrad, order);
