@@ -197,7 +197,7 @@ def gram_of(grads: Tensor) -> Tensor:
     rows[0, :, :numel] = grads.reshape(tasks, numel)
     table = torch.tensor(chunks, dtype=torch.int64, device=grads.device).reshape(-1, 3)
     out = grads.new_empty(1, 1, tasks, tasks, dtype=torch.float64)
-    gram_(out, out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2), rows, table)
+    gram_(out, out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2), rows, None, table)
     return out[0, 0]
 
 

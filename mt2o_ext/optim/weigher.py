@@ -87,8 +87,11 @@ class Weigher:
 
     def segment_grams(self, flats: Sequence[FlatGradients], factor: Tensor | None) -> Tensor:
         """float64 [K, S, T, T] of all tensors of these buffers, whose gradients have to be divided by factor."""
-        grams = [flat.gram() for flat in flats]
+        diagonal = not self.due() & (Needs.GRAM | Needs.SEGMENTS)
+        grams = [flat.gram(diagonal=diagonal) for flat in flats]
         segments = grams[0] if len(grams) == 1 else torch.cat(grams, 1)
+        if diagonal:
+            segments = torch.diag_embed(segments)
         return segments if factor is None else segments / factor.double().square()
 
     # ------------------------------------------------------------------ weights
