@@ -138,7 +138,10 @@ class TaskGradients(FlatOptimizer):
             finite = self._rows_to_skip(found) == 0
             context = replace(context, gram=gram, segments=segments, finite=finite)
         weights = weigher.weighting.weights(context)
-        found = torch.where(weights.isnan().reshape(len(weights), -1).any(1), 1.0, found)
+        invalid = weights.isnan().reshape(len(weights), -1).any(1)
+        if context.finite is not None:
+            invalid = invalid & context.finite
+        found = torch.where(invalid, 1.0, found)
         self._task_weights = weights
         return found, self._rows_to_skip(found)
 

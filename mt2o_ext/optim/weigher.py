@@ -42,7 +42,8 @@ class Weigher:
                 "use it alone, weighting(cross=...), with weights of your own"
             )
         if generator is None:
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            draws = Needs.DRAWS in weighting.needs  # else torch's own numbers go on as if nobody had been here
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if draws else 0)
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"expected generator as a torch.Generator, got {type(generator).__name__}")
         self.weighting = weighting

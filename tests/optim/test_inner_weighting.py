@@ -12,7 +12,7 @@ from problems import Batches, assert_same, make_model, rows, several, snapshot, 
 from torch import nn
 from towers import Towers, batch_of
 
-from mt2o_ext import SGD, Hat, Linear, MT2OFused, SmoothTchebycheff, SubproblemBank, WeightedFused
+from mt2o_ext import SGD, Linear, Mean, MT2OFused, SmoothTchebycheff, SubproblemBank, WeightedFused
 from mt2o_ext.weighting import (
     FAMO,
     MGDA,
@@ -89,10 +89,10 @@ def test_a_weighting_sees_gradients_scaled_by_the_scalarization(method: Callable
 def test_loop_closure_and_bank_are_the_same_run() -> None:
     models = [make_model(), make_model()]
     bank = SubproblemBank(make_model(), 3)
-    closure, loop = (several(model, weighting=CAGrad(), transfer=Hat(every=2)) for model in models)
+    closure, loop = (several(model, weighting=CAGrad(), transfer=Mean(0.3)) for model in models)
     stacked = MT2OFused(
         bank.parameters(), num_tasks=2, num_subproblems=3, stacked=True, lr=1e-2, weighting=CAGrad(),
-        transfer=Hat(every=2),
+        transfer=Mean(0.3),
     )  # fmt: skip
     batches = Batches()
     for _ in range(4):
@@ -156,7 +156,7 @@ def test_infinities_skip_rows_and_their_state(skip: str) -> None:
 @pytest.mark.parametrize("method", [NashMTL, PCGrad, MoCo, GradDrop, FAMO])
 def test_resume(method: Callable[[], Weighting]) -> None:
     model, other_model = make_model(), make_model(seed=3)
-    options: dict[str, Any] = {"transfer": Hat(every=2), "ema": 0.9}
+    options: dict[str, Any] = {"transfer": Mean(0.3), "ema": 0.9}
     optimizer = several(model, weighting=method(), **options)
     batches = Batches()
     train(optimizer, model, batches, 5)
