@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.measure import peak_bytes
 from mt2o_ext.collect import TaskSlots, collect_gram, collect_sum
 from mt2o_ext.flat_gradients import FlatGradients
 
@@ -193,16 +192,4 @@ def test_no_more_memory_than_the_gradients_of_one_parameter(how: str) -> None:
     one = layers[0].weight.numel() * 4
     allowed = {"sequential": 1, "batched": 4}[how] * one
     graph = losses()
-    assert peak(lambda: slots.collect(graph, 0, how, retain_graph=False)) <= 2 * allowed + 16384
-
-
-def peak(function: Callable[[], object]) -> int:
-    """Bytes that are allocated at most while it runs, beyond what there was."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    total = highest = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        total += event.nbytes()
-        highest = max(highest, total)
-    return highest
+    assert peak_bytes(lambda: slots.collect(graph, 0, how, retain_graph=False)) <= 2 * allowed + 16384
