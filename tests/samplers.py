@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mt2o_ext import _native
-from mt2o_ext.ops import FIELDS, NUM_CONSTANTS, Order, Rule, plan_layout, reference
+from mt2o_ext.ops import FIELDS, NUM_CONSTANTS, Order, Rule, plan_layout, reference, reference_solve
 
 FLOATS = (torch.float32, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
@@ -41,6 +42,7 @@ class Backend:
     transfer_: Callable[..., None]
     step_: Callable[..., None]
     finite_: Callable[..., None]
+    solve: Any  # where the functions of family `solve` are
     missing: str = ""  # why it cannot run here
 
 
@@ -48,11 +50,11 @@ def _functions(of: object) -> list[Callable[..., None]]:
     return [getattr(of, name) for name in ("combine_", "gram_", "transfer_", "step_", "finite_")]
 
 
-REFERENCE = Backend("reference", torch.device("cpu"), *_functions(reference))
+REFERENCE = Backend("reference", torch.device("cpu"), *_functions(reference), reference_solve)
 if _native.C is None:
     CPU = replace(REFERENCE, name="cpu", missing=f"the compiled part was not loaded: {_native.load_error}")
 else:
-    CPU = Backend("cpu", torch.device("cpu"), *_functions(torch.ops.mt2o_ext))
+    CPU = Backend("cpu", torch.device("cpu"), *_functions(torch.ops.mt2o_ext), torch.ops.mt2o_ext)
 BACKENDS = (REFERENCE, CPU)
 
 

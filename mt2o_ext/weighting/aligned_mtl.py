@@ -16,7 +16,8 @@ class AlignedMTL(Weighting):
 
     w = B u, B = sqrt(sg) V Lam^(-1/2) V' over the numerical rank of Q = V Lam V': BQB = sg I there. Homogeneous.
 
-    scale: sg is the least eigenvalue of the rank ("min"), their median or their mean ("rmse" in TorchJD).
+    scale: sg is the least eigenvalue of the rank ("min"), their median (the lower of two) or their mean ("rmse" in
+        TorchJD).
     rtol: eigenvalues count above rtol of the largest; T 2^-23 if None, the accuracy of a Gram matrix of float32 rows.
 
     u is the preferences, 1 / T without any (TorchJD); the authors and LibMTL take 1: `Rescale(..., "T")`. "min" jumps
@@ -43,9 +44,7 @@ class AlignedMTL(Weighting):
         rank = kept.sum(-1, keepdim=True)
         if self.scale == "mean":
             return values.sum(-1, keepdim=True) / rank.clamp(min=1)
-        lowest = values.shape[-1] - rank
-        if self.scale == "min":
-            return values.gather(-1, lowest.clamp(max=values.shape[-1] - 1))
-        ends = [lowest + torch.div(rank + shift, 2, rounding_mode="floor") for shift in (-1, 0)]
-        middle = [values.gather(-1, end.clamp(0, values.shape[-1] - 1)) for end in ends]
-        return (middle[0] + middle[1]) / 2
+        place = values.shape[-1] - rank
+        if self.scale == "median":
+            place = place + torch.div((rank - 1).clamp(min=0), 2, rounding_mode="floor")
+        return values.gather(-1, place.clamp(max=values.shape[-1] - 1))

@@ -17,14 +17,13 @@ class ExcessMTL(RowWeighting):
     """ExcessMTL (He, Zhou, Zhang, Yao, Chen and Zhao, ICML 2024, arXiv 2402.02009).
 
     A += g^2 over all steps; e_t = sum_j g_tj^2 / sqrt(A_tj) estimates the excess risk of task t (a term 0 / 0 is 0;
-    published codes add 1e-7 to A); w <- w exp(eta e / e_0), sum T, e_0 from the first step, which has w = 1.
-    Homogeneous.
+    published codes add 1e-7 to A); w <- w exp(eta e / e_0), sum T, from w = 1; e_0 is the first e. Homogeneous.
 
     eta: 1e-2 in LibMTL, 1 in TorchJD.
-    warmup_epochs: w stays 1 and e_0 unknown until they are over (3 in the authors' experiments); A grows all along.
-        Needs the user's count of epochs.
+    warmup_epochs: w stays 1 in them and e_0 is the mean of e over them (3 in the authors' experiments). Needs
+        the user's count of epochs.
 
-    State: ``log_weights``, ``first_excess`` [K, T] (0 until known); ``memory.squares`` [K, T, P], A.
+    State: ``log_weights``, ``first_excess`` [K, T], ``warmup_steps`` [K]; ``memory.squares`` [K, T, P], A.
     """
 
     def __init__(self, *, eta: float = 1e-2, warmup_epochs: int = 0) -> None:
@@ -34,7 +33,8 @@ class ExcessMTL(RowWeighting):
         self.needs = Needs.ROWS | (Needs.EPOCHS if warmup_epochs else Needs.NOTHING)
 
     def _initial_state(self, ones: Tensor) -> State:
-        return {"log_weights": torch.zeros_like(ones), "first_excess": torch.zeros_like(ones)}
+        zeros = torch.zeros_like(ones)
+        return {"log_weights": zeros, "first_excess": zeros.clone(), "warmup_steps": zeros[:, 0].clone()}
 
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.finite is not None
@@ -48,14 +48,20 @@ class ExcessMTL(RowWeighting):
                 excess = excess + torch.where(root > 0, squared / torch.where(root > 0, root, 1.0), 0.0).sum(-1)
                 update_(total, new, context.finite)
         if context.epoch < self.warmup_epochs:
+            self._average_excess(excess)
             return
         first = self._state["first_excess"]
         known = first > 0
         ratio = torch.where(known, excess / torch.where(known, first, 1.0), (excess > 0).double())
         self._state["first_excess"] = torch.where(known, first, excess)
         moved = self._state["log_weights"] + self.eta * ratio
-        # The sum does not feel a common factor; without one the numbers do not grow.
+        # The weights do not feel a common factor; without one the numbers do not grow.
         self._state["log_weights"] = moved - moved.amax(-1, keepdim=True)
+
+    def _average_excess(self, excess: Tensor) -> None:
+        first, count = self._state["first_excess"], self._state["warmup_steps"] + 1
+        self._state["first_excess"] = first + (excess - first) / count[:, None]
+        self._state["warmup_steps"] = count
 
     def _weights(self, context: WeightingContext) -> Tensor:
         logs = self._state["log_weights"]

@@ -46,7 +46,7 @@ class GradDrop(Weighting):
                 purity = (1 + gradient.sum(1) / torch.where(size > 0, size, 1.0)) / 2
                 positive, negative = (purity > uniform)[:, None], (purity < uniform)[:, None]
                 kept = ((gradient > 0) & positive) | ((gradient < 0) & negative)
-                update_(matrix[..., block], gradient * torch.where(kept, 1.0, self.leak), context.finite)
+                update_(matrix[..., block], torch.where(kept, gradient, self.leak * gradient), context.finite)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         return torch.ones_like(context.preferences)

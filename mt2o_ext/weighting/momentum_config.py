@@ -46,7 +46,7 @@ class MomentumConFIG(RowWeighting):
         self._state["steps"] = steps
         moments = self._remembered("moment", rows)
         for moment, matrix in zip(moments, rows, strict=True):
-            update_(moment, self.beta * moment + (1 - self.beta) * matrix, finite)
+            update_(moment, self.beta * moment + (1 - self.beta) * matrix.to(moment.dtype), finite)
         # The correction of the bias: ConFIG's weights do not depend on a common factor of the rows.
         weights = conflict_free(gram_of(moments), context.preferences, self.rtol) / (1 - self.beta**steps)[:, None]
         weights = torch.where(finite[:, None], weights, 0.0)

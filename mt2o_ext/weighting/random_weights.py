@@ -32,7 +32,9 @@ class RLW(Weighting):
 
 
 class RGW(RLW):
-    """Random gradient weighting (same paper): the weights of `RLW` on the gradients of the shared parameters only.
+    """Random gradient weighting (Lin, Ye, Zhang and Tsang, TMLR 2022, arXiv 2111.10603).
+
+    The weights of `RLW`, on the gradients of the shared parameters only.
 
     The heads are meant to train with plain gradients: ``heads="plain"`` of the optimizer (inferred, the paper is not
     explicit).

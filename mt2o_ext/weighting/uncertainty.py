@@ -12,9 +12,10 @@ from mt2o_ext.weighting.settings import check_real
 
 
 class UncertaintyWeighting(Weighting):
-    """UW (Kendall, Gal and Cipolla, CVPR 2018, arXiv 1705.07115, in the form of one log variance a for each task).
+    """UW, uncertainty weighting (Kendall, Gal and Cipolla, CVPR 2018, arXiv 1705.07115).
 
-    w = exp(-a) / 2; a descends exp(-a) l / 2 + a / 2, da = (1 - exp(-a) l) / 2, by Adam. Fixed point: exp(a) = l.
+    With one log variance a for each task: w = exp(-a) / 2; a descends exp(-a) l / 2 + a / 2, da = (1 - exp(-a) l) / 2,
+    by Adam. Fixed point: exp(a) = l.
 
     initial: the first a; 0 as in TorchJD, -0.5 in LibMTL.
     lr, weight_decay: of the Adam that learns a. Published codes put a into the model's optimizer instead.

@@ -160,7 +160,9 @@ def combined(rows: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([combined(part, weights[:, i]) for i, part in enumerate(parts)], -1)
 
 
-def steps(kind: str = "random", num_subproblems: int = 2, num_tasks: int = 4, count: int = 4, columns: int = 24) -> Steps:
+def steps(
+    kind: str = "random", num_subproblems: int = 2, num_tasks: int = 4, count: int = 4, columns: int = 24
+) -> Steps:
     """Steps whose gradients are of this kind."""
     jacobians = [
         torch.stack(

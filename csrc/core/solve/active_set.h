@@ -18,6 +18,7 @@ struct ActiveSet {
   const double* cosines;   // C
   const double* border;    // a, or nullptr
   double* linear;          // [size]: q
+  double total;            // a'y
   double floor;            // gradients within this of the level are equal to it
   Factor factor;           // of C + a a' on the support
   double *y, *gradient;    // [size]; gradient: Cy + q
@@ -32,6 +33,12 @@ MT2O_HD ActiveSet active_set_of(const double* cosines, const double* border, int
   s.step = take(w, size), s.through = take(w, size);
   fill(s.y, size, 0.);
   return s;
+}
+
+// Back to a'y = total, from which rounding leads away.
+MT2O_HD void rescale(ActiveSet& s) {
+  const double factor = s.total / dot(s.border, s.y, s.size);
+  for (int64_t i = 0; i < s.size; ++i) s.y[i] *= factor;
 }
 
 MT2O_HD void evaluate(ActiveSet& s) {
@@ -67,7 +74,11 @@ MT2O_HD int64_t entering(const ActiveSet& s) {
 // s.step: from y to the stationary point on the support, in the order of its members.
 MT2O_HD void newton_step(ActiveSet& s) {
   const Factor& f = s.factor;
-  for (int64_t k = 0; k < f.count; ++k) s.step[k] = -s.gradient[f.members[k]];
+  const double own = level(s);  // a multiple of a changes nothing; without it, little is left to be rounded
+  for (int64_t k = 0; k < f.count; ++k) {
+    const int64_t i = f.members[k];
+    s.step[k] = (s.border ? own * s.border[i] : 0.) - s.gradient[i];
+  }
   solve(f, s.step);
   if (!s.border) return;
   for (int64_t k = 0; k < f.count; ++k) s.through[k] = s.border[f.members[k]];
@@ -105,12 +116,13 @@ MT2O_HD void minimise(ActiveSet& s) {
   int64_t newest = -1;
   int settled = 0;  // full steps on this support
   for (int64_t iteration = 0; iteration < 6 * s.size + 24; ++iteration) {
+    if (s.border) rescale(s);
     evaluate(s);
     if (settled > 0 || s.factor.count == 0) {
       const int64_t next = stalled ? -1 : entering(s);
       if (next >= 0)
         append(s.factor, newest = next), settled = 0;
-      else if (settled > 1 || s.factor.count == 0)
+      else if (settled > 2 || s.factor.count == 0)
         return;
     }
     newton_step(s);

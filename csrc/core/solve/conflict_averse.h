@@ -34,7 +34,7 @@ MT2O_HD void extend(Simplex& s, const Rows& rows, double least_norm, double reac
   for (int64_t i = 0; i < rows.count; ++i) longest = greater(longest, rows.lengths[i]);
   double low = reach / longest, high = reach / least_norm, size = sqrt(low) * sqrt(high);
   for (int iteration = 0; iteration < 64; ++iteration) {
-    resize(s, size);
+    s.set.total = size * s.shortest;
     minimise(s.set);
     const double norm = sqrt(square_norm(s));
     if (absolute(norm - reach) <= 4. * epsilon * reach || high - low <= 4. * epsilon * high) return;

@@ -31,13 +31,8 @@ MT2O_HD void start(Simplex& s, const Rows& rows, double size) {
   }
   fill(s.set.y, rows.count, 0.);
   s.set.y[best] = size * rows.lengths[best];
+  s.set.total = size * s.shortest;
   append(s.set.factor, best);
-}
-
-// Goes on from the support that there is, with another m.
-MT2O_HD void resize(Simplex& s, double size) {
-  const double factor = size * s.shortest / dot(s.set.border, s.set.y, s.set.size);
-  for (int64_t i = 0; i < s.set.size; ++i) s.set.y[i] *= factor;
 }
 
 // |J'v|^2
@@ -53,13 +48,13 @@ MT2O_HD double square_norm(const Simplex& s) {
 // Two rows: the foot of the perpendicular from the origin, or an end of the segment.
 MT2O_HD void two_rows(const Rows& rows, const double* linear, double* weights) {
   const double a = rows.lengths[0], b = rows.lengths[1], product = rows.cosines[1] * a * b;
-  const double first = b * b - product + (linear[1] * b - linear[0] * a);
-  const double both = (a * a - product) + (b * b - product);
-  const double w = first >= both ? 1. : first <= 0. ? 0. : first / both;
-  const bool equal = first == 0. && both == 0.;
+  const double slope = linear[1] * b - linear[0] * a;
+  const double first = b * b - product + slope, second = a * a - product - slope;
   fill(weights, rows.tasks, 0.);
-  weights[rows.tasks_of[0]] = equal ? 0.5 : w;
-  weights[rows.tasks_of[1]] = equal ? 0.5 : 1. - w;
+  double w = first / (first + second), rest = second / (first + second);
+  if (first <= 0. || second <= 0.) w = first > second ? 1. : first < second ? 0. : 0.5, rest = 1. - w;
+  weights[rows.tasks_of[0]] = w;
+  weights[rows.tasks_of[1]] = rest;
 }
 
 // linear: q / lengths, or nullptr.
@@ -69,7 +64,7 @@ MT2O_HD void minimum_norm(const Rows& rows, const double* linear, double* weight
   if (rows.count == 2) return two_rows(rows, s.set.linear, weights);
   start(s, rows, 1.);
   minimise(s.set);
-  to_weights(weights, rows, s.set.y, s.shortest / dot(s.set.border, s.set.y, rows.count));
+  to_weights(weights, rows, s.set.y, 1.);
 }
 
 }  // namespace mt2o::solve
