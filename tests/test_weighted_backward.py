@@ -124,7 +124,9 @@ def test_frozen_unused_and_mixed_parameters() -> None:
             model.losses(batch), [*model.trunk.parameters(), unused], weighting=UPGrad(), **options
         )
         assert unused.grad is None and model.trunk[0].bias.grad is None and model.heads[0].weight.grad is None
-        [expected] = torch.autograd.grad((weights.float() * torch.stack(model.losses(batch))).sum(), [model.trunk[2].bias])
+        [expected] = torch.autograd.grad(
+            (weights.float() * torch.stack(model.losses(batch))).sum(), [model.trunk[2].bias]
+        )
         torch.testing.assert_close(model.trunk[2].bias.grad, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -144,7 +146,9 @@ def test_weights_by_features() -> None:
     weights = weighted_backward(losses(z), model.groups(), weighting=MGDA(), features=z)
     assert len(passes) == 1
     detached = z.detach().requires_grad_()
-    rows = torch.stack([torch.autograd.grad(loss, detached, retain_graph=True)[0].flatten() for loss in losses(detached)])
+    rows = torch.stack(
+        [torch.autograd.grad(loss, detached, retain_graph=True)[0].flatten() for loss in losses(detached)]
+    )
     torch.testing.assert_close(weights, MGDA()(rows @ rows.T), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(gradients(model), by_hand(model, batch, weights), rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="features="):
@@ -201,14 +205,22 @@ def test_infinities_are_not_hidden() -> None:
 
 BAD: dict[str, tuple[Callable[[Towers], Any], type[Exception], str]] = {
     "tensor": (lambda m: weighted_backward(m.losses(batch_of(0)), m.trunk[0].weight), TypeError, "list"),
-    "twice": (lambda m: weighted_backward(m.losses(batch_of(0)), [*m.parameters(), m.trunk[0].bias]), ValueError, "twice"),
+    "twice": (
+        lambda m: weighted_backward(m.losses(batch_of(0)), [*m.parameters(), m.trunk[0].bias]),
+        ValueError,
+        "twice",
+    ),
     "task": (
         lambda m: weighted_backward(m.losses(batch_of(0)), [{"params": m.parameters(), "task": 3}]),
         ValueError,
         "task must be",
     ),
     "heads": (lambda m: weighted_backward(m.losses(batch_of(0)), m.parameters(), heads="own"), ValueError, "heads"),
-    "collect": (lambda m: weighted_backward(m.losses(batch_of(0)), m.parameters(), collect="all"), ValueError, "collect"),
+    "collect": (
+        lambda m: weighted_backward(m.losses(batch_of(0)), m.parameters(), collect="all"),
+        ValueError,
+        "collect",
+    ),
     "number": (
         lambda m: WeightedBackward(m.parameters(), num_tasks=2)(m.losses(batch_of(0))),
         ValueError,

@@ -78,7 +78,8 @@ def test_weights_are_those_of_the_weighting_alone(name: str) -> None:
     preferences = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     for seed in range(3):
         batch = batch_of(seed, torch.float64)
-        rows = torch.stack([torch.cat([g.flatten() for g in row]) for row in model.gradients(batch, list(model.trunk.parameters()))])
+        grads = model.gradients(batch, list(model.trunk.parameters()))
+        rows = torch.stack([torch.cat([g.flatten() for g in row]) for row in grads])
         losses = torch.stack(model.losses(batch)).detach()
         if Needs.ROWS in alone.needs:
             if seed == 0:
@@ -147,9 +148,7 @@ def test_old_weights_take_one_backward(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_squares_alone_read_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = []
     gram_ = flat_gradients.gram_
-    monkeypatch.setattr(
-        flat_gradients, "gram_", lambda *a, **k: (kinds.append(k.get("diagonal")), gram_(*a, **k))
-    )
+    monkeypatch.setattr(flat_gradients, "gram_", lambda *a, **k: (kinds.append(k.get("diagonal")), gram_(*a, **k)))
     model = Towers()
     run(weighted(model, WEIGHTINGS["squares"]()), model, range(1))
     assert kinds == [True]
@@ -345,9 +344,8 @@ def test_one_task_is_torch(base: str) -> None:
         other.step()
     torch.testing.assert_close(values(models[0]), values(models[1]), rtol=1e-5, atol=1e-6)
     mine, theirs = (one.state_dict()["state"] for one in (optimizer, other))
-    assert {key: sorted(state) for key, state in mine.items() if state} == {
-        key: sorted(name for name, value in state.items() if value is not None) for key, state in theirs.items() if state
-    }
+    there = {key: sorted(name for name in state if state[name] is not None) for key, state in theirs.items() if state}
+    assert {key: sorted(state) for key, state in mine.items() if state} == there
 
 
 def test_running_average() -> None:

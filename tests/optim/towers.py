@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from mt2o_ext import WeightedFused
 from mt2o_ext.weighting import (
+    DBMTL,
     DWA,
     FAMO,
     MGDA,
+    RLW,
     CAGrad,
-    DBMTL,
     Ema,
     Every,
     ExcessMTL,
@@ -26,7 +27,6 @@ from mt2o_ext.weighting import (
     NashMTL,
     PCGrad,
     PerSegment,
-    RLW,
     UncertaintyWeighting,
     UPGrad,
     Weighting,
@@ -78,14 +78,10 @@ class Towers(nn.Module):
 
     def gradients(self, batch: Tensor, parameters: Sequence[Tensor]) -> list[list[Tensor]]:
         """For each task, its gradients by these parameters, zero where there are none: the oracle."""
-        losses = self.losses(batch)
-        return [
-            [
-                torch.zeros_like(p) if g is None else g
-                for g, p in zip(torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True), parameters)
-            ]
-            for loss in losses
+        rows = [
+            torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True) for loss in self.losses(batch)
         ]
+        return [[torch.zeros_like(p) if g is None else g for g, p in zip(row, parameters, strict=True)] for row in rows]
 
 
 def batch_of(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
