@@ -19,8 +19,8 @@ NOTES = (
     "MLP of 4 layers of 512, a head for each task, batch 256; forward, backward, AdamW, UPGrad where there is a "
     "weighting. ms: medians; x sum: median per-round ratio to 'sum', one backward of the summed losses and "
     "torch.optim.AdamW(fused=True); x T grads: to 'T grads', torch.autograd.grad of each loss and their sum. +J: "
-    "largest allocation from making the model to the end of the second step, beyond that of 'sum', in units of J = 4 T P "
-    "bytes. WeightedFused (losses): uncertainty weighting, one backward. TorchJD: mtl_backward and jac_to_grad."
+    "largest allocation from making the model to the end of the second step, beyond that of 'sum', in units of "
+    "J = 4 T P bytes. WeightedFused (losses): uncertainty weighting, one backward. TorchJD: mtl_backward, jac_to_grad."
 )
 WIDTH, DEPTH, BATCH = 512, 4, 256
 

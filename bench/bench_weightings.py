@@ -22,11 +22,11 @@ from mt2o_ext.flat_gradients import FlatGradients
 
 NOTES = (
     "Gram matrix + T x T solver + combination into an existing gradient. x bytes: median per-round ratio to moving "
-    "8 T P + 4 P bytes at the best of streaming copy, triad and in-place scale; x mv: to torch.mv(J.T, w, out=...), one "
-    "read. Others: their time over ours; ~: of a single run, because it took more than 0.3 s; empty: not there, or left "
-    "out at this size for taking too long. loops: PCGrad, MGDA and CAGrad as published codes write them, without copies "
-    "to the CPU. cos: of TorchJD's gradient with ours (random orders and defaults differ). Gradients: a common part and "
-    "noise, norms within a factor of 30."
+    "8 T P + 4 P bytes at the best of streaming copy, triad and in-place scale; x mv: to torch.mv(J.T, w, out=...), "
+    "one read. Others: their time over ours; ~: of a single run, because it took more than 0.3 s; empty: not there, or "
+    "left out at this size for taking too long. loops: PCGrad, MGDA and CAGrad as published codes write them, without "
+    "copies to the CPU. cos: of TorchJD's gradient with ours (random orders and defaults differ). Gradients: a common "
+    "part and noise, norms within a factor of 30."
 )
 SLOW = 0.3
 LARGEST = 1 << 27  # bytes that the floor moves; more is taken in proportion

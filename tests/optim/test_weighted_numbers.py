@@ -40,9 +40,9 @@ def update_of(weighting: Weighting, scale: float = 1.0, dtype: torch.dtype = tor
     losses: list[Tensor] = [loss * scale for loss in model.losses(batch)]
     optimizer.backward(losses)
     rows = flat.grads[0].double()
-    found, _ = optimizer._find_rows_to_skip(optimizer._losses)
-    assert not found.any() and optimizer._task_weights is not None
-    return optimizer._task_weights[0] @ rows
+    found, _ = optimizer._find_rows_to_skip(optimizer._weigher.losses)
+    assert not found.any() and optimizer.weights is not None
+    return optimizer.weights[0] @ rows
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4, 1e8])
