@@ -51,6 +51,18 @@ def lower_of(*several: list[float]) -> list[float]:
     return [min(round_) for round_ in zip(*several, strict=True)]
 
 
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Bytes that are allocated at most while it runs; what is freed of earlier memory does not count."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        highest = max(highest, total)
+    return highest
+
+
 def machine() -> dict[str, Any]:
     processors = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     model = processors[0].partition(":")[2].strip() if processors else platform.processor()

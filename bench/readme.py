@@ -28,7 +28,10 @@ def demo() -> str:
 def rendered(name: str) -> str:
     if name == "demo":
         return demo()
-    result = json.loads((RESULTS / f"{name}.json").read_text())
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return f"<sub>Not measured yet: `python -m bench.bench_{name}`.</sub>"
+    result = json.loads(path.read_text())
     where = result["machine"]
     line = (
         f"{where['processor']}, {where['threads']} threads, {where['instruction set']}, torch {where['torch']}, "

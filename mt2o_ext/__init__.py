@@ -1,12 +1,12 @@
 """Multi-task optimizers on fused kernels: K trade-offs trained together, one run, a Pareto front of models.
 
-``torch.optim.Optimizer`` subclasses; see :class:`MT2OFused`.  ``python -m mt2o_ext`` tells what was built and checks
-it.
+``torch.optim.Optimizer`` subclasses; see :class:`MT2OFused` and :class:`WeightedFused`.  ``python -m mt2o_ext`` tells
+what was built and checks it.
 """
 
 from ._native import backend_info
 from .bank import SubproblemBank
-from .optim import SGD, Adam, AdamW, BaseRule, Moments, MT2OFused
+from .optim import SGD, Adam, AdamW, BaseRule, Moments, MT2OFused, WeightedFused
 from .pareto import ParetoFront, hypervolume
 from .preferences import das_dennis, default_preferences, even, riesz_energy
 from .scalarization import PBI, Linear, Log, Scalarization, SmoothTchebycheff, Tchebycheff
@@ -23,6 +23,7 @@ from .transfer import (
     TransferContext,
     TransferRule,
 )
+from .weighted_backward import WeightedBackward, weighted_backward
 from .weighting import (
     DBMTL,
     DWA,
@@ -142,6 +143,8 @@ __all__ = [
     "UPGrad",
     "UncertaintyWeighting",
     "WPCGrad",
+    "WeightedBackward",
+    "WeightedFused",
     "Weighting",
     "WeightingContext",
     "as_weighting",
@@ -153,4 +156,5 @@ __all__ = [
     "repeat",
     "riesz_energy",
     "stack",
+    "weighted_backward",
 ]

@@ -47,6 +47,17 @@ class Slot:
         self.place = flat.place(row, task, segment)
 
     @property
+    def direct(self) -> bool:
+        """True if ``.grad`` may point here; torch wants gradients of parameters with gaps (of a bank) without gaps."""
+        return self.place.is_contiguous() or not self._flat.stacked
+
+    def move(self, p: Tensor) -> None:
+        """Adds a complete ``.grad`` and takes it away."""
+        assert p.grad is not None
+        self.place.add_(p.grad)
+        p.grad = None
+
+    @property
     def parameter(self) -> Tensor:
         return self._flat.parameters[self._segment]
 
@@ -138,16 +149,19 @@ def collect_sum(loss: Tensor, slots: Sequence[Slot], *, retain_graph: bool) -> N
     kept = [p.grad for p in parameters]
     if new := [slot.place for slot in live if not slot.filled]:
         torch._foreach_zero_(new)
+    handles = [slot.parameter.register_post_accumulate_grad_hook(slot.move) for slot in live if not slot.direct]
     try:
         for slot, p in zip(live, parameters, strict=True):
-            p.grad = slot.place
+            p.grad = slot.place if slot.direct else None
         versions = [slot.place._version for slot in live]
         torch.autograd.backward(loss, inputs=parameters, retain_graph=retain_graph)
     finally:
+        for handle in handles:
+            handle.remove()
         for p, grad in zip(parameters, kept, strict=True):
             p.grad = grad
     for slot, version in zip(live, versions, strict=True):
-        if slot.place._version != version:  # autograd has added something: an unused parameter gets nothing
+        if slot.place._version != version:  # something was added: an unused parameter gets nothing
             slot.mark()
 
 
@@ -197,7 +211,7 @@ def gram_of(grads: Tensor) -> Tensor:
     rows[0, :, :numel] = grads.reshape(tasks, numel)
     table = torch.tensor(chunks, dtype=torch.int64, device=grads.device).reshape(-1, 3)
     out = grads.new_empty(1, 1, tasks, tasks, dtype=torch.float64)
-    gram_(out, out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2), rows, table)
+    gram_(out, out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2), rows, None, table)
     return out[0, 0]
 
 

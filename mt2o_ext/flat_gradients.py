@@ -61,8 +61,7 @@ class FlatGradients:
         self.filled = [[False] * len(self.parameters) for _ in range(num_tasks * (1 if stacked else num_rows))]
         of_tasks = [self._views(self.grads, task * self.row) for task in range(num_tasks)]
         self._grad_views = [views for row_views in zip(*of_tasks, strict=True) for views in row_views]  # as `filled`
-        self._gram: Tensor | None = None
-        self._gram_partials: Tensor | None = None
+        self._grams: dict[bool, tuple[Tensor, Tensor]] = {}  # result and scratch, of squares alone and of all products
         self._segment_chunks: tuple[Tensor, ...] | None = None
         self._active: tuple[list[list[bool]], Tensor] | None = None
 
@@ -167,15 +166,17 @@ class FlatGradients:
         for segment, chunks in enumerate(self._segment_chunks):
             combine_(out, self.grads, weights[:, segment].contiguous(), chunks)
 
-    def gram(self) -> Tensor:
+    def gram(self, *, diagonal: bool = False) -> Tensor:
         """float64 [K, S, T, T]: inner products of the task gradients, per tensor; written anew by the next call.
 
-        What is not there counts as zero.
+        What is not there counts as zero.  diagonal: only the squares, float64 [K, S, T].
         """
         self.clear_missing()
-        rows, tasks, segments, chunks = self.num_rows, self.num_tasks, len(self.parameters), len(self.chunks)
-        if self._gram is None or self._gram_partials is None:
-            self._gram = self.grads.new_empty(rows, segments, tasks, tasks, dtype=torch.float64)
-            self._gram_partials = self._gram.new_empty(rows, chunks, tasks * (tasks + 1) // 2)
-        gram_(self._gram, self._gram_partials, self.grads, self.chunks)
-        return self._gram
+        if diagonal not in self._grams:
+            rows, tasks, segments, chunks = self.num_rows, self.num_tasks, len(self.parameters), len(self.chunks)
+            shape = (rows, segments, tasks) if diagonal else (rows, segments, tasks, tasks)
+            out = self.grads.new_empty(shape, dtype=torch.float64)
+            self._grams[diagonal] = out, out.new_empty(rows, chunks, tasks if diagonal else tasks * (tasks + 1) // 2)
+        out, partials = self._grams[diagonal]
+        gram_(out, partials, self.grads, None, self.chunks, diagonal=diagonal)
+        return out

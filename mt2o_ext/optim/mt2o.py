@@ -191,6 +191,7 @@ class MT2OFused(OneModel):
             total.backward(retain_graph=retain_graph)
             return
         self._synchronize()
+        self._weigher.draw_ahead()
         if self._scalarization is not None:
             coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is
         if self._stacked:
@@ -234,7 +235,7 @@ class MT2OFused(OneModel):
                 self._weigher.done()
         self._await_feedback(last, skipped)
         self._count_skipped(found, skipped)
-        self._losses = [None] * len(self._losses)
+        self._losses[:] = [None] * len(self._losses)
         if self._weigher is not None:  # used up
             self._forget()
         return losses
@@ -256,7 +257,7 @@ class MT2OFused(OneModel):
         """Forgets all gradients, those of all subproblems."""
         super().zero_grad(set_to_none)
         self._scaler = None
-        self._losses = [None] * len(self._losses)
+        self._losses[:] = [None] * len(self._losses)
 
     def _collect_gradients(self) -> None:
         flats = self._synchronize()

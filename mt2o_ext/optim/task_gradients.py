@@ -34,8 +34,6 @@ class TaskGradients(FlatOptimizer):
     _num_tasks: int
     _heads: str  # "plain" or "weighted"
     _collecting: str  # "sequential" or "batched"
-    _task_weights: Tensor | None = None  # of the last step: float64 [K, T] or [K, S, T]
-    _before: Tensor | None = None  # float64 [K, T], losses of the last step, for weightings that learn from the next
 
     def _check_task(self, options: dict[str, Any]) -> None:
         if self._weigher is None:
@@ -77,6 +75,9 @@ class TaskGradients(FlatOptimizer):
         for flat in self._flat:
             flat.forget_gradients()
         self._scaler = None
+        if self._weigher is not None:
+            self._weigher.losses = None
+            self._weigher.early_weights = None
 
     # ------------------------------------------------------------------ data parallelism
     def _joint(self, losses: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class TaskGradients(FlatOptimizer):
         assert weigher is not None
         trunks, due = self._trunks(), weigher.due()
         if not trunks:
-            self._task_weights = torch.ones_like(weigher.preferences)
+            weigher.last_weights = torch.ones_like(weigher.preferences)
             return found, self._rows_to_skip(found)
         factor = self._divisor(found.device)
         context = weigher.context(losses, self._rows_to_skip(found))
@@ -138,8 +139,11 @@ class TaskGradients(FlatOptimizer):
             finite = self._rows_to_skip(found) == 0
             context = replace(context, gram=gram, segments=segments, finite=finite)
         weights = weigher.weighting.weights(context)
-        found = torch.where(weights.isnan().reshape(len(weights), -1).any(1), 1.0, found)
-        self._task_weights = weights
+        invalid = weights.isnan().reshape(len(weights), -1).any(1)
+        if context.finite is not None:
+            invalid = invalid & context.finite
+        found = torch.where(invalid, 1.0, found)
+        weigher.last_weights = weights
         return found, self._rows_to_skip(found)
 
     def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -157,9 +161,9 @@ class TaskGradients(FlatOptimizer):
         return self._weigh(losses, found)
 
     def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
-        flat, weights = self._flat[index], self._task_weights
-        if self._weigher is None or weights is None:
+        if self._weigher is None or self._weigher.last_weights is None:
             return super()._combination(index)
+        flat, weights = self._flat[index], self._weigher.last_weights
         if not self._is_head(index):
             if not self._weigher.weighting.per_segment:
                 return flat.grads, weights
@@ -184,11 +188,14 @@ class TaskGradients(FlatOptimizer):
     @property
     def weights(self) -> Tensor | None:
         """float64 [K, T] (per tensor: [K, S, T]), the weights of the last step; NaN where it was skipped."""
-        return None if self._task_weights is None else self._task_weights.clone()
+        last = None if self._weigher is None else self._weigher.last_weights
+        return None if last is None else last.clone()
 
     # ------------------------------------------------------------------ what weightings learn from
     def _await_feedback(self, losses: Tensor | None, skipped: Tensor) -> None:
-        self._before = None if losses is None else torch.where(skipped.unsqueeze(1) != 0, torch.nan, losses)
+        if self._weigher is not None:
+            missed = skipped.unsqueeze(1) != 0
+            self._weigher.last_losses = None if losses is None else torch.where(missed, torch.nan, losses)
 
     @torch.no_grad()
     def feedback(self, losses: Tensor | Sequence[Tensor]) -> None:
@@ -200,12 +207,13 @@ class TaskGradients(FlatOptimizer):
         if weigher is None or Needs.FEEDBACK not in weigher.weighting.needs:
             name = "this optimizer" if weigher is None else type(weigher.weighting).__name__
             raise RuntimeError(f"{name} learns nothing from feedback")
-        if self._before is None:
+        before = weigher.last_losses
+        if before is None:
             raise RuntimeError("feedback(losses) belongs after a step with losses")
         num_rows = self._num_rows if self._num_rows > 1 else None
         after = check_losses(losses, self._num_tasks, num_rows, graph=False).detach().double()
-        weigher.weighting.after_step(self._before, self._joint(after.reshape(self._before.shape)))
-        self._before = None
+        weigher.weighting.after_step(before, self._joint(after.reshape(before.shape)))
+        weigher.last_losses = None
 
     def epoch_end(self) -> None:
         """Counts an epoch, for weightings that go by them (DWA)."""

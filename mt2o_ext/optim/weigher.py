@@ -31,6 +31,12 @@ class Weigher:
 
     Attributes:
         steps: steps taken.  epoch: epochs ended.
+        losses: float64 [1, T] or None, those of the next step, where the optimizer keeps one row.
+        early_weights: float64 [1, T], with which gradients have been combined already, or None.
+        last_weights: float64 [K, T] or [K, S, T], of the last step, or None.
+        last_losses: float64 [K, T], of the last step until there was feedback, or None.
+
+    (torch.compile keeps what a step writes to this object, but not what it writes to the optimizer itself.)
     """
 
     def __init__(
@@ -42,7 +48,8 @@ class Weigher:
                 "use it alone, weighting(cross=...), with weights of your own"
             )
         if generator is None:
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            draws = Needs.DRAWS in weighting.needs  # else torch's own numbers go on as if nobody had been here
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if draws else 0)
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"expected generator as a torch.Generator, got {type(generator).__name__}")
         self.weighting = weighting
@@ -53,6 +60,11 @@ class Weigher:
         self.epoch = 0
         self._shape: tuple[int, torch.device] | None = None
         self._before: dict[str, Tensor] | None = None
+        self._key: Tensor | None = None
+        self.losses: Tensor | None = None
+        self.early_weights: Tensor | None = None
+        self.last_weights: Tensor | None = None
+        self.last_losses: Tensor | None = None
 
     # ------------------------------------------------------------------ where it works
     def bind(self, num_segments: int, device: torch.device, *, forget: bool = True) -> None:
@@ -87,8 +99,11 @@ class Weigher:
 
     def segment_grams(self, flats: Sequence[FlatGradients], factor: Tensor | None) -> Tensor:
         """float64 [K, S, T, T] of all tensors of these buffers, whose gradients have to be divided by factor."""
-        grams = [flat.gram() for flat in flats]
+        diagonal = not self.due() & (Needs.GRAM | Needs.SEGMENTS)
+        grams = [flat.gram(diagonal=diagonal) for flat in flats]
         segments = grams[0] if len(grams) == 1 else torch.cat(grams, 1)
+        if diagonal:
+            segments = torch.diag_embed(segments)
         return segments if factor is None else segments / factor.double().square()
 
     # ------------------------------------------------------------------ weights
@@ -103,17 +118,26 @@ class Weigher:
             finite=None if skipped is None else skipped == 0,
         )
 
-    def _draw(self) -> Draw:
-        """A new key also for steps that are skipped, the same on all ranks."""
-        draw = Draw.new(self.generator)
-        if self.ranks is None:
-            return draw
-        return Draw(self.ranks.from_first_(draw.key.to(self.preferences.device)))
+    def draw_ahead(self) -> None:
+        """Draws the key of the next step, so that a compiled step need not know generators."""
+        if Needs.DRAWS in self.weighting.needs and self._key is None:
+            self._key = self._new_key()
 
-    def early(self, losses: Tensor) -> Tensor:
-        """The weights [K, T] by losses alone, before there are gradients; `undo` until `done`."""
+    def _new_key(self) -> Tensor:
+        """A key also for steps that are skipped, the same on all ranks."""
+        key = Draw.new(self.generator).key
+        return key if self.ranks is None else self.ranks.from_first_(key.to(self.preferences.device))
+
+    def _draw(self) -> Draw:
+        key = self._new_key() if self._key is None else self._key
+        self._key = None
+        return Draw(key)
+
+    def weigh_early(self, losses: Tensor) -> Tensor:
+        """The weights [1, T] by losses [1, T] alone, before there are gradients; `undo` until `done`."""
         self._before = self.weighting.state_dict()
-        return self.weighting.weights(self.context(losses, None))
+        self.early_weights = self.weighting.weights(self.context(losses, None))
+        return self.early_weights
 
     def undo(self) -> None:
         """Takes back what the weighting has learned from losses whose step is not made."""

@@ -85,8 +85,6 @@ class WeightedFused(TaskGradients):
         self._ranks = as_ranks(process_group)
         self._weigher = Weigher(weighting, table, generator, self._ranks)
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
-        self._losses: Tensor | None = None  # float64 [1, T]
-        self._early: Tensor | None = None  # weights that the gradients have been combined with already
         self._copies = ["ema"] * (ema is not None)
         base = as_base_rule(base)
         super().__init__(
@@ -117,23 +115,25 @@ class WeightedFused(TaskGradients):
         self._synchronize()
         joint = self._joint(stacked.detach().double().unsqueeze(0))
         scalars = self._scale(as_list(losses), scaler)
+        self._weigher.draw_ahead()
         if not self._accumulate and not self._weigher.reads_gradients():
             weights = self._weights_early(joint)
             self._collect_early(scalars, weights[0], retain_graph)
         else:
             self._collect(scalars, 0, retain_graph=retain_graph)
-        self._losses = joint if self._losses is None else self._losses + joint
+        before = self._weigher.losses
+        self._weigher.losses = joint if before is None else before + joint
 
     def _weights_early(self, losses: Tensor) -> Tensor:
         assert self._weigher is not None
-        if self._early is None:
-            self._early = self._weigher.early(losses)
-        elif Needs.LOSSES in self._weigher.due():
+        if self._weigher.early_weights is None:
+            return self._weigher.weigh_early(losses)
+        if Needs.LOSSES in self._weigher.due():
             raise RuntimeError(
                 "the weights are made from the losses before backward: for several backward() calls before a step, "
                 f"make WeightedFused(..., accumulate=True) (weighting: {type(self._weigher.weighting).__name__})"
             )
-        return self._early
+        return self._weigher.early_weights
 
     def _collect_early(self, losses: Sequence[Tensor], weights: Tensor, retain_graph: bool) -> None:
         """One backward of the weighted sum; heads that are not weighted first, on their own short ways."""
@@ -166,7 +166,7 @@ class WeightedFused(TaskGradients):
         self._take_gradients()
         self._refresh_segments()
         self._reduce()
-        found, skipped = self._find_rows_to_skip(self._losses)
+        found, skipped = self._find_rows_to_skip(self._weigher.losses)
         if self._nothing_left(skipped):
             self._weigher.undo()
         else:
@@ -174,7 +174,7 @@ class WeightedFused(TaskGradients):
             if not self._host_knows(skipped):
                 self._weigher.undo_where(skipped)
             self._weigher.done()
-        self._await_feedback(self._losses, skipped)
+        self._await_feedback(self._weigher.losses, skipped)
         self._count_skipped(found, skipped)
         self._forget()
         if closure is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
@@ -185,33 +185,32 @@ class WeightedFused(TaskGradients):
         self.zero_grad()
         with torch.enable_grad():
             self.backward(closure())
-        assert self._losses is not None
-        return self._losses[0]
+        assert self._weigher is not None and self._weigher.losses is not None
+        return self._weigher.losses[0]
 
     def _take_gradients(self) -> None:
+        assert self._weigher is not None
         flats = self._synchronize()
-        if self._num_tasks == 1 and self._losses is None:
+        if self._num_tasks == 1 and self._weigher.losses is None:
             for flat in flats:
                 flat.collect_gradients(0, detach=False)
         if flats and not any(flat.any_filled() for flat in flats):
             raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
 
     def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self._early is None:
+        assert self._weigher is not None
+        weights = self._weigher.early_weights
+        if weights is None:
             return super()._find_rows_to_skip(losses)
         found = self._find_nonfinite(losses)
-        found = torch.where(self._early.isnan().any(1), 1.0, found)
-        self._task_weights = self._early
+        found = torch.where(weights.isnan().any(1), 1.0, found)
+        self._weigher.last_weights = weights
         return found, self._rows_to_skip(found)
 
     def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
-        if self._early is None:
+        if self._weigher is None or self._weigher.early_weights is None:
             return super()._combination(index)
         return self._flat[index].grads[:, :1], None  # combined in backward, into the place of the first task
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._losses = self._early = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients since the last step (and ``.grad``, of which the optimizer makes no use with T > 1)."""

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import SGD, Adam, AdamW, BaseRule, MT2OFused
+from mt2o_ext import SGD, Adam, AdamW, BaseRule, MT2OFused, WeightedFused
+
+Kind = type[MT2OFused] | type[WeightedFused]
+Single = Callable[..., MT2OFused | WeightedFused]
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,13 @@ class Twin:
     theirs: Callable[..., torch.optim.Optimizer]
     options: dict[str, Any]
     lr: float
+    kind: Kind = MT2OFused
 
     def torch(self, params: Any, **options: Any) -> torch.optim.Optimizer:
         return self.theirs(params, **{"lr": self.lr, **self.options, **options})
 
-    def ours(self, params: Any, **options: Any) -> MT2OFused:
-        given = {"lr": self.lr, "num_tasks": 1, "num_subproblems": 1, "base": self.base, **options}
-        return MT2OFused(params, **given)
+    def ours(self, params: Any, **options: Any) -> Any:
+        return single(params, **{"kind": self.kind, "lr": self.lr, "base": self.base, **options})
 
 
 def _twin(ours: type[BaseRule], theirs: Any, lr: float, **options: Any) -> Twin:
@@ -83,9 +86,10 @@ def parameters(*sizes: int, dtype: torch.dtype = torch.float32) -> list[nn.Param
     return [nn.Parameter(torch.randn(size, generator=generator).to(dtype)) for size in sizes]
 
 
-def single(params: Any, **options: Any) -> MT2OFused:
-    """One task, one subproblem."""
-    return MT2OFused(params, **{"num_tasks": 1, "num_subproblems": 1, "lr": 1e-2, **options})
+def single(params: Any, kind: Kind = MT2OFused, **options: Any) -> Any:
+    """One task, one model."""
+    given = {"num_subproblems": 1} if kind is MT2OFused else {}
+    return kind(params, **{"num_tasks": 1, "lr": 1e-2, **given, **options})
 
 
 def several(model: nn.Module, **options: Any) -> MT2OFused:

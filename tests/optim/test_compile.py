@@ -8,6 +8,7 @@ import pytest
 import torch
 from problems import TWINS, Batches, assert_same, make_model, snapshot, task_losses
 from torch import Tensor, fx
+from towers import WEIGHTINGS, Towers, batch_of, values, weighted
 
 from mt2o_ext import MT2OFused, _native, ops
 
@@ -70,6 +71,25 @@ def test_step_compiles_without_a_break_and_twice_at_most(schedule: str, num_subp
     assert len(frames.graphs) <= 2
     assert {"mt2o_ext.step_", "mt2o_ext.finite_"} <= frames.operators()
     assert_same(results[1], results[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["sum", "losses", "gram", "gram, previous weights", "gram, random order", "rows, memory"]
+)
+def test_weighted_steps_compile_without_a_break_and_twice_at_most(name: str) -> None:
+    frames, results = Frames(), []
+    for compiled in (False, True):
+        model = Towers()
+        optimizer = weighted(model, WEIGHTINGS[name](), ema=0.9)
+        step = torch.compile(optimizer.step, backend=frames, fullgraph=True) if compiled else optimizer.step
+        for seed in range(5):
+            optimizer.backward(model.losses(batch_of(seed)))
+            step()
+            optimizer.param_groups[0]["lr"] *= 0.5
+        results.append([values(model), optimizer.state_dict()])
+    assert len(frames.graphs) <= 2
+    assert ("mt2o_ext.gram_" in frames.operators()) == ("sum" != name != "losses")
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-6, atol=1e-7)
 
 
 def test_step_through_functionalization() -> None:

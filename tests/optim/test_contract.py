@@ -10,13 +10,13 @@ import pytest
 import torch
 from problems import (
     Batches,
+    Single,
     assert_same,
     make_model,
     parameters,
     rows,
     set_gradients,
     several,
-    single,
     task_losses,
     train,
 )
@@ -46,7 +46,7 @@ def test_closure_runs_under_grad_mode_once_per_subproblem_and_losses_are_returne
     assert_same(losses, torch.stack(seen).detach().double())
 
 
-def test_step_hooks_run_once_local_and_global() -> None:
+def test_step_hooks_run_once_local_and_global(single: Single) -> None:
     calls: list[str] = []
     p = parameters(3)
     optimizer = single(p)
@@ -79,7 +79,7 @@ def test_state_dict_hooks_see_all_of_the_dict() -> None:
     assert seen == ["saving", ["0", "1", "2", "3", "mt2o"], 0, 4]
 
 
-def test_a_load_hook_may_change_the_dict() -> None:
+def test_a_load_hook_may_change_the_dict(single: Single) -> None:
     p = parameters(3)
     optimizer = single(p)
     set_gradients(p, 0)
@@ -96,7 +96,7 @@ def test_a_load_hook_may_change_the_dict() -> None:
 
 
 # ---------------------------------------------------------------------- groups
-def test_an_empty_group_is_legal() -> None:
+def test_an_empty_group_is_legal(single: Single) -> None:
     p, q = parameters(3, 4)
     optimizer = single([{"params": []}, {"params": [p]}, {"params": []}, {"params": [q], "lr": 0.5}])
     set_gradients([p, q], 0)
@@ -105,7 +105,7 @@ def test_an_empty_group_is_legal() -> None:
     assert optimizer.state[p]["step"] == 1
 
 
-def test_only_empty_groups_step_without_effect() -> None:
+def test_only_empty_groups_step_without_effect(single: Single) -> None:
     optimizer = single([{"params": []}])
     optimizer.step()
     optimizer.zero_grad()
@@ -113,7 +113,7 @@ def test_only_empty_groups_step_without_effect() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 3])
-def test_add_param_group_keeps_state(steps: int) -> None:
+def test_add_param_group_keeps_state(steps: int, single: Single) -> None:
     first, second = parameters(5, 18)
     others = [nn.Parameter(first.detach().clone()), nn.Parameter(second.detach().clone())]
     ours, theirs = single([first]), torch.optim.AdamW([others[0]], lr=1e-2)
@@ -149,7 +149,7 @@ def test_add_param_group_keeps_the_gradients_and_rows_of_all_subproblems() -> No
     assert_same(ours, theirs)
 
 
-def test_named_parameters_keep_their_names() -> None:
+def test_named_parameters_keep_their_names(single: Single) -> None:
     model = make_model()
     optimizer = single(model.named_parameters())
     names = [name for name, _ in model.named_parameters()]
@@ -176,7 +176,7 @@ def test_repr_shows_options_and_defaults() -> None:
 
 
 # ---------------------------------------------------------------------- gradients
-def test_no_gradient_no_state_and_no_step_until_it_appears() -> None:
+def test_no_gradient_no_state_and_no_step_until_it_appears(single: Single) -> None:
     p, q = parameters(5, 6)
     optimizer = single([p, q])
     before = q.detach().clone()
@@ -212,7 +212,7 @@ def test_zero_grad(set_to_none: bool, num_subproblems: int) -> None:
             optimizer.step()
 
 
-def test_gradients_stay_ordinary_tensors() -> None:
+def test_gradients_stay_ordinary_tensors(single: Single) -> None:
     p = parameters(5)
     optimizer = single(p)
     set_gradients(p, 0)
@@ -276,7 +276,7 @@ def test_the_package_is_typed() -> None:
     assert issubclass(MT2OFused, torch.optim.Optimizer)
 
 
-def test_learning_rate_of_zero_changes_nothing_but_state() -> None:
+def test_learning_rate_of_zero_changes_nothing_but_state(single: Single) -> None:
     p = parameters(9)
     before = p[0].detach().clone()
     optimizer = single(p, lr=0.0, base=AdamW())

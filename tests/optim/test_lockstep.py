@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import TWINS, Batches, Twin, assert_same, make_model, rows, set_gradients, task_losses
+from problems import TWINS, Batches, Kind, Twin, assert_same, make_model, rows, set_gradients, task_losses
 from torch import Tensor
 
 from mt2o_ext import AdamW, MT2OFused
@@ -14,8 +14,8 @@ STEPS = 20
 
 
 @pytest.fixture(params=TWINS, ids=str)
-def twin(request: pytest.FixtureRequest) -> Twin:
-    return TWINS[request.param]
+def twin(request: pytest.FixtureRequest, twins: dict[str, Twin]) -> Twin:
+    return twins[request.param]
 
 
 def make_parameters(sizes: list[int], dtype: torch.dtype) -> list[torch.nn.Parameter]:
@@ -29,7 +29,7 @@ def copies(parameters: list[torch.nn.Parameter], dtype: torch.dtype) -> list[tor
 
 def run_all(
     twin: Twin, sizes: list[int], dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], MT2OFused]:
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], torch.optim.Optimizer]:
     """Parameters after 20 steps with the same gradients: ours, torch's in the same dtype, torch's in float64."""
     ours = make_parameters(sizes, dtype)
     theirs, exact = copies(ours, dtype), copies(ours, torch.float64)
@@ -74,7 +74,7 @@ def test_16_bit_parameters_follow_float32_masters(twin: Twin, dtype: torch.dtype
         assert largest(p.double() - reference) <= largest(q.double() - reference)
 
 
-def test_groups_with_options_of_their_own_in_one_launch() -> None:
+def test_groups_with_options_of_their_own_in_one_launch(twins: dict[str, Twin]) -> None:
     options = [
         {"lr": 1e-1, "betas": (0.5, 0.9)},
         {"eps": 1e-3, "weight_decay": 0.3},
@@ -84,23 +84,26 @@ def test_groups_with_options_of_their_own_in_one_launch() -> None:
     ]
     ours = make_parameters([17, 3, 4097, 16, 5], torch.float32)
     theirs = copies(ours, torch.float32)
-    optimizer = TWINS["adamw"].ours([{"params": [p], **o} for p, o in zip(ours, options, strict=True)])
-    other = TWINS["adamw"].torch([{"params": [p], **o} for p, o in zip(theirs, options, strict=True)])
+    optimizer = twins["adamw"].ours([{"params": [p], **o} for p, o in zip(ours, options, strict=True)])
+    other = twins["adamw"].torch([{"params": [p], **o} for p, o in zip(theirs, options, strict=True)])
     check_steps(optimizer, other, ours, theirs)
     assert [("max_exp_avg_sq" in optimizer.state[p]) for p in ours] == [False, False, False, True, False]
 
 
-def test_groups_of_sgd_with_and_without_momentum() -> None:
+def test_groups_of_sgd_with_and_without_momentum(twins: dict[str, Twin]) -> None:
     options = [{"momentum": 0.9}, {"momentum": 0.0}, {"momentum": 0.5, "nesterov": True}, {"maximize": True}]
     ours = make_parameters([17, 3, 40, 16], torch.float32)
     theirs = copies(ours, torch.float32)
-    optimizer = TWINS["sgd"].ours([{"params": [p], **o} for p, o in zip(ours, options, strict=True)])
-    other = TWINS["sgd"].torch([{"params": [p], **o} for p, o in zip(theirs, options, strict=True)])
+    optimizer = twins["sgd"].ours([{"params": [p], **o} for p, o in zip(ours, options, strict=True)])
+    other = twins["sgd"].torch([{"params": [p], **o} for p, o in zip(theirs, options, strict=True)])
     check_steps(optimizer, other, ours, theirs)
 
 
 def check_steps(
-    optimizer: MT2OFused, other: torch.optim.Optimizer, ours: list[torch.nn.Parameter], theirs: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer,
+    other: torch.optim.Optimizer,
+    ours: list[torch.nn.Parameter],
+    theirs: list[torch.nn.Parameter],
 ) -> None:
     for step in range(STEPS):
         set_gradients(ours, step)
@@ -112,11 +115,11 @@ def check_steps(
 
 
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["0-d", "1-element"])
-def test_learning_rate_as_a_tensor_changed_in_place(shape: tuple[int, ...]) -> None:
+def test_learning_rate_as_a_tensor_changed_in_place(shape: tuple[int, ...], twins: dict[str, Twin]) -> None:
     ours = make_parameters([17, 300], torch.float32)
     theirs = copies(ours, torch.float32)
     lr = torch.full(shape, 0.1)
-    optimizer, other = TWINS["adamw"].ours(ours, lr=lr), TWINS["adamw"].torch(theirs, lr=0.1)
+    optimizer, other = twins["adamw"].ours(ours, lr=lr), twins["adamw"].torch(theirs, lr=0.1)
     for step in range(STEPS):
         set_gradients(ours, step)
         set_gradients(theirs, step)
@@ -128,18 +131,19 @@ def test_learning_rate_as_a_tensor_changed_in_place(shape: tuple[int, ...]) -> N
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
-def test_channels_last_parameters_keep_their_strides() -> None:
+def test_channels_last_parameters_keep_their_strides(twins: dict[str, Twin]) -> None:
     ours = [torch.nn.Parameter(torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last))]
     theirs = copies(ours, torch.float32)
-    optimizer, other = TWINS["adamw"].ours(ours), TWINS["adamw"].torch(theirs)
+    optimizer, other = twins["adamw"].ours(ours), twins["adamw"].torch(theirs)
     check_steps(optimizer, other, ours, theirs)
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
     assert optimizer.state[ours[0]]["exp_avg"].stride() == ours[0].stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_rows_without_transfer_are_runs_of_their_own(twin: Twin, dtype: torch.dtype) -> None:
-    model = make_model(dtype)
+@pytest.mark.parametrize("base", TWINS)
+def test_rows_without_transfer_are_runs_of_their_own(base: str, dtype: torch.dtype) -> None:
+    twin, model = TWINS[base], make_model(dtype)
     singles = [make_model(dtype) for _ in range(3)]
     weights = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]], dtype=torch.float64)
     optimizer = twin.ours(
@@ -164,8 +168,9 @@ def test_rows_without_transfer_are_runs_of_their_own(twin: Twin, dtype: torch.dt
                     assert_same(optimizer.state[p][key][k], value)
 
 
-def test_defaults_are_those_of_torch() -> None:
+def test_defaults_are_those_of_torch(kind: Kind) -> None:
     p = [torch.nn.Parameter(torch.ones(2))]
-    ours, theirs = MT2OFused(p, num_tasks=1, num_subproblems=1, base=AdamW()), torch.optim.AdamW(p)
+    options = {"num_subproblems": 1} if kind is MT2OFused else {}
+    ours, theirs = kind(p, num_tasks=1, base=AdamW(), **options), torch.optim.AdamW(p)
     shared = {"lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"}
     assert {key: ours.defaults[key] for key in shared} == {key: theirs.defaults[key] for key in shared}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from problems import (
-    TWINS,
     Batches,
+    Single,
+    Twin,
     assert_same,
     make_model,
     parameters,
     rows,
     set_gradients,
     several,
-    single,
     train,
 )
 from torch import nn
@@ -22,9 +22,9 @@ from mt2o_ext import SGD
 
 
 @pytest.mark.parametrize("base", ["adamw", "momentum"])
-def test_replaced_data_is_what_gets_updated(base: str) -> None:
+def test_replaced_data_is_what_gets_updated(base: str, twins: dict[str, Twin]) -> None:
     ours, theirs = parameters(20, 5), parameters(20, 5)
-    optimizers = [TWINS[base].ours(ours), TWINS[base].torch(theirs)]
+    optimizers = [twins[base].ours(ours), twins[base].torch(theirs)]
     stale = ours[0].data
     for step in range(4):
         for p, optimizer in zip((ours, theirs), optimizers, strict=True):
@@ -37,7 +37,7 @@ def test_replaced_data_is_what_gets_updated(base: str) -> None:
     assert stale.data_ptr() == ours[0].data_ptr()  # a view into the buffer again
 
 
-def test_the_same_memory_in_another_order_is_a_replacement() -> None:
+def test_the_same_memory_in_another_order_is_a_replacement(single: Single) -> None:
     p = nn.Parameter(torch.arange(9.0).reshape(3, 3))
     optimizer = single([p], base=SGD(), lr=1.0)
     p.data = p.data.T
@@ -97,7 +97,7 @@ def test_frozen_between_steps() -> None:
     assert (optimizer.state[frozen]["step"] == 2).all()
 
 
-def test_tied_weights_are_one_parameter() -> None:
+def test_tied_weights_are_one_parameter(single: Single) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     model[2].weight = model[0].weight
     optimizer = single(model.parameters())

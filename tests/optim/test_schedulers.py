@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from problems import (
-    TWINS,
+    Twin,
     parameters,
     set_gradients,
 )
@@ -42,9 +42,9 @@ SCHEDULES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("base", ["adamw", "momentum"])
-def test_schedulers_without_a_warning(name: str, base: str) -> None:
+def test_schedulers_without_a_warning(name: str, base: str, twins: dict[str, Twin]) -> None:
     ours, theirs = parameters(20), parameters(20)
-    optimizers = [TWINS[base].ours(ours), TWINS[base].torch(theirs)]
+    optimizers = [twins[base].ours(ours), twins[base].torch(theirs)]
     with warnings.catch_warnings():
         if name == "sequential":  # torch calls a deprecated form of its own step()
             warnings.filterwarnings("ignore", category=UserWarning, message="The epoch parameter")

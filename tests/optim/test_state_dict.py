@@ -27,8 +27,8 @@ from mt2o_ext import SGD, Adam, AdamW, CrossLearning, DistanceDecrease, Hat, MT2
 
 
 @pytest.fixture(params=TWINS, ids=str)
-def twin(request: pytest.FixtureRequest) -> Twin:
-    return TWINS[request.param]
+def twin(request: pytest.FixtureRequest, twins: dict[str, Twin]) -> Twin:
+    return twins[request.param]
 
 
 def make_parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -101,9 +101,9 @@ def test_what_a_dict_does_not_have_starts_anew() -> None:
     assert_same(snapshot(optimizer), snapshot(other))
 
 
-def test_a_dict_has_no_views_of_the_buffers() -> None:
+def test_a_dict_has_no_views_of_the_buffers(twins: dict[str, Twin]) -> None:
     p = make_parameters()
-    optimizer = TWINS["adamw"].ours(p)
+    optimizer = twins["adamw"].ours(p)
     steps(optimizer, p, range(1))
     state = optimizer.state_dict()["state"]
     for i in (0, 2):
@@ -114,13 +114,13 @@ def test_a_dict_has_no_views_of_the_buffers() -> None:
     assert_same(state, before)
 
 
-def test_float32_state_of_16_bit_parameters_is_not_rounded() -> None:
+def test_float32_state_of_16_bit_parameters_is_not_rounded(twins: dict[str, Twin]) -> None:
     p = make_parameters(torch.bfloat16)
-    optimizer = TWINS["adamw"].ours(p)
+    optimizer = twins["adamw"].ours(p)
     steps(optimizer, p, range(3))
     saved = optimizer.state_dict()
     q = [nn.Parameter(x.detach().clone()) for x in p]
-    other = TWINS["adamw"].ours(q)
+    other = twins["adamw"].ours(q)
     other.load_state_dict(saved)
     assert_same(other.state_dict(), saved)
     assert other.state[q[0]]["exp_avg"].dtype == other.state[q[0]]["master"].dtype == torch.float32

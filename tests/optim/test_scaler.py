@@ -1,0 +1,184 @@
+"""torch.amp.GradScaler with every optimizer: unscaled inside of the step, told what the step found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from problems import Batches, assert_same, make_model, rows, several, task_losses, train
+from torch import Tensor
+from towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
+
+from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext.weighting import CAGrad
+
+SCALE = 1024.0  # a power of two: scaled gradients have the same bits, but for the exponent
+
+
+def scaler_of(**options: Any) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", **{"init_scale": SCALE, **options})
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_weighted(name: str) -> None:
+    models = [Towers(), Towers()]
+    scaled, plain = (weighted(model, WEIGHTINGS[name]()) for model in models)
+    scaler = scaler_of()
+    for seed in range(4):
+        scaled.backward(models[0].losses(batch_of(seed)), scaler=scaler)
+        assert scaler.step(scaled) is None
+        scaler.update()
+        plain.backward(models[1].losses(batch_of(seed)))
+        plain.step()
+    assert scaler.get_scale() == SCALE
+    torch.testing.assert_close(values(models[0]), values(models[1]), rtol=1e-6, atol=1e-7)
+    assert not hasattr(scaled, "grad_scale") and scaled._scaler is None
+
+
+@pytest.mark.parametrize("name", ["gram", "losses", "rows, memory"])
+def test_infinities_halve_the_scale_and_change_nothing(name: str) -> None:
+    model = Towers()
+    optimizer = weighted(model, WEIGHTINGS[name]())
+    scaler = scaler_of()
+    before = values(model)
+    handle = model.trunk[0].weight.register_hook(lambda grad: grad * float("inf"))
+    optimizer.backward(model.losses(batch_of(0)), scaler=scaler)
+    scaler.step(optimizer)
+    scaler.update()
+    handle.remove()
+    assert scaler.get_scale() == SCALE / 2
+    assert_same(values(model), before)
+    assert optimizer.skipped_steps.tolist() == [1]
+    assert all("step" not in state or state["step"] == 0 for state in optimizer.state.values())
+    optimizer.backward(model.losses(batch_of(1)), scaler=scaler)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == SCALE / 2
+    assert all(not torch.equal(a, b) for a, b in zip(values(model), before, strict=True))
+
+
+def test_float16_gradients_that_vanish_without_a_scale() -> None:
+    models = [Towers(dtype=torch.float16), Towers(dtype=torch.float64)]
+    models[1].load_state_dict(models[0].state_dict())
+    half, exact = (weighted(model, CAGrad(), lr=1e-3) for model in models)
+    scaler = scaler_of(init_scale=2.0**14)
+    batch = batch_of(0, torch.float16)
+    half.backward([1e-6 * loss.float() for loss in models[0].losses(batch)], scaler=scaler)
+    scaler.step(half)
+    exact.step(lambda: [1e-6 * loss for loss in models[1].losses(batch.double())])
+    assert half.weights is not None and exact.weights is not None
+    torch.testing.assert_close(half.weights, exact.weights, rtol=0.05, atol=0.01)
+    assert half.skipped_steps.tolist() == [0]
+
+
+def test_losses_scaled_by_hand_are_an_error() -> None:
+    model = Towers()
+    optimizer = weighted(model, CAGrad())
+    scaler = scaler_of()
+    optimizer.backward([scaler.scale(loss) for loss in model.losses(batch_of(0))])
+    before = values(model)
+    with pytest.raises(RuntimeError, match="scaler=scaler"):
+        scaler.step(optimizer)
+    assert_same(values(model), before)
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+def test_unscale_before_the_step_and_disabled_scalers(unscale: bool) -> None:
+    results = []
+    for enabled in (False, True):
+        model = Towers()
+        optimizer = weighted(model, CAGrad())
+        scaler = scaler_of(enabled=enabled)
+        for seed in range(3):
+            optimizer.backward(model.losses(batch_of(seed)), scaler=scaler)
+            if unscale:
+                scaler.unscale_(optimizer)  # sees no gradients: nothing is divided twice
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(values(model))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [MT2OFused, WeightedFused])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_gradients_in_grad(kind: Any, unscale: bool) -> None:
+    """K = 1, T = 1: as with any optimizer of torch."""
+    results = []
+    for scaled in (False, True):
+        model = Towers(1)
+        optimizer = kind(model.parameters(), num_tasks=1, **({"num_subproblems": 1} if kind is MT2OFused else {}))
+        scaler = scaler_of(enabled=scaled)
+        for seed in range(3):
+            optimizer.zero_grad()
+            scaler.scale(model.losses(batch_of(seed))[0]).backward()
+            if unscale:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(values(model))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("weighting", [None, "cagrad"])
+@pytest.mark.parametrize("num_subproblems", [1, 3])
+def test_subproblems(num_subproblems: int, weighting: str | None) -> None:
+    model, other = make_model(), make_model()
+    options: dict[str, Any] = {"num_subproblems": num_subproblems, "weighting": weighting}
+    scaled, plain = several(model, **options), several(other, **options)
+    scaler, batches = scaler_of(), Batches()
+    for _ in range(3):
+        for _ in scaled.subproblems():
+            x, y = next(batches)
+            scaled.backward(task_losses(model(x), y), scaler=scaler)
+        scaler.step(scaled)
+        scaler.update()
+        scaled.zero_grad()
+    train(plain, other, Batches(), 3)
+    torch.testing.assert_close(rows(scaled, model), rows(plain, other), rtol=1e-6, atol=1e-7)
+    assert scaler.get_scale() == SCALE
+
+
+def test_an_infinity_in_one_subproblem_halves_the_scale() -> None:
+    model = make_model()
+    optimizer = several(model)
+    scaler, batches = scaler_of(), Batches()
+    before = rows(optimizer, model)
+    for k in optimizer.subproblems():
+        x, y = next(batches)
+        optimizer.backward(task_losses(model(x), y), scaler=scaler)
+        if k == 1:
+            grad = next(model.parameters()).grad
+            assert isinstance(grad, Tensor)
+            grad[0, 0] = float("inf")
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == SCALE / 2
+    after = rows(optimizer, model)
+    assert_same(after[1], before[1])
+    assert not torch.equal(after[0][0], before[0][0])
+    assert optimizer.skipped_steps.tolist() == [0, 1, 0]
+
+
+def test_unscale_of_one_of_several_subproblems_is_an_error() -> None:
+    model = make_model()
+    optimizer = several(model)
+    scaler, batches = scaler_of(), Batches()
+    for _ in optimizer.subproblems():
+        x, y = next(batches)
+        optimizer.backward(task_losses(model(x), y), scaler=scaler)
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="one subproblem only"):
+        scaler.step(optimizer)
+
+
+def test_a_scale_of_the_users_own_is_multiplied() -> None:
+    models = [Towers(), Towers()]
+    scaled, plain = (weighted(model, CAGrad()) for model in models)
+    scaler = scaler_of()
+    scaled.grad_scale = torch.tensor(2.0)  # type: ignore[attr-defined]
+    scaled.backward([2 * loss for loss in models[0].losses(batch_of(0))], scaler=scaler)
+    scaler.step(scaled)
+    run(plain, models[1], range(1))
+    torch.testing.assert_close(values(models[0]), values(models[1]), rtol=1e-6, atol=1e-7)
