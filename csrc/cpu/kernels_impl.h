@@ -4,6 +4,7 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
+#include "../core/priority.h"
 #include "../core/rules.h"
 #include "kernels.h"
 
@@ -14,9 +15,10 @@ namespace {
 #include "combine.h"
 #include "finite.h"
 #include "gram.h"
+#include "priority.h"
 #include "transfer.h"
 
 #include "step.h"
 }  // namespace
-extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram, transfer, step, finite};
+extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram, transfer, step, finite, priority_dots, priority_combine};
 }  // namespace mt2o::MT2O_ISA

@@ -14,6 +14,7 @@ from .combine import combine_
 from .finite import finite_
 from .gram import gram_
 from .layout import plan_layout
+from .priority import PriorityRecord, plan_priority, priority_
 from .step import FIELDS, NUM_CONSTANTS, Order, Rule, step_
 from .transfer import transfer_
 
@@ -21,11 +22,14 @@ __all__ = [
     "FIELDS",
     "NUM_CONSTANTS",
     "Order",
+    "PriorityRecord",
     "Rule",
     "combine_",
     "finite_",
     "gram_",
     "plan_layout",
+    "plan_priority",
+    "priority_",
     "step_",
     "transfer_",
 ]
