@@ -41,11 +41,12 @@ class Backend:
     transfer_: Callable[..., None]
     step_: Callable[..., None]
     finite_: Callable[..., None]
+    priority_: Callable[..., None]
     missing: str = ""  # why it cannot run here
 
 
 def _functions(of: object) -> list[Callable[..., None]]:
-    return [getattr(of, name) for name in ("combine_", "gram_", "transfer_", "step_", "finite_")]
+    return [getattr(of, name) for name in ("combine_", "gram_", "transfer_", "step_", "finite_", "priority_")]
 
 
 REFERENCE = Backend("reference", torch.device("cpu"), *_functions(reference))

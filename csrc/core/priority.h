@@ -9,15 +9,22 @@
 
 namespace mt2o {
 
-// The run of a channel that column p of a record lies in, and the task that owns the channel (-1: none).
-struct OwnedRun {
-  int64_t owner, end;
+// The part of a record that belongs to one channel without a gap: it ends before column `end`.
+struct ChannelRun {
+  int64_t channel, end;
 };
-MT2O_HD OwnedRun owned_run(const Priority& s, const PriorityRecord& record, int64_t p) {
-  if (record.layer < 0) return {-1, record.offset + record.runs * record.channels * record.length};
+MT2O_HD ChannelRun run_at(const PriorityRecord& record, int64_t p) {
   const int64_t run = (p - record.offset) / record.length;
-  const int64_t owner = s.owners[record.first_channel + run % record.channels];
-  return {owner < s.tasks ? owner : -1, record.offset + (run + 1) * record.length};
+  return {run % record.channels, record.offset + (run + 1) * record.length};
+}
+MT2O_HD ChannelRun run_after(const PriorityRecord& record, ChannelRun run) {
+  return {run.channel + 1 < record.channels ? run.channel + 1 : 0, run.end + record.length};
+}
+
+// The task that owns a channel, -1: none.
+MT2O_HD int64_t owner_of(const Priority& s, const PriorityRecord& record, int64_t channel) {
+  const int64_t owner = record.layer < 0 ? -1 : s.owners[record.first_channel + channel];
+  return owner < s.tasks ? owner : -1;
 }
 
 // c_i from <G_i, G_j> for all j; j = owner: |G_i|^2.  A NaN makes no conflict.

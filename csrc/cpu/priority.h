@@ -2,21 +2,22 @@
 //
 // Products are summed in double, lane by lane, over all columns of a chunk that one task owns.
 
-// body(begin, n, key) for the pieces of a chunk: neighbouring runs of equal key(owner) are one piece.
-template <class Key, class Body>
-inline void for_pieces(const Priority& s, const Chunk& chunk, Key key, Body body) {
+// body(begin, n, owner) for the pieces of a chunk: neighbouring channels of the same as(owner) are one piece.
+template <class As, class Body>
+inline void for_pieces(const Priority& s, const Chunk& chunk, As as, Body body) {
   const PriorityRecord& record = s.records[chunk.segment];
-  const auto keyed = [&](int64_t p) {
-    const OwnedRun run = owned_run(s, record, p);
-    return OwnedRun{key(run.owner), least(run.end, chunk.end)};
-  };
-  int64_t begin = chunk.begin;
-  while (begin < chunk.end) {
-    OwnedRun piece = keyed(begin), next = piece;
-    while (piece.end < chunk.end && (next = keyed(piece.end)).owner == piece.owner) piece.end = next.end;
-    body(begin, piece.end - begin, piece.owner);
-    begin = piece.end;
+  ChannelRun run = run_at(record, chunk.begin);
+  int64_t begin = chunk.begin, owner = as(owner_of(s, record, run.channel));
+  while (run.end < chunk.end) {
+    const ChannelRun next = run_after(record, run);
+    const int64_t next_owner = as(owner_of(s, record, next.channel));
+    if (next_owner != owner) {
+      body(begin, run.end - begin, owner);
+      begin = run.end, owner = next_owner;
+    }
+    run = next;
   }
+  if (begin < chunk.end) body(begin, chunk.end - begin, owner);
 }
 
 struct WideProducts {  // products of floats are exact in double
@@ -29,16 +30,41 @@ struct WideProducts {  // products of floats are exact in double
   D8 lanes() const { return lower + upper; }
 };
 
-// <own, grads[j]> for T tasks, added to eight lanes each.
-template <int T, class G>
-void own_products(const G* own, const G* grads, int64_t task, int64_t n, D8* sums) {
-  WideProducts products[T];
+// <own, own> and <own, others[j]>, added to eight lanes each.  The same order of sums for any number of others.
+template <int Others, class G>
+void own_products(const G* own, const G* const* others, int64_t n, D8* own_sum, D8* const* sums) {
+  WideProducts square, products[Others ? Others : 1];
   for_groups<Number<G>>(n, [&](int64_t i, auto left) {
     const Number<G> x = load(own + i, left);
-#pragma GCC unroll 3
-    for (int t = 0; t < T; ++t) products[t].add(x, load(grads + t * task + i, left));
+    square.add(x, x);
+#pragma GCC unroll 4
+    for (int j = 0; j < Others; ++j) products[j].add(x, load(others[j] + i, left));
   });
-  for (int t = 0; t < T; ++t) sums[t] = sums[t] + products[t].lanes();
+  if (own_sum) *own_sum = *own_sum + square.lanes();
+  for (int j = 0; j < Others; ++j) *sums[j] = *sums[j] + products[j].lanes();
+}
+
+template <class G>
+void products_of_piece(const Priority& s, const G* grads, int64_t n, int64_t owner, D8* sums) {
+  const G *own = grads + owner * s.grads_task, *others[products_at_once];
+  D8 *own_sum = sums + owner, *to[products_at_once];
+  int count = 0;
+  const auto add = [&] {
+    switch (count) {
+      case 0: own_products<0>(own, others, n, own_sum, to); break;
+      case 1: own_products<1>(own, others, n, own_sum, to); break;
+      case 2: own_products<2>(own, others, n, own_sum, to); break;
+      case 3: own_products<3>(own, others, n, own_sum, to); break;
+      case 4: own_products<4>(own, others, n, own_sum, to); break;
+    }
+    own_sum = nullptr, count = 0;
+  };
+  for (int64_t j = 0; j < s.tasks; ++j) {
+    if (j == owner) continue;
+    others[count] = grads + j * s.grads_task, to[count++] = sums + j;
+    if (count == products_at_once) add();
+  }
+  if (count || own_sum) add();
 }
 
 template <class G>
@@ -47,13 +73,7 @@ void dots_of_chunk(const Priority& s, int64_t c) {
   for (int64_t q = 0; q < s.tasks * s.tasks; ++q) sums[q] = set1(0.);
   const G* grads = static_cast<const G*>(s.grads);
   for_pieces(s, s.chunks[c], [](int64_t owner) { return owner; }, [&](int64_t p, int64_t n, int64_t owner) {
-    if (owner < 0) return;
-    const G *own = grads + owner * s.grads_task + p, *first = grads + p;
-    D8* of_owner = sums + owner * s.tasks;
-    int64_t t = 0;
-    for (; t + 3 <= s.tasks; t += 3) own_products<3>(own, first + t * s.grads_task, s.grads_task, n, of_owner + t);
-    if (s.tasks - t == 2) own_products<2>(own, first + t * s.grads_task, s.grads_task, n, of_owner + t);
-    if (s.tasks - t == 1) own_products<1>(own, first + t * s.grads_task, s.grads_task, n, of_owner + t);
+    if (owner >= 0) products_of_piece(s, grads + p, n, owner, sums + owner * s.tasks);
   });
   for (int64_t q = 0; q < s.tasks * s.tasks; ++q) s.dots[c * s.tasks * s.tasks + q] = total(sums[q]);
 }
@@ -98,6 +118,8 @@ void priority_combine_as(const Priority& s, int64_t first, int64_t last) {
   for (int64_t c = last; c-- > first;) switch (s.tasks) {
       case 2: combine_chunk_of<2, G, O>(s, s.chunks[c]); break;
       case 3: combine_chunk_of<3, G, O>(s, s.chunks[c]); break;
+      case 4: combine_chunk_of<4, G, O>(s, s.chunks[c]); break;
+      case 5: combine_chunk_of<5, G, O>(s, s.chunks[c]); break;
       default: combine_chunk_of<0, G, O>(s, s.chunks[c]);
     }
 }

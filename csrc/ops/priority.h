@@ -24,6 +24,9 @@ inline PriorityArguments priority_arguments(const Tensor& out, const Tensor& dot
                                             const Tensor& chunks) {
   check_rows(grads, "grads", 2);
   check_rows(out, "out", 1);
+  STD_TORCH_CHECK(
+      chunks.scalar_type() == ScalarType::Long && chunks.dim() == 2 && chunks.size(1) == 3 && chunks.is_contiguous(),
+      "mt2o_ext: chunks must be a contiguous int64 tensor [C, 3]");
   PriorityArguments all;
   Priority& s = all.s;
   s.tasks = grads.size(0);
@@ -34,7 +37,6 @@ inline PriorityArguments priority_arguments(const Tensor& out, const Tensor& dot
   check_table(dots, "dots", ScalarType::Double, {all.num_chunks, s.tasks, s.tasks});
   check_table(owners, "owners", ScalarType::Long, {owners.numel()});
   check_table(records, "records", ScalarType::Long, {records.size(0), 6});
-  check_table(chunks, "chunks", ScalarType::Long, {all.num_chunks, 3});
   s.grads_type = type_of(grads, "grads"), s.out_type = type_of(out, "out");
   STD_TORCH_CHECK(out.size(0) == grads.size(1), "mt2o_ext: out must be [P] where grads are [T, P]");
   STD_TORCH_CHECK(s.out_type == s.grads_type || (s.out_type == Type::float32 && s.grads_type != Type::float64),
@@ -62,7 +64,7 @@ inline void check_tables(const PriorityArguments& all, int64_t columns, int64_t 
                     " is not in the order of records");
     const PriorityRecord& r = s.records[chunk.segment];
     if (chunk.segment > record || c == 0) end = r.offset;
-    STD_TORCH_CHECK(chunk.begin >= end && chunk.end >= chunk.begin &&
+    STD_TORCH_CHECK(chunk.begin >= end && (chunk.begin - r.offset) % alignment == 0 && chunk.end >= chunk.begin &&
                         chunk.end <= r.offset + r.runs * r.channels * r.length,
                     "mt2o_ext: chunk ", c, " is out of order or out of range");
     record = chunk.segment, end = chunk.end;

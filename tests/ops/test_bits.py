@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from priority_problem import PriorityProblem
 from samplers import CPU, FLOATS, HALVES, Layout, Sampler, StepProblem
 from torch import Tensor
 
@@ -38,6 +39,10 @@ def results() -> Iterator[Tensor]:
                 partials = torch.empty(1, len(layout.chunks), pairs, dtype=torch.float64)
                 CPU.gram_(gram, partials, sampler.rows(1, num_rows, dtype=dtype), layout.chunks, centre=centre)
                 yield gram
+        for tasks in (2, 3, 7):
+            problem = PriorityProblem.sample(tasks, dtype=dtype)
+            yield problem.run(CPU)
+            yield problem.coefficients
         grads[3, 1, 9008] = torch.nan
         found = torch.zeros(5)
         CPU.finite_(found, grads, layout.chunks)
@@ -88,7 +93,7 @@ def test_threads(here: str, threads: int) -> None:
 
 
 def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(TESTS.parent), str(TESTS), str(TESTS / "ops"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "MT2O_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=False)
 
