@@ -34,23 +34,33 @@ class FlatParameters:
     Args:
         parameters: tensors of one dtype (float32, float64, bfloat16, float16) on one device.
         num_rows: K, the number of subproblems.
+        num_tasks: T, the number of gradients kept of each row.
         stacked: the parameters have a leading dimension K themselves, one slice for each subproblem.
         row: the row that the parameters become views of (if not stacked).
 
     Attributes:
         theta: [K, P] float32 (of 16-bit parameters: their masters) or float64.
         values: what the parameters are views of: ``theta``, or for 16-bit parameters a [K, P] of their dtype.
-        grads: [K, 1, P] in the parameters' dtype.
+        grads: [K, T, P] in the parameters' dtype.
         buffers: further [K, P] like ``theta``: moments, running average, ...
         step: float32 [K, S], the number of steps that each row of each tensor has taken.
         segments: float64 [S, fields], the hyper-parameters.
-        filled: which gradients are there, for each row (one list if stacked) and tensor.
+        filled: which gradients are there: for each row (or once, if stacked) and task, row after row, of each tensor.
         chunks, transfer_chunks: int64 [C, 3], of all tensors and of those that take part in the transfer.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], num_rows: int, *, stacked: bool = False, row: int = 0) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        num_rows: int,
+        *,
+        num_tasks: int = 1,
+        stacked: bool = False,
+        row: int = 0,
+    ) -> None:
         self.parameters = list(parameters)
         self.num_rows = num_rows
+        self.num_tasks = num_tasks
         self.stacked = stacked
         first = self.parameters[0]
         self.dtype, self.device = first.dtype, first.device
@@ -65,16 +75,17 @@ class FlatParameters:
         low = self.dtype in (torch.bfloat16, torch.float16)
         self.theta = self._zeros(torch.float32 if low else self.dtype)
         self.values = self._zeros(self.dtype) if low else self.theta
-        self.grads = self._zeros(self.dtype).unsqueeze(1)
+        self.grads = torch.zeros(num_rows, num_tasks, self.row, dtype=self.dtype, device=self.device)
         self.buffers: dict[str, Tensor] = {}
         num_segments = len(self.parameters)
         self.step = torch.zeros(num_rows, num_segments, device=self.device)
         self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
-        self.filled = [[False] * num_segments for _ in range(1 if stacked else num_rows)]
+        self.filled = [[False] * num_segments for _ in range(num_tasks * (1 if stacked else num_rows))]
         self._partials: Tensor | None = None
         self._value_views = self._views(self.values)
-        self._grad_views = self._views(self.grads.squeeze(1))
+        of_tasks = [self._views(self.grads, task * self.row) for task in range(num_tasks)]
+        self._grad_views = [views for row_views in zip(*of_tasks, strict=True) for views in row_views]  # as `filled`
         self._places = [_places(views) for views in self._value_views]
         self._versions: list[int] = []
         for k in range(len(self._value_views)):
@@ -84,16 +95,16 @@ class FlatParameters:
     def _zeros(self, dtype: torch.dtype) -> Tensor:
         return torch.zeros(self.num_rows, self.row, dtype=dtype, device=self.device)
 
-    def _views(self, buffer: Tensor) -> list[list[Tensor]]:
+    def _views(self, buffer: Tensor, first: int = 0) -> list[list[Tensor]]:
         """Views of the shape of each parameter: one list for each row, or one list of all rows if stacked."""
         if self.stacked:
-            return [[self.rows_of(buffer, i) for i in range(len(self.parameters))]]
-        return [[self.rows_of(buffer, i)[k] for i in range(len(self.parameters))] for k in range(self.num_rows)]
+            return [[self.rows_of(buffer, i, first) for i in range(len(self.parameters))]]
+        return [[self.rows_of(buffer, i, first)[k] for i in range(len(self.parameters))] for k in range(self.num_rows)]
 
-    def rows_of(self, buffer: Tensor, segment: int) -> Tensor:
-        """All K rows of one parameter, a view [K, *shape] of a [K, P] buffer."""
+    def rows_of(self, buffer: Tensor, segment: int, first: int = 0) -> Tensor:
+        """All K rows of one parameter, a view [K, *shape] of a [K, P] buffer that begins at this element."""
         shape = (self.num_rows, *self.shapes[segment])
-        return buffer.as_strided(shape, (buffer.stride(0), *self.strides[segment]), self.offsets[segment])
+        return buffer.as_strided(shape, (buffer.stride(0), *self.strides[segment]), first + self.offsets[segment])
 
     def buffer(self, name: str) -> Tensor:
         """The buffer of this name, made of zeros where it is new."""
@@ -171,8 +182,8 @@ class FlatParameters:
                 self._versions = [p._version for p in self.parameters]
 
     # ------------------------------------------------------------------ gradients
-    def collect_gradients(self, row: int, *, detach: bool) -> None:
-        """Copies every ``.grad`` into the buffer's row.
+    def collect_gradients(self, row: int, *, task: int = 0, detach: bool) -> None:
+        """Copies every ``.grad`` into the buffer's row of this task.
 
         detach: adds to what is there since the last ``forget_gradients`` and takes ``.grad`` away, so that the next
         subproblem starts from none; otherwise ``.grad`` stays as it is, the whole gradient.
@@ -187,6 +198,7 @@ class FlatParameters:
                     f"expected dense gradients, got one of layout {grad.layout} for a parameter of shape "
                     f"{list(grad.shape)}; build the embedding with sparse=False"
                 )
+        row = row * self.num_tasks + task
         before = self.filled[row] if detach else [False] * len(grads)
         pairs = list(zip(self._grad_views[row], grads, before, strict=True))
         new = [(view, grad) for view, grad, old in pairs if grad is not None and not old]
@@ -202,6 +214,8 @@ class FlatParameters:
 
     def take_gradients(self, segment: int, other: FlatParameters, other_segment: int) -> None:
         """Copies the gradients of a parameter, where they are there, from the buffer it was in before."""
+        if self.num_tasks != other.num_tasks:
+            return
         for row, filled in enumerate(other.filled):
             if filled[other_segment]:
                 self._grad_views[row][segment].copy_(other._grad_views[row][other_segment])
@@ -214,16 +228,22 @@ class FlatParameters:
         return any(map(any, self.filled))
 
     def active(self) -> Tensor | None:
-        """bool [K, S] of the gradients that are there, or None where all are."""
-        if all(map(all, self.filled)):
+        """bool [K, S], where a tensor has a gradient of at least one task; None where all have."""
+        rows = [self.filled[first : first + self.num_tasks] for first in range(0, len(self.filled), self.num_tasks)]
+        there = [[any(of_tasks) for of_tasks in zip(*tasks, strict=True)] for tasks in rows]
+        if all(map(all, there)):
             return None
-        return torch.tensor(self.filled, device=self.device).expand_as(self.step).contiguous()
+        return torch.tensor(there, device=self.device).expand_as(self.step).contiguous()
+
+    def clear_missing(self) -> None:
+        """Sets gradients that are not there to zero: the buffer may hold what is left from an earlier step."""
+        for views, filled in zip(self._grad_views, self.filled, strict=True):
+            if not all(filled):
+                torch._foreach_zero_([view for view, there in zip(views, filled, strict=True) if not there])
 
     def find_nonfinite(self, found_inf: Tensor) -> None:
         """Sets found_inf[k] = 1 (float32 [K]) where a gradient of row k that will be used is infinite or NaN."""
-        for views, filled in zip(self._grad_views, self.filled, strict=True):
-            if not all(filled):  # what is left from an earlier step does not count
-                torch._foreach_zero_([view for view, there in zip(views, filled, strict=True) if not there])
+        self.clear_missing()
         finite_(found_inf, self.grads, self.chunks)
 
     # ------------------------------------------------------------------ transfer

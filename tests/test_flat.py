@@ -185,3 +185,23 @@ def test_activation_is_seen_by_autograd() -> None:
     flat.activate(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+def test_gradients_of_several_tasks() -> None:
+    """One row of gradients for each task of each subproblem; a tensor is active where any task has a gradient."""
+    parameters = [torch.nn.Parameter(torch.randn(3, 2)), torch.nn.Parameter(torch.randn(5))]
+    flat = FlatParameters(parameters, 2, num_tasks=3)
+    assert flat.grads.shape == (2, 3, flat.row)
+    expected = torch.zeros(2, 3, flat.row)
+    for row, task, segment in ((0, 2, 0), (1, 0, 0), (1, 1, 1)):
+        p, first = parameters[segment], flat.offsets[segment]
+        p.grad = torch.randn_like(p)
+        expected[row, task, first : first + p.numel()] = p.grad.flatten()
+        flat.collect_gradients(row, task=task, detach=True)
+        assert p.grad is None
+    assert torch.equal(flat.grads, expected)
+    active = flat.active()
+    assert active is not None and active.tolist() == [[True, False], [True, True]]
+    flat.forget_gradients()
+    flat.clear_missing()
+    assert not flat.grads.any() and not flat.any_filled()

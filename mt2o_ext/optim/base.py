@@ -28,6 +28,8 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
         defaults: options of a group.
         base: the base rule.
         num_rows: K, the number of subproblems.
+        num_tasks: T, the number of gradients kept of each subproblem's shared parameters.  With T > 1 a group may set
+            ``task``: a head, whose parameters belong to this task alone and keep one gradient.
         stacked: every parameter has a leading dimension K.
         ema: decay of a running average of theta, or None.
         skip_all: skip the step of all subproblems where one has a non-finite gradient (else that subproblem's only).
@@ -40,6 +42,7 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
         base: BaseRule,
         *,
         num_rows: int,
+        num_tasks: int = 1,
         stacked: bool,
         ema: float | None,
         skip_all: bool,
@@ -48,6 +51,7 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
             raise ValueError(f"ema must be in [0, 1), not {ema}")
         self._base = base
         self._num_rows = num_rows
+        self._task_rows = num_tasks
         self._stacked = stacked
         self._ema = ema
         self._skip_all = skip_all
@@ -85,6 +89,7 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
         if (isinstance(lr, Tensor) and lr.numel() != 1) or not float(lr) >= 0.0:
             raise ValueError(f"lr must be a number or one-element tensor of at least 0, not {lr}")
         self._base.check(options)
+        self._check_task(options)
         if self._built:
             known = {p for _, p in self._parameters()}
             check_memory([*known, *(p for p in tensors if p not in known)])
@@ -92,22 +97,42 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
         if self._built:
             self._rebuild()
 
+    def _check_task(self, options: dict[str, Any]) -> None:
+        """Raises ValueError or TypeError unless the group's ``task`` is a task of this optimizer, or none."""
+        task = options.get("task")
+        if task is None:
+            return
+        if self._task_rows == 1:
+            raise ValueError(
+                f"task={task!r} in a parameter group: this optimizer keeps one gradient for all parameters"
+            )
+        if not isinstance(task, int) or isinstance(task, bool):
+            raise TypeError(f"task must be the number of a task, or None for shared parameters, got {task!r}")
+        if not 0 <= task < self._task_rows:
+            raise ValueError(f"task must be in 0 .. {self._task_rows - 1}, not {task}")
+
     def _parameters(self) -> list[tuple[dict[str, Any], Tensor]]:
         return [(group, p) for group in self.param_groups for p in group["params"]]
 
     # ------------------------------------------------------------------ buffers
     def _build(self) -> None:
-        """Makes the flat buffers, one for each dtype, and the parameters views of them."""
-        by_dtype: dict[torch.dtype, list[tuple[int, Tensor]]] = {}
+        """Makes the flat buffers, one for each dtype (and another one for heads), and the parameters views of them."""
+        kinds: dict[tuple[torch.dtype, bool], list[tuple[int, Tensor]]] = {}
         for index, group in enumerate(self.param_groups):
             for p in group["params"]:
-                by_dtype.setdefault(p.dtype, []).append((index, p))
+                kinds.setdefault((p.dtype, group.get("task") is not None), []).append((index, p))
         row = 0 if self._stacked else self._row
         self._flat = [
-            FlatParameters([p for _, p in members], self._num_rows, stacked=self._stacked, row=row)
-            for members in by_dtype.values()
+            FlatParameters(
+                [p for _, p in members],
+                self._num_rows,
+                num_tasks=1 if head else self._task_rows,
+                stacked=self._stacked,
+                row=row,
+            )
+            for (_, head), members in kinds.items()
         ]
-        self._groups = [[index for index, _ in members] for members in by_dtype.values()]
+        self._groups = [[index for index, _ in members] for members in kinds.values()]
         for flat in self._flat:
             self._skipped = self._skipped.to(flat.device)
         self._options: list[list[float]] = []  # of each group, as the buffers' tables have them
@@ -207,6 +232,10 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
                 "counted, in optimizer.skipped_steps.",
             )
 
+    def _combination(self, flat: FlatParameters) -> tuple[Tensor, Tensor | None]:
+        """Gradients [K, T, P] of this buffer and the weights, float64 [K, T], that combine them (None where T = 1)."""
+        return flat.grads, None
+
     def _apply(self, skipped: Tensor, mixes: Iterable[Tensor | None], order: Order) -> None:
         """The fused step of every buffer; mixes: for each of them M [K, K] or [S, K, K], or None."""
         rule = self._base.rule(self.param_groups)
@@ -217,9 +246,10 @@ class FlatOptimizer(StateInBuffers, torch.optim.Optimizer):
                 flat.buffer(name) if name in names else None for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
             )
             low = None if flat.values is flat.theta else flat.values
+            grads, weights = self._combination(flat)
             step_(
-                flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, flat.grads,
-                None, mix, flat.segments, flat.chunks, flat.active(), None, skipped, rule=rule, order=order,
+                flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, grads,
+                weights, mix, flat.segments, flat.chunks, flat.active(), None, skipped, rule=rule, order=order,
             )  # fmt: skip
             flat.mark_changed()
         self._attach_state(moments_of)
