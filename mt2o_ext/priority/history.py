@@ -1,0 +1,77 @@
+"""What connection strength did over a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["PriorityHistory"]
+
+
+@dataclass(frozen=True)
+class PriorityHistory:
+    """Diagnostics of a run, on the host.
+
+    Attributes:
+        layers: the names of the connections, L.
+        phases: uint8 [steps], 1 or 2.
+        steps: int64 [R], the steps of phase 2 (from 0) at which shares were recorded.
+        shares: float32 [R, L, T + 1], the part of a layer's channels that each task owns; the last: that none owns.
+        conflicts: float64 [L, T], the part of the steps of phase 2 in which some task's gradient conflicted with that
+            of the owner (NaN before the first).
+    """
+
+    layers: Sequence[str]
+    phases: Tensor
+    steps: Tensor
+    shares: Tensor
+    conflicts: Tensor
+
+    def __str__(self) -> str:
+        tasks = self.conflicts.shape[1]
+        head = [f"task {task}" for task in range(tasks)]
+        width = max([len("layer"), *map(len, self.layers)])
+        lines = [
+            f"{len(self.phases)} steps, {int((self.phases == 1).sum())} of them phase 1",
+            "layer".ljust(width) + "  owned by: " + "  ".join([*head, "none  "]) + "  in conflict with: " + "  ".join(head),
+        ]
+        for index, name in enumerate(self.layers):
+            shares = self.shares[-1, index] if len(self.shares) else self.shares.new_full((tasks + 1,), float("nan"))
+            owned = "  ".join(f"{share:6.1%}" for share in shares.tolist())
+            conflicts = "  ".join(f"{part:6.1%}" for part in self.conflicts[index].tolist())
+            lines.append(name.ljust(width) + " " * 12 + owned + " " * 21 + conflicts)
+        return "\n".join(lines)
+
+    def plot(self) -> Figure:
+        """The shares of each task over the steps, one panel for each layer (matplotlib, the extra ``pareto``).
+
+        Raises ValueError before the first step of phase 2.
+        """
+        if not len(self.shares):
+            raise ValueError("expected a run with steps of phase 2, got none: no channel has had an owner yet")
+        from matplotlib.figure import Figure
+
+        columns = min(4, len(self.layers))
+        rows = -(-len(self.layers) // columns)
+        figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+        for index, (panel, name) in enumerate(zip(panels, self.layers, strict=False)):
+            tasks = self.shares.shape[2] - 1
+            labels = [*(f"task {task}" for task in range(tasks)), "none"]
+            colors = [*(f"C{task}" for task in range(tasks)), "0.85"]
+            panel.stackplot(self.steps.tolist(), self.shares[:, index].T.tolist(), labels=labels, colors=colors)
+            panel.set_title(name, fontsize="small")
+            panel.set_ylim(0, 1)
+        for panel in panels[len(self.layers) :]:
+            panel.set_axis_off()
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+        figure.supxlabel("step", fontsize="small")
+        figure.supylabel("share of channels", fontsize="small")
+        return figure
