@@ -22,8 +22,8 @@ NOTES = (
     "Convolutions and linear layers with a random owner for each output channel, in place (the sum replaces the first "
     "task's gradient). x floor: median per-round ratio to the bytes of one read of T rows and one write at the best of "
     "streaming copy, streaming triad and in-place scale of the same round; x twin: to a loop that adds up T rows. "
-    "layers: the same group-level rule in torch, vectorised over the channels of a layer; groups: a loop over owners and "
-    "tasks, as it is usually written; channels: a loop over channels (measured once)."
+    "layers: the same group-level rule in torch, vectorised over the channels of a layer; groups: a loop over owners "
+    "and tasks, as it is usually written; channels: a loop over channels (measured once)."
 )
 
 

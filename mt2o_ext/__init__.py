@@ -6,9 +6,24 @@ it.
 
 from ._native import backend_info
 from .bank import SubproblemBank
-from .optim import SGD, Adam, AdamW, BaseRule, Moments, MT2OFused
+from .optim import SGD, Adam, AdamW, BaseRule, ConnectionStrengthFused, Moments, MT2OFused
 from .pareto import ParetoFront, hypervolume
 from .preferences import das_dennis, default_preferences, even, riesz_energy
+from .priority import (
+    Connection,
+    Connections,
+    PriorityHistory,
+    TaskBatchNorm,
+    TaskBatchNorm1d,
+    TaskBatchNorm2d,
+    TaskBatchNorm3d,
+    TaskGroupNorm,
+    TaskLayerNorm,
+    TaskNorm,
+    TaskRMSNorm,
+    find_connections,
+    select_task,
+)
 from .scalarization import PBI, Linear, Log, Scalarization, SmoothTchebycheff, Tchebycheff
 from .streams import repeat, stack
 from .transfer import (
@@ -33,6 +48,9 @@ __all__ = [
     "Adam",
     "AdamW",
     "BaseRule",
+    "Connection",
+    "ConnectionStrengthFused",
+    "Connections",
     "CrossLearning",
     "DistanceDecrease",
     "Hat",
@@ -44,10 +62,19 @@ __all__ = [
     "Moments",
     "Neighbours",
     "ParetoFront",
+    "PriorityHistory",
     "Scalarization",
     "SmoothTchebycheff",
     "Spectral",
     "SubproblemBank",
+    "TaskBatchNorm",
+    "TaskBatchNorm1d",
+    "TaskBatchNorm2d",
+    "TaskBatchNorm3d",
+    "TaskGroupNorm",
+    "TaskLayerNorm",
+    "TaskNorm",
+    "TaskRMSNorm",
     "Tchebycheff",
     "TransferContext",
     "TransferRule",
@@ -55,8 +82,10 @@ __all__ = [
     "das_dennis",
     "default_preferences",
     "even",
+    "find_connections",
     "hypervolume",
     "repeat",
     "riesz_energy",
+    "select_task",
     "stack",
 ]

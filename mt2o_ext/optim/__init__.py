@@ -1,7 +1,8 @@
 """The optimizers."""
 
+from .connection_strength import ConnectionStrengthFused
 from .moments import Moments
 from .mt2o import MT2OFused
 from .rules import SGD, Adam, AdamW, BaseRule
 
-__all__ = ["SGD", "Adam", "AdamW", "BaseRule", "MT2OFused", "Moments"]
+__all__ = ["SGD", "Adam", "AdamW", "BaseRule", "ConnectionStrengthFused", "MT2OFused", "Moments"]

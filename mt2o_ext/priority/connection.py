@@ -110,7 +110,7 @@ class Connection:
 
     @property
     def _groups(self) -> int:
-        """The convolution groups that output channels are split by (in dimension 1; in dimension 0 they lie in order)."""
+        """The groups that split output channels in memory: of a transposed convolution, where they are dimension 1."""
         groups: Any = self.layer.groups if self._is_transposed else 1
         return int(groups)
 

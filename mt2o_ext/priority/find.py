@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import overload
 
 from torch import nn
@@ -103,7 +104,6 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, TaskNorm, bool]]:
                     yield module.linear2, second, False
             continue
         children = [child for child in module.children() if not isinstance(child, nn.Identity)]
-        for layer, norm in zip(children, children[1:], strict=False):
+        for layer, norm in pairwise(children):
             if isinstance(layer, LAYERS) and isinstance(norm, TaskNorm):
                 yield layer, norm, False
-

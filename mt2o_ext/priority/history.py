@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PriorityHistory"]
+__all__ = ["HistoryRecorder", "PriorityHistory"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ class PriorityHistory:
         width = max([len("layer"), *map(len, self.layers)])
         lines = [
             f"{len(self.phases)} steps, {int((self.phases == 1).sum())} of them phase 1",
-            "layer".ljust(width) + "  owned by: " + "  ".join([*head, "none  "]) + "  in conflict with: " + "  ".join(head),
+            "layer".ljust(width)
+            + "  owned by: "
+            + "  ".join([*head, "none  "])
+            + "  in conflict with: "
+            + "  ".join(head),
         ]
         for index, name in enumerate(self.layers):
             shares = self.shares[-1, index] if len(self.shares) else self.shares.new_full((tasks + 1,), float("nan"))
@@ -75,3 +80,61 @@ class PriorityHistory:
         figure.supxlabel("step", fontsize="small")
         figure.supylabel("share of channels", fontsize="small")
         return figure
+
+
+class HistoryRecorder:
+    """Collects a history while a run goes on, without waiting for the device.
+
+    Args:
+        layers: names of the connections.
+        num_tasks: T.
+        every: shares are recorded at every so many steps of phase 2.
+    """
+
+    def __init__(self, layers: Sequence[str], num_tasks: int, every: int) -> None:
+        self.layers = list(layers)
+        self.num_tasks = num_tasks
+        self.every = every
+        self.phases = bytearray()
+        self.steps: list[int] = []
+        self.shares: list[Tensor] = []
+        self.projected = 0  # steps of phase 2 that were not skipped
+        self.conflicts = torch.zeros(len(self.layers), num_tasks, dtype=torch.int64)
+
+    def due(self) -> bool:
+        return self.projected % self.every == 0
+
+    def add_projection(self, shares: Tensor | None, coefficients: Tensor) -> None:
+        """One step of phase 2; shares: float32 [L, T + 1] where they are due."""
+        if shares is not None:
+            self.steps.append(len(self.phases))
+            self.shares.append(shares)
+        self.conflicts = self.conflicts.to(coefficients.device) + (coefficients > 0)
+        self.projected += 1
+
+    def history(self) -> PriorityHistory:
+        state = self.state_dict()
+        return PriorityHistory(
+            self.layers,
+            state["phases"],
+            state["steps"],
+            state["shares"],
+            state["conflicts"].double() / (self.projected or float("nan")),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        empty = torch.zeros(0, len(self.layers), self.num_tasks + 1)
+        return {
+            "phases": torch.tensor(list(self.phases), dtype=torch.uint8),
+            "steps": torch.tensor(self.steps, dtype=torch.int64),
+            "shares": torch.stack(self.shares).cpu() if self.shares else empty,
+            "projected": self.projected,
+            "conflicts": self.conflicts.cpu().clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.phases = bytearray(state["phases"].tolist())
+        self.steps = state["steps"].tolist()
+        self.shares = list(state["shares"].clone())
+        self.projected = int(state["projected"])
+        self.conflicts = state["conflicts"].clone()

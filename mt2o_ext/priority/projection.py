@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ..flat import FlatParameters
 from ..ops import PriorityRecord, plan_priority, priority_
@@ -57,8 +58,9 @@ class Projection:
         # Sums of 16-bit gradients are rounded once, in the step; those of others take the place of the first task's.
         self._wide = torch.zeros(1, 1, flat.row, device=device) if flat.values is not flat.theta else None
 
-    def combine(self) -> None:
-        """Finds the owners from the model as it is, and the combined gradient from those of all tasks."""
+    def combine(self, process_group: Any = None) -> None:
+        """Finds the owners from the model as it is (of the group's first rank), and the combined gradient from those of
+        all tasks."""
         if self.layers is not None:
             strengths = torch.cat([c.strengths().to(self.flat.device) for c in self.connections], dim=1)
             owners = channel_owners(strengths, self.layers, faithful=self.faithful)
@@ -68,6 +70,8 @@ class Projection:
                 out[left_out] = True
                 owners = torch.where(out.to(self.flat.device)[self.layers.layer], -1, owners)
             self.owners.copy_(owners)
+            if process_group is not None:
+                distributed.broadcast(self.owners, group=process_group, group_src=0)
         grads = self.flat.grads[0]
         out_row = self.combined[0, 0]
         priority_(out_row, self._dots, self.coefficients, grads, self.owners, self._records, self._chunks)

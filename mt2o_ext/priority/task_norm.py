@@ -123,7 +123,9 @@ class TaskBatchNorm(TaskNorm):
         """
         variances = [norm.running_var for norm in self.norms]
         if variances[0] is None:
-            raise ValueError("connection strength needs running statistics: make the norms with track_running_stats=True")
+            raise ValueError(
+                "connection strength needs running statistics: make the norms with track_running_stats=True"
+            )
         eps: float = self.norms[0].eps  # type: ignore[assignment]
         return super().gains() / (torch.stack(variances).double() + eps)  # type: ignore[arg-type]
 

@@ -36,9 +36,7 @@ def check(backend: Backend, problem: PriorityProblem, out_dtype: torch.dtype | N
 
 @pytest.mark.parametrize(("dtype", "out_dtype"), DTYPES, ids=str)
 @pytest.mark.parametrize("tasks", TASKS)
-def test_equals_explicit_projection(
-    backend: Backend, tasks: int, dtype: torch.dtype, out_dtype: torch.dtype
-) -> None:
+def test_equals_explicit_projection(backend: Backend, tasks: int, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     problem = PriorityProblem.sample(tasks, dtype)
     check(backend, problem, out_dtype)
     assert tasks == 1 or bool((problem.coefficients > 0).any())
@@ -140,7 +138,9 @@ def test_tasks_in_another_order(backend: Backend, tasks: int) -> None:
     other.grads, other.owners = problem.grads[order], torch.where(problem.owners < 0, -1, (problem.owners + 1) % tasks)
     inside = problem.layout.inside
     expected = problem.run(backend)
-    assert_within(other.run(backend)[inside], expected[inside], 2 * tasks * unit(torch.float32) * magnitude(problem)[inside])
+    assert_within(
+        other.run(backend)[inside], expected[inside], 2 * tasks * unit(torch.float32) * magnitude(problem)[inside]
+    )
     torch.testing.assert_close(other.coefficients, problem.coefficients[:, order], rtol=1e-12, atol=1e-15)
 
 
