@@ -73,7 +73,7 @@ def find_connections(model: nn.Module) -> Connections:
     for layer, norm, before in _pairs(model):
         name = names[layer]
         weight = layer.in_proj_weight if isinstance(layer, nn.MultiheadAttention) else layer.weight
-        if uses[id(weight)] > 1:  # type: ignore[arg-type]
+        if uses[id(weight)] > 1:
             plain[name] = "its weight is used in several places"
             continue
         try:

@@ -36,22 +36,14 @@ class PriorityHistory:
 
     def __str__(self) -> str:
         tasks = self.conflicts.shape[1]
+        last = self.shares[-1] if len(self.shares) else self.shares.new_full((len(self.layers), tasks + 1), torch.nan)
         head = [f"task {task}" for task in range(tasks)]
-        width = max([len("layer"), *map(len, self.layers)])
-        lines = [
-            f"{len(self.phases)} steps, {int((self.phases == 1).sum())} of them phase 1",
-            "layer".ljust(width)
-            + "  owned by: "
-            + "  ".join([*head, "none  "])
-            + "  in conflict with: "
-            + "  ".join(head),
-        ]
-        for index, name in enumerate(self.layers):
-            shares = self.shares[-1, index] if len(self.shares) else self.shares.new_full((tasks + 1,), float("nan"))
-            owned = "  ".join(f"{share:6.1%}" for share in shares.tolist())
-            conflicts = "  ".join(f"{part:6.1%}" for part in self.conflicts[index].tolist())
-            lines.append(name.ljust(width) + " " * 12 + owned + " " * 21 + conflicts)
-        return "\n".join(lines)
+        rows = [["layer", *(f"{name} owns" for name in head), "none", *(f"conflicts with {name}" for name in head)]]
+        for name, shares, conflicts in zip(self.layers, last.tolist(), self.conflicts.tolist(), strict=True):
+            rows.append([name, *(f"{part:.1%}" for part in [*shares, *conflicts])])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+        return "\n".join([f"{len(self.phases)} steps, {int((self.phases == 1).sum())} of them phase 1", *lines])
 
     def plot(self) -> Figure:
         """The shares of each task over the steps, one panel for each layer (matplotlib, the extra ``pareto``).

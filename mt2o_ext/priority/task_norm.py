@@ -44,6 +44,10 @@ class TaskNorm(nn.Module):
 
     def __init__(self, norm: nn.Module, num_tasks: int) -> None:
         super().__init__()
+        if type(self) is TaskNorm:
+            raise TypeError(
+                "TaskNorm is what the per-task norms have in common: take TaskBatchNorm, TaskLayerNorm, ..."
+            )
         if not isinstance(norm, self.kinds):
             expected = ", ".join(kind.__name__ for kind in self.kinds)
             raise TypeError(f"expected {expected}, got {type(norm).__name__}")
@@ -175,8 +179,9 @@ class TaskGroupNorm(TaskNorm):
 
     def __init__(self, norm: nn.Module, num_tasks: int) -> None:
         super().__init__(norm, num_tasks)
-        tensors = [*norm.parameters(), torch.empty(0)]
-        self.register_buffer("group_var", torch.ones(num_tasks, norm.num_groups, device=tensors[0].device))  # type: ignore[arg-type]
+        groups: int = norm.num_groups  # type: ignore[assignment]
+        device = next((p.device for p in norm.parameters()), None)
+        self.register_buffer("group_var", torch.ones(num_tasks, groups, device=device))
 
     def forward(self, input: Tensor, task: int | None = None) -> Tensor:
         task = self.task if task is None else task
