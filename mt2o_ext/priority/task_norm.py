@@ -216,8 +216,9 @@ def _replaced(module: nn.Module, replace: Any, done: dict[nn.Module, nn.Module])
         other = replace(module)
         done[module] = module if other is None else other
         if other is None and not isinstance(module, TaskNorm):
-            for name, child in module.named_children():
-                setattr(module, name, _replaced(child, replace, done))
+            for name, child in module._modules.items():  # (named_children() names a module once, wherever it stands)
+                if child is not None:
+                    setattr(module, name, _replaced(child, replace, done))
     return done[module]
 
 
