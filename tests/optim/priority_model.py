@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from mt2o_ext import ConnectionStrengthFused, TaskBatchNorm, find_connections, select_task
-from mt2o_ext.ops import PriorityRecord
 from mt2o_ext.priority import phase_two
 
 TASKS = 3
@@ -76,12 +75,3 @@ def same_parameters(first: nn.Module, second: nn.Module) -> bool:
     """Bit for bit, statistics too."""
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
-
-
-def channel_of_elements(records: list[PriorityRecord], numel: int) -> Tensor:
-    """The channel of each element of a tensor's memory, by its records."""
-    channel = torch.full((numel,), -1)
-    for r in records:
-        of = torch.arange(r.first_channel, r.first_channel + r.channels)
-        channel[r.offset : r.offset + r.numel] = of[None, :, None].expand(r.runs, -1, r.length).reshape(-1)
-    return channel

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2o_ext import TaskBatchNorm, TaskGroupNorm, TaskNorm
+from mt2o_ext.ops import PriorityRecord
 
 
 def randomised(norm: nn.Module) -> TaskNorm:
@@ -49,3 +50,12 @@ def explicit_strengths(layer: nn.Module, norm: TaskNorm) -> Tensor:
             row.append(gamma**2 / variance * weights.square().sum().item())
         rows.append(row)
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def channel_of_elements(records: list[PriorityRecord], numel: int) -> Tensor:
+    """The channel of each element of a tensor's memory, by its records."""
+    channel = torch.full((numel,), -1)
+    for r in records:
+        of = torch.arange(r.first_channel, r.first_channel + r.channels)
+        channel[r.offset : r.offset + r.numel] = of[None, :, None].expand(r.runs, -1, r.length).reshape(-1)
+    return channel

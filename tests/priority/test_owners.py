@@ -6,8 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from priority_model import channel_of_elements
-from priority_strengths import filters, randomised
+from priority_strengths import channel_of_elements, filters, randomised
 from torch import Tensor, nn
 
 from mt2o_ext import Connection, TaskNorm

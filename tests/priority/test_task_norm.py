@@ -145,7 +145,7 @@ def test_what_is_missing_is_said() -> None:
         TaskNorm.revert(model, -1)
     with pytest.raises(ValueError, match="num_tasks must be at least 1, not 0"):
         TaskBatchNorm.convert(batch_net(), 0)
-    with pytest.raises(TypeError, match="expected BatchNorm1d, .*, got LayerNorm"):
+    with pytest.raises(TypeError, match=r"expected BatchNorm1d, .*, got LayerNorm"):
         TaskBatchNorm(nn.LayerNorm(3), 2)
     with pytest.raises(TypeError, match="take TaskBatchNorm"):
         TaskNorm(nn.LayerNorm(3), 2)
