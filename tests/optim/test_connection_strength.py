@@ -28,8 +28,9 @@ EACH_RULE = pytest.mark.parametrize("rule", RULES)
 
 
 def assert_close(model: nn.Module, expected: nn.Module) -> None:
+    """To 1e-8: a bias before a norm has a gradient of rounding errors, which Adam divides by its eps of 1e-8."""
     for (name, value), other in zip(model.state_dict().items(), expected.state_dict().values(), strict=True):
-        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(value, other, rtol=1e-7, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @EACH_RULE
@@ -291,13 +292,13 @@ def test_a_layer_that_a_task_does_not_use() -> None:
                 return (net.heads[2].weight.square()).sum()
             return batches.loss(net)(task)
 
-        before = model.trunk[0].weight.detach().clone()
+        before = model.trunk[3].weight.detach().clone()
         gradients = []
         for task in range(2):
             model.zero_grad()
             copy.deepcopy(batches).loss(model)(task).backward()
-            gradients.append(model.trunk[0].weight.grad.clone())
+            gradients.append(model.trunk[3].weight.grad.clone())
         optimizer.step(loss)
-        change = (before - model.trunk[0].weight.detach()) / 1e-2
+        change = (before - model.trunk[3].weight.detach()) / 1e-2
         is_plain = torch.allclose(change, gradients[0] + gradients[1], rtol=1e-9)
         assert is_plain == (mode == "faithful")

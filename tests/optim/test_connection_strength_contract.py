@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from priority_model import TASKS, Batches, Network, network, optimizer_of, same_parameters
-from torch import nn
+from torch import Tensor, nn
 
 from mt2o_ext import Connection, ConnectionStrengthFused, TaskBatchNorm, find_connections
 from mt2o_ext.priority import mixed, phase_one, phase_two
@@ -70,13 +70,16 @@ def test_state_dicts_are_plain_data() -> None:
     optimizer.load_state_dict(torch.load(buffer, weights_only=True))
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
-)
+def pickled(pair: Any) -> Any:
+    return pickle.loads(pickle.dumps(pair))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
 def test_copies_go_on_alike(copied: Callable[[Any], Any]) -> None:
     model, optimizer, batches = mixed_run()
     run(model, optimizer, batches, 4)
-    other_model, other_optimizer, other_batches = copied((model, optimizer)) + (copy.deepcopy(batches),)
+    other_model, other_optimizer = copied((model, optimizer))
+    other_batches = copy.deepcopy(batches)
     run(model, optimizer, batches, 6)
     run(other_model, other_optimizer, other_batches, 6)
     assert same_parameters(model, other_model)
@@ -133,7 +136,7 @@ def test_after_total_steps_phase_two_stays_with_one_warning() -> None:
 @pytest.mark.parametrize("schedule", [phase_one, phase_two])
 def test_a_closure_that_fails_changes_nothing(schedule: Callable[[float], float]) -> None:
     model = network()
-    optimizer, batches = optimizer_of(model, schedule=schedule), Batches()
+    optimizer = optimizer_of(model, schedule=schedule)
     before = copy.deepcopy(dict(model.named_parameters()))
     failing: dict[type[Exception], Callable[[int], Any]] = {
         KeyError: lambda task: {}[task],
@@ -196,56 +199,58 @@ def test_a_scheduler_advances_the_rate() -> None:
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def made(model: Network, **options: Any) -> ConnectionStrengthFused:
-    params = options.pop("params", None) or list(model.parameters())
-    connections = options.pop("connections", None) or find_connections(model)
-    return ConnectionStrengthFused(
-        params, **{"connections": connections, "num_tasks": TASKS, "total_steps": 9, **options}
-    )
+def without_statistics() -> TaskBatchNorm:
+    return TaskBatchNorm(nn.BatchNorm2d(6, track_running_stats=False), TASKS)
 
 
-BAD: dict[str, tuple[Callable[[Network], object], type[Exception], str]] = {
-    "tasks of the norms": (lambda m: made(m, num_tasks=2), ValueError, r"trunk.0: expected a norm of 2 tasks .*, got one of 3"),
-    "number of tasks": (lambda m: made(m, num_tasks=0), ValueError, "num_tasks must be at least 1"),
-    "number of steps": (lambda m: made(m, total_steps=0), ValueError, "total_steps must be at least 1, not 0"),
-    "steps per epoch": (lambda m: made(m, steps_per_epoch=0), ValueError, "steps_per_epoch must be at least 1"),
-    "mode": (lambda m: made(m, mode="paper"), ValueError, 'mode must be "faithful" or "general", not \'paper\''),
-    "a weight that is not there": (lambda m: made(m, params=m.heads.parameters()), ValueError, "is not among the parameters"),
-    "a weight in a head": (
-        lambda m: made(m, params=[{"params": m.trunk.parameters(), "task": 0}, {"params": m.heads.parameters()}]),
+def ones(layer: nn.Module) -> Tensor:
+    return torch.ones(TASKS, 5)
+
+
+# Options, made from the model; the error; what it says.
+BAD: dict[str, tuple[Callable[[Network], dict[str, Any]], type[Exception], str]] = {
+    "tasks of the norms": (lambda m: {"num_tasks": 2}, ValueError, r"trunk.0: expected a norm of 2 tasks .* one of 3"),
+    "number of tasks": (lambda m: {"num_tasks": 0}, ValueError, "num_tasks must be at least 1"),
+    "number of steps": (lambda m: {"total_steps": 0}, ValueError, "total_steps must be at least 1, not 0"),
+    "steps per epoch": (lambda m: {"steps_per_epoch": 0}, ValueError, "steps_per_epoch must be at least 1"),
+    "mode": (lambda m: {"mode": "paper"}, ValueError, 'mode must be "faithful" or "general", not \'paper\''),
+    "not there": (lambda m: {"params": [*m.heads.parameters()]}, ValueError, "is not among the parameters"),
+    "in a head": (
+        lambda m: {"params": [{"params": m.trunk.parameters(), "task": 0}, {"params": m.heads.parameters()}]},
         ValueError,
         "in a group with task=, so it is not shared",
     ),
-    "a task that is not there": (
-        lambda m: made(m, params=[{"params": m.trunk.parameters()}, {"params": m.heads.parameters(), "task": 3}]),
+    "no such task": (
+        lambda m: {"params": [{"params": m.trunk.parameters()}, {"params": m.heads.parameters(), "task": 3}]},
         ValueError,
         r"task must be in 0 \.\. 2, not 3",
     ),
-    "twice": (lambda m: made(m, connections=[*find_connections(m)] * 2), ValueError, "trunk.0 and trunk.0 have the same weight"),
-    "no connection": (lambda m: made(m, connections=[m.trunk[0]]), TypeError, "expected connections .*, got Conv2d"),
+    "twice": (
+        lambda m: {"connections": [*find_connections(m)] * 2},
+        ValueError,
+        "trunk.0 and trunk.0 have the same weight",
+    ),
+    "no connection": (lambda m: {"connections": [m.trunk[0]]}, TypeError, r"expected connections .*, got Conv2d"),
     "shape of strengths": (
-        lambda m: made(m, connections=[Connection("a", m.trunk[0], None, strength=lambda c: torch.ones(3, 5))]),
+        lambda m: {"connections": [Connection("a", m.trunk[0], None, strength=ones)]},
         ValueError,
         r"a: expected strengths of shape \[3, 6\], got \[3, 5\]",
     ),
     "statistics": (
-        lambda m: made(
-            m,
-            connections=[
-                Connection("a", m.trunk[0], TaskBatchNorm(nn.BatchNorm2d(6, track_running_stats=False), 3)),
-            ],
-        ),
+        lambda m: {"connections": [Connection("a", m.trunk[0], without_statistics())]},
         ValueError,
         "track_running_stats=True",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named(case: str) -> None:
-    make, error, text = BAD[case]
+    options, error, text = BAD[case]
+    model = network()
+    usual = {"params": [*model.parameters()], "connections": find_connections(model), "num_tasks": TASKS}
     with pytest.raises(error, match=text):
-        make(network())
+        ConnectionStrengthFused(**{**usual, "total_steps": 9, **options(model)})
 
 
 def test_a_schedule_that_gives_no_probability() -> None:
