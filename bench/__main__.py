@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ["bench_gram", "bench_transfer", "bench_step", "bench_optimizer"]
+NAMES = ["bench_gram", "bench_transfer", "bench_step", "bench_priority", "bench_optimizer"]
 
 for name in NAMES:
     print(f"\n{name}", flush=True)

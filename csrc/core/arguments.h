@@ -105,14 +105,15 @@ struct PriorityRecord {
   int64_t layer, first_channel, channels, offset, length, runs;
 };
 
-// out = sum_t grads[t] + coefficients[layer][owner] grads[owner], the owner that of the column's channel; in two sweeps.
+// out = sum_t grads[t] + coefficients[layer][owner] grads[owner], the owner that of the column's channel; in two
+// sweeps.
 struct Priority {
   int64_t tasks;
   const void* grads;  // [T]
   Type grads_type;
   int64_t grads_task;
-  void* out;  // may be one of the rows of grads
-  Type out_type;  // float32, or the type of grads
+  void* out;              // may be one of the rows of grads
+  Type out_type;          // float32, or the type of grads
   const int64_t* owners;  // of each channel, -1: none
   const PriorityRecord* records;
   const Chunk* chunks;   // segment: the record

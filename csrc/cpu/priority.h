@@ -72,9 +72,11 @@ void dots_of_chunk(const Priority& s, int64_t c) {
   D8 sums[max_owners * max_owners];
   for (int64_t q = 0; q < s.tasks * s.tasks; ++q) sums[q] = set1(0.);
   const G* grads = static_cast<const G*>(s.grads);
-  for_pieces(s, s.chunks[c], [](int64_t owner) { return owner; }, [&](int64_t p, int64_t n, int64_t owner) {
-    if (owner >= 0) products_of_piece(s, grads + p, n, owner, sums + owner * s.tasks);
-  });
+  for_pieces(
+      s, s.chunks[c], [](int64_t owner) { return owner; },
+      [&](int64_t p, int64_t n, int64_t owner) {
+        if (owner >= 0) products_of_piece(s, grads + p, n, owner, sums + owner * s.tasks);
+      });
   for (int64_t q = 0; q < s.tasks * s.tasks; ++q) s.dots[c * s.tasks * s.tasks + q] = total(sums[q]);
 }
 

@@ -70,6 +70,18 @@ def test_the_owner_is_never_harmed(backend: Backend, tasks: int, dtype: torch.dt
             assert float(own @ combined) >= float(own @ own) - slack
 
 
+def test_what_is_left_of_a_conflicting_gradient_is_orthogonal_to_the_owner(backend: Backend) -> None:
+    """Two tasks: the sum less the owner's gradient is the projected gradient of the other."""
+    problem = PriorityProblem.sample(2, torch.float64)
+    out = problem.run(backend)
+    for layer, coefficients in enumerate(problem.coefficients.tolist()):
+        for task, coefficient in enumerate(coefficients):
+            group = problem.owner_of_column(layer) == task
+            own, projected = problem.grads[task, group], out[group] - problem.grads[task, group]
+            if coefficient > 0:
+                assert abs(float(own @ projected)) <= 1e-12 * float(own.norm() * problem.grads[:, group].norm())
+
+
 def test_in_place_of_any_task(backend: Backend) -> None:
     problem = PriorityProblem.sample(3)
     expected = problem.run(backend)
