@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of every arm")
-    parser.add_argument("--steps", type=int, default=600, help="mini-batches of every arm (13 epochs)")
+    parser.add_argument("--steps", type=int, default=450, help="mini-batches of every arm (9.6 epochs)")
     parser.add_argument("--lr", type=float, default=2e-3, help="AdamW's learning rate, of all arms")
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder for what is saved")
     return parser
