@@ -20,14 +20,15 @@ inline void for_pieces(const Priority& s, const Chunk& chunk, As as, Body body) 
   if (begin < chunk.end) body(begin, chunk.end - begin, owner);
 }
 
+constexpr int products_at_once = 4;  // of one row with others: their sums fit the registers of AVX2
+
 struct WideProducts {  // products of floats are exact in double
-  D8 lower = set1(0.), upper = set1(0.);
+  D8 sum = set1(0.);
   void add(F16 a, F16 b) {
-    lower = fma(lower_half(a), lower_half(b), lower);
-    upper = fma(upper_half(a), upper_half(b), upper);
+    sum = fma(lower_half(a), lower_half(b), sum);
+    sum = fma(upper_half(a), upper_half(b), sum);
   }
-  void add(D8 a, D8 b) { lower = fma(a, b, lower); }
-  D8 lanes() const { return lower + upper; }
+  void add(D8 a, D8 b) { sum = fma(a, b, sum); }
 };
 
 // <own, own> and <own, others[j]>, added to eight lanes each.  The same order of sums for any number of others.
@@ -40,8 +41,8 @@ void own_products(const G* own, const G* const* others, int64_t n, D8* own_sum, 
 #pragma GCC unroll 4
     for (int j = 0; j < Others; ++j) products[j].add(x, load(others[j] + i, left));
   });
-  if (own_sum) *own_sum = *own_sum + square.lanes();
-  for (int j = 0; j < Others; ++j) *sums[j] = *sums[j] + products[j].lanes();
+  if (own_sum) *own_sum = *own_sum + square.sum;
+  for (int j = 0; j < Others; ++j) *sums[j] = *sums[j] + products[j].sum;
 }
 
 template <class G>

@@ -95,4 +95,3 @@ inline double total(D8 x) {
 }
 
 constexpr int gram_a = 2, gram_b = 3;  // pairs of rows that fit the 16 registers
-constexpr int products_at_once = 2;    // of one row with others, in double

@@ -72,4 +72,3 @@ inline double total(D8 x) {
 }
 
 constexpr int gram_a = 4, gram_b = 4;  // pairs of rows that fit the 32 registers
-constexpr int products_at_once = 4;    // of one row with others, in double

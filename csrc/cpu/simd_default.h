@@ -89,4 +89,3 @@ inline double total(Array<T, L> x) {
 }
 
 constexpr int gram_a = 2, gram_b = 2;
-constexpr int products_at_once = 2;  // of one row with others, in double
