@@ -46,8 +46,8 @@ def channel_owners(strengths: Tensor, layers: LayerSums, *, faithful: bool) -> T
 
     Args:
         strengths: float64 [T, N] of the channels of all layers, one after another.
-        faithful: ties go to the lowest task, and a layer that one task would own whole has no owners, as in the
-            authors' code (by the description in our specification); otherwise ties within ``TIE`` have no owner.
+        faithful: ties go to the lowest task, and a layer that one task would own whole has no owners, as the
+            authors' code is described to do; otherwise ties within ``TIE`` have no owner.
     """
     usable = strengths.isfinite().all(dim=0)
     strengths = torch.where(usable, strengths, 0.0)
