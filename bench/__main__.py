@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ["bench_gram", "bench_solve", "bench_transfer", "bench_step", "bench_optimizer", "bench_weightings", "bench_training"]
+NAMES = [
+    "bench_gram", "bench_solve", "bench_transfer", "bench_step", "bench_priority", "bench_optimizer", "bench_weightings",
+    "bench_training",
+]  # fmt: skip
 
 for name in NAMES:
     print(f"\n{name}", flush=True)

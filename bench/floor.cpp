@@ -70,6 +70,17 @@ float floor_read(const float* x, int64_t n, int threads) {
   return sums[0];
 }
 
+// The twin of the priority rule: reads the rows of all tasks once, writes one.
+void floor_sum(float* out, const float* rows, int64_t tasks, int64_t row, int threads) {
+  in_threads(threads, row, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += 8) {
+      __m256 sum = _mm256_load_ps(rows + i);
+      for (int64_t t = 1; t < tasks; ++t) sum = _mm256_add_ps(sum, _mm256_load_ps(rows + t * row + i));
+      _mm256_stream_ps(out + i, sum);
+    }
+  });
+}
+
 // The twin of the fused step: reads and writes the same arrays in the same order, rows of a tile one after another.
 void floor_step(float* theta, float* m, float* v, const float* grads, int64_t rows, int64_t tasks, int64_t row,
                 float factor, int threads) {

@@ -69,3 +69,9 @@ def read(tensor: Tensor, threads: int) -> Callable[[], object]:
     fast = library()
     fast.floor_read.restype = ctypes.c_float
     return lambda: fast.floor_read(_pointer(tensor), _size(tensor.numel() & ~15), threads)
+
+
+def row_sum(out: Tensor, rows: Tensor, threads: int) -> Callable[[], object]:
+    """One read of all rows [T, P] and one write of their sum."""
+    fast = library()
+    return lambda: fast.floor_sum(_pointer(out), _pointer(rows), _size(rows.shape[0]), _size(rows.shape[1]), threads)

@@ -10,6 +10,7 @@ from bench.measure import RESULTS, table
 
 README = Path(__file__).parents[1] / "README.md"
 DEMO = README.with_name("docs") / "front.json"
+CONNECTION_STRENGTH = DEMO.with_name("connection_strength.json")
 
 
 def demo() -> str:
@@ -25,9 +26,22 @@ def demo() -> str:
     return table(rows)
 
 
+def connection_strength() -> str:
+    """The arms of the demo of connection strength: means and deviations over seeds."""
+    report = json.loads(CONNECTION_STRENGTH.read_text())
+    options = report["options"]
+    note = (
+        f"{options['seeds']} seeds, {options['steps']} mini-batches of 64 (times 3 where it says so), AdamW at "
+        f"{options['lr']:g} falling to zero in all arms; mean ± standard deviation (`docs/connection_strength.json`)."
+    )
+    return f"{table(report['table'])}\n\n<sub>{note}</sub>"
+
+
 def rendered(name: str) -> str:
     if name == "demo":
         return demo()
+    if name == "connection_strength":
+        return connection_strength()
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return f"<sub>Not measured yet: `python -m bench.bench_{name}`.</sub>"

@@ -6,9 +6,24 @@ what was built and checks it.
 
 from ._native import backend_info
 from .bank import SubproblemBank
-from .optim import SGD, Adam, AdamW, BaseRule, Moments, MT2OFused, WeightedFused
+from .optim import SGD, Adam, AdamW, BaseRule, ConnectionStrengthFused, Moments, MT2OFused, WeightedFused
 from .pareto import ParetoFront, hypervolume
 from .preferences import das_dennis, default_preferences, even, riesz_energy
+from .priority import (
+    Connection,
+    Connections,
+    PriorityHistory,
+    TaskBatchNorm,
+    TaskBatchNorm1d,
+    TaskBatchNorm2d,
+    TaskBatchNorm3d,
+    TaskGroupNorm,
+    TaskLayerNorm,
+    TaskNorm,
+    TaskRMSNorm,
+    find_connections,
+    select_task,
+)
 from .scalarization import PBI, Linear, Log, Scalarization, SmoothTchebycheff, Tchebycheff
 from .streams import repeat, stack
 from .transfer import (
@@ -99,6 +114,9 @@ __all__ = [
     "BaseRule",
     "CAGrad",
     "ConFIG",
+    "Connection",
+    "ConnectionStrengthFused",
+    "Connections",
     "CrossLearning",
     "DistanceDecrease",
     "Draw",
@@ -129,6 +147,7 @@ __all__ = [
     "PCGrad",
     "ParetoFront",
     "PerSegment",
+    "PriorityHistory",
     "Relative",
     "Rescale",
     "SDMGrad",
@@ -136,6 +155,14 @@ __all__ = [
     "SmoothTchebycheff",
     "Spectral",
     "SubproblemBank",
+    "TaskBatchNorm",
+    "TaskBatchNorm1d",
+    "TaskBatchNorm2d",
+    "TaskBatchNorm3d",
+    "TaskGroupNorm",
+    "TaskLayerNorm",
+    "TaskNorm",
+    "TaskRMSNorm",
     "TaskTensioner",
     "Tchebycheff",
     "TransferContext",
@@ -152,9 +179,11 @@ __all__ = [
     "das_dennis",
     "default_preferences",
     "even",
+    "find_connections",
     "hypervolume",
     "repeat",
     "riesz_energy",
+    "select_task",
     "stack",
     "weighted_backward",
 ]

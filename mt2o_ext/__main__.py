@@ -85,6 +85,24 @@ def check_transfer(p: Problem) -> tuple[float, float]:
     return largest(theta - expected), 4 * (K + 4) * UNIT
 
 
+def check_priority(p: Problem) -> tuple[float, float]:
+    offsets, _, _ = ops.plan_layout(NUMELS)
+    shapes = ((1, 1, 1), (1, 17, 1), (1, 17, 241), (20, 10, 100))  # runs, channels, length
+    records = [
+        ops.PriorityRecord(layer, 0, channels, offset, length, runs)
+        for layer, (offset, (runs, channels, length)) in enumerate(zip(offsets, shapes, strict=True))
+    ]
+    records_table, chunks = (table.to(p.device) for table in ops.plan_priority(records))
+    owners = (torch.arange(17) % (T + 1) - 1).to(p.device)  # one channel in four has none
+    grads, out = p.rows(T), torch.zeros(p.row, device=p.device)
+    dots = torch.zeros(len(chunks), T, T, dtype=torch.float64, device=p.device)
+    coefficients = torch.zeros(len(records), T, dtype=torch.float64, device=p.device)
+    expected = wide(out)
+    ops.priority_(out, dots, coefficients, grads, owners, records_table, chunks)
+    reference.priority_(expected, dots, coefficients, wide(grads), owners, records_table, chunks)
+    return largest(out - expected), (T + 3) * (T + float(coefficients.max())) * UNIT
+
+
 def check_finite(p: Problem) -> tuple[float, float]:
     grads, found = p.rows(K, T), torch.zeros(K, device=p.device)
     grads[1, 0, 0], grads[3, T - 1, p.chunks[-1, 2] - 1] = torch.inf, torch.nan
@@ -142,6 +160,7 @@ def check_solve(p: Problem) -> tuple[float, float]:
 CHECKS: dict[str, Callable[[Problem], tuple[float, float]]] = {
     "combine": check_combine,
     "gram": check_gram,
+    "priority": check_priority,
     "transfer": check_transfer,
     "finite": check_finite,
     "step": check_step,

@@ -145,16 +145,18 @@ class FlatGradients:
             self._active = there, active
         return active
 
-    def clear_missing(self) -> None:
-        """Sets gradients that are not there to zero: the buffer may hold what is left from an earlier step."""
-        for views, filled in zip(self._grad_views, self.filled, strict=True):
-            if not all(filled):
+    def clear_missing(self, num_tasks: int | None = None) -> None:
+        """Sets gradients (of the first tasks only) that are not there to zero: the buffer may hold what is left from an
+        earlier step."""
+        for index, (views, filled) in enumerate(zip(self._grad_views, self.filled, strict=True)):
+            if not all(filled) and (num_tasks is None or index % self.num_tasks < num_tasks):
                 torch._foreach_zero_([view for view, there in zip(views, filled, strict=True) if not there])
 
-    def find_nonfinite(self, found_inf: Tensor) -> None:
-        """Sets found_inf[k] = 1 (float32 [K]) where a gradient of row k that will be used is infinite or NaN."""
-        self.clear_missing()
-        finite_(found_inf, self.grads, self.chunks)
+    def find_nonfinite(self, found_inf: Tensor, num_tasks: int | None = None) -> None:
+        """Sets found_inf[k] = 1 (float32 [K]) where a gradient of row k that will be used (of the first tasks only) is
+        infinite or NaN."""
+        self.clear_missing(num_tasks)
+        finite_(found_inf, self.grads[:, :num_tasks], self.chunks)
 
     def combine_by_segment(self, out: Tensor, weights: Tensor) -> None:
         """out [K, P] <- gradients combined with weights of each tensor, float64 [K, S, T]."""

@@ -43,12 +43,13 @@ class Backend:
     transfer_: Callable[..., None]
     step_: Callable[..., None]
     finite_: Callable[..., None]
+    priority_: Callable[..., None]
     solve: Any  # where the functions of family `solve` are
     missing: str = ""  # why it cannot run here
 
 
 def _functions(of: object) -> list[Callable[..., None]]:
-    return [getattr(of, name) for name in ("combine_", "gram_", "transfer_", "step_", "finite_")]
+    return [getattr(of, name) for name in ("combine_", "gram_", "transfer_", "step_", "finite_", "priority_")]
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ namespace mt2o {
 constexpr int64_t alignment = 16;
 constexpr int64_t max_tasks = 1024;  // their weights lie on the stack of a thread
 constexpr int64_t max_rows = 256;    // tiles of all of them lie there too
+constexpr int64_t max_owners = 64;   // sums for all pairs of tasks lie there too
 constexpr int64_t step_tile =
     2048;  // columns that are worked on at a time: long runs along a row matter more than the L1 cache
 
@@ -118,6 +119,28 @@ struct Finite {
   int64_t grads_row, grads_task;
   float* found;
   const Chunk* chunks;
+};
+
+// Columns of one tensor by channel: run r of channel q is offset + (r channels + q) length, `length` columns of it.
+// Records of layer -1 belong to no channel.
+struct PriorityRecord {
+  int64_t layer, first_channel, channels, offset, length, runs;
+};
+
+// out = sum_t grads[t] + coefficients[layer][owner] grads[owner], the owner that of the column's channel; in two
+// sweeps.
+struct Priority {
+  int64_t tasks;
+  const void* grads;  // [T]
+  Type grads_type;
+  int64_t grads_task;
+  void* out;              // may be one of the rows of grads
+  Type out_type;          // float32, or the type of grads
+  const int64_t* owners;  // of each channel, -1: none
+  const PriorityRecord* records;
+  const Chunk* chunks;   // segment: the record
+  double* dots;          // [C][T][T]   <grads[owner], grads[j]> over the columns of a chunk that the owner has
+  double* coefficients;  // [layers][T]
 };
 
 }  // namespace mt2o

@@ -6,6 +6,7 @@
 #endif
 #include "../core/blend.h"
 #include "../core/gram.h"
+#include "../core/priority.h"
 #include "../core/rules.h"
 #include "kernels.h"
 
@@ -18,9 +19,10 @@ namespace {
 #include "gram_blocks.h"
 
 #include "gram.h"
+#include "priority.h"
 #include "transfer.h"
 
 #include "step.h"
 }  // namespace
-extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram, transfer, step, finite};
+extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram, transfer, step, finite, priority_dots, priority_combine};
 }  // namespace mt2o::MT2O_ISA

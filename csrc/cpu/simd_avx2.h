@@ -17,6 +17,12 @@ inline __m256 widened_bfloat16(const bfloat16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_eight_halves(p)), 16));
 }
 inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline __m256i first_lanes(int64_t n) {  // of eight: all ones where there is an element
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline F16 load(const float* p, int64_t left) {
+  return {_mm256_maskload_ps(p, first_lanes(left)), _mm256_maskload_ps(p + 8, first_lanes(left - 8))};
+}
 inline D8 load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
 inline F16 load(const bfloat16* p) { return {widened_bfloat16(p), widened_bfloat16(p + 8)}; }
 inline F16 load(const float16* p) {
@@ -35,6 +41,10 @@ inline __m256i rounded_bfloat16(__m256 x) {  // in the low halves of eight 32-bi
 inline void store(float* p, F16 x) {
   _mm256_storeu_ps(p, x.lo);
   _mm256_storeu_ps(p + 8, x.hi);
+}
+inline void store(float* p, F16 x, int64_t left) {
+  _mm256_maskstore_ps(p, first_lanes(left), x.lo);
+  _mm256_maskstore_ps(p + 8, first_lanes(left - 8), x.hi);
 }
 inline void store(double* p, D8 x) {
   _mm256_storeu_pd(p, x.lo);

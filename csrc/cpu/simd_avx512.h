@@ -13,6 +13,8 @@ inline F16 set1(float x) { return {_mm512_set1_ps(x)}; }
 inline D8 set1(double x) { return {_mm512_set1_pd(x)}; }
 
 inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline __mmask16 first_lanes(int64_t n) { return __mmask16((1u << n) - 1); }
+inline F16 load(const float* p, int64_t left) { return {_mm512_maskz_loadu_ps(first_lanes(left), p)}; }
 inline D8 load(const double* p) { return {_mm512_loadu_pd(p)}; }
 inline F16 load(const bfloat16* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -21,6 +23,7 @@ inline F16 load(const bfloat16* p) {
 inline F16 load(const float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
 
 inline void store(float* p, F16 x) { _mm512_storeu_ps(p, x.v); }
+inline void store(float* p, F16 x, int64_t left) { _mm512_mask_storeu_ps(p, first_lanes(left), x.v); }
 inline void store(double* p, D8 x) { _mm512_storeu_pd(p, x.v); }
 inline void store(bfloat16* p, F16 x) {
   const __m512i bits = _mm512_castps_si512(x.v), high = _mm512_srli_epi32(bits, 16);

@@ -16,6 +16,9 @@ MT2O_DEFINE(MT2O_LIBRARY, m) {
       "step_(Tensor(a!) theta, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor(d!)? max_exp_avg_sq, Tensor(e!)? ema, "
       "Tensor(f!)? low_precision, Tensor(g!) step, Tensor(h!) constants, Tensor grads, Tensor? weights, Tensor? mix, "
       "Tensor segments, Tensor chunks, Tensor? active, Tensor? grad_scale, Tensor? found_inf, *, int rule, int order) -> ()");
+  m.def(
+      "priority_(Tensor(a!) out, Tensor(b!) dots, Tensor(c!) coefficients, Tensor grads, Tensor owners, Tensor records, "
+      "Tensor chunks) -> ()");
   m.def("finite_(Tensor(a!) found_inf, Tensor grads, Tensor chunks) -> ()");
 
   // Family `solve`: float64, gram [K, T, T]; workspace [K, >= solve_workspace(T)] is scratch.

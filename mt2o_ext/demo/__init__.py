@@ -1,1 +1,1 @@
-"""``python -m mt2o_ext.demo``: a Pareto front of digit classifiers, with transfer and without, from real data."""
+"""``python -m mt2o_ext.demo``: Pareto fronts of digit classifiers, and connection strength, on real data."""

@@ -1,15 +1,20 @@
-"""``python -m mt2o_ext.demo``: classifiers of two digits, K subproblems with transfer against K independent runs."""
+"""``python -m mt2o_ext.demo``: classifiers of two digits, K subproblems with transfer against K independent runs.
+
+``python -m mt2o_ext.demo connection-strength`` is another demo.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from ..transfer import Hat, Mean, Neighbours, Spectral, TransferRule
+from . import connection_strength
 from .digits import make_pairs
 from .picture import draw
 from .report import TARGET, Result, conclusion, summary, table
@@ -23,11 +28,17 @@ RULES: dict[str, Callable[[], TransferRule | None]] = {
     "mean": lambda: Mean(strength=0.1),
     "none": lambda: None,
 }
+DEMOS: dict[str, Callable[[Sequence[str]], None]] = {"connection-strength": connection_strength.main}
 NUM_VALIDATION, NUM_TEST, BATCH_SIZE = 2_000, 4_000, 16
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Chooses learning rates, trains both arms, prints what came out, and writes it to ``--out``."""
+    """Chooses learning rates, trains both arms, prints what came out, and writes it to ``--out``; or runs the demo that
+    the first argument names."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in DEMOS:
+        DEMOS[arguments[0]](arguments[1:])
+        return
     options = _parser().parse_args(arguments)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -105,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mt2o_ext.demo",
         description="Trains classifiers of two digits: K subproblems with transfer, against K independent runs.",
+        epilog=f"Other demos, with options of their own, come by name as the first argument: {', '.join(DEMOS)}.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--subproblems", type=int, default=5, metavar="K", help="models, each for another trade-off")

@@ -14,6 +14,7 @@ from .combine import combine_
 from .finite import finite_
 from .gram import gram_
 from .layout import plan_layout
+from .priority import PriorityRecord, plan_priority, priority_
 from .solve import (
     conflict_averse_,
     descent_,
@@ -31,6 +32,7 @@ __all__ = [
     "FIELDS",
     "NUM_CONSTANTS",
     "Order",
+    "PriorityRecord",
     "Rule",
     "combine_",
     "conflict_averse_",
@@ -41,7 +43,9 @@ __all__ = [
     "gram_",
     "minimum_norm_",
     "plan_layout",
+    "plan_priority",
     "power_barrier_",
+    "priority_",
     "project_",
     "step_",
     "transfer_",

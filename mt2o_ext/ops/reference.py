@@ -107,6 +107,39 @@ def finite_(found_inf: Tensor, grads: Tensor, chunks: Tensor) -> None:
         found_inf.masked_fill_(bad, 1.0)
 
 
+def priority_(
+    out: Tensor, dots: Tensor, coefficients: Tensor, grads: Tensor, owners: Tensor, records: Tensor, chunks: Tensor
+) -> None:
+    tasks = grads.shape[0]
+    wide = _wide(grads.dtype)
+    column = torch.zeros(grads.shape[1], dtype=torch.bool, device=grads.device)
+    layer, owner = (torch.full(grads.shape[1:], -1, device=grads.device) for _ in range(2))
+    table = records.tolist()
+    for record, begin, end in chunks.tolist():
+        index, first, channels, offset, length, _ = table[record]
+        column[begin:end] = True
+        if index >= 0:
+            channel = (torch.arange(begin, end, device=grads.device) - offset) // length % channels
+            layer[begin:end], owner[begin:end] = index, owners[first + channel]
+    coefficients.zero_()
+    factor = torch.zeros(grads.shape[1], dtype=torch.float64, device=grads.device)
+    own = torch.zeros(grads.shape[1:], dtype=wide, device=grads.device)
+    for index in range(len(coefficients)):
+        for task in range(tasks):
+            part = ((layer == index) & (owner == task)).nonzero().flatten()
+            group = grads[:, part].double()
+            products = group @ group[task]
+            conflicts = torch.where(products < 0, -products, 0.0).sum()
+            norm = products[task]
+            coefficients[index, task] = torch.where(norm > 0, conflicts / norm, 0.0)
+            factor[part], own[part] = coefficients[index, task], grads[task, part].to(wide)
+    total = grads[0].to(wide)
+    for gradient in grads[1:]:
+        total = total + gradient.to(wide)
+    total = torch.where(factor != 0, total + factor.to(wide) * own, total)
+    out[column] = total.to(out.dtype)[column]
+
+
 def step_(
     theta: Tensor,
     exp_avg: Tensor | None,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from priority_problem import PriorityProblem
 from samplers import CPU, FLOATS, HALVES, Layout, Sampler, StepProblem
 from torch import Tensor
 
@@ -32,6 +33,10 @@ def results() -> Iterator[Tensor]:
         CPU.combine_(out, grads, sampler.weights(5, 3), layout.chunks)
         yield out
         yield from grams(sampler, dtype)
+        for tasks in (2, 3, 7):
+            problem = PriorityProblem.sample(tasks, dtype=dtype)
+            yield problem.run(CPU)
+            yield problem.coefficients
         grads[3, 1, 9008] = torch.nan
         found = torch.zeros(5)
         CPU.finite_(found, grads, layout.chunks)
@@ -98,7 +103,7 @@ def test_threads(here: str, threads: int) -> None:
 
 
 def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(TESTS.parent), str(TESTS), str(TESTS / "ops"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "MT2O_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=False)
 

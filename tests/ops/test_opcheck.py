@@ -14,7 +14,7 @@ from samplers import CPU, Layout, Sampler, StepProblem, same_bits
 from torch import Tensor
 
 from mt2o_ext import ops
-from mt2o_ext.ops import Order, Rule
+from mt2o_ext.ops import Order, PriorityRecord, Rule, plan_priority
 
 pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
 Arguments = tuple[list[Any], dict[str, Any]]
@@ -52,6 +52,19 @@ def finite_arguments(sampler: Sampler) -> Arguments:
     return [torch.zeros(3), clean(sampler.rows(3, 2)), sampler.layout.chunks], {}
 
 
+def priority_arguments(sampler: Sampler) -> Arguments:
+    layout = sampler.layout
+    records = [
+        PriorityRecord(index, 0, 1, offset, numel, 1)
+        for index, (offset, numel) in enumerate(zip(layout.offsets, layout.numels, strict=True))
+    ]
+    tables = plan_priority(records)
+    dots = torch.zeros(len(tables[1]), 3, 3, dtype=torch.float64)
+    coefficients = torch.zeros(len(records), 3, dtype=torch.float64)
+    grads, out = clean(sampler.rows(3)), clean(sampler.poisoned(1))[0]
+    return [out, dots, coefficients, grads, torch.tensor([1]), *tables], {}
+
+
 def step_arguments(sampler: Sampler, rule: Rule = Rule.AMSGRAD, *, everything: bool = True) -> Arguments:
     problem = StepProblem.sample(sampler, 3, 2 if everything else 1, rule)
     if everything:
@@ -80,6 +93,7 @@ CASES: dict[str, tuple[str, Callable[[Sampler], Arguments]]] = {
     "diagonal": ("gram_", partial(gram_arguments, diagonal=True)),
     "transfer": ("transfer_", transfer_arguments),
     "finite": ("finite_", finite_arguments),
+    "priority": ("priority_", priority_arguments),
     "step": ("step_", step_arguments),
     "plain step": ("step_", plain_step_arguments),
 }
@@ -197,6 +211,16 @@ WRONG: dict[str, tuple[str, int, Callable[[Tensor], Tensor], str]] = {
     "transfer: shape of mix": ("transfer", 1, lambda mix: mix[:2], "mix must be contiguous, of shape [3, 3]"),
     "transfer: dtype of theta": ("transfer", 0, Tensor.half, "theta must be float32 or float64"),
     "finite: shape of flags": ("finite", 0, lambda flags: flags[:2], "found_inf must be contiguous, of shape [3]"),
+    "priority: shape of out": ("priority", 0, lambda out: out[:16], "out must be [P]"),
+    "priority: dtype of out": ("priority", 0, Tensor.double, "out must have the dtype of grads, or float32"),
+    "priority: shape of dots": ("priority", 1, lambda dots: dots[:, :2].contiguous(), "dots must be contiguous"),
+    "priority: int32 owners": ("priority", 4, Tensor.int, "owners must be contiguous, of shape [1]"),
+    "priority: no owners": ("priority", 4, lambda owners: owners[:0], "record 0 is out of range"),
+    "priority: shape of records": ("priority", 5, lambda r: r[:, :5].contiguous(), "records must be contiguous"),
+    "priority: a layer too many": ("priority", 2, lambda c: c[:1], "record 1 is out of range"),
+    "priority: layers not in order": ("priority", 5, lambda r: r.flip(0).contiguous(), "not in the order of layers"),
+    "priority: no length": ("priority", 5, lambda r: altered(r, (0, 4), 0), "record 0 is out of range"),
+    "priority: too many runs": ("priority", 5, lambda r: altered(r, (1, 5), 1 << 40), "record 1 is out of range"),
     "step: a moment is missing": ("step", 1, lambda m: None, "this rule needs exp_avg"),
     "step: shape of a moment": ("step", 2, lambda m: m[:2], "exp_avg_sq must have the dtype, the shape"),
     "step: dtype of theta": ("step", 0, Tensor.bfloat16, "theta must be float32 or float64"),
@@ -271,7 +295,7 @@ def test_an_unknown_rule_is_refused() -> None:
     check_refused("step", positional, {**named, "order": 2}, "unknown rule or order")
 
 
-@pytest.mark.parametrize("case", ["combine", "gram", "cross gram", "diagonal", "transfer", "finite"])
+@pytest.mark.parametrize("case", ["combine", "gram", "cross gram", "diagonal", "transfer", "finite", "priority"])
 def test_shapes_are_checked_while_tracing(case: str) -> None:
     function, positional, named = wrapped(case)
     position = 1 if case == "transfer" else 0

@@ -1,0 +1,297 @@
+"""Connection strength (Jeong & Yoon, CVPR 2024): the priority of tasks is learned, then conserved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import Order
+from ..priority.connection import Connection
+from ..priority.history import HistoryRecorder, PriorityHistory
+from ..priority.phases import PhaseDraw
+from ..priority.projection import Projection
+from ..priority.schedule import mixed
+from .base import FlatOptimizer
+from .losses import check_losses
+from .rules import AdamW, BaseRule, as_base_rule
+
+__all__ = ["ConnectionStrengthFused"]
+
+SNAPSHOTS = 500  # of shares that a run records at most (of one that keeps to total_steps)
+
+
+class ConnectionStrengthFused(FlatOptimizer):
+    """Trains one model on T tasks whose priority in each channel of the shared layers is learned, then conserved.
+
+    After "Quantifying Task Priority for Multi-Task Optimization" (CVPR 2024, arXiv 2406.02996), from its formulas.  The
+    model needs a per-task norm behind its shared layers (:class:`TaskBatchNorm`).  Every step runs one of two phases,
+    drawn with the probability that ``schedule`` gives (1 - e / E for phase 1):
+
+    * Phase 1 (Eq. 9): for one task after the other a forward pass, a backward pass and a step of the base rule.  Heads
+      and norms of other tasks have no gradient then: neither momentum nor decay moves them.
+    * Phase 2 (Algorithm 1): gradients of all tasks at equal parameters; the task with the largest normalised connection
+      strength owns a channel (Eq. 10); from every gradient that conflicts with the owner's, on all channels of a layer
+      that this task owns as one vector, its part along the owner's is taken away; the sum is one step.
+
+        model = TaskBatchNorm.convert(model, num_tasks=3)
+        optimizer = ConnectionStrengthFused(model.named_parameters(), connections=find_connections(model),
+                                            num_tasks=3, total_steps=len(loader) * epochs, lr=1e-4)
+        optimizer.step(lambda task: task_loss(model, x, y, task))      # the model under select_task(model, task)
+
+    Args:
+        params: parameters or parameter groups with options of the base rule.  A group may set ``task``: a head, which
+            keeps one gradient instead of T and never gets that of another task.  (Without it a head works too: only its
+            own task gives it a gradient.)
+        connections: :func:`find_connections`, or a list of :class:`Connection`.
+        num_tasks: T.
+        total_steps: E, after which phase 2 stays.
+        lr: learning rate, a float or a one-element tensor.
+        base: ``AdamW()`` (default), ``Adam()`` or ``SGD()`` of this package, or a name.
+        mode: "faithful": the paper's method (``nn.Conv2d`` with BatchNorm, without biases; ties go to the lowest task;
+            a layer of one owner, or one that a task gives no gradient, takes the plain sum).  "general": all
+            connections, a bias with its row, ties have no owner.
+        schedule: progress in [0, 1] -> probability of phase 1; see :mod:`mt2o_ext.priority.schedule`.
+        steps_per_epoch: the phase is drawn once for so many steps, with the epoch's progress; default: at every step.
+        shuffle: the tasks of phase 1 in random order.
+        seed: of the one generator behind phases and orders.  With the same seed all ranks of a distributed run draw the
+            same phases; give them ``process_group`` too.
+        process_group: owners are those of its first rank (running statistics may differ between ranks).
+
+    A step of phase 1 is T steps for the shared parameters and one for a head; learning rate schedulers are advanced
+    once.  A non-finite gradient or loss skips the step whole (in phase 1: that task's).
+
+    Raises TypeError or ValueError, before anything is changed, for options out of range, a norm of another number of
+    tasks, weights that are not among the parameters or stand in two connections, and BatchNorm without statistics.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        connections: Iterable[Connection],
+        num_tasks: int,
+        total_steps: int,
+        lr: float | Tensor = 1e-3,
+        base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
+        mode: str = "faithful",
+        schedule: Callable[[float], float] = mixed,
+        steps_per_epoch: int | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        process_group: Any = None,
+    ) -> None:
+        if num_tasks < 1:
+            raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
+        if mode not in ("faithful", "general"):
+            raise ValueError(f'mode must be "faithful" or "general", not {mode!r}')
+        self._num_tasks = num_tasks
+        self._mode = mode
+        self._draw = PhaseDraw(schedule, total_steps, steps_per_epoch, shuffle=shuffle, seed=seed)
+        self._connections = _checked(connections, num_tasks)
+        self._process_group = process_group
+        self._phase = 0  # of the step that runs
+        self._copies = []
+        self._used = [c for c in self._connections if mode == "general" or c.in_the_paper]
+        base = as_base_rule(base)
+        super().__init__(
+            params,
+            {"lr": lr, **base.defaults()},
+            base,
+            num_rows=1,
+            num_tasks=num_tasks,
+            stacked=False,
+            ema=None,
+            skip_all=True,
+        )
+        names = [c.name for c in self._used]
+        self._recorder = HistoryRecorder(names, num_tasks, max(1, total_steps // SNAPSHOTS))
+
+    def _build(self) -> None:
+        self._used = self._trained(self._used)
+        super()._build()
+        self._projections: list[Projection | None] = []  # of each buffer; heads have none
+        for flat, groups in zip(self._flat, self._groups, strict=True):
+            shared = self.param_groups[groups[0]].get("task") is None
+            held = set(map(id, flat.parameters))
+            here = [c for c in self._used if id(c.weight) in held]
+            self._projections.append(Projection(flat, here, faithful=self._mode == "faithful") if shared else None)
+        built = [c for projection in self._projections if projection for c in projection.connections]
+        self._order = torch.tensor([built.index(c) for c in self._used], dtype=torch.int64).to(self._skipped.device)
+
+    def _trained(self, connections: Sequence[Connection]) -> list[Connection]:
+        """The connections whose weight is among the shared parameters; of the others only frozen ones are let pass."""
+        groups = {id(p): group for group, p in self._parameters()}
+        for connection in connections:
+            group = groups.get(id(connection.weight))
+            if group is None and connection.weight.requires_grad:
+                raise ValueError(f"{connection.name}: its weight is not among the parameters (only frozen ones may be)")
+            if group is not None and group.get("task") is not None:
+                raise ValueError(f"{connection.name}: its weight is in a group with task=, so it is not shared")
+        return [connection for connection in connections if id(connection.weight) in groups]
+
+    def __repr__(self) -> str:
+        options = (
+            f"num_tasks={self._num_tasks}, connections={len(self._used)} of {len(self._connections)}, "
+            f"mode={self._mode}, total_steps={self._draw.total_steps}"
+        )
+        return super().__repr__().replace(" (", f" ({options}", 1)
+
+    # ------------------------------------------------------------------ the step
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[int], Tensor] | None = None) -> Tensor:  # type: ignore[override]
+        """One step: phase 1 or phase 2.
+
+        Args:
+            closure: ``task -> loss``, a scalar with a graph.  Called under grad mode once for each task, in phase 1
+                with parameters that the tasks before have changed: run the model anew in each call.
+
+        Returns the losses, float64 [T].
+        Raises TypeError or ValueError for what is not a scalar loss with a graph; in phase 2, and for the first task of
+        phase 1, nothing has been changed then.
+        """
+        if closure is None:
+            raise TypeError("step() needs a closure: optimizer.step(lambda task: task_loss(model, x, y, task))")
+        if self._draw.steps == self._draw.total_steps:
+            self._warn_once(
+                "total_steps", f"this is step {self._draw.total_steps + 1} of {self._draw.total_steps}: phase 2 stays"
+            )
+        before = self._draw.state_dict()
+        self._phase, order = self._draw.next(self._num_tasks)
+        try:
+            losses = self._learn(closure, order) if self._phase == 1 else self._conserve(closure)
+        except BaseException:
+            self.zero_grad()
+            self._draw.load_state_dict(before)
+            raise
+        self._recorder.phases.append(self._phase)
+        return losses
+
+    def _learn(self, closure: Callable[[int], Tensor], order: Sequence[int]) -> Tensor:
+        """Phase 1: a step for each task, of the parameters that its loss has a gradient for."""
+        losses = torch.zeros(self._num_tasks, dtype=torch.float64, device=self._skipped.device)
+        for task in order:
+            self.zero_grad()
+            losses[task] = self._backward(closure, task, row_of_task=0)
+            self._take_step(losses[task].reshape(1, 1))
+        self.zero_grad()
+        return losses
+
+    def _conserve(self, closure: Callable[[int], Tensor]) -> Tensor:
+        """Phase 2: one step with the gradients of all tasks."""
+        self.zero_grad()
+        losses = torch.stack([self._backward(closure, task, row_of_task=task) for task in range(self._num_tasks)])
+        self._take_step(losses.reshape(1, -1))
+        self.zero_grad()
+        return losses
+
+    def _backward(self, closure: Callable[[int], Tensor], task: int, *, row_of_task: int) -> Tensor:
+        with torch.enable_grad():
+            loss = check_losses([closure(task)], 1, None).sum()
+            loss.backward()
+        flats = self._synchronize()
+        for flat, groups in zip(flats, self._groups, strict=True):
+            for p, group in zip(flat.parameters, groups, strict=True):
+                if self.param_groups[group].get("task", task) not in (task, None):
+                    p.grad = None  # of another task's head
+            flat.collect_gradients(0, task=row_of_task if flat.num_tasks > 1 else 0, detach=True)
+        return loss.detach().double()
+
+    def _take_step(self, losses: Tensor) -> None:
+        self._refresh_segments()
+        if not any(flat.any_filled() for flat in self._flat):
+            raise RuntimeError("the loss has no gradient for any parameter of this optimizer")
+        found = self._find_nonfinite(losses)
+        if not self._nothing_left(found):
+            if self._phase == 2:
+                self._project()
+            self._apply(found, [None] * len(self._flat), Order.CONSENSUS)
+        self._count_skipped(found, found)
+
+    def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
+        found = torch.zeros(1, device=self._skipped.device)
+        for flat in self._flat:
+            flat.find_nonfinite(found, 1 if self._phase == 1 else None)
+        return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, 1.0)
+
+    def _project(self) -> None:
+        projections = [projection for projection in self._projections if projection]
+        for projection in projections:
+            projection.combine(self._process_group)
+        if projections:
+            shares = torch.cat([p.shares() for p in projections])[self._order] if self._recorder.due() else None
+            coefficients = torch.cat([p.coefficients for p in projections])[self._order]
+            self._recorder.add_projection(shares, coefficients)
+
+    def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
+        projection = self._projections[index]
+        if self._phase == 1 or projection is None:
+            return self._flat[index].grads[:, :1], None
+        return projection.combined, None
+
+    # ------------------------------------------------------------------ diagnostics
+    @property
+    def last_phase(self) -> int:
+        """1 or 2, of the last step; 0 before the first."""
+        return self._phase
+
+    def history(self) -> PriorityHistory:
+        """Phases, who owned how many channels of which layer, and how often gradients conflicted."""
+        return self._recorder.history()
+
+    # ------------------------------------------------------------------ state
+    def _export_shared(self) -> dict[str, Any]:
+        shared = {"draw": self._draw.state_dict(), "history": self._recorder.state_dict()}
+        return {"connection_strength": {**shared, "phase": self._phase, "skipped": self._skipped.clone()}}
+
+    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
+        super()._check_state_dict(loaded)
+        shared = loaded["state"].get("connection_strength")
+        if shared is None:
+            return
+        found, expected = shared["history"]["conflicts"].shape, self._recorder.conflicts.shape
+        if found != expected:
+            raise ValueError(
+                f"expected the state of {expected[0]} connections and {expected[1]} tasks, got one of {found[0]} and "
+                f"{found[1]}"
+            )
+
+    def _import_shared(self, state: dict[Any, Any]) -> None:
+        shared = state.get("connection_strength")
+        if shared is not None:
+            self._draw.load_state_dict(shared["draw"])
+            self._recorder.load_state_dict(shared["history"])
+            self._phase = int(shared["phase"])
+            self._skipped.copy_(shared["skipped"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key not in ("_projections", "_order")}
+
+
+def _checked(connections: Iterable[Connection], num_tasks: int) -> list[Connection]:
+    """The connections, each looked through once.  Raises TypeError or ValueError as the optimizer says."""
+    seen: dict[int, str] = {}
+    checked = list(connections)
+    for connection in checked:
+        if not isinstance(connection, Connection):
+            raise TypeError(f"expected connections (find_connections(model)), got {type(connection).__name__}")
+        if connection.norm is not None and connection.norm.num_tasks != num_tasks:
+            raise ValueError(
+                f"{connection.name}: expected a norm of {num_tasks} tasks (num_tasks), got one of "
+                f"{connection.norm.num_tasks}"
+            )
+        if id(connection.weight) in seen:
+            raise ValueError(f"{connection.name} and {seen[id(connection.weight)]} have the same weight")
+        seen[id(connection.weight)] = connection.name
+        shape = tuple(connection.strengths().shape)
+        if shape != (num_tasks, connection.channels):
+            raise ValueError(
+                f"{connection.name}: expected strengths of shape {[num_tasks, connection.channels]}, got {list(shape)}"
+            )
+    if not checked:
+        warnings.warn("no connections: phase 2 is the plain sum of all gradients", UserWarning, stacklevel=3)
+    return checked

@@ -1,0 +1,132 @@
+"""What connection strength did over a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["HistoryRecorder", "PriorityHistory"]
+
+
+@dataclass(frozen=True)
+class PriorityHistory:
+    """Diagnostics of a run, on the host.
+
+    Attributes:
+        layers: the names of the connections, L.
+        phases: uint8 [steps], 1 or 2.
+        steps: int64 [R], the steps of phase 2 (from 0) at which shares were recorded.
+        shares: float32 [R, L, T + 1], the part of a layer's channels that each task owns; the last: that none owns.
+        conflicts: float64 [L, T], the part of the steps of phase 2 in which some task's gradient conflicted with that
+            of the owner (NaN before the first).
+    """
+
+    layers: Sequence[str]
+    phases: Tensor
+    steps: Tensor
+    shares: Tensor
+    conflicts: Tensor
+
+    def __str__(self) -> str:
+        tasks = self.conflicts.shape[1]
+        last = self.shares[-1] if len(self.shares) else self.shares.new_full((len(self.layers), tasks + 1), torch.nan)
+        head = [f"task {task}" for task in range(tasks)]
+        rows = [["layer", *(f"{name} owns" for name in head), "none", *(f"conflicts with {name}" for name in head)]]
+        for name, shares, conflicts in zip(self.layers, last.tolist(), self.conflicts.tolist(), strict=True):
+            rows.append([name, *(f"{part:.1%}" for part in [*shares, *conflicts])])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+        return "\n".join([f"{len(self.phases)} steps, {int((self.phases == 1).sum())} of them phase 1", *lines])
+
+    def plot(self) -> Figure:
+        """The shares of each task over the steps, one panel for each layer (matplotlib, the extra ``pareto``).
+
+        Raises ValueError before the first step of phase 2.
+        """
+        if not len(self.shares):
+            raise ValueError("expected a run with steps of phase 2, got none: no channel has had an owner yet")
+        from matplotlib.figure import Figure
+
+        columns = min(4, len(self.layers))
+        rows = -(-len(self.layers) // columns)
+        figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+        for index, (panel, name) in enumerate(zip(panels, self.layers, strict=False)):
+            tasks = self.shares.shape[2] - 1
+            labels = [*(f"task {task}" for task in range(tasks)), "none"]
+            colors = [*(f"C{task}" for task in range(tasks)), "0.85"]
+            panel.stackplot(self.steps.tolist(), self.shares[:, index].T.tolist(), labels=labels, colors=colors)
+            panel.set_title(name, fontsize="small")
+            panel.set_ylim(0, 1)
+        for panel in panels[len(self.layers) :]:
+            panel.set_axis_off()
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+        figure.supxlabel("step", fontsize="small")
+        figure.supylabel("share of channels", fontsize="small")
+        return figure
+
+
+class HistoryRecorder:
+    """Collects a history while a run goes on, without waiting for the device.
+
+    Args:
+        layers: names of the connections.
+        num_tasks: T.
+        every: shares are recorded at every so many steps of phase 2.
+    """
+
+    def __init__(self, layers: Sequence[str], num_tasks: int, every: int) -> None:
+        self.layers = list(layers)
+        self.num_tasks = num_tasks
+        self.every = every
+        self.phases = bytearray()
+        self.steps: list[int] = []
+        self.shares: list[Tensor] = []
+        self.projected = 0  # steps of phase 2 that were not skipped
+        self.conflicts = torch.zeros(len(self.layers), num_tasks, dtype=torch.int64)
+
+    def due(self) -> bool:
+        return self.projected % self.every == 0
+
+    def add_projection(self, shares: Tensor | None, coefficients: Tensor) -> None:
+        """One step of phase 2; shares: float32 [L, T + 1] where they are due."""
+        if shares is not None:
+            self.steps.append(len(self.phases))
+            self.shares.append(shares)
+        self.conflicts = self.conflicts.to(coefficients.device) + (coefficients > 0)
+        self.projected += 1
+
+    def history(self) -> PriorityHistory:
+        state = self.state_dict()
+        return PriorityHistory(
+            self.layers,
+            state["phases"],
+            state["steps"],
+            state["shares"],
+            state["conflicts"].double() / (self.projected or float("nan")),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        empty = torch.zeros(0, len(self.layers), self.num_tasks + 1)
+        return {
+            "phases": torch.tensor(list(self.phases), dtype=torch.uint8),
+            "steps": torch.tensor(self.steps, dtype=torch.int64),
+            "shares": torch.stack(self.shares).cpu() if self.shares else empty,
+            "projected": self.projected,
+            "conflicts": self.conflicts.cpu().clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.phases = bytearray(state["phases"].tolist())
+        self.steps = state["steps"].tolist()
+        self.shares = list(state["shares"].clone())
+        self.projected = int(state["projected"])
+        self.conflicts = state["conflicts"].clone()

@@ -1,0 +1,105 @@
+"""The priority rule on one flat buffer: tables made once, owners and the combined gradient at every step of phase 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from ..flat import FlatParameters
+from ..ops import PriorityRecord, plan_priority, priority_
+from .connection import ChannelRange, Connection
+from .owners import LayerSums, channel_owners
+
+__all__ = ["Projection"]
+
+
+class Projection:
+    """Connections whose weights lie in one flat buffer of T gradients.
+
+    Args:
+        flat: the buffer, with one row and T tasks.
+        connections: those whose weight it holds.
+        faithful: weights without biases, and the owners of the faithful mode.
+
+    Attributes:
+        owners: int64 [N], of the channels of all connections one after another; -1: none.
+        coefficients: float64 [layers, T], how much of an owner's gradient was added; > 0: there was a conflict.
+    """
+
+    def __init__(self, flat: FlatParameters, connections: Sequence[Connection], *, faithful: bool) -> None:
+        self.flat = flat
+        self.connections = list(connections)
+        self.faithful = faithful
+        self._segments: list[list[int]] = []  # of each connection
+        segment_of = {id(p): segment for segment, p in enumerate(flat.parameters)}
+        records, first = [], 0
+        for layer, connection in enumerate(self.connections):
+            weight = segment_of[id(connection.weight)]
+            parts = [(weight, connection.weight_ranges(flat.strides[weight]))]
+            if connection.bias is not None and not faithful and id(connection.bias) in segment_of:
+                parts.append((segment_of[id(connection.bias)], [connection.bias_range()]))
+            self._segments.append([segment for segment, _ in parts])
+            for segment, ranges in parts:
+                records += [_record(layer, first, flat.offsets[segment], part) for part in ranges]
+            first += connection.channels
+        owned = {segment for segments in self._segments for segment in segments}
+        for segment, (offset, numel) in enumerate(zip(flat.offsets, flat.numels, strict=True)):
+            if segment not in owned and numel > 0:
+                records.append(PriorityRecord(-1, 0, 1, offset, numel, 1))
+        device, tasks = flat.device, flat.num_tasks
+        self._records, self._chunks = (table.to(device) for table in plan_priority(records))
+        self._dots = torch.zeros(len(self._chunks), tasks, tasks, dtype=torch.float64, device=device)
+        self.coefficients = torch.zeros(len(self.connections), tasks, dtype=torch.float64, device=device)
+        self.owners = torch.full((first,), -1, dtype=torch.int64, device=device)
+        self.layers = LayerSums([c.channels for c in self.connections], device) if self.connections else None
+        # Sums of 16-bit gradients are rounded once, in the step; those of others take the place of the first task's.
+        self._wide = torch.zeros(1, 1, flat.row, device=device) if flat.values is not flat.theta else None
+
+    def combine(self, process_group: Any = None) -> None:
+        """Finds the owners from the model as it is (of the group's first rank), and the combined gradient from those of
+        all tasks."""
+        if self.layers is not None:
+            strengths = torch.cat([c.strengths().to(self.flat.device) for c in self.connections], dim=1)
+            owners = channel_owners(strengths, self.layers, faithful=self.faithful)
+            left_out = self._without_all_gradients() if self.faithful else []
+            if left_out:
+                out = torch.zeros(len(self.connections), dtype=torch.bool)
+                out[left_out] = True
+                owners = torch.where(out.to(self.flat.device)[self.layers.layer], -1, owners)
+            self.owners.copy_(owners)
+            if process_group is not None:
+                distributed.broadcast(self.owners, group=process_group, group_src=0)
+        grads = self.flat.grads[0]
+        out_row = self.combined[0, 0]
+        priority_(out_row, self._dots, self.coefficients, grads, self.owners, self._records, self._chunks)
+
+    @property
+    def combined(self) -> Tensor:
+        """[1, 1, P], the gradient for the step."""
+        return self.flat.grads[:, :1] if self._wide is None else self._wide
+
+    def _without_all_gradients(self) -> list[int]:
+        """The connections that some task gave no gradient."""
+        return [
+            layer
+            for layer, segments in enumerate(self._segments)
+            if not all(filled[segment] for filled in self.flat.filled for segment in segments)
+        ]
+
+    def shares(self) -> Tensor:
+        """float32 [layers, T + 1]: the part of each layer's channels that each task owns, and that none owns."""
+        tasks = self.flat.num_tasks
+        if self.layers is None:
+            return torch.zeros(0, tasks + 1, device=self.flat.device)
+        of_layer = self.layers.padded(torch.where(self.owners < 0, tasks, self.owners), -1)
+        counts = torch.stack([(of_layer == task).sum(dim=1) for task in range(tasks + 1)], dim=1)
+        return counts / counts.sum(dim=1, keepdim=True)
+
+
+def _record(layer: int, first_channel: int, offset: int, part: ChannelRange) -> PriorityRecord:
+    return PriorityRecord(
+        layer, first_channel + part.first_channel, part.channels, offset + part.offset, part.length, part.runs
+    )
