@@ -6,9 +6,15 @@ import subprocess
 import sys
 
 NAMES = [
-    "bench_gram", "bench_solve", "bench_transfer", "bench_step", "bench_priority", "bench_optimizer", "bench_weightings",
+    "bench_gram",
+    "bench_solve",
+    "bench_transfer",
+    "bench_step",
+    "bench_priority",
+    "bench_optimizer",
+    "bench_weightings",
     "bench_training",
-]  # fmt: skip
+]
 
 for name in NAMES:
     print(f"\n{name}", flush=True)
