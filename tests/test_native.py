@@ -185,6 +185,8 @@ class Broken:
         return importlib.machinery.ModuleSpec(name, self) if name == "mt2o_ext._C_cuda" else None
     def create_module(self, spec):
         raise ImportError("undefined symbol: cudaLaunchKernel")
+    def exec_module(self, module):
+        pass
 
 sys.meta_path.insert(0, Broken())
 import mt2o_ext

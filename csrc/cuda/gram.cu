@@ -6,16 +6,17 @@ namespace mt2o::cuda {
 
 // Which panels a unit of work is about: rows from x on with (other) rows from y on.
 struct Panels {
-  int64_t height, across, count;  // rows of a panel; panels of all rows; pairs of panels
+  int64_t across, count;
+  int height;  // panels of all rows, pairs of them, rows of a panel
 
-  __device__ __forceinline__ void find(const Gram& s, int64_t pair, int64_t& x, int64_t& y) const {
+  __device__ __forceinline__ void find(const Gram& s, int64_t pair, int& x, int& y) const {
     if (s.diagonal) {
-      x = y = pair;
+      x = y = int(pair);
     } else if (s.cross) {
-      x = pair / across, y = pair % across;
+      x = int(pair / across), y = int(pair % across);
     } else {
       for (x = 0; gram_pair(x + 1, 0) <= pair;) ++x;
-      y = pair - gram_pair(x, 0);
+      y = int(pair - gram_pair(x, 0));
     }
     x *= height, y *= height;
   }
@@ -32,7 +33,8 @@ struct PanelPair {
 
   const Gram& s;
   const Chunk& chunk;
-  int64_t batch, x, y;  // rows from x on with others from y on
+  int64_t batch;
+  int x, y;  // rows from x on with others from y on
   double* out;
   GramShared& shared;
 
@@ -45,7 +47,7 @@ struct PanelPair {
   }
 
   // The sum in total[q], of rows i and j.
-  __device__ __forceinline__ void write(int64_t i, int64_t j, int q) const {
+  __device__ __forceinline__ void write(int i, int j, int q) const {
     const bool other_half = !s.cross && j > i;
     if (i >= s.rows || j >= s.rows || other_half) return;
     out[s.diagonal ? i : s.cross ? i * s.rows + j : gram_pair(i, j)] = shared.total[q];
@@ -54,7 +56,7 @@ struct PanelPair {
   // Bit r: the float sum of the square of row first + r is out of range.  Of centred rows the first is zero, and may
   // be.
   template <class At>
-  __device__ __forceinline__ unsigned out_of_range(int64_t first, int count, At at) const {
+  __device__ __forceinline__ unsigned out_of_range(int first, int count, At at) const {
     unsigned rows = 0;
     if constexpr (in_float)
       for (int r = 0; r < count; ++r) {
@@ -68,7 +70,7 @@ struct PanelPair {
   }
   // Pairs of height rows and four others of which one is out of range.  The others keep their sums, so that these
   // depend on the two rows alone.
-  __device__ __forceinline__ void again_in_double(int height, unsigned rows, int64_t other, unsigned others) const {
+  __device__ __forceinline__ void again_in_double(int height, unsigned rows, int other, unsigned others) const {
     for (int first = 0; first < height; first += 4, rows >>= 4) {
       if (((rows | others) & 15u) == 0) continue;
       rectangle_sums<4, 4, 1, false, double>(panel(false, least(x + first, s.rows), 4),
@@ -88,7 +90,7 @@ struct PanelPair {
       for (int others = 0; others < A; others += 4) again_in_double(A, bad, x + others, bad >> others);
   }
   __device__ __forceinline__ void run_rectangle() const {
-    for (int64_t other = y; other < y + A && other < s.rows; other += B) {
+    for (int other = y; other < y + A && other < int(s.rows); other += B) {
       rectangle_sums<A, B, V, in_float, N>(panel(false, x, A), panel(s.cross, other, B), chunk, shared);
       const unsigned bad = out_of_range(x, A, [](int r) { return A * B + r; });
       const unsigned bad_others = out_of_range(other, B, [](int r) { return A * B + A + r; });
@@ -100,7 +102,7 @@ struct PanelPair {
 };
 
 template <class G, int A>
-__global__ void __launch_bounds__(gram_threads, 2) gram_chunks(Gram s, Panels panels) {
+__global__ void __launch_bounds__(gram_threads, A > 4 ? 1 : 2) gram_chunks(Gram s, Panels panels) {
   auto& shared = block_shared<GramShared>();
   const int64_t sums = gram_sums(s);
   for (int64_t unit = blockIdx.x; unit < s.batch * s.num_chunks * panels.count; unit += gridDim.x) {
@@ -198,7 +200,7 @@ __global__ void __launch_bounds__(gram_threads) add_chunks(Gram s, int64_t segme
 template <class G, int A>
 static Problem launch_chunks(const Gram& s, Stream stream) {
   const int64_t across = (s.rows + A - 1) / A;
-  const Panels panels = {A, across, s.diagonal ? s.rows : s.cross ? across * across : gram_pair(across, 0)};
+  const Panels panels = {across, s.diagonal ? s.rows : s.cross ? across * across : gram_pair(across, 0), A};
   return launch_units(gram_chunks<G, A>, s.batch * s.num_chunks * panels.count, gram_threads, stream, s, panels);
 }
 
