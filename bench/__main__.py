@@ -5,7 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NAMES = ["bench_gram", "bench_transfer", "bench_step", "bench_optimizer", "bench_weightings", "bench_training"]
+NAMES = [
+    "bench_gram",
+    "bench_solve",
+    "bench_transfer",
+    "bench_step",
+    "bench_optimizer",
+    "bench_weightings",
+    "bench_training",
+]
 
 for name in NAMES:
     print(f"\n{name}", flush=True)

@@ -112,12 +112,35 @@ def check_step(p: Problem) -> tuple[float, float]:
     return largest(run(ops.step_, *rows) - expected), (4 * (K + 4) + T + 12) * UNIT
 
 
+def check_solve(p: Problem) -> tuple[float, float]:
+    """By certificates: inner products with the rows are equal (least norm), one over the weights (barrier), and not
+    negative (cone)."""
+    rows = p.rows(K, T).double()[..., : 4 * T]
+    rows[:, -1] -= rows[:, 0]  # in conflict
+    gram = rows @ rows.mT
+    gram = gram.tril() + gram.tril(-1).mT
+    unit = gram.diagonal(dim1=-2, dim2=-1).mean(1, keepdim=True)
+    w, x, residual = (torch.zeros(K, *shape, dtype=torch.float64, device=p.device) for shape in ((T,), (T,), ()))
+    v, ones = torch.zeros_like(w[:, None]), torch.ones_like(w[:, None])
+    ops.minimum_norm_(w, gram)
+    ops.power_barrier_(x, residual, gram, ones[:, 0].contiguous(), power=1.0)
+    ops.dual_cone_(v, gram, ones)
+    products = (gram @ w[..., None])[..., 0]
+    errors = [
+        ((w * products).sum(1, keepdim=True) - products).clamp_min(0) / unit,
+        residual,
+        (-(gram @ v.mT)).clamp_min(0)[..., 0] / unit,
+    ]
+    return max(map(largest, errors)), 1e-12
+
+
 CHECKS: dict[str, Callable[[Problem], tuple[float, float]]] = {
     "combine": check_combine,
     "gram": check_gram,
     "transfer": check_transfer,
     "finite": check_finite,
     "step": check_step,
+    "solve": check_solve,
 }
 
 

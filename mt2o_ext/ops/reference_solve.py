@@ -14,54 +14,7 @@ import torch
 from torch import Tensor
 
 from .reference_program import program
-
-EPSILON = 2.0**-52
-
-
-class Rows:
-    """The rows of one subproblem that are not zero, brought to length one, from their Gram matrix [T, T].
-
-    ``cosines`` C and ``lengths`` s are those of gram / scale, scale a power of four near the mean of the diagonal.
-    """
-
-    def __init__(self, gram: Tensor) -> None:
-        diagonal = gram.diagonal()
-        self.tasks = len(gram)
-        self.present = (diagonal > 0).nonzero().flatten()
-        self.scale = power_of_four(float(diagonal.sum()) / self.tasks)
-        kept = gram[self.present][:, self.present] / self.scale
-        self.lengths = kept.diagonal().sqrt()
-        self.cosines = kept / self.lengths / self.lengths[:, None]
-        self.cosines.fill_diagonal_(1.0)
-
-    def __len__(self) -> int:
-        return len(self.present)
-
-    @property
-    def gram(self) -> Tensor:
-        return self.cosines * self.lengths * self.lengths[:, None]
-
-    def all_tasks(self, values: Tensor) -> Tensor:
-        """The values of the rows that are there, zero for the others."""
-        result = torch.zeros(self.tasks, dtype=torch.float64)
-        result[self.present] = values
-        return result
-
-
-def power_of_four(value: float) -> float:
-    return math.ldexp(1.0, math.frexp(value)[1] // 2 * 2) if value > 0 else 1.0
-
-
-def solved(weights: Tensor, solver: Callable[..., Tensor], gram: Tensor, *others: Tensor) -> None:
-    """weights[k] = solver(rows of gram[k], others[k]...); NaN where an input is not finite, zero where gram is."""
-    for k in range(len(gram)):
-        given = [tensor[k].cpu() for tensor in (gram, *others)]
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in given):
-            weights[k] = math.nan
-        elif not bool((given[0].diagonal() > 0).any()):
-            weights[k] = 0.0
-        else:
-            weights[k] = solver(Rows(given[0]), *given[1:])
+from .reference_rows import EPSILON, Rows, solved
 
 
 def minimum_norm_(weights: Tensor, workspace: Tensor, gram: Tensor, linear: Tensor | None) -> None:
@@ -109,7 +62,11 @@ def _stationary(rows: Rows, q: Tensor, size: float, support: list[int]) -> Tenso
     system[:count, :count] = rows.cosines[support][:, support]
     system[count, :count] = system[:count, count] = shortest / lengths
     right = torch.cat([-q[support] / lengths, (size * shortest)[None]])
-    return torch.linalg.lstsq(system, right[:, None], driver="gelsd").solution[:count, 0] / lengths
+    solution = torch.zeros_like(right)
+    for _ in range(3):  # the first for the solution, the others for its last digits
+        residual = right - system @ solution
+        solution = solution + torch.linalg.lstsq(system, residual[:, None], driver="gelsd").solution[:, 0]
+    return solution[:count] / lengths
 
 
 def _towards(v: Tensor, target: Tensor, support: list[int]) -> Tensor:
@@ -137,13 +94,33 @@ def conflict_averse_(
         if reach == 0.0:
             return rows.all_tasks(u)
         low, high = math.log(reach / float(rows.lengths.max())), math.log(reach / math.sqrt(shortest))
-        for _ in range(60):
-            middle = (low + high) / 2
-            v = on_simplex(rows, q, math.exp(middle))
-            low, high = (middle, high) if float(v @ rows.gram @ v) < reach * reach else (low, middle)
-        return rows.all_tasks(u + on_simplex(rows, q, math.exp((low + high) / 2)))
+        v = on_simplex(rows, q, math.exp(_crossing(lambda m: _excess(rows, q, m, reach), low, high)))
+        return rows.all_tasks(u + v)
 
     solved(weights, solver, gram, preferences)
+
+
+def _excess(rows: Rows, q: Tensor, log_size: float, reach: float) -> float:
+    """log |J'v| / reach of the minimum with sum v = exp(log_size); grows with it."""
+    v = on_simplex(rows, q, math.exp(log_size))
+    return math.log(float(v @ rows.gram @ v) / reach**2) / 2
+
+
+def _crossing(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a growing function is zero, between function(low) <= 0 <= function(high): regula falsi (Illinois)."""
+    at_low, at_high = function(low), function(high)
+    for _ in range(60):
+        if at_low >= 0 or at_high <= 0 or high - low <= 4 * EPSILON:
+            break
+        middle = (low * at_high - high * at_low) / (at_high - at_low)
+        value = function(middle)
+        if abs(value) <= 16 * EPSILON:
+            return middle
+        if value < 0:
+            low, at_low, at_high = middle, value, at_high / 2
+        else:
+            high, at_high, at_low = middle, value, at_low / 2
+    return low if abs(at_low) < abs(at_high) else high
 
 
 def power_barrier_(
@@ -299,7 +276,8 @@ def _exact_pareto(rows: Rows, weighted: Tensor, rays: Tensor, tolerance: float, 
     share = weighted / weighted.sum()
     logs = (rows.tasks * share.clamp_min(EPSILON)).log()
     non_uniformity = share @ logs
-    steering = (rays * (logs - non_uniformity))[rows.present]
+    rounding = (logs - non_uniformity).abs() <= 4 * rows.tasks * EPSILON
+    steering = torch.where(rounding, 0.0, rays * (logs - non_uniformity))[rows.present]
     # As inner products with rows of length one, in units of the longest row.
     q = rows.cosines * rows.lengths / rows.lengths.max()
     moved = q @ steering
@@ -317,7 +295,8 @@ def _exact_pareto(rows: Rows, weighted: Tensor, rays: Tensor, tolerance: float, 
     if relax:
         return program(objective, q, torch.zeros_like(moved))
     along = moved * rows.lengths
-    extra = along / along.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return program(
-        objective, torch.cat([q, extra[None]]), torch.cat([torch.zeros_like(moved), extra.max().clamp_max(0)[None]])
-    )
+    if not bool(along.any()):
+        return program(objective, q, torch.zeros_like(moved))
+    extra = along / along.abs().max()
+    bound = torch.cat([torch.zeros_like(moved), extra.max().clamp_max(0)[None]])
+    return program(objective, torch.cat([q, extra[None]]), bound)

@@ -6,7 +6,7 @@ For all of them:
 * gram: float64 [K, T, T], symmetric: Q = J J' of the task gradients J [T, P], as ``gram_`` makes it; T <= 1024.
 * Multiplying Q by a number changes the results exactly as the formulas say: no tolerance is absolute.
 * A task with Q_tt = 0 takes no part and gets weight 0.  All zero: all weights are 0.
-* An input that is not finite gives NaN in all results of its subproblem (the optimizer skips that step); nothing raises.
+* An input that is not finite gives NaN in all results of its subproblem (the optimizer skips the step); no error.
 * workspace: float64 [K, >= ``workspace_size(T)``], scratch; allocated if None.
 """
 
@@ -89,8 +89,8 @@ def conflict_averse_(
     sum v = m, for the one m with |J'v| = radius |g0|: found in an exact bracket, to the last digits.
 
     Args:
-        weights: float64 [K, T], written; all 0 where the rows are stationary: the least norm^2 in their convex hull is at
-            most rtol tr(Q)/T.
+        weights: float64 [K, T], written; all 0 where the rows are stationary: the least norm^2 in their convex hull is
+            at most rtol tr(Q)/T.
         gram: float64 [K, T, T].
         preferences: float64 [K, T], u.
         radius: the paper's c, >= 0.
@@ -241,8 +241,8 @@ def descent_(
     """EPO search's linear program (Mahapatra & Rajan, 2020): weights w >= 0, sum w = 1.
 
     With h = r l / sum(r l), mu = sum h log(T h) (how far the losses are from the ray) and a = r (log(T h) - mu):
-    mu > tolerance (balance): max w'Qa with (Qw)_j >= 0 where r l is largest and (Qw)_j >= (Qa)_j where (Qa)_j <= 0; only
-    Qw >= 0 if no (Qa)_j > 0.  Else (descent): max 1'Qw with Qw >= 0 and w'Qa >= min(0, max Qa).  Where this has no
+    mu > tolerance (balance): max w'Qa with (Qw)_j >= 0 where r l is largest and (Qw)_j >= (Qa)_j where (Qa)_j <= 0;
+    only Qw >= 0 if no (Qa)_j > 0.  Else (descent): max 1'Qw with Qw >= 0 and w'Qa >= min(0, max Qa).  Where this has no
     solution: the weights of ``minimum_norm_``.
 
     Args:

@@ -153,14 +153,13 @@ class Weighting(ABC):
         return state
 
     def load_state_dict(self, state: State) -> None:
-        """Restores what `state_dict` gave; the weighting must be bound. Raises ValueError when it does not fit."""
+        """Restores what `state_dict` gave; the weighting must be bound.
+
+        Raises ValueError when it does not fit, before anything is changed.
+        """
         self._check_bound()
-        parts = self._parts()
-        own = {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in parts}
-        self._check_state(own)
-        for name, part in parts.items():
-            part.load_state_dict({key[len(name) + 1 :]: state[key] for key in state if key.startswith(f"{name}.")})
-        self._state = {key: tensor.detach().clone().to(self._device) for key, tensor in own.items()}
+        self._check_state(state)
+        self._load(state)
 
     @abstractmethod
     def _weights(self, context: WeightingContext) -> Tensor:
@@ -231,13 +230,34 @@ class Weighting(ABC):
                     f"{tuple(value.shape)}: call bind again"
                 )
 
+    def _load(self, state: State) -> None:
+        own, of_parts = self._shared_out(state)
+        self._state = {key: tensor.detach().clone().to(self._device) for key, tensor in own.items()}
+        for name, part in self._parts().items():
+            part._load(of_parts[name])
+
     def _check_state(self, state: State) -> None:
-        expected, got = ({name: (tuple(t.shape), t.dtype) for name, t in side.items()} for side in (self._state, state))
+        own, of_parts = self._shared_out(state)
+        expected, got = ({name: (tuple(t.shape), t.dtype) for name, t in side.items()} for side in (self._state, own))
         if expected != got:
             raise ValueError(
                 f"{type(self).__name__} expected the state {expected}, got {got}: load it into the same weighting with "
                 "the same number of subproblems, tasks and segments"
             )
+        for name, part in self._parts().items():
+            part._check_state(of_parts[name])
+
+    def _shared_out(self, state: State) -> tuple[State, dict[str, State]]:
+        """What of a state is this weighting's own, and what belongs to its parts."""
+        own: State = {}
+        of_parts: dict[str, State] = {name: {} for name in self._parts()}
+        for key, tensor in state.items():
+            name, _, rest = key.partition(".")
+            if name in of_parts:
+                of_parts[name][rest] = tensor
+            else:
+                own[key] = tensor
+        return own, of_parts
 
 
 _FIELDS = {

@@ -32,9 +32,12 @@ class RowWeighting(Weighting):
     def state_dict(self) -> State:
         return super().state_dict() | {_PREFIX + name: tensor for name, tensor in self._memory.items()}
 
-    def load_state_dict(self, state: State) -> None:
+    def _check_state(self, state: State) -> None:
+        super()._check_state({key: tensor for key, tensor in state.items() if not key.startswith(_PREFIX)})
+
+    def _load(self, state: State) -> None:
         memory = {key: tensor for key, tensor in state.items() if key.startswith(_PREFIX)}
-        super().load_state_dict({key: tensor for key, tensor in state.items() if key not in memory})
+        super()._load({key: tensor for key, tensor in state.items() if key not in memory})
         self._memory = {key[len(_PREFIX) :]: table.detach().clone().to(self._device) for key, table in memory.items()}
 
     def _remembered(self, name: str, rows: Sequence[Tensor], *, per_task: bool = True) -> list[Tensor]:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from gram_samplers import TASKS
+from gram_samplers import KINDS, TASKS, GramProblem, gram_problems
+from hypothesis import strategies as st
 from samplers import Backend
 from torch import Tensor
 
 from mt2o_ext.ops import workspace_size
 
+# The reference takes long for many tasks.
+MOST_TASKS = {"reference": 5}
 Solver = Callable[[Backend, Tensor], Tensor]  # gram [K, T, T] -> weights [K, ...]
+
+
+def sizes(backend: Backend, most: int = 64) -> tuple[int, ...]:
+    """Numbers of tasks to try a backend with."""
+    most = min(most, MOST_TASKS.get(backend.name, most))
+    return tuple(tasks for tasks in TASKS if tasks <= most)
+
+
+def draw(data: st.DataObject, backend: Backend, kinds: Sequence[str] = tuple(KINDS), most: int = 64) -> GramProblem:
+    """One of Hypothesis' problems, of a size for this backend."""
+    most = min(most, MOST_TASKS.get(backend.name, most))
+    return data.draw(gram_problems(kinds, range(1, most + 1)))
 
 
 def empty(*shape: int) -> Tensor:
@@ -102,6 +117,12 @@ def vaccinated(backend: Backend, gram: Tensor) -> Tensor:
     return project(backend, gram, targets=torch.full_like(gram, 0.3), decay=0.1)
 
 
+def balance(backend: Backend, gram: Tensor) -> Tensor:
+    """EPO away from the ray."""
+    losses = torch.linspace(1, 2, gram.shape[-1], dtype=torch.float64)
+    return descent(backend, gram, losses.expand(gram.shape[:2]).contiguous())
+
+
 # One call of each solver with the Gram matrix as its only argument.
 SOLVERS: dict[str, Solver] = {
     "minimum norm": minimum_norm,
@@ -114,12 +135,7 @@ SOLVERS: dict[str, Solver] = {
     "project": project,
     "vaccinated": vaccinated,
     "descent": descent,
-    "balance": lambda backend, gram: descent(backend, gram, 1.0 + torch.arange(gram.shape[-1]).double().expand(*gram.shape[:2]).contiguous()),
+    "balance": balance,
 }
 # weights(a Q) = a^degree weights(Q)
 DEGREES = {"barrier": -0.5, "barrier, p = 0.3": -1 / 1.3, "eigenvalues": 1.0}
-
-
-def sizes(backend: Backend) -> tuple[int, ...]:
-    """Numbers of tasks that a backend is tried with: the reference takes seconds for many."""
-    return tuple(tasks for tasks in TASKS if backend.name != "reference" or tasks <= 8)

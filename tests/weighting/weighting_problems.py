@@ -49,6 +49,7 @@ VARIANTS: dict[str, Callable[[], Weighting]] = {
     "rescale": lambda: W.Rescale(W.PCGrad(), "simplex"),
     "rescale norm": lambda: W.Rescale(W.NashMTL(max_norm=None), "T", max_norm=0.5),
     "fallback": lambda: W.Fallback(W.MGDA(strict=True), W.LinearWeighting()),
+    "fallback of two that remember": lambda: W.Fallback(W.GradVac(), W.Ema(W.UPGrad())),
     "log": lambda: W.LogLosses(W.IMTLG()),
     "relative": lambda: W.Relative(W.UncertaintyWeighting()),
     "per segment": lambda: W.PerSegment(W.GradVac()),

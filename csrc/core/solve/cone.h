@@ -23,9 +23,7 @@ MT2O_HD void solve_one(const DualCone& s, int64_t k) {
     for (int64_t i = 0; i < rows.count; ++i) u[i] = rows.lengths[i] * lower[rows.tasks_of[i]];
     solve::multiply(set.linear, rows.cosines, u, rows.count);
     set.floor = solve::relative_tolerance * sqrt(solve::greater(solve::dot(u, set.linear, rows.count), 0.));
-    set.factor.count = 0;
-    solve::fill(set.y, rows.count, 0.);
-    solve::minimise(set);
+    solve::minimise(set);  // from the last bound's solution: any z >= 0 will do, and supports are alike
     for (int64_t i = 0; i < rows.count; ++i) {
       const int64_t t = rows.tasks_of[i];
       weights[t] = lower[t] + set.y[i] / rows.lengths[i];

@@ -5,7 +5,7 @@
 
 namespace mt2o::solve {
 
-// How far the losses are from the ray, and a = sum(r l) d(non-uniformity)/dl, of all tasks.
+// How far the losses are from the ray, and a = sum(r l) d(non-uniformity)/dl, of all tasks; 0 where it is rounding.
 MT2O_HD double non_uniformity(const double* losses, const double* rays, int64_t tasks, double* a) {
   double sum = 0., mu = 0.;
   for (int64_t t = 0; t < tasks; ++t) sum += rays[t] * losses[t];
@@ -14,7 +14,8 @@ MT2O_HD double non_uniformity(const double* losses, const double* rays, int64_t 
     a[t] = log(double(tasks) * greater(share, epsilon));
     mu += share * a[t];
   }
-  for (int64_t t = 0; t < tasks; ++t) a[t] = rays[t] * (a[t] - mu);
+  const double rounding = 4. * double(tasks) * epsilon;
+  for (int64_t t = 0; t < tasks; ++t) a[t] = absolute(a[t] - mu) <= rounding ? 0. : rays[t] * (a[t] - mu);
   return mu;
 }
 

@@ -56,8 +56,7 @@ def test_only_methods_in_the_units_of_their_losses_have_no_scale_law():
 
 
 @every_weighting()
-@pytest.mark.parametrize("where", ["gradient", "loss"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("where", "bad"), [("gradient", math.nan), ("loss", math.inf)])
 def test_bad_numbers_never_raise_and_touch_neither_state_nor_neighbours(make, where, bad):
     weighting, plain = make(), steps()
     expected = plain.run(weighting)
@@ -147,10 +146,10 @@ def test_preferences_of_zero_are_allowed():
 @every_weighting()
 def test_no_value_is_read_on_the_host(make):
     """Under fake tensors every read of a value raises: nothing waits for the device."""
-    plain = steps(count=3)
+    plain = steps(num_subproblems=1, num_tasks=2, count=1)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [[mode.from_tensor(each) for each in tensors] for tensors in (plain.jacobians, plain.losses)]
         directions = Steps(*fakes, mode.from_tensor(plain.preferences)).run(make())
-        assert all(direction.shape == (2, 24) for direction in directions)
+        assert all(direction.shape == (1, 24) for direction in directions)
         with pytest.raises(DataDependentOutputException):
             fakes[0][0].sum().item()

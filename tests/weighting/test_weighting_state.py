@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 from weighting_problems import (
+    VARIANTS,
     every_weighting,
     steps,
 )
@@ -75,3 +76,16 @@ def test_a_state_of_another_size_is_refused_and_changes_nothing(make):
 def test_binding_again_forgets(make):
     weighting, plain = make(), steps(num_subproblems=1, count=3)
     assert all(torch.equal(*pair) for pair in zip(plain.run(weighting), plain.run(weighting), strict=True))
+
+
+def test_a_state_that_fits_one_part_only_changes_none():
+    weighting = VARIANTS["fallback of two that remember"]()
+    plain = steps(count=3)
+    plain.run(weighting, end=1)
+    saved = weighting.state_dict()
+    plain.run(weighting, begin=1)
+    now = weighting.state_dict()
+    with pytest.raises(ValueError, match="Ema expected the state"):
+        weighting.load_state_dict({**saved, "second.average": torch.zeros(1)})
+    assert all(torch.equal(tensor, now[name]) for name, tensor in weighting.state_dict().items())
+    assert any(not torch.equal(tensor, now[name]) for name, tensor in saved.items())
