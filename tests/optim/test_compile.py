@@ -74,7 +74,7 @@ def test_step_compiles_without_a_break_and_twice_at_most(schedule: str, num_subp
 
 
 @pytest.mark.parametrize(
-    "name", ["sum", "losses", "gram", "gram, previous weights", "gram, random order", "rows, memory"]
+    "name", ["losses", "gram, random order", "rows, memory"]
 )
 def test_weighted_steps_compile_without_a_break_and_twice_at_most(name: str) -> None:
     frames, results = Frames(), []
