@@ -98,6 +98,8 @@ class WeightedBackward:
         self._weigher = Weigher(weighting, table, generator, None)
         self._members = list(members_of(params, num_tasks))
         check_parameters([p for p, _ in self._members], None, None)
+        if all(task is not None for _, task in self._members):
+            raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget
         self._kinds: list[tuple[Any, ...]] = []
         self._build()
@@ -114,7 +116,7 @@ class WeightedBackward:
         self._head_tasks = head_tasks
         self._combined = [torch.zeros_like(flat.grads[:, 0]) for flat in self._trunks]
         count = sum(len(flat.parameters) for flat in self._trunks)
-        self._weigher.bind(max(count, 1), self._members[0][0].device, forget=self._forget)
+        self._weigher.bind(count, self._members[0][0].device, forget=self._forget)
         self._forget = False
 
     def _buffers(self, *, head: bool) -> tuple[list[FlatGradients], list[list[int | None]]]:

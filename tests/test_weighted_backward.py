@@ -236,6 +236,11 @@ BAD: dict[str, tuple[Callable[[Towers], Any], type[Exception], str]] = {
         TypeError,
         "generator",
     ),
+    "only heads": (
+        lambda m: weighted_backward(m.losses(batch_of(0)), [{"params": m.heads[0].parameters(), "task": 0}]),
+        ValueError,
+        "only those of heads",
+    ),
     "two batches": (
         lambda m: weighted_backward(m.losses(batch_of(0)), m.parameters(), weighting="modo"),
         NotImplementedError,

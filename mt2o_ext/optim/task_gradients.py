@@ -71,11 +71,12 @@ class TaskGradients(FlatOptimizer):
             raise
 
     def _forget(self) -> None:
-        """Drops the gradients in the buffers, and what belongs to them."""
+        """Drops the gradients in the buffers, and what was kept or learned with them and was for no step yet."""
         for flat in self._flat:
             flat.forget_gradients()
         self._scaler = None
         if self._weigher is not None:
+            self._weigher.undo()
             self._weigher.losses = None
             self._weigher.early_weights = None
 
@@ -171,7 +172,8 @@ class TaskGradients(FlatOptimizer):
             return self._by_segment(index, weights[:, before : before + len(flat.parameters)]), None
         if self._heads == "plain":
             return flat.grads, None
-        return self._by_segment(index, weights[:, self._tasks_of[index]].unsqueeze(2)), None
+        of_tasks = [weights[:, task : task + 1] for task in self._tasks_of[index] if task is not None]
+        return self._by_segment(index, torch.stack(of_tasks, 1)), None
 
     def _trunks_before(self, index: int) -> list[FlatParameters]:
         return [flat for at, flat in enumerate(self._flat[:index]) if not self._is_head(at)]

@@ -182,7 +182,7 @@ class WeightedFused(TaskGradients):
         return losses
 
     def _run(self, closure: Callable[[], Losses]) -> Tensor:
-        self.zero_grad()
+        self._forget()
         with torch.enable_grad():
             self.backward(closure())
         assert self._weigher is not None and self._weigher.losses is not None
@@ -214,9 +214,7 @@ class WeightedFused(TaskGradients):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients since the last step (and ``.grad``, of which the optimizer makes no use with T > 1)."""
-        assert self._weigher is not None
         super().zero_grad(set_to_none)
-        self._weigher.undo()
         self._forget()
 
     # ------------------------------------------------------------------ state

@@ -73,9 +73,7 @@ def test_step_compiles_without_a_break_and_twice_at_most(schedule: str, num_subp
     assert_same(results[1], results[0])
 
 
-@pytest.mark.parametrize(
-    "name", ["sum", "losses", "gram", "gram, previous weights", "gram, random order", "rows, memory"]
-)
+@pytest.mark.parametrize("name", ["losses", "gram, random order", "rows, memory"])
 def test_weighted_steps_compile_without_a_break_and_twice_at_most(name: str) -> None:
     frames, results = Frames(), []
     for compiled in (False, True):
