@@ -24,6 +24,6 @@ def test_every_file_it_names_is_there() -> None:
 
 def test_examples_are_python() -> None:
     blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         ast.parse(block)
