@@ -1,4 +1,4 @@
-"""README's tables, from the committed JSON: what stands between <!-- NAME --> and <!-- end --> is written here."""
+"""The tables of README and bench/README, from the committed JSON: what stands between <!-- NAME --> and <!-- end -->."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.measure import RESULTS, table
 
 README = Path(__file__).parents[1] / "README.md"
+DOCUMENTS = (README, Path(__file__).with_name("README.md"))
 DEMO = README.with_name("docs") / "front.json"
 CONNECTION_STRENGTH = DEMO.with_name("connection_strength.json")
 
@@ -28,6 +29,8 @@ def demo() -> str:
 
 def connection_strength() -> str:
     """The arms of the demo of connection strength: means and deviations over seeds."""
+    if not CONNECTION_STRENGTH.exists():
+        return "<sub>Not measured yet: `python -m mt2o_ext.demo connection-strength --out docs`.</sub>"
     report = json.loads(CONNECTION_STRENGTH.read_text())
     options = report["options"]
     note = (
@@ -62,4 +65,5 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text()))
+    for document in DOCUMENTS:
+        document.write_text(updated(document.read_text()))

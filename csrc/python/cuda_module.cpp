@@ -1,7 +1,8 @@
 // The Python module of the CUDA library: importing it registers the operators; it says what it was built for.
 #include <Python.h>
 
-static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+static PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__C_cuda() {
   PyObject* m = PyModule_Create(&module);
