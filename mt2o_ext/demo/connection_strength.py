@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..optim import ConnectionStrengthFused
+from ..optim import ConnectionStrengthFused, WeightedFused
 from ..priority import find_connections, mixed, phase_one, phase_two, sequential
+from ..weighting import PCGrad
 from .three_tasks import METRICS, TASKS, ThreeTaskNet, TurnedDigits, evaluate, make_turned_digits, task_loss
 from .training import mini_batches
 
@@ -29,16 +31,18 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train; ``schedule`` of connection strength, or None: the plain sum of the tasks' gradients."""
+    """One way to train; ``schedule`` of connection strength, PCGrad, or neither: the plain sum of the gradients."""
 
     label: str
     schedule: Callable[[float], float] | None = None
     step_factor: int = 1
+    pcgrad: bool = False
 
 
 ARMS = (
     Arm("plain sum"),
     Arm(f"plain sum, {len(TASKS)} times the steps", step_factor=len(TASKS)),
+    Arm("PCGrad", pcgrad=True),
     Arm("phase 1 only", phase_one),
     Arm("phase 2 only", phase_two),
     Arm("sequential", sequential),
@@ -76,8 +80,12 @@ def train(
     model = ThreeTaskNet()
     steps *= arm.step_factor
     stream = mini_batches(data.train, BATCH_SIZE, seed)
-    if arm.schedule is None:
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr)
+    optimizer: torch.optim.Optimizer
+    if arm.pcgrad:
+        weighted = WeightedFused(_groups(model), num_tasks=len(TASKS), weighting=PCGrad(), lr=lr)
+        optimizer, take = weighted, _weighted(model, weighted, stream)
+    elif arm.schedule is None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr)
         take = _summed(model, optimizer, stream, tasks)
     else:
         ours = ConnectionStrengthFused(
@@ -106,6 +114,23 @@ def _summed(
         for task in tasks:
             task_loss(model, batch, task).backward()
         optimizer.step()
+
+    return take
+
+
+def _groups(model: ThreeTaskNet) -> list[dict[str, Any]]:
+    """Shared parameters, and those of one task: its head and its norms."""
+    of_task: dict[int | None, list[Tensor]] = {None: []}
+    for name, p in model.named_parameters():
+        own = re.search(r"(?:norms|heads)\.(\d+)\.", name)
+        of_task.setdefault(int(own[1]) if own else None, []).append(p)
+    return [{"params": params, "task": task} for task, params in of_task.items()]
+
+
+def _weighted(model: ThreeTaskNet, optimizer: WeightedFused, stream: Iterator[list[Tensor]]) -> Callable[[], None]:
+    def take() -> None:
+        batch = next(stream)
+        optimizer.step(lambda: [task_loss(model, batch, task) for task in range(len(TASKS))])
 
     return take
 
