@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -40,6 +41,10 @@ class Weighting(ABC):
         self._calls = 0
         # The subproblems that took part in the last `weights`: only they learn from `after_step`.
         self._took_part: Tensor | None = None
+
+    def __repr__(self) -> str:
+        names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
         """Prepares for K subproblems, T tasks and S segments on ``device`` and forgets any state.
