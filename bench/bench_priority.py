@@ -31,9 +31,7 @@ NOTES = (
 class Network:
     """Gradients of T tasks on the layers of a network, and random owners."""
 
-    def __init__(
-        self, shapes: Sequence[tuple[int, ...]], tasks: int, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], tasks: int, device: torch.device | str = "cpu") -> None:
         offsets, row, _ = ops.plan_layout([math.prod(shape) for shape in shapes])
         records, self.layers, channels = [], [], 0
         for shape, offset in zip(shapes, offsets, strict=True):

@@ -56,7 +56,7 @@ def priority_(
     its part along G_i (Jeong & Yoon, CVPR 2024, Algorithm 1).
 
     Products are summed in float64, over fixed chunks that are added in order: results depend neither on the number of
-    threads nor on the instruction set.  Where c_i is 0 the result is the plain sum, bit for bit that of
+    threads nor on the instruction set.  (A GPU adds them up in another fixed order.)  Where c_i is 0 the result is the plain sum, bit for bit that of
     :func:`combine_` with weights of one.
 
     Args:
