@@ -9,10 +9,10 @@ namespace data {
 // A layer of two tensors (weight and bias), one of several runs to a channel, one over several chunks, and a tensor of
 // no layer.
 struct PriorityProblem {
-  Layout layout = plan_layout({3 * 37, 3, 4 * 5 * 9, 19, 40000});
+  Layout layout = plan_layout({3 * 37, 3, 4 * 5 * 9, 19, 10000});
   std::vector<PriorityRecord> records = {
-      {-1, 0, 1, layout.offsets[3], 19, 1}, {0, 0, 3, layout.offsets[0], 37, 1},    {0, 0, 3, layout.offsets[1], 1, 1},
-      {1, 3, 5, layout.offsets[2], 9, 4},   {2, 8, 2, layout.offsets[4], 20000, 1},
+      {-1, 0, 1, layout.offsets[3], 19, 1}, {0, 0, 3, layout.offsets[0], 37, 1},   {0, 0, 3, layout.offsets[1], 1, 1},
+      {1, 3, 5, layout.offsets[2], 9, 4},   {2, 8, 2, layout.offsets[4], 5000, 1},
   };
   static constexpr int64_t layers = 3;
   std::vector<int64_t> owners;
