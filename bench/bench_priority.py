@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ NOTES = (
 class Network:
     """Gradients of T tasks on the layers of a network, and random owners."""
 
-    def __init__(self, shapes: list[tuple[int, ...]], tasks: int) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], tasks: int, device: torch.device | str = "cpu") -> None:
         offsets, row, _ = ops.plan_layout([math.prod(shape) for shape in shapes])
         records, self.layers, channels = [], [], 0
         for shape, offset in zip(shapes, offsets, strict=True):
@@ -43,12 +44,12 @@ class Network:
             self.layers.append((offset, channels, shape[0], length))
             channels += shape[0]
         self.plain = [(record.offset, record.offset + record.numel) for record in records if record.layer < 0]
-        self.records, self.chunks = ops.plan_priority(records)
-        self.grads = torch.randn(tasks, row)
-        self.owners = torch.randint(tasks, (channels,))
-        self.dots = torch.zeros(len(self.chunks), tasks, tasks, dtype=torch.float64)
-        self.coefficients = torch.zeros(len(self.layers), tasks, dtype=torch.float64)
-        self.out = torch.zeros(row)
+        self.records, self.chunks = (table.to(device) for table in ops.plan_priority(records))
+        self.grads = torch.randn(tasks, row, device=device)
+        self.owners = torch.randint(tasks, (channels,), device=device)
+        self.dots = torch.zeros(len(self.chunks), tasks, tasks, dtype=torch.float64, device=device)
+        self.coefficients = torch.zeros(len(self.layers), tasks, dtype=torch.float64, device=device)
+        self.out = torch.zeros(row, device=device)
 
     def ours(self) -> None:
         tables = self.owners, self.records, self.chunks
@@ -72,7 +73,7 @@ class Network:
     def by_layers(self) -> None:
         tasks = len(self.grads)
         for grads, owners, out in self.parts():
-            own = grads[owners, torch.arange(len(owners))]
+            own = grads[owners, torch.arange(len(owners), device=owners.device)]
             products = torch.einsum("tnm,nm->nt", grads, own)
             dots = products.new_zeros(tasks, tasks).index_add_(0, owners, products)
             norms = dots.diagonal()

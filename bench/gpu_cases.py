@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.bench_priority import Network
 from bench.step_problem import StepProblem
 from mt2o_ext import ops
 
@@ -121,6 +122,26 @@ class Finite(Case):
         return {"isfinite": lambda: lambda: self.grads.isfinite().all()}
 
 
+class Priority(Case):
+    """Products with the gradients of the channels' owners, then the corrected sum"""
+
+    family = "priority"
+    layers, channels = 4, 64
+
+    def __init__(self, num_tasks: int, columns: int, device: torch.device) -> None:
+        length = max(1, columns // (self.layers * self.channels))
+        self.shape = {"T": num_tasks, "P": columns}
+        # Gradients twice: there is no coefficient before all of a layer has been read.
+        self.num_bytes = 4 * self.layers * self.channels * length * (2 * num_tasks + 1)
+        self.network = Network([(self.channels, length)] * self.layers, num_tasks, device)
+
+    def ours(self) -> Run:
+        return self.network.ours
+
+    def peers(self) -> dict[str, Callable[[], Run]]:
+        return {"layers": lambda: self.network.by_layers}
+
+
 class Step(Case):
     """Combination, AdamW and transfer in one pass"""
 
@@ -163,4 +184,6 @@ def makers(columns: int, compiled: bool) -> Iterator[partial[Any]]:
         yield partial(Gram, num_rows, True, columns)
     for num_rows in (5, 8, 16):
         yield partial(Transfer, num_rows, columns)
+    for num_tasks in (2, 3):
+        yield partial(Priority, num_tasks, columns)
     yield partial(Finite, 5, 2, columns)

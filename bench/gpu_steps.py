@@ -10,21 +10,24 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from mt2o_ext import Hat, MT2OFused, Spectral
+from mt2o_ext import Hat, MT2OFused, Spectral, WeightedFused
+from mt2o_ext.weighting import CAGrad
 
 FEW, MANY = 10, 200  # tensors of a model
 STEPS = 10  # of which one transfers, where the rule does so every tenth step
 
-OPTIMIZERS: dict[str, Callable[[list[Tensor]], MT2OFused]] = {
+Optimizer = MT2OFused | WeightedFused
+OPTIMIZERS: dict[str, Callable[[list[Tensor]], Optimizer]] = {
     "MT2OFused, Hat": lambda p: MT2OFused(p, num_tasks=2, num_subproblems=5, transfer=Hat()),
     "MT2OFused, Spectral": lambda p: MT2OFused(p, num_tasks=2, num_subproblems=5, transfer=Spectral()),
+    "WeightedFused, CAGrad": lambda p: WeightedFused(p, num_tasks=2, weighting=CAGrad()),
 }
 
 
 class Training:
     """An optimizer after two steps, with gradients for the next one."""
 
-    def __init__(self, make: Callable[[list[Tensor]], MT2OFused], num_tensors: int, device: torch.device) -> None:
+    def __init__(self, make: Callable[[list[Tensor]], Optimizer], num_tensors: int, device: torch.device) -> None:
         self.parameters: list[Tensor] = [
             torch.nn.Parameter(torch.full((1000,), 0.5, device=device)) for _ in range(num_tensors)
         ]
@@ -35,7 +38,8 @@ class Training:
 
     def gradients(self) -> None:
         self.optimizer.zero_grad()
-        for k in self.optimizer.subproblems():
+        subproblems = self.optimizer.subproblems() if isinstance(self.optimizer, MT2OFused) else range(1, 2)
+        for k in subproblems:
             total = torch.stack([p.square().sum() for p in self.parameters]).sum()
             self.optimizer.backward(torch.stack([total, (total - k).square()]))  # not the same for all subproblems
 

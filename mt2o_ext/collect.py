@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flat_gradients import FlatGradients
+from .flat_gradients import FlatGradients, to_device
 from .ops import gram_, plan_layout
 
 __all__ = [
@@ -209,7 +209,7 @@ def gram_of(grads: Tensor) -> Tensor:
     _, row, chunks = plan_layout([numel])
     rows = grads.new_zeros(1, tasks, row)
     rows[0, :, :numel] = grads.reshape(tasks, numel)
-    table = torch.tensor(chunks, dtype=torch.int64, device=grads.device).reshape(-1, 3)
+    table = to_device(torch.tensor(chunks, dtype=torch.int64).reshape(-1, 3), grads.device)
     out = grads.new_empty(1, 1, tasks, tasks, dtype=torch.float64)
     gram_(out, out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2), rows, None, table)
     return out[0, 0]

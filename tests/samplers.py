@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,21 +49,36 @@ class Backend:
     missing: str = ""  # why it cannot run here
 
 
+SOLVERS = (
+    "minimum_norm_",
+    "conflict_averse_",
+    "power_barrier_",
+    "dual_cone_",
+    "eigen_",
+    "project_",
+    "descent_",
+)
+
+
 def _functions(of: object) -> list[Callable[..., None]]:
     return [getattr(of, name) for name in ("combine_", "gram_", "transfer_", "step_", "finite_", "priority_")]
 
 
-def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    """The same strides in a copy of all the memory that the tensor is a view of."""
-    memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
-    return memory.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+def _copied(tensor: Tensor, device: torch.device, copies: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
+    """The same strides in a copy of all the memory that the tensor is a view of, which is copied once."""
+    storage = tensor.untyped_storage()
+    key = (storage.data_ptr(), tensor.dtype)
+    if key not in copies:
+        copies[key] = torch.empty(0, dtype=tensor.dtype).set_(storage).to(device, copy=True)
+    return copies[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def _on(device: torch.device, function: Callable[..., None]) -> Callable[..., None]:
     """The operator on copies of its arguments there; what they are afterwards is copied back."""
 
     def run(*arguments: object, **options: object) -> None:
-        copies = [_copied(item, device) if isinstance(item, Tensor) else item for item in arguments]
+        memory: dict[tuple[int, torch.dtype], Tensor] = {}
+        copies = [_copied(item, device, memory) if isinstance(item, Tensor) else item for item in arguments]
         function(*copies, **options)
         for item, copy in zip(arguments, copies, strict=True):
             if isinstance(item, Tensor) and 0 not in item.stride():
@@ -76,10 +92,10 @@ def _backend(name: str, missing: str, device: str = "cpu", library: str = "mt2o_
     if missing:
         return replace(REFERENCE, name=name, device=where, missing=missing)
     operators = getattr(torch.ops, library)
-    functions = _functions(operators)
-    if where.type != "cpu":
-        functions = [_on(where, function) for function in functions]
-    return Backend(name, where, *functions, operators)
+    if where.type == "cpu":
+        return Backend(name, where, *_functions(operators), operators)
+    solve = SimpleNamespace(**{solver: _on(where, getattr(operators, solver)) for solver in SOLVERS})
+    return Backend(name, where, *(_on(where, function) for function in _functions(operators)), solve)
 
 
 def _without_gpu() -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from samplers import CPU, Layout
+from samplers import Layout
 from torch import Tensor
 
 from bench import bench_gpu, gpu_cases, gpu_steps
@@ -142,7 +142,7 @@ def test_the_sanitizers_program_calls_every_kernel_family() -> None:
 
 
 # ---------------------------------------------------------------------- bits
-LIBRARY = bits.Backend("cpu", HOST, CPU)
+LIBRARY = bits.Backend("cpu", HOST, torch.ops.mt2o_ext)
 
 
 def test_the_same_kernels_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,23 +151,23 @@ def test_the_same_kernels_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
     assert result["cases"] > 100 and result["differ"] == {} and result["must agree"] == []
 
 
-@pytest.mark.parametrize("family", ["combine", "gram", "transfer", "step"])
+@pytest.mark.parametrize("family", ["combine", "gram", "transfer", "step", "priority"])
 def test_one_other_bit_is_found(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bits, "LAYOUT", Layout((17, 1, 0, 33)))
     calls = [call for call in bits.all_calls() if call.family == family][:2]
     monkeypatch.setattr(bits, "calls", lambda: iter(calls))
-    right = getattr(CPU, f"{family}_")
+    right = getattr(torch.ops.mt2o_ext, f"{family}_")
 
     def one_bit_off(out: Tensor, *others: Tensor, **options: object) -> None:
         right(out, *others, **options)
         first = out.flatten()[:1]
         first.copy_(torch.nextafter(first, torch.full_like(first, torch.inf)))
 
-    other = bits.Backend("other", HOST, replace(CPU, **{f"{family}_": one_bit_off}))
+    other = bits.Backend("other", HOST, SimpleNamespace(**{f"{family}_": one_bit_off}))
     assert len(bits.compare(LIBRARY, other, LIBRARY)["must agree"]) == 2
     compared = bits.compare(LIBRARY, LIBRARY, other)
     assert len(compared["differ"]) == 2
-    assert len(compared["must agree"]) == (0 if family == "gram" else 2)
+    assert len(compared["must agree"]) == (0 if family in ("gram", "priority") else 2)
 
 
 def test_every_family_with_cuda_kernels_is_compared() -> None:

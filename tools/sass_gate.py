@@ -40,6 +40,11 @@ RULES = {
     r"gram_chunks<(float|double), [1-4]>": Rule(stores=False, float64=FLOAT64),
     r"gram_chunks<.*>": Rule(loads=False, stores=False, float64=FLOAT64),
     r"add_chunks": Rule(loads=False, stores=False, float64=FLOAT64),
+    # Products are summed in float64, and a coefficient is rounded once.
+    r"own_products<.*>": Rule(stores=False, float64=FLOAT64),
+    r"layer_coefficients": Rule(loads=False, stores=False, float64=FLOAT64),
+    r"corrected_sum<.*>": Rule(),
+    r"solve_problems<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # one thread for a problem, in float64
     # M - I is rounded from float64 once for each block.  With 0, any number of rows: one column for each thread.
     r"(transfer_rows|step_and_blend)<.*, 0>": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
     r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"})),

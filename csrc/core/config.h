@@ -13,9 +13,11 @@
 #if defined(__CUDACC__)
 #define MT2O_HD static __host__ __device__ __forceinline__
 #define MT2O_HD_MEMBER __host__ __device__ __forceinline__
+#define MT2O_HD_CALL static __host__ __device__ __noinline__  // called in so many places that copies would be too much
 #else
 #define MT2O_HD static inline __attribute__((always_inline))
 #define MT2O_HD_MEMBER inline __attribute__((always_inline))
+#define MT2O_HD_CALL MT2O_HD
 #endif
 
 namespace mt2o {

@@ -1,20 +1,16 @@
 // Inner products of a panel of rows with another, by one block, over one chunk.
 //
-// Each thread sums its columns, in float or in double; a fixed tree adds up a warp, and warps are added in their order,
-// in double.  So a sum depends on the chunk alone: not on the panel, the grid, or the run.
+// Each thread sums its columns, in float or in double, and these sums are added in a fixed order (sums.cuh).  So a sum
+// depends on the chunk alone: not on the panel, the grid, or the run.
 #pragma once
 #include "../core/gram.h"
 #include "columns.cuh"
+#include "sums.cuh"
 
 namespace mt2o::cuda {
 
-constexpr int gram_threads = 256;
-constexpr int warp = 32;
-constexpr int gram_most = 44;  // sums of a block: 8 x 4 products, and the squares of these rows
-
-struct GramShared {
-  double of_warp[gram_threads / warp][gram_most], total[gram_most];
-};
+constexpr int gram_threads = sum_threads;
+using GramShared = SumsShared<44>;  // 8 x 4 products, and the squares of these rows
 
 // Rows first .. first + count of one set of rows.
 template <class G>
@@ -71,32 +67,6 @@ struct PanelRows {
     }
   }
 };
-
-// Sum over the lanes of a warp, the same in all of them.
-template <class N>
-__device__ __forceinline__ N warp_sum(N x) {
-#pragma unroll
-  for (int distance = warp / 2; distance > 0; distance /= 2) x = x + __shfl_xor_sync(0xffffffffu, x, distance);
-  return x;
-}
-
-// total[q] = the sum of sum[q] over the block; by all of its threads.
-template <int Count, class N>
-__device__ __forceinline__ void block_sums(const N (&sum)[Count], GramShared& shared) {
-  const int thread = int(threadIdx.x);
-#pragma unroll
-  for (int q = 0; q < Count; ++q) {
-    const N of_warp = warp_sum(sum[q]);
-    if (thread % warp == 0) shared.of_warp[thread / warp][q] = double(of_warp);
-  }
-  __syncthreads();
-  if (thread < Count) {
-    double total = 0.;
-    for (int w = 0; w < gram_threads / warp; ++w) total += shared.of_warp[w][thread];
-    shared.total[thread] = total;
-  }
-  __syncthreads();
-}
 
 // All pairs j <= i of a panel of A rows, into total[gram_pair(i, j)].
 template <int A, int V, class N, class G>

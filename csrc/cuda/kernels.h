@@ -5,6 +5,7 @@
 // went wrong.  Without columns nothing is launched.
 #pragma once
 #include "../core/arguments.h"
+#include "../core/solve/arguments.h"
 
 namespace mt2o::cuda {
 
@@ -20,6 +21,15 @@ Problem combine(const Combine&, Extent, Stream);
 Problem gram(const Gram&, double* out, int64_t segments, Stream);
 Problem finite(const Finite&, Extent, Stream);
 Problem transfer(const Transfer&, const DenseMix&, Extent, Stream);  // the packed mix is not looked at
+Problem priority(const Priority&, int64_t layers, Extent, Stream);
 Problem step(const Step&, const StepCounters&, const DenseMix&, Extent, Stream);
+
+Problem solve(const MinimumNorm&, Stream);
+Problem solve(const ConflictAverse&, Stream);
+Problem solve(const PowerBarrier&, Stream);
+Problem solve(const DualCone&, Stream);
+Problem solve(const Eigen&, Stream);
+Problem solve(const Project&, Stream);
+Problem solve(const Descent&, Stream);
 
 }  // namespace mt2o::cuda

@@ -55,9 +55,9 @@ def priority_(
     channels of a layer that task i owns, as one vector: the closed form of taking from each G_j that conflicts with G_i
     its part along G_i (Jeong & Yoon, CVPR 2024, Algorithm 1).
 
-    Products are summed in float64, over fixed chunks that are added in order: results depend neither on the number of
-    threads nor on the instruction set.  Where c_i is 0 the result is the plain sum, bit for bit that of
-    :func:`combine_` with weights of one.
+    Products are summed in float64, over fixed chunks that are added in order (on a GPU in another, also fixed one):
+    results depend neither on the number of threads nor on the instruction set.  Where c_i is 0 the result is the plain
+    sum, bit for bit that of :func:`combine_` with weights of one.
 
     Args:
         out: [P], written; dtype of ``grads``, or float32 where those have 16 bits.  It may be a row of ``grads``

@@ -8,6 +8,7 @@ For all of them:
 * A task with Q_tt = 0 takes no part and gets weight 0.  All zero: all weights are 0.
 * An input that is not finite gives NaN in all results of its subproblem (the optimizer skips the step); no error.
 * workspace: float64 [K, >= ``workspace_size(T)``], scratch; allocated if None.
+* CPU and CUDA give the same bits.  On a GPU one thread solves each problem: many tasks (T > 30, say) take long there.
 """
 
 from __future__ import annotations
@@ -212,6 +213,7 @@ def project_(
         targets: float64 [K, T, T] in [-1, 1], changed (not where an input of its subproblem is not finite); or None.
         gram: float64 [K, T, T].
         order: int64 [K, T, T]: row i lists the tasks in the order in which g_i meets them; i itself is passed over.
+            Other numbers than those of tasks are an error on the CPU and passed over on a GPU.
         decay: GradVac's beta.
         workspace: scratch, see the module.
     """

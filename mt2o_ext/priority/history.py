@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..flat_gradients import to_device
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -101,7 +103,9 @@ class HistoryRecorder:
         if shares is not None:
             self.steps.append(len(self.phases))
             self.shares.append(shares)
-        self.conflicts = self.conflicts.to(coefficients.device) + (coefficients > 0)
+        if self.conflicts.device != coefficients.device:
+            self.conflicts = to_device(self.conflicts, coefficients.device)
+        self.conflicts = self.conflicts + (coefficients > 0)
         self.projected += 1
 
     def history(self) -> PriorityHistory:

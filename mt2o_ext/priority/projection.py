@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from ..flat import FlatParameters
+from ..flat_gradients import to_device
 from ..ops import PriorityRecord, plan_priority, priority_
 from .connection import ChannelRange, Connection
 from .owners import LayerSums, channel_owners
@@ -68,7 +69,7 @@ class Projection:
             if left_out:
                 out = torch.zeros(len(self.connections), dtype=torch.bool)
                 out[left_out] = True
-                owners = torch.where(out.to(self.flat.device)[self.layers.layer], -1, owners)
+                owners = torch.where(to_device(out, self.flat.device)[self.layers.layer], -1, owners)
             self.owners.copy_(owners)
             if process_group is not None:
                 distributed.broadcast(self.owners, group=process_group, group_src=0)

@@ -1,7 +1,8 @@
-"""CUDA, native and emulated, gives the CPU's bits in every element-wise family.
+"""CUDA, native and emulated, gives the CPU's bits in every element-wise family, and of every solver.
 
 Reductions do not: a GPU sums a chunk over 256 threads and then over warps, the CPU over sixteen lanes and tiles of 1024
-columns.  Those of `gram` are compared with sums in float64 (test_gram.py), within the same bounds on every backend.
+columns.  Those of `gram` and `priority` are compared with sums in float64 (test_gram.py, test_priority.py), within the
+same bounds on every backend.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from gram_samplers import KINDS, gram_problem
+from priority_problem import PriorityProblem
 from samplers import CPU, CUDA, EMULATED, FLOATS, HALVES, Backend, Layout, Sampler, StepProblem, same_bits
+from solve_calls import SOLVERS
 from torch import Tensor
 
 from mt2o_ext.ops import Order, Rule
@@ -69,6 +73,25 @@ def stepped(backend: Backend, rule: Rule, order: Order) -> Iterator[Tensor]:
                     ema=sampler.rows(rows, dtype=theta_dtype), active=active, grad_scale=torch.tensor([64.0]),
                 )  # fmt: skip
                 yield from problem.run(backend, rule, order).tensors().values()
+
+
+def test_priority_with_the_same_coefficients(other: Backend) -> None:
+    """Products of small integers have exact sums, in any order: then all is the same."""
+    for dtype in FLOATS + HALVES:
+        for tasks in (1, 2, 3, 7):
+            ours, theirs = PriorityProblem.sample(tasks, dtype), PriorityProblem.sample(tasks, dtype)
+            for problem in (ours, theirs):
+                problem.grads.mul_(4).round_()
+            assert same_bits(ours.run(CPU), theirs.run(other))
+            assert same_bits(ours.coefficients, theirs.coefficients)
+            assert tasks == 1 or bool((ours.coefficients > 0).any())
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers(other: Backend, name: str) -> None:
+    for tasks in (1, 2, 3, 8, 17):
+        gram = torch.stack([gram_problem(kind, tasks).gram for kind in KINDS])
+        assert same_bits(SOLVERS[name](CPU, gram), SOLVERS[name](other, gram))
 
 
 def test_combine(other: Backend) -> None:

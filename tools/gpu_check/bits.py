@@ -2,8 +2,8 @@
 
 python -m tools.gpu_check.bits FILE [--dry-run]
 
-Emulated and real CUDA must agree everywhere.  CUDA and CPU must agree in the families that go column by column; where
-sums are taken in another order (gram) what differs is recorded.
+Emulated and real CUDA must agree everywhere.  CUDA and CPU must agree in the families that go column by column or
+problem by problem; where sums are taken in another order (gram, priority) what differs is recorded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt2o_ext.ops import Order, Rule
+from mt2o_ext.ops import Order, PriorityRecord, Rule, plan_priority, workspace_size
 from tools.gpu_check.runner import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 from emulator import library
 from samplers import FLOATS, HALVES, Layout, Sampler, StepProblem, same_bits
 
-COLUMN_BY_COLUMN = {"combine", "transfer", "step", "finite"}
+IN_ONE_ORDER = {"combine", "transfer", "step", "finite", "solve"}
 LAYOUT = Layout((5000, 1, 0, 2049, 33))
 
 
@@ -48,11 +48,12 @@ class Call:
     what: str
     arguments: list[Tensor | None]
     options: dict[str, Any] = field(default_factory=dict)
+    operator: str = ""  # "": that of the family
 
     def after(self, backend: Backend) -> list[Tensor]:
         """All tensors after the call, on the CPU; those of the call stay as they are."""
         copies = [None if a is None else a.to(backend.device, copy=True) for a in self.arguments]
-        getattr(backend.operators, f"{self.family}_")(*copies, **self.options)
+        getattr(backend.operators, self.operator or f"{self.family}_")(*copies, **self.options)
         return [copy.cpu() for copy in copies if copy is not None]
 
 
@@ -100,6 +101,48 @@ def steps(sampler: Sampler, theta: torch.dtype, grads: torch.dtype) -> Iterator[
                 yield Call("step", what, problem.arguments(), {"rule": int(rule), "order": int(order)})
 
 
+def priorities(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
+    """Layers of two channels, and of channels of one column; the last tensor belongs to none."""
+    records, num_channels = [], 0
+    for layer, (offset, numel) in enumerate(zip(LAYOUT.offsets, LAYOUT.numels, strict=True)):
+        if numel == 0:
+            continue
+        channels = 2 if numel % 2 == 0 else numel
+        records.append(PriorityRecord(layer, num_channels, channels, offset, numel // channels, 1))
+        num_channels += channels
+    records[-1] = records[-1]._replace(layer=-1)
+    tables = plan_priority(records)
+    for tasks in (2, 6):
+        owners = torch.arange(num_channels) % (tasks + 1) - 1
+        out, grads = sampler.poisoned(dtype=dtype), sampler.rows(tasks, dtype=dtype)
+        dots = torch.zeros(len(tables[1]), tasks, tasks, dtype=torch.float64)
+        coefficients = torch.full((len(LAYOUT.numels), tasks), torch.nan, dtype=torch.float64)
+        yield Call("priority", f"{dtype} {tasks} tasks", [out, dots, coefficients, grads, owners, *tables])
+
+
+def solves(sampler: Sampler) -> Iterator[Call]:
+    """Every solver on four problems at once."""
+    for tasks in (2, 3, 8):
+        rows = sampler.normal(4, tasks, tasks + 2)
+        rows[..., 0] -= 1.0  # conflicts
+        gram, ones = rows @ rows.mT, torch.ones(4, tasks, dtype=torch.float64)
+        losses = torch.arange(1.0, tasks + 1, dtype=torch.float64).repeat(4, 1)
+        order = sampler.uniform(4, tasks, tasks).argsort(-1)
+        weights, many = torch.full_like(ones, torch.nan), torch.full_like(gram, torch.nan)
+        problems = [torch.zeros(4, workspace_size(tasks), dtype=torch.float64), gram]
+        given: list[tuple[str, list[Tensor | None], dict[str, Any]]] = [
+            ("minimum_norm_", [weights, *problems, None], {}),
+            ("conflict_averse_", [weights, *problems, ones / tasks], {"radius": 0.5, "rtol": 1e-12}),
+            ("power_barrier_", [weights, torch.zeros(4, dtype=torch.float64), *problems, ones], {"power": 0.3}),
+            ("dual_cone_", [many, *problems, torch.diag_embed(ones)], {}),
+            ("eigen_", [weights, many, *problems], {}),
+            ("project_", [weights, torch.full_like(gram, 0.3), *problems, order], {"decay": 0.1}),
+            ("descent_", [weights, *problems, losses, ones], {"tolerance": 1e-4, "relax": False}),
+        ]
+        for operator, arguments, options in given:
+            yield Call("solve", f"{operator} {tasks} tasks", arguments, options, operator)
+
+
 def calls() -> Iterator[Call]:
     return (call for call in all_calls() if call.family in families())
 
@@ -113,6 +156,9 @@ def all_calls() -> Iterator[Call]:
         yield from steps(sampler, torch.float64 if dtype == torch.float64 else torch.float32, dtype)
     for dtype in FLOATS:
         yield from transfers(sampler, dtype)
+    for dtype in FLOATS + HALVES:
+        yield from priorities(sampler, dtype)
+    yield from solves(sampler)
 
 
 def difference(actual: list[Tensor], expected: list[Tensor]) -> dict[str, Any] | None:
@@ -136,7 +182,7 @@ def compare(subject: Backend, emulated: Backend, cpu: Backend) -> dict[str, Any]
             if found := difference(actual, call.after(other)):
                 case = f"{call.family} {call.what}: {subject.name} and {name}"
                 result["differ"][case] = found
-                if other is not cpu or call.family in COLUMN_BY_COLUMN:
+                if other is not cpu or call.family in IN_ONE_ORDER:
                     result["must agree"].append(case)
     return result
 

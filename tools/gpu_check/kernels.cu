@@ -1,6 +1,7 @@
 // Every CUDA kernel on every type, on tensors with tails: a short program for compute-sanitizer, under which torch
 // would take minutes.  Whether results are right is for the tests; here each array is an allocation of its own that
 // ends with its last element, so that memcheck sees whoever goes past it, and results that nobody wrote are counted.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -168,6 +169,41 @@ void gram(const Tensors& t, int64_t rows, bool cross, bool centre, bool diagonal
   for (const double x : out.values()) wrong += !(std::fabs(x) < 1e6);
 }
 
+// Channels of the largest tensor in its middle, 16 columns each; the others belong to none.
+template <class G, class O>
+void priority(const Tensors& t, int64_t tasks) {
+  std::vector<PriorityRecord> table;
+  std::vector<Chunk> pieces;
+  for (const Chunk& c : t.layout.chunks) {
+    const int64_t columns = c.end - c.begin;
+    const bool owned = columns > 1000;
+    const int64_t first = owned ? c.begin + 1 : c.begin, channels = owned ? columns / 16 - 1 : 1;
+    const int64_t length = owned ? 16 : columns, end = first + channels * length;
+    if (first > c.begin) table.push_back({-1, 0, 1, c.begin, first - c.begin, 1});
+    table.push_back({owned ? 0 : -1, 0, channels, first, length, 1});
+    if (end < c.end) table.push_back({-1, 0, 1, end, c.end - end, 1});
+  }
+  std::stable_sort(table.begin(), table.end(), [](const auto& a, const auto& b) { return a.layer < b.layer; });
+  for (const PriorityRecord& r : table)
+    pieces.push_back({int64_t(pieces.size()), r.offset, r.offset + r.channels * r.length});
+  std::vector<int64_t> owner_of_channel;
+  for (int64_t c = 0; c < t.columns; ++c) owner_of_channel.push_back(c % (tasks + 1) - 1);
+  const Array<G> grads(t.rows<G>(tasks));
+  const Array<O> out(t.poison<O>(1));
+  const Array<PriorityRecord> records(table);
+  const Array<Chunk> chunks(pieces);
+  const Array<int64_t> owners(owner_of_channel);
+  const int64_t count = int64_t(pieces.size());
+  const Array<double> dots(std::vector<double>(count * tasks * tasks, NAN)),
+      coefficients(std::vector<double>(2 * tasks, NAN));
+  check(cuda::priority({tasks, grads.get(), type_of<G>, t.layout.row, out.get(), type_of<O>, owners.get(),
+                        records.get(), chunks.get(), dots.get(), coefficients.get()},
+                       2, {count, t.columns}, nullptr),
+        "priority");
+  t.expect_written(out, 1, "priority");
+  for (const double c : coefficients.values()) wrong += std::isnan(c);
+}
+
 template <class S>
 void transfer(const Tensors& t, int64_t rows, int64_t matrices) {
   const Array<S> theta(t.rows<S>(rows));
@@ -229,8 +265,48 @@ void step(const Tensors& t, int64_t rows, int64_t tasks, int64_t matrices, Rule 
   if (!wide) t.expect_written(low, rows, "step: parameters of 16 bits");
 }
 
+// Gram matrices of rows that conflict, one of which is zero.
+std::vector<double> conflicts(int64_t batch, int64_t tasks) {
+  std::vector<double> values(batch * tasks * tasks, -0.5 / double(tasks));
+  for (int64_t i = 0; i < batch * tasks; ++i) values[i * tasks + i % tasks] = 1.;
+  for (int64_t t = 0; t < tasks; ++t) values[t] = values[t * tasks] = 0.;
+  return values;
+}
+
+void expect_numbers(const Array<double>& array, const char* what) {
+  for (const double x : array.values()) {
+    if (std::isfinite(x)) continue;
+    ++wrong;
+    std::printf("%s: not a number\n", what);
+    return;
+  }
+}
+
+void solvers(int64_t batch, int64_t tasks) {
+  const int64_t scratch = solve_workspace(tasks);
+  const Array<double> gram(conflicts(batch, tasks)), workspace(std::vector<double>(batch * scratch, NAN));
+  const Array<double> ones(std::vector<double>(batch * tasks, 1.)), targets(std::vector<double>(batch * tasks * tasks));
+  const GramProblems all = {batch, tasks, gram.get(), workspace.get(), scratch};
+  std::vector<int64_t> in_turn;
+  for (int64_t i = 0; i < batch * tasks * tasks; ++i) in_turn.push_back(i % tasks);
+  const Array<int64_t> order(in_turn);
+  const auto run = [&](const char* what, int64_t size, auto arguments) {
+    const Array<double> weights(std::vector<double>(batch * size, NAN)), second(weights.values());
+    check(cuda::solve(arguments(weights.get(), second.get()), nullptr), what);
+    expect_numbers(weights, what);
+  };
+  run("minimum norm", tasks, [&](double* w, double*) { return MinimumNorm{all, ones.get(), w}; });
+  run("conflict averse", tasks, [&](double* w, double*) { return ConflictAverse{all, ones.get(), 0.5, 1e-12, w}; });
+  run("power barrier", tasks, [&](double* w, double* r) { return PowerBarrier{all, ones.get(), 0.3, w, r}; });
+  run("dual cone", tasks, [&](double* w, double*) { return DualCone{all, 1, ones.get(), w}; });
+  run("eigen", tasks * tasks, [&](double* v, double* e) { return Eigen{all, e, v}; });
+  run("project", tasks, [&](double* w, double*) { return Project{all, order.get(), targets.get(), 0.1, w}; });
+  run("descent", tasks, [&](double* w, double*) { return Descent{all, ones.get(), ones.get(), 1e-4, false, w}; });
+}
+
 template <class G, class S>
 void all_of(const Tensors& t) {
+  for (const int64_t tasks : {1, 3, 6}) priority<G, S>(t, tasks), priority<G, G>(t, tasks);
   for (const int64_t rows : {1, 2, 5, 8, 17}) {
     combine<G, S>(t, rows, 3);
     combine<G, G>(t, rows, 2);
@@ -257,6 +333,7 @@ static int check_all() {
   for (const int64_t rows : {1, 2, 5, 8, 17, 64})
     for (const int64_t matrices : {int64_t(1), t.segments})
       transfer<float>(t, rows, matrices), transfer<double>(t, rows, matrices);
+  for (const int64_t tasks : {1, 2, 3, 9}) solvers(3, tasks);
   wait();
   std::printf("%d launches of kernel families, %d wrong\n", kernels, wrong);
   return wrong == 0 ? 0 : 1;

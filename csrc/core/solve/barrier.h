@@ -116,11 +116,11 @@ MT2O_HD void solve_one(const PowerBarrier& s, int64_t k) {
   }
   // With a ridge there is a solution in any case; without it, from there, the exact one.
   s.residual[k] = 1.;
-  for (const double ridge : {1e-10, 0.}) {
-    b.ridge = ridge;
+  for (int pass = 0; pass < 2; ++pass) {
+    b.ridge = pass == 0 ? 1e-10 : 0.;
     const double residual = solve::newton(b, f);
     if (!solve::attained(b)) return;
-    if (ridge == 0.) s.residual[k] = residual;
+    if (pass == 1) s.residual[k] = residual;
   }
   solve::to_weights(weights, rows, b.y, solve::power(rows.scale, -1. / (1. + s.power)));
 }

@@ -59,7 +59,7 @@ MT2O_HD double exp(double x) {
 }
 
 // x^p of x > 0.
-MT2O_HD double power(double x, double p) {
+MT2O_HD_CALL double power(double x, double p) {
   if (p == 1.) return x;
   if (p == 0.) return 1.;
   if (p == -1.) return 1. / x;

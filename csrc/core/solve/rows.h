@@ -19,19 +19,19 @@ MT2O_HD int64_t* take_indices(Workspace& w, int64_t count) { return reinterpret_
 MT2O_HD Workspace workspace_of(const GramProblems& all, int64_t k) { return {all.workspace + k * all.workspace_row}; }
 MT2O_HD const double* gram_of(const GramProblems& all, int64_t k) { return all.gram + k * all.tasks * all.tasks; }
 
-MT2O_HD void fill(double* x, int64_t n, double value) {
+MT2O_HD_CALL void fill(double* x, int64_t n, double value) {
   for (int64_t i = 0; i < n; ++i) x[i] = value;
 }
-MT2O_HD void copy(double* x, const double* from, int64_t n) {
+MT2O_HD_CALL void copy(double* x, const double* from, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = from[i];
 }
-MT2O_HD bool all_finite(const double* x, int64_t n) {
+MT2O_HD_CALL bool all_finite(const double* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i)
     if (!is_finite(x[i])) return false;
   return true;
 }
 // Four sums in turn: what the additions wait for is a quarter as long.
-MT2O_HD double dot(const double* a, const double* b, int64_t n) {
+MT2O_HD_CALL double dot(const double* a, const double* b, int64_t n) {
   double s0 = 0., s1 = 0., s2 = 0., s3 = 0.;
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
@@ -44,7 +44,7 @@ MT2O_HD double dot(const double* a, const double* b, int64_t n) {
   return (s0 + s2) + (s1 + s3);
 }
 // y += a x
-MT2O_HD void axpy(double* y, double a, const double* x, int64_t n) {
+MT2O_HD_CALL void axpy(double* y, double a, const double* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
 }
 // y = A x, A [n][n]
