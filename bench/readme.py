@@ -1,4 +1,4 @@
-"""The tables of README and bench/README, from the committed JSON: what stands between <!-- NAME --> and <!-- end -->."""
+"""The tables of README and bench/README, from committed JSON: what stands between <!-- NAME --> and <!-- end -->."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ README = Path(__file__).parents[1] / "README.md"
 DOCUMENTS = (README, Path(__file__).with_name("README.md"))
 DEMO = README.with_name("docs") / "front.json"
 CONNECTION_STRENGTH = DEMO.with_name("connection_strength.json")
+
+# Tables that show some rows of a result only: of those with these values.
+SELECTIONS = {"weightings_of_ten_million": ("weightings", {"P": "1e7"})}
 
 
 def demo() -> str:
@@ -35,7 +38,8 @@ def connection_strength() -> str:
     options = report["options"]
     note = (
         f"{options['seeds']} seeds, {options['steps']} mini-batches of 64 (times 3 where it says so), AdamW at "
-        f"{options['lr']:g} falling to zero in all arms; mean ± standard deviation (`docs/connection_strength.json`)."
+        f"{options['lr']:g} falling to zero in all arms, {options['threads']} thread; mean ± standard deviation "
+        "(`docs/connection_strength.json`)."
     )
     return f"{table(report['table'])}\n\n<sub>{note}</sub>"
 
@@ -45,6 +49,7 @@ def rendered(name: str) -> str:
         return demo()
     if name == "connection_strength":
         return connection_strength()
+    name, wanted = SELECTIONS.get(name, (name, {}))
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return f"<sub>Not measured yet: `python -m bench.bench_{name}`.</sub>"
@@ -54,7 +59,8 @@ def rendered(name: str) -> str:
         f"{where['processor']}, {where['threads']} threads, {where['instruction set']}, torch {where['torch']}, "
         f"load {where['load average']}, {where['date']} (`bench/results/{name}.json`). {result['notes']}"
     )
-    return f"{table(result['rows'])}\n\n<sub>{line}</sub>"
+    rows = [row for row in result["rows"] if wanted.items() <= row.items()]
+    return f"{table(rows)}\n\n<sub>{line}</sub>"
 
 
 def updated(text: str) -> str:

@@ -206,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("  ".join(f"{value:<20}" if name else f"{value:<28}" for name, value in row.items()))
     print(f"\n{optimizer.history()}")
     given = {name: value for name, value in vars(options).items() if name != "out"}
+    given["threads"] = torch.get_num_threads()
     report = {"options": given, "table": rows, "arms": [vars(outcome) for outcome in outcomes.values()]}
     (out / "connection_strength.json").write_text(json.dumps(report, indent=1) + "\n")
     if len(optimizer.history().shares):

@@ -70,7 +70,7 @@ class PriorityHistory:
         for panel in panels[len(self.layers) :]:
             panel.set_axis_off()
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize="small")
         figure.supxlabel("step", fontsize="small")
         figure.supylabel("share of channels", fontsize="small")
         return figure
