@@ -60,7 +60,9 @@ TOLERANCE = {
 
 
 # Whatever a method's own solver needs beside TorchJD.
-SOLVER = {"UPGrad": "qpsolvers", "DualProj": "qpsolvers", "NashMTL": "ecos"}
+SOLVER = {
+    "UPGrad": "qpsolvers", "DualProj": "qpsolvers", "NashMTL": "ecos", "CAGrad 0.5": "cvxpy", "CAGrad 0": "cvxpy",
+}  # fmt: skip
 
 
 def unit_rows(kind: str, tasks: int, seed: int = 0) -> Tensor:
