@@ -181,7 +181,6 @@ __global__ void __launch_bounds__(gram_threads) add_chunks(Gram s, int64_t segme
     const Between chunks = find_chunks(s, segment, shared);
     for (int64_t i = 0, j = 0, q = threadIdx.x / warp; q < sums; q += gram_threads / warp) {
       double sum = 0.;
-#pragma unroll 1  // unrolled, it spills on some architectures
       for (int64_t c = chunks.first + lane; c < chunks.last; c += warp)
         if (s.chunks[c].segment == segment) sum += s.partials[(batch * s.num_chunks + c) * sums + q];
       sum = warp_sum(sum);
