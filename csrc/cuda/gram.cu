@@ -170,8 +170,9 @@ __device__ __forceinline__ void centre_products(const Gram& s, double* gram, Add
   }
 }
 
-// A block adds up the chunks of one segment, a warp those of one sum: each lane every 32nd of them, in order.
-__global__ void __launch_bounds__(gram_threads) add_chunks(Gram s, int64_t segments, double* all) {
+// A block adds up the chunks of one segment, a warp those of one sum: each lane every 32nd of them, in order.  With the
+// 2 the compiler takes the registers it needs; left to itself it aims at four blocks, and spills on some architectures.
+__global__ void __launch_bounds__(gram_threads, 2) add_chunks(Gram s, int64_t segments, double* all) {
   auto& shared = block_shared<AddShared>();
   const int64_t sums = gram_sums(s), size = s.diagonal ? s.rows : s.rows * s.rows;
   const int lane = int(threadIdx.x) % warp;
