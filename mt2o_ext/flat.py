@@ -38,6 +38,7 @@ class FlatParameters(FlatGradients):
         segments: float64 [S, fields], the hyper-parameters.
         filled: which gradients are there: for each row (or once, if stacked) and task, row after row, of each tensor.
         chunks, transfer_chunks: int64 [C, 3], of all tensors and of those that take part in the transfer.
+        transferred: which these are.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class FlatParameters(FlatGradients):
         row: int = 0,
     ) -> None:
         super().__init__(parameters, num_rows, num_tasks=num_tasks, stacked=stacked)
-        self.transfer_chunks = self.chunks
+        self.set_transfer([True] * len(self.parameters))
         low = self.dtype in (torch.bfloat16, torch.float16)
         self.theta = self._zeros(torch.float32 if low else self.dtype)
         self.values = self._zeros(self.dtype) if low else self.theta
@@ -148,8 +149,9 @@ class FlatParameters(FlatGradients):
     # ------------------------------------------------------------------ transfer
     def set_transfer(self, takes_part: Sequence[bool]) -> None:
         """Names the parameters (by position) whose rows are blended."""
-        chosen = torch.tensor(takes_part, device=self.device)[self.chunks[:, 0]]
-        self.transfer_chunks = self.chunks if all(takes_part) else self.chunks[chosen].contiguous()
+        self.transferred = [segment for segment, takes in enumerate(takes_part) if takes]
+        blended = [self.chunks[:0], *(self.chunks_of[segment] for segment in self.transferred)]
+        self.transfer_chunks = self.chunks if all(takes_part) else torch.cat(blended)
 
     def centred_gram(self, rows: Tensor | None = None) -> Tensor:
         """float64 [S, K, K]: inner products of the rows of theta (or of another [K, P]) less their mean, per tensor."""

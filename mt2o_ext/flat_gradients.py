@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from . import capture
 from .ops import combine_, finite_, gram_, plan_layout
 
 __all__ = ["FlatGradients", "dense_strides", "to_device"]
@@ -23,7 +25,15 @@ def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ..
 
 
 def to_device(table: Tensor, device: torch.device) -> Tensor:
-    """A table of the host on a device; on a GPU through pinned memory, so that nobody waits for it."""
+    """A table of the host on a device; on a GPU through pinned memory, so that nobody waits for it.
+
+    Raises RuntimeError during a capture: the memory that a replay would copy from is used otherwise by then.
+    """
+    capture.refuse(
+        device,
+        "the first step, or one with other options or other missing gradients than the step before",
+        "take one such step outside of the capture first, and give lr as a tensor on the device if it changes",
+    )
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
 
 
@@ -40,6 +50,7 @@ class FlatGradients:
         grads: [K, T, P] in the parameters' dtype.
         filled: which gradients are there: for each row (or once, if stacked) and task, row after row, of each tensor.
         chunks: int64 [C, 3].
+        chunks_of: those of each parameter.
     """
 
     def __init__(
@@ -57,12 +68,13 @@ class FlatGradients:
         self.numels = [shape.numel() for shape in self.shapes]
         self.offsets, self.row, chunks = plan_layout(self.numels)
         self.chunks = torch.tensor(chunks, dtype=torch.int64, device=self.device).reshape(-1, 3)
+        counts = Counter(segment for segment, _, _ in chunks)
+        self.chunks_of = self.chunks.split([counts[segment] for segment in range(len(self.parameters))])
         self.grads = torch.zeros(num_rows, num_tasks, self.row, dtype=self.dtype, device=self.device)
         self.filled = [[False] * len(self.parameters) for _ in range(num_tasks * (1 if stacked else num_rows))]
         of_tasks = [self._views(self.grads, task * self.row) for task in range(num_tasks)]
         self._grad_views = [views for row_views in zip(*of_tasks, strict=True) for views in row_views]  # as `filled`
         self._grams: dict[bool, tuple[Tensor, Tensor]] = {}  # result and scratch, of squares alone and of all products
-        self._segment_chunks: tuple[Tensor, ...] | None = None
         self._active: tuple[list[list[bool]], Tensor] | None = None
 
     def _views(self, buffer: Tensor, first: int = 0) -> list[list[Tensor]]:
@@ -160,12 +172,7 @@ class FlatGradients:
 
     def combine_by_segment(self, out: Tensor, weights: Tensor) -> None:
         """out [K, P] <- gradients combined with weights of each tensor, float64 [K, S, T]."""
-        if self._segment_chunks is None:
-            counts = [0] * len(self.parameters)
-            for segment in self.chunks[:, 0].tolist():
-                counts[segment] += 1
-            self._segment_chunks = self.chunks.split(counts)
-        for segment, chunks in enumerate(self._segment_chunks):
+        for segment, chunks in enumerate(self.chunks_of):
             combine_(out, self.grads, weights[:, segment].contiguous(), chunks)
 
     def gram(self, *, diagonal: bool = False) -> Tensor:

@@ -141,7 +141,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
             self._skipped = self._skipped.to(flat.device)
             table = torch.zeros(len(self.param_groups), len(FIELDS), dtype=torch.float64, device=flat.device)
             self._tables.append((table, torch.tensor(groups, device=flat.device)))
-        self._late_flags = LateFlags()
+        self._late_flags = {"nonfinite": LateFlags()}
         self._options: list[list[float]] = []  # of each group, as the tables have them
         self._built = True
         self._start_copies()
@@ -245,8 +245,8 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         self._tell_scaler(found)
         if torch.compiler.is_compiling() or self._under_scaler or "nonfinite" in self._warned:
             return
-        self._late_flags.add(found)
-        self._warn_of_nonfinite(self._late_flags.raised())
+        self._late_flags["nonfinite"].add(found)
+        self._warn_of_nonfinite(self._late_flags["nonfinite"].raised())
 
     def _warn_of_nonfinite(self, rows: list[int]) -> None:
         if rows:
@@ -293,7 +293,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
     def skipped_steps(self) -> Tensor:
         """int64 [K]: how many steps of each subproblem were skipped for an infinite or NaN gradient or loss."""
         if "nonfinite" not in self._warned:
-            self._warn_of_nonfinite(self._late_flags.raised(wait=True))
+            self._warn_of_nonfinite(self._late_flags["nonfinite"].raised(wait=True))
         return self._skipped.clone()
 
     def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import capture
 from ..flat import FlatParameters
 from ..ops import Order, combine_, transfer_
 from ..transfer import Identity, TransferContext, TransferRule
@@ -63,16 +64,33 @@ class Blend:
         skipped: float32 [K], not zero where a subproblem is skipped.  losses: float64 [K, T], or None.
         """
         nothing: list[Tensor | None] = [None] * len(flats)
-        if isinstance(self.rule, Identity) or len(self.preferences) == 1 or not flats or not self.rule.due(self.steps):
+        if isinstance(self.rule, Identity) or len(self.preferences) == 1 or not flats:
             return nothing
+        self._check_capture(skipped.device)
+        if not self.rule.due(self.steps):
+            return nothing
+        before = self.rule.state_dict()
         gram = torch.cat([flat.centred_gram(self._rows(flat)) for flat in flats]) if self.rule.needs_gram else None
         rate = self.preferences.new_empty(()).fill_(lr.reshape(()) if isinstance(lr, Tensor) else lr)
         mix = self.rule.matrix(TransferContext(self.preferences, gram, losses, self.steps, rate, self.initial_lr))
         if mix is None:
             return nothing
-        self.moments.check_matrix(mix)
+        self.moments.check_matrix(mix, self.rule)
+        if before and capture.running(skipped.device):  # a replay finds the state where this step found it
+            self.rule.load_state_dict({key: before[key].copy_(new) for key, new in self.rule.state_dict().items()})
         parts = split_matrices(mix, flats, len(self.preferences))
         return [hold_rows(flat, part, skipped) for flat, part in zip(flats, parts, strict=True)]
+
+    def _check_capture(self, device: torch.device) -> None:
+        if self.rule.counts_steps:
+            name = type(self.rule).__name__
+            capture.refuse(device, f"{name} with a strength that goes by the number of steps", "take a constant one")
+        if self.rule.every > 1:
+            capture.warn(
+                device,
+                f"a transfer at each {self.rule.every}th step",
+                f"capture {self.rule.every} steps as one graph, or a multiple of that",
+            )
 
     def _rows(self, flat: FlatParameters) -> Tensor:
         """[K, P], what is blended: theta, or its change since the last transfer."""
@@ -173,7 +191,5 @@ def _blend_moment(flat: FlatParameters, moment: Tensor, matrix: Tensor) -> None:
     if matrix.dim() == 2:
         combine_(moment, old, matrix, flat.transfer_chunks)
         return
-    for segment, one in enumerate(matrix):
-        combine_(
-            moment, old, one.contiguous(), flat.transfer_chunks[flat.transfer_chunks[:, 0] == segment].contiguous()
-        )
+    for segment in flat.transferred:
+        combine_(moment, old, matrix[segment].contiguous(), flat.chunks_of[segment])

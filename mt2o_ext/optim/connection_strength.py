@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import capture
 from ..ops import Order
 from ..priority.connection import Connection
 from ..priority.history import HistoryRecorder, PriorityHistory
@@ -160,6 +161,7 @@ class ConnectionStrengthFused(FlatOptimizer):
             self._warn_once(
                 "total_steps", f"this is step {self._draw.total_steps + 1} of {self._draw.total_steps}: phase 2 stays"
             )
+        capture.refuse(self._skipped.device, "ConnectionStrengthFused", "it draws phase and order of tasks on the host")
         before = self._draw.state_dict()
         self._phase, order = self._draw.next(self._num_tasks)
         try:

@@ -29,8 +29,9 @@ class Moments(Enum):
             )
         return self
 
-    def check_matrix(self, mix: Tensor) -> None:
-        if self is not Moments.KEEP and bool((mix < 0).any()):
+    def check_matrix(self, mix: Tensor, rule: TransferRule) -> None:
+        """Reads M on the host, if the rule does not know that it has no negative entry."""
+        if self is not Moments.KEEP and not rule.nonnegative and bool((mix < 0).any()):
             raise ValueError(
                 "the transfer rule gave an M with negative entries, which must not blend moments: use Moments.KEEP"
             )

@@ -16,6 +16,7 @@ from ..weighting import Weighting
 from .blend import Blend
 from .losses import as_list, check_losses, check_running_statistics
 from .moments import Moments
+from .nonfinite import LateFlags
 from .options import check_task_options
 from .rules import AdamW, BaseRule, as_base_rule
 from .subproblems import OneModel
@@ -226,7 +227,7 @@ class MT2OFused(OneModel):
         found, skipped = self._find_rows_to_skip(last)
         if not self._nothing_left(skipped):
             blend, flats = self._blend, self._flat
-            if last is not None and blend.rule.fixed and blend.steps == 0:
+            if last is not None and blend.rule.fixed:
                 self._check_own_batches(last)
             matrices = blend.matrices(flats, skipped, last, self.param_groups[0]["lr"])
             self._apply(skipped, blend.before_step(flats, matrices, skipped), blend.order)
@@ -273,7 +274,14 @@ class MT2OFused(OneModel):
             raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
 
     def _check_own_batches(self, losses: Tensor) -> None:
-        if bool((losses == losses[0]).all()):
+        """Warns if all subproblems started with one mini-batch, as soon as the host knows."""
+        if torch.compiler.is_compiling():
+            return
+        late = self._late_flags
+        if self._blend.steps == 0:
+            late["shared batch"] = LateFlags()
+            late["shared batch"].add((losses == losses[0]).all().float().reshape(1))
+        if "shared batch" in late and late["shared batch"].known() and late.pop("shared batch").raised():
             self._warn_once(
                 "shared batch",
                 f"all {self._num_rows} subproblems started with exactly the same losses: they seem to share their "

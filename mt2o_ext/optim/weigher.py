@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import capture
 from ..flat_gradients import FlatGradients
 from ..weighting import Draw, Needs, Weighting, WeightingContext
 from .ranks import Ranks
@@ -109,6 +110,13 @@ class Weigher:
     # ------------------------------------------------------------------ weights
     def context(self, losses: Tensor | None, skipped: Tensor | None) -> WeightingContext:
         """The numbers of the next step but for the Gram matrix; skipped: float32 [K], rows that are not updated."""
+        if self.weighting.needs & (Needs.EPOCHS | Needs.STEPS):
+            name = type(self.weighting).__name__
+            capture.warn(
+                self.preferences.device,
+                f"the weights of {name}, which go by the number of steps or epochs,",
+                "capture as many steps as it has a period of, and anew for each epoch",
+            )
         return WeightingContext(
             preferences=self.preferences,
             losses=losses,
@@ -120,13 +128,18 @@ class Weigher:
 
     def draw_ahead(self) -> None:
         """Draws the key of the next step, so that a compiled step need not know generators."""
-        if Needs.DRAWS in self.weighting.needs and self._key is None:
+        drawn = self._key is not None and not capture.running(self.preferences.device)
+        if Needs.DRAWS in self.weighting.needs and not drawn:
             self._key = self._new_key()
 
     def _new_key(self) -> Tensor:
-        """A key also for steps that are skipped, the same on all ranks."""
-        key = Draw.new(self.generator).key
-        return key if self.ranks is None else self.ranks.from_first_(key.to(self.preferences.device))
+        """A key also for steps that are skipped, the same on all ranks.
+
+        In a CUDA graph it comes from torch's generator of the device, which draws anew at each replay.
+        """
+        device = self.preferences.device
+        key = Draw.new(capture.generator(device) if capture.running(device) else self.generator).key
+        return key if self.ranks is None else self.ranks.from_first_(key.to(device))
 
     def _draw(self) -> Draw:
         key = self._new_key() if self._key is None else self._key
@@ -136,6 +149,8 @@ class Weigher:
     def weigh_early(self, losses: Tensor) -> Tensor:
         """The weights [1, T] by losses [1, T] alone, before there are gradients; `undo` until `done`."""
         self._before = self.weighting.state_dict()
+        if capture.running(losses.device):  # which changes the state in place
+            self._before = {key: tensor.clone() for key, tensor in self._before.items()}
         self.early_weights = self.weighting.weights(self.context(losses, None))
         return self.early_weights
 

@@ -42,6 +42,8 @@ class TransferRule(ABC):
     relative: M filters only the change of Theta since the last transfer.
     order: "adapt_then_combine" where the rule requires M (Theta - update); None leaves it to the optimizer.
     fixed: M does not adapt to the data. With one mini-batch shared by all subproblems such rules did not help reliably.
+    nonnegative: no M has a negative entry.
+    counts_steps: M depends on ``context.step``.
     """
 
     every: int = 1
@@ -49,6 +51,8 @@ class TransferRule(ABC):
     relative: bool = False
     order: str | None = None
     fixed: bool = False
+    nonnegative: bool = False
+    counts_steps: bool = False
 
     _bound: bool = False
 

@@ -26,6 +26,7 @@ class CrossLearning(TransferRule):
     """
 
     needs_gram = True
+    nonnegative = True
     order = "adapt_then_combine"
 
     def __init__(self, eps: float | Sequence[float], *, iterations: int = 50, every: int = 1) -> None:

@@ -19,6 +19,7 @@ class DistanceDecrease(TransferRule):
     """
 
     needs_gram = True
+    nonnegative = True
 
     def __init__(self, *, every: int = 1) -> None:
         super().__init__(every=every)

@@ -21,6 +21,7 @@ class FixedMix(TransferRule):
     def __init__(self, tau: float | Schedule, *, every: int) -> None:
         super().__init__(every=every)
         self.tau = as_schedule(tau)
+        self.counts_steps = self.tau.counts_steps
         self._mix: Tensor | None = None
 
     @abstractmethod
@@ -30,6 +31,7 @@ class FixedMix(TransferRule):
     def bind(self, preferences: Tensor) -> None:
         super().bind(preferences)
         self._mix = self.mix(preferences)
+        self.nonnegative = self._mix is None or not bool((self._mix < 0).any())
 
     def matrix(self, context: TransferContext) -> Tensor | None:
         self._check_bound()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 class Schedule(ABC):
-    """Gives tau in [0, 1] for a step: a float, or a 0-d tensor where it follows a value on the device."""
+    """Gives tau in [0, 1] for a step: a float, or a 0-d tensor where it follows a value on the device.
+
+    counts_steps: tau depends on ``context.step``.
+    """
+
+    counts_steps: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, context: TransferContext) -> float | Tensor: ...
@@ -41,6 +46,8 @@ class Constant(Schedule):
 @dataclass(frozen=True)
 class _Decay(Schedule):
     """From ``start`` to ``end`` in ``steps`` steps, then ``end``."""
+
+    counts_steps = True
 
     start: float
     steps: int
@@ -77,6 +84,8 @@ class CosineDecay(_Decay):
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
     """tau = ``start`` * 2^(-step / ``half_life``), the half-life in steps."""
+
+    counts_steps = True
 
     start: float
     half_life: float

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mt2o_ext import capture
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.draw import Draw
 
@@ -75,7 +76,9 @@ class Weighting(ABC):
         weights = self._weights(context.where_finite(finite))
         self._keep(finite, before)
         self._took_part = finite
-        return torch.where(_along(finite, weights), weights, math.nan)
+        weights = torch.where(_along(finite, weights), weights, math.nan)
+        self._settle(before)
+        return weights
 
     @torch.no_grad()
     def transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
@@ -91,6 +94,7 @@ class Weighting(ABC):
         before = dict(self._state)
         self._transform_(rows, context.where_finite(finite))
         self._keep(finite, before)
+        self._settle(before)
 
     @torch.no_grad()
     def after_step(self, losses_before: Tensor, losses_after: Tensor) -> None:
@@ -106,6 +110,7 @@ class Weighting(ABC):
         before = dict(self._state)
         self._after_step(*(torch.where(finite[:, None], losses, 1.0) for losses in both))
         self._keep(finite, before)
+        self._settle(before)
         for part in self._parts().values():
             if Needs.FEEDBACK in part.needs:
                 part.after_step(losses_before, losses_after)
@@ -209,6 +214,12 @@ class Weighting(ABC):
             new = self._state[name]
             self._state[name] = new if new is old else torch.where(_along(finite, new), new, old)
 
+    def _settle(self, before: State) -> None:
+        """In a CUDA graph the new state takes the place of the old one, where a replay finds it."""
+        if capture.running(self._device):
+            new = {name: tensor.clone() for name, tensor in self._state.items()}
+            self._state = {name: before[name].copy_(tensor) for name, tensor in new.items()}
+
     def _check_bound(self) -> None:
         if self._shape is None:
             raise RuntimeError(
@@ -237,7 +248,9 @@ class Weighting(ABC):
 
     def _load(self, state: State) -> None:
         own, of_parts = self._shared_out(state)
+        before = self._state
         self._state = {key: tensor.detach().clone().to(self._device) for key, tensor in own.items()}
+        self._settle(before)
         for name, part in self._parts().items():
             part._load(of_parts[name])
 

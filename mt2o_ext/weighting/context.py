@@ -17,7 +17,7 @@ class Needs(Flag):
     LOSSES: ``context.losses``. GRAM: ``context.gram``. DIAGONAL: only its diagonal (|g_t|^2). SEGMENTS:
     ``context.segments``. CROSS: ``context.cross``, two mini-batches. ROWS: `Weighting.transform_` changes the task
     gradients before their Gram matrix is taken. FEEDBACK: `Weighting.after_step`. EPOCHS: ``context.epoch`` counts.
-    DRAWS: ``context.draw``.
+    STEPS: ``context.step`` counts. DRAWS: ``context.draw``.
     """
 
     NOTHING = 0
@@ -29,6 +29,7 @@ class Needs(Flag):
     ROWS = auto()
     FEEDBACK = auto()
     EPOCHS = auto()
+    STEPS = auto()
     DRAWS = auto()
 
 

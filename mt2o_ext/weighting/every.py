@@ -19,11 +19,12 @@ class Every(Combinator):
     def __init__(self, inner: Weighting, every: int) -> None:
         super().__init__(inner)
         self.every = check_count("every", every)
+        self.needs |= Needs.STEPS
 
     def needs_at(self, step: int) -> Needs:
         if step % self.every == 0:
             return self.needs
-        return self.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.EPOCHS)
+        return self.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.EPOCHS | Needs.STEPS)
 
     def _initial_state(self, ones: Tensor) -> State:
         return {"kept": self._empty_weights(ones) + 1 / ones.shape[1]}

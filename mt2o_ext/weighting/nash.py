@@ -30,6 +30,8 @@ class NashMTL(Weighting):
     def __init__(self, *, every: int = 1, max_norm: float | None = 1.0) -> None:
         super().__init__()
         self.every = check_count("every", every)
+        if self.every > 1:
+            self.needs = Needs.GRAM | Needs.STEPS
         self.max_norm = None if max_norm is None else check_positive("max_norm", max_norm)
 
     def _initial_state(self, ones: Tensor) -> State:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from samplers import CUDA
@@ -11,6 +13,9 @@ from mt2o_ext import MT2OFused
 from mt2o_ext.optim.nonfinite import LateFlags
 
 needs_gpu = pytest.mark.skipif(bool(CUDA.missing), reason=CUDA.missing)
+needs_two = pytest.mark.skipif(
+    bool(CUDA.missing) or torch.cuda.device_count() < 2, reason=CUDA.missing or "needs two GPUs, there is one"
+)
 
 
 def test_flags_add_up() -> None:
@@ -80,3 +85,39 @@ def test_a_skipped_step_is_reported_later(model: torch.nn.Module) -> None:
     with pytest.warns(UserWarning, match="was infinite or NaN"):
         assert optimizer.skipped_steps.tolist() == [1] * 5
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def step(model: torch.nn.Module, optimizer: MT2OFused) -> None:
+    fill_gradients(model, optimizer, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@needs_two
+def test_on_another_device_than_the_current_one(model: torch.nn.Module) -> None:
+    """The same bits, and nothing on the current device."""
+    other = copy.deepcopy(model).to("cuda:1")
+    before = torch.cuda.memory_allocated(0)
+    optimizer = MT2OFused(other.parameters(), num_tasks=2)
+    step(other, optimizer)
+    assert torch.cuda.memory_allocated(0) == before
+    optimizer = MT2OFused(model.parameters(), num_tasks=2)
+    step(model, optimizer)
+    assert all(torch.equal(p, q.to(p.device)) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@needs_gpu
+def test_on_another_stream(model: torch.nn.Module) -> None:
+    """Behind work that takes long there: the step waits for it, as everything on that stream does."""
+    twin = copy.deepcopy(model)
+    optimizers = [MT2OFused(each.parameters(), num_tasks=2) for each in (model, twin)]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(10_000_000)
+        for parameter in model.parameters():
+            parameter.data.add_(1.0)
+        step(model, optimizers[0])
+    torch.cuda.synchronize()
+    for parameter in twin.parameters():
+        parameter.data.add_(1.0)
+    step(twin, optimizers[1])
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))

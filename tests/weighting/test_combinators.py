@@ -51,17 +51,17 @@ def test_every_keeps_the_weights_between():
     assert torch.equal(weights[1], weights[0]) and torch.equal(weights[2], weights[0])
     assert torch.equal(weights[3], MGDA()(gram(3)))
     assert torch.equal(weights[4], weights[3])
-    assert weighting.needs_at(3) == Needs.GRAM
-    assert weighting.needs_at(4) == Needs.NOTHING
+    assert weighting.needs_at(3) == Needs.GRAM | Needs.STEPS
+    assert weighting.needs_at(4) == Needs.STEPS
 
 
 def test_what_combinators_read_when_nothing_is_due():
-    assert Rescale(Every(MGDA(), 2), "T").needs_at(1) == Needs.NOTHING
-    assert Rescale(Every(MGDA(), 2), max_norm=1.0).needs_at(1) == Needs.GRAM
-    assert PerSegment(Every(GradVac(), 2)).needs_at(1) == Needs.NOTHING
-    assert PerSegment(Every(GradVac(), 2)).needs_at(2) == Needs.SEGMENTS | Needs.DRAWS
-    assert Fallback(Every(MGDA(), 2), Every(UPGrad(), 3)).needs_at(3) == Needs.GRAM
-    assert Fallback(Every(MGDA(), 2), Every(UPGrad(), 3)).needs_at(1) == Needs.NOTHING
+    assert Rescale(Every(MGDA(), 2), "T").needs_at(1) == Needs.STEPS
+    assert Rescale(Every(MGDA(), 2), max_norm=1.0).needs_at(1) == Needs.GRAM | Needs.STEPS
+    assert PerSegment(Every(GradVac(), 2)).needs_at(1) == Needs.STEPS
+    assert PerSegment(Every(GradVac(), 2)).needs_at(2) == Needs.SEGMENTS | Needs.DRAWS | Needs.STEPS
+    assert Fallback(Every(MGDA(), 2), Every(UPGrad(), 3)).needs_at(3) == Needs.GRAM | Needs.STEPS
+    assert Fallback(Every(MGDA(), 2), Every(UPGrad(), 3)).needs_at(1) == Needs.STEPS
 
 
 @pytest.mark.parametrize(("scale", "factor"), [("sum", 1.0), ("mean", 0.25), ("T", 4.0)])
