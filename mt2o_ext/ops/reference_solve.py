@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .reference_program import program
 from .reference_rows import EPSILON, Rows, solved
+from .reference_simplex import on_simplex, towards
 
 
 def minimum_norm_(weights: Tensor, workspace: Tensor, gram: Tensor, linear: Tensor | None) -> None:
@@ -22,63 +23,6 @@ def minimum_norm_(weights: Tensor, workspace: Tensor, gram: Tensor, linear: Tens
         return rows.all_tasks(on_simplex(rows, q[rows.present] / rows.scale, 1.0))
 
     solved(weights, solver, gram, torch.zeros_like(weights) if linear is None else linear)
-
-
-def on_simplex(rows: Rows, q: Tensor, size: float) -> Tensor:
-    """argmin v'Qv/2 + q'v over v >= 0 with sum v = size, by a primal active set."""
-    gram = rows.gram
-    v = torch.zeros_like(q)
-    start = int((size * gram.diagonal() / 2 + q).argmin())
-    v[start] = size
-    support = [start]
-    for _ in range(4 * len(rows) + 16):
-        gradient = gram @ v + q
-        level = v @ gradient / size
-        rounding = 8 * EPSILON * (gram.abs() @ v + q.abs())
-        entering = int(gradient.argmin())
-        if entering in support or gradient[entering] >= level - 1e-13 * level.abs() - rounding[entering]:
-            break
-        support.append(entering)
-        while True:
-            target = torch.zeros_like(v)
-            target[support] = _stationary(rows, q, size, support)
-            if bool((target[support] > 0).all()):
-                break
-            v = _towards(v, target, support)
-            v *= size / v.sum()
-        v = target
-        if entering not in support:
-            break
-    return v
-
-
-def _stationary(rows: Rows, q: Tensor, size: float, support: list[int]) -> Tensor:
-    """The stationary point of v'Qv/2 + q'v with sum v = size on a support, of whatever signs.
-
-    In y = s v, with the constraint a'y = size min s: [C a; a' 0] [y; -level] = [-q / s; size min s]."""
-    lengths, count = rows.lengths[support], len(support)
-    shortest = lengths.min()
-    system = torch.zeros(count + 1, count + 1, dtype=torch.float64)
-    system[:count, :count] = rows.cosines[support][:, support]
-    system[count, :count] = system[:count, count] = shortest / lengths
-    right = torch.cat([-q[support] / lengths, (size * shortest)[None]])
-    solution = torch.zeros_like(right)
-    for _ in range(3):  # the first for the solution, the others for its last digits
-        residual = right - system @ solution
-        solution = solution + torch.linalg.lstsq(system, residual[:, None], driver="gelsd").solution[:, 0]
-    return solution[:count] / lengths
-
-
-def _towards(v: Tensor, target: Tensor, support: list[int]) -> Tensor:
-    """As far from v >= 0 towards a target as no entry turns negative; the entries that reach zero leave the support."""
-    falling = target < v
-    steps = torch.where(falling & (target <= 0), v / (v - target), torch.inf)[support]
-    step = min(float(steps.min()), 1.0)
-    v = v + step * (target - v)
-    leaving = [i for i, own in zip(list(support), steps.tolist(), strict=True) if own == step or v[i] <= 0]
-    v[leaving] = 0.0
-    support[:] = [i for i in support if i not in leaving]
-    return v
 
 
 def conflict_averse_(
@@ -205,7 +149,7 @@ def _in_dual_cone(rows: Rows, lower: Tensor) -> Tensor:
             if bool((target[support] > 0).all()):
                 z = target
                 break
-            z = _towards(z, target, support)
+            z = towards(z, target, support)
         if entering not in support:
             break
     return lower + z / rows.lengths
