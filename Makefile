@@ -33,18 +33,23 @@ test: $(NATIVE) $(VENV)/.extra-test $(PRESETS:%=emulator-%)  ## the whole Python
 
 test-cpp: $(PRESETS:%=test-cpp-%)  ## kernels without torch and Python: plain, ASan + UBSan, TSan
 
-test-cpp-%: $(VENV)/.cmake
-	PATH="$(CURDIR)/$(BIN):$$PATH"; cmake --preset $* && cmake --build --preset $* --target mt2o_tests && \
-	  ctest --preset $* -E '^emulator/'
+# Without sanitizers the tests link the objects that the extension is made of.
+SOABI     = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
+CONFIGURE = cmake --preset $* $(if $(filter release,$*),-DMT2O_OBJECTS="$(CURDIR)/build/$(SOABI)")
+CTEST     = ctest --preset $* -j "$$(nproc)"
+
+test-cpp-%: $(VENV)/.cmake $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH"; $(CONFIGURE) && cmake --build --preset $* --target mt2o_tests && \
+	  $(CTEST) -E '^emulator/'
 
 test-emulator: $(NATIVE) $(VENV)/.extra-test $(PRESETS:%=emulator-%)  ## CUDA kernels on the CPU: plain, ASan + UBSan, TSan
 	$(PYTEST) -k cuda-emulated
 
 TORCH_PATH = $(shell $(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])')
 
-emulator-%: $(VENV)/.cmake $(TORCH_STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH"; cmake --preset $* -DMT2O_TORCH="$(TORCH_PATH)" && \
-	  cmake --build --preset $* --target emulator && ctest --preset $* -R '^emulator/'
+emulator-%: $(VENV)/.cmake $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH"; $(CONFIGURE) -DMT2O_TORCH="$(TORCH_PATH)" && \
+	  cmake --build --preset $* --target emulator && $(CTEST) -R '^emulator/'
 
 bench: $(NATIVE) $(VENV)/.extra-demo  ## time the kernels against torch
 	$(BIN)/python -m bench

@@ -37,9 +37,9 @@ static void check_gram(const GramCase& of, const Matrix<G>& x, const Matrix<G>& 
     }
 }
 template <class G>
-static void check_random(const GramCase& of, double offset, double tolerance) {
+static void check_random(const GramCase& of, double offset, double tolerance,
+                         const Layout& layout = plan_layout(numels)) {
   Random random;
-  const Layout layout = plan_layout(numels);
   const Matrix<G> x = random.matrix<G>(of.batch * of.rows, layout, 1., offset);
   check_gram(of, x, random.matrix<G>(of.batch * of.rows, layout, 1., offset), layout, tolerance);
 }
@@ -61,8 +61,9 @@ TEST(of_double) { check_shapes<double>(1e-13); }
 TEST(of_bfloat16) { check_shapes<bfloat16>(1e-6); }
 TEST(of_float16) { check_shapes<float16>(1e-6); }
 TEST(as_many_rows_as_there_may_be) {
-  check_random<float>({1, max_rows, Pairs::all, false}, 0., 1e-6);
-  check_random<double>({1, max_rows, Pairs::cross, true}, 0., 1e-13);
+  const Layout few_columns = plan_layout({3, 0, 300});
+  check_random<float>({1, max_rows, Pairs::all, false}, 0., 1e-6, few_columns);
+  check_random<double>({1, max_rows, Pairs::cross, true}, 0., 1e-13, few_columns);
 }
 
 // Rows that are close to one another and far from zero.
