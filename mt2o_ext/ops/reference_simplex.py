@@ -65,8 +65,9 @@ def _stationary(rows: Rows, q: Tensor, size: float, support: list[int]) -> tuple
         solution = solution + torch.linalg.lstsq(system, residual[:, None], driver="gelsd").solution[:, 0]
     residual = right - system @ solution
     rounding = 64 * EPSILON * (system.abs() @ solution.abs()).max()
-    if residual.abs().max() > 1e-10 * right.abs().max() + rounding:
-        return residual[:count] / lengths, True
+    direction = residual[:count] / lengths  # its sum is zero
+    if residual.abs().max() > 1e-10 * right.abs().max() + rounding and bool((direction < 0).any()):
+        return direction, True
     return solution[:count] / lengths, False
 
 

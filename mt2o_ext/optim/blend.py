@@ -88,7 +88,7 @@ class Blend:
         if self.rule.every > 1:
             capture.warn(
                 device,
-                f"a transfer at each {self.rule.every}th step",
+                f"a transfer every {self.rule.every} steps",
                 f"capture {self.rule.every} steps as one graph, or a multiple of that",
             )
 

@@ -179,7 +179,7 @@ def test_every_second_step_transfers(graphs: Graphs) -> None:
         run.eager(4)
         run.next_batch()
         if replayed:
-            with pytest.warns(UserWarning, match="at each 2th step as recorded: capture 2 steps"):
+            with pytest.warns(UserWarning, match="every 2 steps as recorded: capture 2 steps"):
                 replay = graphs.record(lambda run=run: (run.step(), run.step()))  # type: ignore[misc]
             replay()
         else:
