@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 
 import torch
+from torch import Tensor
 
-__all__ = ["generator", "refuse", "running", "warn"]
+__all__ = ["generator", "in_place", "refuse", "running", "warn"]
 
 
 def running(device: torch.device) -> bool:
@@ -18,6 +19,12 @@ def running(device: torch.device) -> bool:
 def generator(device: torch.device) -> torch.Generator:
     """The one that a graph may draw from: a replay draws new numbers."""
     return torch.cuda.default_generators[device.index]
+
+
+def in_place(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values of ``after`` in the tensors of ``before``: a replay finds them where the recorded step did."""
+    new = {name: tensor.clone() for name, tensor in after.items()}  # some may be others of before
+    return {name: before[name].copy_(tensor) for name, tensor in new.items()}
 
 
 def refuse(device: torch.device, what: str, remedy: str) -> None:

@@ -150,8 +150,10 @@ class FlatParameters(FlatGradients):
     def set_transfer(self, takes_part: Sequence[bool]) -> None:
         """Names the parameters (by position) whose rows are blended."""
         self.transferred = [segment for segment, takes in enumerate(takes_part) if takes]
-        blended = [self.chunks[:0], *(self.chunks_of[segment] for segment in self.transferred)]
-        self.transfer_chunks = self.chunks if all(takes_part) else torch.cat(blended)
+        if all(takes_part):
+            self.transfer_chunks = self.chunks
+        else:
+            self.transfer_chunks = torch.cat([self.chunks[:0], *(self.chunks_of[i] for i in self.transferred)])
 
     def centred_gram(self, rows: Tensor | None = None) -> Tensor:
         """float64 [S, K, K]: inner products of the rows of theta (or of another [K, P]) less their mean, per tensor."""

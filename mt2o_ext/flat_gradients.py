@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,7 +51,6 @@ class FlatGradients:
         grads: [K, T, P] in the parameters' dtype.
         filled: which gradients are there: for each row (or once, if stacked) and task, row after row, of each tensor.
         chunks: int64 [C, 3].
-        chunks_of: those of each parameter.
     """
 
     def __init__(
@@ -68,14 +68,18 @@ class FlatGradients:
         self.numels = [shape.numel() for shape in self.shapes]
         self.offsets, self.row, chunks = plan_layout(self.numels)
         self.chunks = torch.tensor(chunks, dtype=torch.int64, device=self.device).reshape(-1, 3)
-        counts = Counter(segment for segment, _, _ in chunks)
-        self.chunks_of = self.chunks.split([counts[segment] for segment in range(len(self.parameters))])
+        self._chunk_counts = Counter(segment for segment, _, _ in chunks)
         self.grads = torch.zeros(num_rows, num_tasks, self.row, dtype=self.dtype, device=self.device)
         self.filled = [[False] * len(self.parameters) for _ in range(num_tasks * (1 if stacked else num_rows))]
         of_tasks = [self._views(self.grads, task * self.row) for task in range(num_tasks)]
         self._grad_views = [views for row_views in zip(*of_tasks, strict=True) for views in row_views]  # as `filled`
         self._grams: dict[bool, tuple[Tensor, Tensor]] = {}  # result and scratch, of squares alone and of all products
         self._active: tuple[list[list[bool]], Tensor] | None = None
+
+    @cached_property
+    def chunks_of(self) -> tuple[Tensor, ...]:
+        """The chunks of each parameter."""
+        return self.chunks.split([self._chunk_counts[segment] for segment in range(len(self.parameters))])
 
     def _views(self, buffer: Tensor, first: int = 0) -> list[list[Tensor]]:
         """Views of the shape of each parameter: one list for each row, or one list of all rows if stacked."""

@@ -66,18 +66,20 @@ class Blend:
         nothing: list[Tensor | None] = [None] * len(flats)
         if isinstance(self.rule, Identity) or len(self.preferences) == 1 or not flats:
             return nothing
-        self._check_capture(skipped.device)
+        captured = capture.running(skipped.device)
+        if captured:
+            self._check_capture(skipped.device)
         if not self.rule.due(self.steps):
             return nothing
-        before = self.rule.state_dict()
+        before = self.rule.state_dict() if captured else {}
         gram = torch.cat([flat.centred_gram(self._rows(flat)) for flat in flats]) if self.rule.needs_gram else None
         rate = self.preferences.new_empty(()).fill_(lr.reshape(()) if isinstance(lr, Tensor) else lr)
         mix = self.rule.matrix(TransferContext(self.preferences, gram, losses, self.steps, rate, self.initial_lr))
         if mix is None:
             return nothing
         self.moments.check_matrix(mix, self.rule)
-        if before and capture.running(skipped.device):  # a replay finds the state where this step found it
-            self.rule.load_state_dict({key: before[key].copy_(new) for key, new in self.rule.state_dict().items()})
+        if before:
+            self.rule.load_state_dict(capture.in_place(before, self.rule.state_dict()))
         parts = split_matrices(mix, flats, len(self.preferences))
         return [hold_rows(flat, part, skipped) for flat, part in zip(flats, parts, strict=True)]
 

@@ -215,10 +215,9 @@ class Weighting(ABC):
             self._state[name] = new if new is old else torch.where(_along(finite, new), new, old)
 
     def _settle(self, before: State) -> None:
-        """In a CUDA graph the new state takes the place of the old one, where a replay finds it."""
+        """In a CUDA graph the new state takes the place of the old one."""
         if capture.running(self._device):
-            new = {name: tensor.clone() for name, tensor in self._state.items()}
-            self._state = {name: before[name].copy_(tensor) for name, tensor in new.items()}
+            self._state = capture.in_place(before, self._state)
 
     def _check_bound(self) -> None:
         if self._shape is None:
