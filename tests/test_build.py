@@ -209,6 +209,7 @@ def test_sdist_builds_a_wheel_that_works_away_from_the_checkout(checkout: Path, 
     output(sys.executable, "-c", "import build_backend; build_backend.build_sdist('dist')", cwd=checkout)
     output("tar", "-xf", checkout / "dist" / "mt2o_ext-0.1.0.tar.gz", "-C", tmp_path)
     wheel = build_wheel(tmp_path / "mt2o_ext-0.1.0", {"MT2O_DEBUG": "1"})  # compiles in a fifth of the time
+    assert wheel.stat().st_size < 10e6
     target = tmp_path / "target"
     output(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", target, wheel)
     program = "import mt2o_ext, mt2o_ext._C; print(mt2o_ext.__file__, mt2o_ext._C.version)"

@@ -28,10 +28,9 @@ def check_minimum(problem: GramProblem, w: Tensor, q: Tensor | None = None) -> N
     assert abs(float(w.sum()) - 1) <= 8 * problem.tasks * EPSILON
     gradient = gram @ w + linear
     level = w @ gradient
-    rounding = 64 * EPSILON * (gram.abs() @ w + linear.abs())
-    gap = (level - gradient - rounding)[present].max()
-    terms = w @ (gram.abs() @ w + linear.abs())
-    assert gap <= 1e-12 * (level.abs() if q is None else terms) + 64 * EPSILON * terms
+    sizes = gram.abs() @ w + linear.abs()  # of the terms of the gradient
+    gap = (level - gradient - 64 * EPSILON * sizes)[present].max()
+    assert gap <= 1e-12 * (level.abs() if q is None else w @ sizes) + 64 * EPSILON * (w @ sizes)
 
 
 @given(data=st.data())
