@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .collect import Slot, TaskSlots, collect_gram, collect_sequential, gram_of, weighted_sum
 from .flat_gradients import FlatGradients
-from .ops import combine_
+from .ops import combine_, gram_accuracy
 from .optim.losses import as_list, check_losses
 from .optim.options import check_one_row, check_task_options, members_of
 from .optim.parameters import check_parameters
@@ -116,7 +116,8 @@ class WeightedBackward:
         self._head_tasks = head_tasks
         self._combined = [torch.zeros_like(flat.grads[:, 0]) for flat in self._trunks]
         count = sum(len(flat.parameters) for flat in self._trunks)
-        self._weigher.bind(count, self._members[0][0].device, forget=self._forget)
+        dtypes = [flat.dtype for flat in self._trunks]
+        self._weigher.bind(count, self._members[0][0].device, dtypes, forget=self._forget)
         self._forget = False
 
     def _buffers(self, *, head: bool) -> tuple[list[FlatGradients], list[list[int | None]]]:
@@ -191,9 +192,20 @@ class WeightedBackward:
 
     # ------------------------------------------------------------------ three ways
     @torch.no_grad()
-    def _weigh(self, table: Tensor, segments: Tensor | None, factor: Tensor | None) -> Tensor:
-        """float64 [1, T] or [1, S, T], from losses [1, T] and Gram matrices [S, T, T] of scaled gradients."""
+    def _weigh(
+        self,
+        table: Tensor,
+        segments: Tensor | None,
+        factor: Tensor | None,
+        dtypes: Sequence[torch.dtype] = (),
+    ) -> Tensor:
+        """float64 [1, T] or [1, S, T], from losses [1, T] and Gram matrices [S, T, T] of scaled gradients.
+
+        dtypes: of the gradients, where they are not the parameters'.
+        """
         context = self._weigher.context(table, None)
+        if dtypes:
+            context = replace(context, accuracy=max(map(gram_accuracy, dtypes)))
         if segments is not None:
             if factor is not None:
                 segments = segments / factor.double().square()
@@ -261,7 +273,8 @@ class WeightedBackward:
             for task, loss in enumerate(losses)
         ]
         stacked = [torch.stack(grads) for grads in zip(*rows, strict=True)]
-        weights = self._weigh(table, torch.stack([gram_of(grads) for grads in stacked]), factor)
+        grams = torch.stack([gram_of(grads) for grads in stacked])
+        weights = self._weigh(table, grams, factor, [grads.dtype for grads in stacked])
         combined = [torch.tensordot(weights[0].to(grads), grads, 1) for grads in stacked]
         parameters = [p for flat in self._trunks for p in flat.parameters if p.requires_grad]
         torch.autograd.backward(list(points), combined, inputs=parameters, retain_graph=retain_graph)

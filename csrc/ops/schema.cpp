@@ -28,12 +28,12 @@ MT2O_DEFINE(MT2O_LIBRARY, m) {
       "float rtol) -> ()");
   m.def(
       "power_barrier_(Tensor(a!) weights, Tensor(b!) residual, Tensor(c!) workspace, Tensor gram, Tensor target, *, "
-      "float power) -> ()");
-  m.def("dual_cone_(Tensor(a!) weights, Tensor(b!) workspace, Tensor gram, Tensor lower) -> ()");
+      "float power, float rtol) -> ()");
+  m.def("dual_cone_(Tensor(a!) weights, Tensor(b!) workspace, Tensor gram, Tensor lower, *, float rtol) -> ()");
   m.def("eigen_(Tensor(a!) values, Tensor(b!) vectors, Tensor(c!) workspace, Tensor gram) -> ()");
   m.def(
       "project_(Tensor(a!) weights, Tensor(b!)? targets, Tensor(c!) workspace, Tensor gram, Tensor order, *, "
-      "float decay) -> ()");
+      "float decay, float rtol) -> ()");
   m.def(
       "descent_(Tensor(a!) weights, Tensor(b!) workspace, Tensor gram, Tensor losses, Tensor rays, *, float tolerance, "
       "bool relax) -> ()");

@@ -27,20 +27,22 @@ void conflict_averse_(Tensor weights, Tensor workspace, Tensor gram, Tensor pref
   solve_all(conflict_averse_arguments(weights, workspace, gram, preferences, radius, rtol));
 }
 
-void power_barrier_(Tensor weights, Tensor residual, Tensor workspace, Tensor gram, Tensor target, double power) {
-  solve_all(power_barrier_arguments(weights, residual, workspace, gram, target, power));
+void power_barrier_(Tensor weights, Tensor residual, Tensor workspace, Tensor gram, Tensor target, double power,
+                    double rtol) {
+  solve_all(power_barrier_arguments(weights, residual, workspace, gram, target, power, rtol));
 }
 
-void dual_cone_(Tensor weights, Tensor workspace, Tensor gram, Tensor lower) {
-  solve_all(dual_cone_arguments(weights, workspace, gram, lower));
+void dual_cone_(Tensor weights, Tensor workspace, Tensor gram, Tensor lower, double rtol) {
+  solve_all(dual_cone_arguments(weights, workspace, gram, lower, rtol));
 }
 
 void eigen_(Tensor values, Tensor vectors, Tensor workspace, Tensor gram) {
   solve_all(eigen_arguments(values, vectors, workspace, gram));
 }
 
-void project_(Tensor weights, MaybeTensor targets, Tensor workspace, Tensor gram, Tensor order, double decay) {
-  const Project s = project_arguments(weights, targets, workspace, gram, order, decay);
+void project_(Tensor weights, MaybeTensor targets, Tensor workspace, Tensor gram, Tensor order, double decay,
+              double rtol) {
+  const Project s = project_arguments(weights, targets, workspace, gram, order, decay, rtol);
   for (int64_t i = 0; i < order.numel(); ++i)
     STD_TORCH_CHECK(s.order[i] >= 0 && s.order[i] < s.all.tasks, "mt2o_ext: order must hold tasks, 0 to ",
                     s.all.tasks - 1, ", not ", s.order[i]);

@@ -16,7 +16,7 @@ const double* const_table(const Tensor& t, const char* name, const int64_t (&siz
   return const_data<double>(t);
 }
 
-inline GramProblems gram_problems(const Tensor& gram, const Tensor& workspace) {
+inline GramProblems gram_problems(const Tensor& gram, const Tensor& workspace, double rtol = 0.) {
   STD_TORCH_CHECK(gram.dim() == 3, "mt2o_ext: gram must be [K, T, T]");
   GramProblems all = {};
   all.batch = gram.size(0), all.tasks = gram.size(2);
@@ -27,6 +27,8 @@ inline GramProblems gram_problems(const Tensor& gram, const Tensor& workspace) {
                   "mt2o_ext: workspace must be float64, contiguous, of shape [", all.batch, ", at least ",
                   solve_workspace(all.tasks), "]");
   all.workspace = data<double>(workspace), all.workspace_row = workspace.size(1);
+  STD_TORCH_CHECK(rtol >= 0., "mt2o_ext: rtol must be at least 0, not ", rtol);
+  all.rtol = rtol;
   return all;
 }
 
@@ -43,18 +45,18 @@ inline MinimumNorm minimum_norm_arguments(const Tensor& weights, const Tensor& w
 inline ConflictAverse conflict_averse_arguments(const Tensor& weights, const Tensor& workspace, const Tensor& gram,
                                                 const Tensor& preferences, double radius, double rtol) {
   ConflictAverse s = {};
-  s.all = gram_problems(gram, workspace);
+  s.all = gram_problems(gram, workspace, rtol);
   const int64_t batch = s.all.batch, tasks = s.all.tasks;
   s.preferences = const_table(preferences, "preferences", {batch, tasks});
-  s.radius = radius, s.rtol = rtol;
+  s.radius = radius;
   s.weights = table(weights, "weights", {batch, tasks});
   return s;
 }
 
 inline PowerBarrier power_barrier_arguments(const Tensor& weights, const Tensor& residual, const Tensor& workspace,
-                                            const Tensor& gram, const Tensor& target, double power) {
+                                            const Tensor& gram, const Tensor& target, double power, double rtol) {
   PowerBarrier s = {};
-  s.all = gram_problems(gram, workspace);
+  s.all = gram_problems(gram, workspace, rtol);
   const int64_t batch = s.all.batch, tasks = s.all.tasks;
   s.target = const_table(target, "target", {batch, tasks});
   s.power = power;
@@ -64,9 +66,9 @@ inline PowerBarrier power_barrier_arguments(const Tensor& weights, const Tensor&
 }
 
 inline DualCone dual_cone_arguments(const Tensor& weights, const Tensor& workspace, const Tensor& gram,
-                                    const Tensor& lower) {
+                                    const Tensor& lower, double rtol) {
   DualCone s = {};
-  s.all = gram_problems(gram, workspace);
+  s.all = gram_problems(gram, workspace, rtol);
   STD_TORCH_CHECK(lower.dim() == 3, "mt2o_ext: lower must be [K, M, T]");
   s.bounds = lower.size(1);
   s.lower = const_table(lower, "lower", {s.all.batch, s.bounds, s.all.tasks});
@@ -85,9 +87,9 @@ inline Eigen eigen_arguments(const Tensor& values, const Tensor& vectors, const 
 
 // `order` is checked by the caller: its entries lie where the backend is.
 inline Project project_arguments(const Tensor& weights, const MaybeTensor& targets, const Tensor& workspace,
-                                 const Tensor& gram, const Tensor& order, double decay) {
+                                 const Tensor& gram, const Tensor& order, double decay, double rtol) {
   Project s = {};
-  s.all = gram_problems(gram, workspace);
+  s.all = gram_problems(gram, workspace, rtol);
   const int64_t batch = s.all.batch, tasks = s.all.tasks;
   check_table(order, "order", ScalarType::Long, {batch, tasks, tasks});
   s.order = const_data<int64_t>(order);

@@ -25,18 +25,20 @@ void conflict_averse_cuda_(Tensor weights, Tensor workspace, Tensor gram, Tensor
       "conflict_averse_");
 }
 
-void power_barrier_cuda_(Tensor weights, Tensor residual, Tensor workspace, Tensor gram, Tensor target, double power) {
+void power_barrier_cuda_(Tensor weights, Tensor residual, Tensor workspace, Tensor gram, Tensor target, double power,
+                         double rtol) {
   const CurrentDevice device(gram, "gram");
   check_problems(device, weights, workspace), device.check(residual, "residual"), device.check(target, "target");
   check_launched(
-      cuda::solve(power_barrier_arguments(weights, residual, workspace, gram, target, power), device.stream()),
+      cuda::solve(power_barrier_arguments(weights, residual, workspace, gram, target, power, rtol), device.stream()),
       "power_barrier_");
 }
 
-void dual_cone_cuda_(Tensor weights, Tensor workspace, Tensor gram, Tensor lower) {
+void dual_cone_cuda_(Tensor weights, Tensor workspace, Tensor gram, Tensor lower, double rtol) {
   const CurrentDevice device(gram, "gram");
   check_problems(device, weights, workspace), device.check(lower, "lower");
-  check_launched(cuda::solve(dual_cone_arguments(weights, workspace, gram, lower), device.stream()), "dual_cone_");
+  check_launched(cuda::solve(dual_cone_arguments(weights, workspace, gram, lower, rtol), device.stream()),
+                 "dual_cone_");
 }
 
 void eigen_cuda_(Tensor values, Tensor vectors, Tensor workspace, Tensor gram) {
@@ -46,10 +48,11 @@ void eigen_cuda_(Tensor values, Tensor vectors, Tensor workspace, Tensor gram) {
 }
 
 // Entries of `order` that are no tasks are passed over: looking at them here would wait for the GPU.
-void project_cuda_(Tensor weights, MaybeTensor targets, Tensor workspace, Tensor gram, Tensor order, double decay) {
+void project_cuda_(Tensor weights, MaybeTensor targets, Tensor workspace, Tensor gram, Tensor order, double decay,
+                   double rtol) {
   const CurrentDevice device(gram, "gram");
   check_problems(device, weights, workspace), device.check(targets, "targets"), device.check(order, "order");
-  check_launched(cuda::solve(project_arguments(weights, targets, workspace, gram, order, decay), device.stream()),
+  check_launched(cuda::solve(project_arguments(weights, targets, workspace, gram, order, decay, rtol), device.stream()),
                  "project_");
 }
 

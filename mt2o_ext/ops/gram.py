@@ -9,6 +9,16 @@ from . import reference
 from ._registry import changed, compiled, register_fake
 
 
+def gram_accuracy(dtype: torch.dtype) -> float:
+    """What |J'w|^2 = w'Qw is accurate to, beside sum_t (w_t |g_t|)^2, where `gram_` made Q from rows of this dtype.
+
+    The larger of two errors: that of the sums (2^-23; of float64 rows 2^-52), and the square of the relative error of
+    the rows, because a gradient is itself known to its dtype's rounding only (bfloat16: 2^-14, float16: 2^-20).
+    """
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    return max(torch.finfo(sums).eps, torch.finfo(dtype).eps ** 2)
+
+
 def gram_(
     out: Tensor,
     partials: Tensor,

@@ -41,6 +41,11 @@ class Rows:
         return result
 
 
+def least_rtol(count: int) -> float:
+    """What float64 arithmetic leaves of combinations of so many rows, whatever the rows are accurate to."""
+    return 8 * EPSILON * count
+
+
 def power_of_four(value: float) -> float:
     return math.ldexp(1.0, math.frexp(value)[1] // 2 * 2) if value > 0 else 1.0
 

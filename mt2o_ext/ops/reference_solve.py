@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .reference_program import program
-from .reference_rows import EPSILON, Rows, solved
+from .reference_rows import EPSILON, Rows, least_rtol, power_of_four, solved
 from .reference_simplex import on_simplex, towards
 
 
@@ -32,7 +32,7 @@ def conflict_averse_(
         u, q = preferences[rows.present], rows.gram @ preferences[rows.present]
         least = on_simplex(rows, torch.zeros_like(q), 1.0)
         shortest = float((least @ rows.gram @ least).clamp_min(0))
-        if shortest <= rtol * float(rows.lengths.square().sum()) / rows.tasks:
+        if shortest <= rtol * float((least * rows.lengths).square().sum()):
             return torch.zeros(rows.tasks, dtype=torch.float64)
         reach = radius * math.sqrt(max(float(u @ q), 0.0))
         if reach == 0.0:
@@ -68,7 +68,7 @@ def _crossing(function: Callable[[float], float], low: float, high: float) -> fl
 
 
 def power_barrier_(
-    weights: Tensor, residual: Tensor, workspace: Tensor, gram: Tensor, target: Tensor, *, power: float
+    weights: Tensor, residual: Tensor, workspace: Tensor, gram: Tensor, target: Tensor, *, power: float, rtol: float
 ) -> None:
     residual.zero_()
 
@@ -78,11 +78,22 @@ def power_barrier_(
             return torch.full((rows.tasks + 1,), math.nan, dtype=torch.float64)
         barrier = rows.lengths ** (power - 1) * b**power
         y = barrier ** (1 / (1 + power))
-        for ridge in (1e-10, 0.0):  # with a ridge there is a solution even where rows cancel each other
+        least = max(rtol, least_rtol(len(rows)))
+
+        def attained() -> bool:
+            square = y @ rows.cosines @ y
+            return bool((square >= 0.5 * (barrier * y ** (1 - power)).sum()) & (square >= least * y.square().sum()))
+
+        # With a ridge there is a solution even where rows cancel each other.
+        ridge = max(1e-10, least)
+        y = _barrier_newton(rows.cosines, barrier, y, power, ridge)
+        while not attained() and ridge > least:
+            ridge = max(1e-2 * ridge, least)
             y = _barrier_newton(rows.cosines, barrier, y, power, ridge)
-            attained = y @ rows.cosines @ y
-            if attained < 0.5 * (barrier * y ** (1 - power)).sum():
-                return torch.cat([torch.zeros(rows.tasks, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])
+        if attained():
+            y = _barrier_newton(rows.cosines, barrier, y, power, 0.0)
+        if not attained():
+            return torch.cat([torch.zeros(rows.tasks, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])
         x = y / rows.lengths * rows.scale ** (-1 / (1 + power))
         return torch.cat([rows.all_tasks(x), _barrier_residual(rows.cosines, barrier, y, power)[None]])
 
@@ -120,21 +131,25 @@ def _barrier_newton(cosines: Tensor, barrier: Tensor, start: Tensor, power: floa
     return best
 
 
-def dual_cone_(weights: Tensor, workspace: Tensor, gram: Tensor, lower: Tensor) -> None:
+def dual_cone_(weights: Tensor, workspace: Tensor, gram: Tensor, lower: Tensor, *, rtol: float) -> None:
     def solver(rows: Rows, lower: Tensor) -> Tensor:
-        return torch.stack([rows.all_tasks(_in_dual_cone(rows, u[rows.present])) for u in lower])
+        # The penalty also makes up for what rounding took from the least eigenvalue.
+        eigenvalue = float(torch.linalg.eigvalsh(rows.cosines)[0])
+        penalty = max(rtol, least_rtol(len(rows)), -2.0 * eigenvalue)
+        return torch.stack([rows.all_tasks(_in_dual_cone(rows, u[rows.present], penalty)) for u in lower])
 
     solved(weights, solver, gram, lower)
 
 
-def _in_dual_cone(rows: Rows, lower: Tensor) -> Tensor:
-    """argmin v'Qv, v >= lower: Lawson and Hanson's active set for z = s (v - lower) >= 0."""
+def _in_dual_cone(rows: Rows, lower: Tensor, penalty: float) -> Tensor:
+    """argmin v'Qv + penalty z'z, v >= lower: Lawson and Hanson's active set for z = s (v - lower) >= 0."""
     u, c = rows.lengths * lower, rows.cosines
+    penalised = c + penalty * torch.eye(len(c), dtype=torch.float64)
     z = torch.zeros_like(u)
     support: list[int] = []
     tolerance = 1e-13 * float((u @ c @ u).clamp_min(0)) ** 0.5
     for _ in range(4 * len(rows) + 16):
-        gradient = c @ (u + z)
+        gradient = c @ u + penalised @ z
         rounding = 8 * EPSILON * (c.abs() @ (u.abs() + z))
         gradient[support] = torch.inf
         entering = int(gradient.argmin())
@@ -144,7 +159,7 @@ def _in_dual_cone(rows: Rows, lower: Tensor) -> Tensor:
         while support:
             target = torch.zeros_like(z)
             right = -(c @ u)[support]
-            system = c[support][:, support]
+            system = penalised[support][:, support]
             target[support] = torch.linalg.lstsq(system, right[:, None], driver="gelsd").solution[:, 0]
             if bool((target[support] > 0).all()):
                 z = target
@@ -156,14 +171,50 @@ def _in_dual_cone(rows: Rows, lower: Tensor) -> Tensor:
 
 
 def eigen_(values: Tensor, vectors: Tensor, workspace: Tensor, gram: Tensor) -> None:
-    finite = torch.isfinite(gram).all(dim=2).all(dim=1)
-    result = torch.linalg.eigh(torch.where(finite[:, None, None], gram, 0.0))
-    values.copy_(torch.where(finite[:, None], result.eigenvalues, torch.nan))
-    vectors.copy_(torch.where(finite[:, None, None], result.eigenvectors, torch.nan))
+    for k, matrix in enumerate(gram):
+        if bool(torch.isfinite(matrix).all()):
+            own, vectors[k] = _rotated(matrix.cpu())
+            values[k] = own
+        else:
+            values[k] = vectors[k] = torch.nan
+
+
+def _rotated(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors by Jacobi's rotations, where LAPACK loses those of short rows."""
+    count = len(matrix)
+    q, vectors = matrix / power_of_four(float(matrix.abs().max())), torch.eye(count, dtype=torch.float64)
+    for _ in range(40):
+        rotated = False
+        for i in range(count):
+            for j in range(i + 1, count):
+                pp, qq, pq = (float(q[a, b]) for a, b in ((i, i), (j, j), (i, j)))
+                negligible = pq * pq <= 2.0**-106 * pp * qq if min(pp, qq) > 0 else abs(pq) <= 2.0**-60
+                if negligible:
+                    continue
+                theta = (qq - pp) / (2 * pq)
+                t = math.copysign(1.0, theta) / (abs(theta) + math.hypot(theta, 1.0))
+                c = 1 / math.hypot(t, 1.0)
+                turn = torch.tensor([[c, -t * c], [t * c, c]], dtype=torch.float64)
+                q[[i, j]] = turn @ q[[i, j]]
+                q[:, [i, j]] = q[:, [i, j]] @ turn.T
+                q[i, i], q[j, j], q[i, j], q[j, i] = pp - t * pq, qq + t * pq, 0.0, 0.0
+                vectors[:, [i, j]] = vectors[:, [i, j]] @ turn.T
+                rotated = True
+        if not rotated:
+            break
+    order = q.diagonal().argsort()
+    return q.diagonal()[order] * power_of_four(float(matrix.abs().max())), vectors[:, order]
 
 
 def project_(
-    weights: Tensor, targets: Tensor | None, workspace: Tensor, gram: Tensor, order: Tensor, *, decay: float
+    weights: Tensor,
+    targets: Tensor | None,
+    workspace: Tensor,
+    gram: Tensor,
+    order: Tensor,
+    *,
+    decay: float,
+    rtol: float,
 ) -> None:
     for k in range(len(gram)):
         phi = None if targets is None else targets[k].cpu()
@@ -174,13 +225,13 @@ def project_(
         total = torch.zeros(len(q), dtype=torch.float64)
         for i in range(len(q)):
             if q[i, i] > 0:
-                total += _projected(q, i, order[k, i].tolist(), phi, decay)
+                total += _projected(q, i, order[k, i].tolist(), phi, decay, max(rtol, least_rtol(len(q))))
         weights[k] = total
         if targets is not None and phi is not None:
             targets[k] = phi
 
 
-def _projected(q: Tensor, i: int, order: list[int], phi: Tensor | None, decay: float) -> Tensor:
+def _projected(q: Tensor, i: int, order: list[int], phi: Tensor | None, decay: float, rtol: float) -> Tensor:
     """Coefficients of row i after it has met the others; updates phi[i]."""
     c = torch.zeros(len(q), dtype=torch.float64)
     c[i] = 1.0
@@ -191,9 +242,10 @@ def _projected(q: Tensor, i: int, order: list[int], phi: Tensor | None, decay: f
         if phi is None:
             c[j] -= min(product, 0.0) / q[j, j]
             continue
-        length, other = float((c @ q @ c).clamp_min(0)) ** 0.5, float(q[j, j]) ** 0.5
-        if length == 0.0:
+        square, other = float(c @ q @ c), float(q[j, j]) ** 0.5
+        if square <= rtol * float(c.square() @ q.diagonal()):
             continue
+        length = square**0.5
         cosine, goal = min(max(product / (length * other), -1.0), 1.0), float(phi[i, j])
         if cosine < goal and goal * goal < 1.0:
             sine, goal_sine = math.sqrt(1 - cosine * cosine), math.sqrt(1 - goal * goal)

@@ -7,6 +7,8 @@ For all of them:
 * Multiplying Q by a number changes the results exactly as the formulas say: no tolerance is absolute.
 * A task with Q_tt = 0 takes no part and gets weight 0.  All zero: all weights are 0.
 * An input that is not finite gives NaN in all results of its subproblem (the optimizer skips the step); no error.
+* rtol: a combination of rows J'w is taken for rounding where |J'w|^2 <= rtol sum_t (w_t |g_t|)^2.  None: T 2^-52, for
+  Q of float64 rows; T times :func:`gram_accuracy` for other rows.
 * workspace: float64 [K, >= ``workspace_size(T)``], scratch; allocated if None.
 * CPU and CUDA give the same bits.  On a GPU one thread solves each problem: many tasks (T > 30, say) take long there.
 """
@@ -29,6 +31,10 @@ def _scratch(workspace: Tensor | None, gram: Tensor) -> Tensor:
     if workspace is not None:
         return workspace
     return torch.empty(gram.shape[0], workspace_size(gram.shape[-1]), dtype=torch.float64, device=gram.device)
+
+
+def _tolerance(rtol: float | None, gram: Tensor) -> float:
+    return gram.shape[-1] * torch.finfo(gram.dtype).eps if rtol is None else rtol
 
 
 def _problems(gram: Tensor, workspace: Tensor) -> tuple[int, int]:
@@ -90,17 +96,15 @@ def conflict_averse_(
     sum v = m, for the one m with |J'v| = radius |g0|: found in an exact bracket, to the last digits.
 
     Args:
-        weights: float64 [K, T], written; all 0 where the rows are stationary: the least norm^2 in their convex hull is
-            at most rtol tr(Q)/T.
+        weights: float64 [K, T], written; all 0 where the rows are stationary: the shortest vector of their convex hull
+            is rounding.
         gram: float64 [K, T, T].
         preferences: float64 [K, T], u.
         radius: the paper's c, >= 0.
-        rtol: None: T 2^-23, the accuracy of a Gram matrix of float32 rows.
-        workspace: scratch, see the module.
+        rtol, workspace: see the module.
     """
-    tolerance = gram.shape[-1] * 2.0**-23 if rtol is None else rtol
     function = torch.ops.mt2o_ext.conflict_averse_ if compiled(gram) else reference_solve.conflict_averse_
-    function(weights, _scratch(workspace, gram), gram, preferences, radius=radius, rtol=tolerance)
+    function(weights, _scratch(workspace, gram), gram, preferences, radius=radius, rtol=_tolerance(rtol, gram))
     changed([weights])
 
 
@@ -118,6 +122,7 @@ def power_barrier_(
     target: Tensor,
     *,
     power: float,
+    rtol: float | None = None,
     workspace: Tensor | None = None,
 ) -> None:
     """x > 0 with (Qx)_i = (b_i / x_i)^p: Nash-MTL (Navon et al., 2022; p = 1), FairGrad (Ban & Ji, 2024; p = 1/alpha),
@@ -127,46 +132,58 @@ def power_barrier_(
 
     Args:
         weights: float64 [K, T], x, written; all 0 where positive combinations of rows cancel, so that there is no
-            solution (x'Qx of the best x is below half of what it must be).
+            solution (x'Qx of the best x is below half of what it must be, or rounding).
         residual: float64 [K], written: the largest |(Qx)_i x_i^p / b_i^p - 1|; about 1e-13 for norms within a factor of
             1e4 and p <= 2; 1 where there is no solution.
         gram: float64 [K, T, T].
         target: float64 [K, T], b > 0 (else NaN).
         power: p > 0.
-        workspace: scratch, see the module.
+        rtol, workspace: see the module.
     """
     function = torch.ops.mt2o_ext.power_barrier_ if compiled(gram) else reference_solve.power_barrier_
-    function(weights, residual, _scratch(workspace, gram), gram, target, power=power)
+    function(weights, residual, _scratch(workspace, gram), gram, target, power=power, rtol=_tolerance(rtol, gram))
     changed([weights, residual])
 
 
 @register_fake("power_barrier_")
-def _(weights: Tensor, residual: Tensor, workspace: Tensor, gram: Tensor, target: Tensor, *, power: float) -> None:
+def _(
+    weights: Tensor, residual: Tensor, workspace: Tensor, gram: Tensor, target: Tensor, *, power: float, rtol: float
+) -> None:
     batch, tasks = _problems(gram, workspace)
     _check("weights", weights, batch, tasks)
     _check("residual", residual, batch)
     _check("target", target, batch, tasks)
 
 
-def dual_cone_(weights: Tensor, gram: Tensor, lower: Tensor, *, workspace: Tensor | None = None) -> None:
+def dual_cone_(
+    weights: Tensor,
+    gram: Tensor,
+    lower: Tensor,
+    *,
+    rtol: float | None = None,
+    workspace: Tensor | None = None,
+) -> None:
     """v = argmin v'Qv over v >= u: the projection of J'u onto the cone of directions that conflict with no row
     (DualProj: u; UPGrad: the sum over i of the solutions for u_i e_i; Quinton & Rey, 2024).
 
-    Lawson and Hanson's active set in Gram form.  (Qv)_i >= 0 up to 1e-12 |g_i| |J'u|.
+    To v'Qv is added rtol sum_t (z_t |g_t|)^2, z = v - u: otherwise a Gram matrix that is singular to rounding leaves v
+    undetermined, and one that rounding made indefinite sends it to infinity.  So |J'v| <= |J'u|, and
+    (Qv)_i >= -rtol |g_i|^2 z_i.  Where Q is less accurate than rtol says, and shows it, a larger rtol takes its place.
+    Lawson and Hanson's active set in Gram form.
 
     Args:
         weights: float64 [K, M, T], v, written; 0 for tasks with Q_tt = 0.
         gram: float64 [K, T, T].
         lower: float64 [K, M, T], u: M problems that share one Q.
-        workspace: scratch, see the module.
+        rtol, workspace: see the module.
     """
     function = torch.ops.mt2o_ext.dual_cone_ if compiled(gram) else reference_solve.dual_cone_
-    function(weights, _scratch(workspace, gram), gram, lower)
+    function(weights, _scratch(workspace, gram), gram, lower, rtol=_tolerance(rtol, gram))
     changed([weights])
 
 
 @register_fake("dual_cone_")
-def _(weights: Tensor, workspace: Tensor, gram: Tensor, lower: Tensor) -> None:
+def _(weights: Tensor, workspace: Tensor, gram: Tensor, lower: Tensor, *, rtol: float) -> None:
     batch, tasks = _problems(gram, workspace)
     _check("weights", weights, batch, lower.shape[1], tasks)
     _check("lower", lower, batch, lower.shape[1], tasks)
@@ -174,6 +191,8 @@ def _(weights: Tensor, workspace: Tensor, gram: Tensor, lower: Tensor) -> None:
 
 def eigen_(values: Tensor, vectors: Tensor, gram: Tensor, *, workspace: Tensor | None = None) -> None:
     """Eigenvalues in ascending order and eigenvectors, by Jacobi's rotations: Q = V diag(values) V'.
+
+    Small eigenvalues are accurate to all digits where they are small because rows are short (Demmel & Veselic, 1992).
 
     Args:
         values: float64 [K, T], written.
@@ -200,13 +219,15 @@ def project_(
     order: Tensor,
     *,
     decay: float = 0.0,
+    rtol: float | None = None,
     workspace: Tensor | None = None,
 ) -> None:
     """Each row meets the others in turn and is changed by them; weights of the sum of all changed rows.
 
     PCGrad (Yu et al., 2020; targets None): where g_i (as it is by then) and g_j conflict, g_i loses its component along
     g_j.  GradVac (Wang et al., 2021): where their cosine is below targets[i, j], g_j is added to g_i until it is equal;
-    then targets[i, j] <- (1 - decay) targets[i, j] + decay (the cosine before that).
+    then targets[i, j] <- (1 - decay) targets[i, j] + decay (the cosine before that).  A g_i that is rounding by then
+    has no cosine: it meets nobody.
 
     Args:
         weights: float64 [K, T], written.
@@ -215,15 +236,24 @@ def project_(
         order: int64 [K, T, T]: row i lists the tasks in the order in which g_i meets them; i itself is passed over.
             Other numbers than those of tasks are an error on the CPU and passed over on a GPU.
         decay: GradVac's beta.
-        workspace: scratch, see the module.
+        rtol, workspace: see the module.
     """
     function = torch.ops.mt2o_ext.project_ if compiled(gram) else reference_solve.project_
-    function(weights, targets, _scratch(workspace, gram), gram, order, decay=decay)
+    function(weights, targets, _scratch(workspace, gram), gram, order, decay=decay, rtol=_tolerance(rtol, gram))
     changed([weights, targets])
 
 
 @register_fake("project_")
-def _(weights: Tensor, targets: Tensor | None, workspace: Tensor, gram: Tensor, order: Tensor, *, decay: float) -> None:
+def _(
+    weights: Tensor,
+    targets: Tensor | None,
+    workspace: Tensor,
+    gram: Tensor,
+    order: Tensor,
+    *,
+    decay: float,
+    rtol: float,
+) -> None:
     batch, tasks = _problems(gram, workspace)
     _check("weights", weights, batch, tasks)
     _check("targets", targets, batch, tasks, tasks)

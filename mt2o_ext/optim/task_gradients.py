@@ -47,7 +47,9 @@ class TaskGradients(FlatOptimizer):
         self._tasks_of = [[self.param_groups[group].get("task") for group in groups] for groups in self._groups]
         self._slots = TaskSlots(self._flat, self._tasks_of, self._num_tasks)
         if self._weigher is not None and self._flat:
-            self._weigher.bind(sum(len(flat.parameters) for flat in self._trunks()), self._flat[0].device)
+            trunks = self._trunks()
+            count = sum(len(flat.parameters) for flat in trunks)
+            self._weigher.bind(count, self._flat[0].device, [flat.dtype for flat in trunks])
 
     def _is_head(self, index: int) -> bool:
         return bool(self._tasks_of[index]) and self._tasks_of[index][0] is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import capture
 from ..flat_gradients import FlatGradients
+from ..ops import gram_accuracy
 from ..weighting import Draw, Needs, Weighting, WeightingContext
 from .ranks import Ranks
 
@@ -60,6 +61,7 @@ class Weigher:
         self.steps = 0
         self.epoch = 0
         self._shape: tuple[int, torch.device] | None = None
+        self._accuracy = 2.0**-52
         self._before: dict[str, Tensor] | None = None
         self._key: Tensor | None = None
         self.losses: Tensor | None = None
@@ -68,11 +70,15 @@ class Weigher:
         self.last_losses: Tensor | None = None
 
     # ------------------------------------------------------------------ where it works
-    def bind(self, num_segments: int, device: torch.device, *, forget: bool = True) -> None:
+    def bind(
+        self, num_segments: int, device: torch.device, dtypes: Iterable[torch.dtype], *, forget: bool = True
+    ) -> None:
         """Prepares for this many tensors; of a new number of them, a weighting that remembers each starts anew.
 
+        dtypes: of the gradients.
         forget: at the first time, forget what the weighting remembers of an earlier use.
         """
+        self._accuracy = max((gram_accuracy(dtype) for dtype in dtypes), default=2.0**-52)
         if self._shape == (num_segments, device):
             return
         state = {} if self._shape is None and forget else self.weighting.state_dict()
@@ -120,6 +126,7 @@ class Weigher:
         return WeightingContext(
             preferences=self.preferences,
             losses=losses,
+            accuracy=self._accuracy,
             step=self.steps,
             epoch=self.epoch,
             draw=self._draw() if Needs.DRAWS in self.weighting.needs else None,

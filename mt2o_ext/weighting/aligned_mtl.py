@@ -18,7 +18,8 @@ class AlignedMTL(Weighting):
 
     scale: sg is the least eigenvalue of the rank ("min"), their median (the lower of two) or their mean ("rmse" in
         TorchJD).
-    rtol: eigenvalues count above rtol of the largest; T 2^-23 if None, the accuracy of a Gram matrix of float32 rows.
+    rtol: what counts as zero, see `CAGrad`: an eigenvalue |J'e|^2 counts above rtol sum_t (e_t |g_t|)^2, so that short
+        gradients count as long ones do.
 
     u is the preferences, 1 / T without any (TorchJD); the authors and LibMTL take 1: `Rescale(..., "T")`. "min" jumps
     where the numerical rank changes.
@@ -33,7 +34,7 @@ class AlignedMTL(Weighting):
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
-        values, vectors, kept = spectrum(context.gram, self.rtol)
+        values, vectors, kept = spectrum(context.gram, context.rtol(self.rtol))
         values = torch.where(kept, values, 0.0)
         inner = times(vectors.mT, context.preferences)
         roots = torch.where(kept, self._scale(values, kept) / torch.where(kept, values, 1.0), 0.0).sqrt()

@@ -126,12 +126,15 @@ class Weighting(ABC):
         cross: Tensor | None = None,
         epoch: int = 0,
         generator: torch.Generator | None = None,
+        accuracy: float | None = None,
     ) -> Tensor:
         """The weights for matrices at hand, without an optimizer: ``CAGrad()(jacobian @ jacobian.T)``.
 
         gram: [T, T], or [K, T, T] for K subproblems; the other tables likewise with or without K. preferences: the
         same for all tasks where None. generator: for methods that draw; torch's default one where None. What has a
-        state keeps it from call to call until the shape changes.
+        state keeps it from call to call until the shape changes. accuracy: relative error of the matrices' entries; the
+        rounding of their dtype where None. What is zero to this accuracy counts as zero: give
+        ``mt2o_ext.ops.gram_accuracy(dtype)`` for the dtype of the gradients where you have converted the matrix.
 
         Returns float64 [T], or [K, T].
         """
@@ -147,7 +150,10 @@ class Weighting(ABC):
         if "segments" in given:
             given.setdefault("gram", given["segments"].sum(1))
         draw = Draw.new(generator) if Needs.DRAWS in self.needs else None
-        weights = self.weights(WeightingContext(**given, step=self._calls, epoch=epoch, draw=draw))
+        if accuracy is None:
+            grams = [table for table in (gram, segments, cross) if table is not None]
+            accuracy = max((torch.finfo(table.dtype).eps for table in grams), default=2.0**-52)
+        weights = self.weights(WeightingContext(**given, accuracy=accuracy, step=self._calls, epoch=epoch, draw=draw))
         self._calls += 1
         return weights if batched else weights[0]
 

@@ -15,11 +15,13 @@ class CAGrad(Weighting):
 
     The direction d in the ball |d - g0| <= c |g0| around g0 = J'u with the largest min_t <g_t, d>:
     w = u + (k / |g_v|) v, k = c |g0|, where v minimises <g0, g_v> + k |g_v| over the simplex. All weights are 0 where
-    the gradients are stationary (the least norm^2 of their convex hull is at most rtol tr(Q) / T). Homogeneous.
+    the gradients are stationary: the shortest vector g_v of their convex hull is zero to the accuracy of the gradients,
+    |g_v|^2 <= rtol sum_t (v_t |g_t|)^2. Homogeneous.
 
     c: 0.5 in LibMTL, 0.4 in the authors' experiments.
     rescale: divides w by 1 (0; TorchJD), 1 + c^2 (1; LibMTL's default) or 1 + c (2).
-    rtol: T 2^-23 if None, the accuracy of a Gram matrix of float32 rows.
+    rtol: T times the accuracy of the Gram matrix if None: 2^-23 for float32 gradients, 2^-52 for float64, 2^-14 for
+        bfloat16.
     strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
     """
 
@@ -36,6 +38,6 @@ class CAGrad(Weighting):
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
-        weights = conflict_averse(context.gram, context.preferences, self.c, self.rtol)
+        weights = conflict_averse(context.gram, context.preferences, self.c, context.rtol(self.rtol))
         divisor = (1.0, 1 + self.c**2, 1 + self.c)[self.rescale]
         return strictly(weights / divisor, context.gram, self.strict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mt2o_ext.weighting.base import Weighting
@@ -18,8 +19,11 @@ class ConFIG(Weighting):
     of the gradients on it. Parallel to `IMTLG` for equal preferences. Homogeneous; the direction does not depend on the
     lengths of the rows.
 
-    rtol: eigenvalues of C count above rtol of the largest one; T 2^-23 if None, the accuracy of a Gram matrix of
-        float32 rows.
+    With dependent gradients there may be no such direction: then the cosines are the nearest in least squares (a task
+    may be in conflict), and all weights are 0 where these cosines are zero to the accuracy of the gradients, as two
+    opposite gradients have them.
+
+    rtol: what counts as zero, see `CAGrad`; eigenvalues of C count above it.
     """
 
     needs = Needs.GRAM
@@ -30,14 +34,21 @@ class ConFIG(Weighting):
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
-        return conflict_free(context.gram, context.preferences, self.rtol)
+        return conflict_free(context.gram, context.preferences, context.rtol(self.rtol))
 
 
-def conflict_free(gram: Tensor, preferences: Tensor, rtol: float | None) -> Tensor:
+def conflict_free(gram: Tensor, preferences: Tensor, rtol: float) -> Tensor:
     """ConFIG's weights [K, T]."""
     norms = row_norms(gram)
     by = inverse(norms)
     cosines = scaled(gram, by)
-    y = pseudo_inverse_times(cosines, preferences * (by > 0), rtol)
+    y = cosine_solution(cosines, preferences * (by > 0), rtol)
     projections = (norms * times(cosines, y)).sum(-1, keepdim=True)
     return by * y * projections * inverse(squared_norm(cosines, y))
+
+
+def cosine_solution(cosines: Tensor, wanted: Tensor, rtol: float) -> Tensor:
+    """y = C^+ u: rows of length one combine to a direction with these products; 0 where it has none but rounding."""
+    y = pseudo_inverse_times(cosines, wanted, rtol)
+    reached = times(cosines, y).norm(dim=-1, keepdim=True)
+    return torch.where(reached > rtol * wanted.norm(dim=-1, keepdim=True), y, 0.0)

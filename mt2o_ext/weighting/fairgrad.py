@@ -31,4 +31,4 @@ class FairGrad(Weighting):
         if self.alpha == 0:
             return target
         assert context.gram is not None
-        return power_barrier(context.gram, target, 1 / self.alpha)
+        return power_barrier(context.gram, target, 1 / self.alpha, context.rtol())

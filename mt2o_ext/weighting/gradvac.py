@@ -18,7 +18,7 @@ class GradVac(Weighting):
 
     Each g_i meets the others in random order; where the cosine rho with g_j is below phi_ij, g_j is added to g_i until
     it is phi_ij; then phi_ij <- (1 - beta) phi_ij + beta rho, rho from before. w are the coefficients of the sum.
-    Homogeneous.
+    Homogeneous. A g_i that is zero to the accuracy of the gradients by then has no cosine, and meets nobody.
 
     beta: 0.5 in LibMTL and TorchJD; the paper's 1e-2 (inferred).
     only_on_action: phi moves only when g_i was changed (SamsungLabs/MTL), not at each meeting (LibMTL, TorchJD).
@@ -40,10 +40,12 @@ class GradVac(Weighting):
         assert context.gram is not None
         order = meeting_orders(context)
         if self.only_on_action:
-            rows, self._state["targets"] = aligned(context.gram, order, self._state["targets"], self.beta)
+            rows, self._state["targets"] = aligned(
+                context.gram, order, self._state["targets"], self.beta, context.rtol()
+            )
             return present(context.gram, rows.sum(1))
         targets = self._state["targets"].clone()
         weights = context.gram.new_empty(context.gram.shape[:2])
-        solve.project_(weights, targets, context.gram, order, decay=self.beta)
+        solve.project_(weights, targets, context.gram, order, decay=self.beta, rtol=context.rtol())
         self._state["targets"] = targets
         return weights

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from mt2o_ext.weighting.base import Weighting
+from mt2o_ext.weighting.config import cosine_solution
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import inverse, pseudo_inverse_times, row_norms, scaled
+from mt2o_ext.weighting.solvers import inverse, row_norms, scaled
 
 
 class IMTLG(Weighting):
@@ -17,11 +18,12 @@ class IMTLG(Weighting):
     v = Q^+ s, s = |g|; w = v / sum v: the direction has the same projection (Qw)_t / s_t on every gradient. The sum
     is 1. Homogeneous; its direction does not depend on the lengths of the rows.
 
-    rtol: which eigenvalues count, see `ConFIG`.
+    rtol: what counts as zero, see `CAGrad`.
 
-    Dividing by a signed sum can flip the direction; all weights are 0 where |sum v| <= 1e-12 sum |v|. `ConFIG` is the
-    robust form. Solved on the cosines C as v = (C^+ 1) / s, so that the rank does not depend on the lengths of the
-    rows; the same where Q is regular.
+    All weights are 0 where the sum of v is not positive (above rtol sum |v|): the weights would then have equal
+    projections that are negative, uphill for all tasks. They are 0, too, where the projections are zero to the accuracy
+    of the gradients, as for two opposite ones. `ConFIG` is the robust form. Solved on the cosines C as v = (C^+ 1) / s,
+    so that the rank does not depend on the lengths of the rows; the same where Q is regular.
     """
 
     needs = Needs.GRAM
@@ -33,7 +35,8 @@ class IMTLG(Weighting):
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
         by = inverse(row_norms(context.gram))
-        v = by * pseudo_inverse_times(scaled(context.gram, by), (by > 0).double(), self.rtol)
+        rtol = context.rtol(self.rtol)
+        v = by * cosine_solution(scaled(context.gram, by), (by > 0).double(), rtol)
         total = v.sum(-1, keepdim=True)
-        usable = total.abs() > 1e-12 * v.abs().sum(-1, keepdim=True)
+        usable = total > rtol * v.abs().sum(-1, keepdim=True)
         return torch.where(usable, v / torch.where(usable, total, 1.0), 0.0)

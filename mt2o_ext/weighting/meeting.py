@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mt2o_ext.weighting.solvers import are_rounding
+
 
 def projected(gram: Tensor, order: Tensor, *, visit_self: bool) -> Tensor:
     """PCGrad: coefficients [K, T, T] of the rows after each has met those in its order (int64 [K, T, T]).
@@ -26,13 +28,13 @@ def projected(gram: Tensor, order: Tensor, *, visit_self: bool) -> Tensor:
     return rows
 
 
-def aligned(gram: Tensor, order: Tensor, targets: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+def aligned(gram: Tensor, order: Tensor, targets: Tensor, decay: float, rtol: float) -> tuple[Tensor, Tensor]:
     """GradVac whose targets move only when it acts: coefficients and targets, both [K, T, T]."""
     rows = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
     own = torch.arange(gram.shape[-1], device=gram.device)
     for met in order.unbind(-1):
         other, squared = _met(gram, met)
-        length = (rows * (rows @ gram)).sum(-1).clamp(min=0).sqrt()
+        length = torch.where(are_rounding(gram, rows, rtol), 0.0, (rows * (rows @ gram)).sum(-1).clamp(min=0).sqrt())
         product, unit = (rows * other).sum(-1), length * squared.sqrt()
         cosine = (product / torch.where(unit > 0, unit, 1.0)).clamp(-1, 1)
         goal = targets.gather(-1, met[..., None])[..., 0]

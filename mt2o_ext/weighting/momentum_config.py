@@ -21,7 +21,7 @@ class MomentumConFIG(RowWeighting):
     first moment in Adam is G_k: f = (G_k (1 - b^k) - b G_(k-1) (1 - b^(k-1))) / (1 - b), b = beta; its square feeds the
     second moment. So the base rule must be Adam or AdamW with beta1 = ``beta``. Homogeneous.
 
-    rtol: see `ConFIG`.
+    rtol: what counts as zero, see `CAGrad`.
 
     All moments are renewed in each step, where the paper also renews one task at a time. After `transform_` the first
     row holds f and the others 0, and the weights are (1, 0, ..., 0): f is not in the span of the gradients.
@@ -48,7 +48,8 @@ class MomentumConFIG(RowWeighting):
         for moment, matrix in zip(moments, rows, strict=True):
             update_(moment, self.beta * moment + (1 - self.beta) * matrix.to(moment.dtype), finite)
         # The correction of the bias: ConFIG's weights do not depend on a common factor of the rows.
-        weights = conflict_free(gram_of(moments), context.preferences, self.rtol) / (1 - self.beta**steps)[:, None]
+        weights = conflict_free(gram_of(moments), context.preferences, context.rtol(self.rtol))
+        weights = weights / (1 - self.beta**steps)[:, None]
         weights = torch.where(finite[:, None], weights, 0.0)
         now, before = (1 - self.beta**count for count in (steps, steps - 1))
         previous = self._remembered("previous", rows, per_task=False)

@@ -41,6 +41,6 @@ class NashMTL(Weighting):
         assert context.gram is not None
         if context.step % self.every == 0:
             target = context.preferences.shape[1] * context.preferences
-            self._state["weights"] = power_barrier(context.gram, target, 1.0)
+            self._state["weights"] = power_barrier(context.gram, target, 1.0, context.rtol())
         weights = self._state["weights"]
         return weights if self.max_norm is None else clipped(weights, context.gram, self.max_norm)

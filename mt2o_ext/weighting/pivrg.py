@@ -50,7 +50,7 @@ class PIVRG(Weighting):
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
-        return power_barrier(context.gram, self.targets(), 0.5)
+        return power_barrier(context.gram, self.targets(), 0.5, context.rtol())
 
     def targets(self) -> Tensor:
         """b [K, T]."""

@@ -16,7 +16,8 @@ class Rescale(Combinator):
     """The weights of ``inner`` times a factor.
 
     scale: "sum": as they are; "mean": divided by T (PCGrad as a mean); "simplex": divided by |sum w| (0 where the sum
-        cancels to 1e-12); "T": times T (MGDA in nash-mtl; the authors' FairGrad, PIVRG and SDMGrad).
+        is zero to the accuracy of the gradients); "T": times T (MGDA in nash-mtl; the authors' FairGrad, PIVRG and
+        SDMGrad).
     max_norm: then the direction is shortened to this length if it is longer. Free of the scale of the losses only where
         the inner update has degree 0; published codes use 1 for Nash-MTL, FairGrad, PIVRG and SDMGrad.
     """
@@ -42,7 +43,7 @@ class Rescale(Combinator):
             weights = weights * tasks
         elif self.scale == "simplex":
             total = weights.sum(-1, keepdim=True).abs()
-            usable = total > 1e-12 * weights.abs().sum(-1, keepdim=True)
+            usable = total > context.rtol() * weights.abs().sum(-1, keepdim=True)
             weights = torch.where(usable, weights / torch.where(usable, total, 1.0), 0.0)
         if self.max_norm is None:
             return weights

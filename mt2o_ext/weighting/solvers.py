@@ -1,6 +1,7 @@
 """The solvers of :mod:`mt2o_ext.ops.solve` as functions that return their results, and small algebra beside them.
 
-Gram matrices are float64 [K, T, T], vectors [K, T].
+Gram matrices are float64 [K, T, T], vectors [K, T]. rtol: what is rounding, see `are_rounding`; it comes from
+`WeightingContext.rtol`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ import torch
 from torch import Tensor
 
 from mt2o_ext.ops import solve
-
-# What a Gram matrix of float32 rows is accurate to, for each task.
-FLOAT32_ACCURACY = 2.0**-23
 
 
 def times(gram: Tensor, vector: Tensor) -> Tensor:
@@ -22,6 +20,13 @@ def times(gram: Tensor, vector: Tensor) -> Tensor:
 def squared_norm(gram: Tensor, vector: Tensor) -> Tensor:
     """v' Q v >= 0, [K, 1]: the squared length of J' v."""
     return (vector * times(gram, vector)).sum(-1, keepdim=True).clamp(min=0)
+
+
+def are_rounding(gram: Tensor, vectors: Tensor, rtol: float) -> Tensor:
+    """bool [K, N] of N vectors v, [K, N, T]: J' v is zero to the accuracy of the rows, that is
+    |J'v|^2 <= rtol sum_t (v_t |g_t|)^2."""
+    parts = times(vectors.square(), gram.diagonal(dim1=-2, dim2=-1))
+    return (vectors * (vectors @ gram)).sum(-1) <= rtol * parts
 
 
 def row_norms(gram: Tensor) -> Tensor:
@@ -46,43 +51,43 @@ def minimum_norm(gram: Tensor, linear: Tensor | None = None) -> Tensor:
     return weights
 
 
-def conflict_averse(gram: Tensor, preferences: Tensor, radius: float, rtol: float | None) -> Tensor:
+def conflict_averse(gram: Tensor, preferences: Tensor, radius: float, rtol: float) -> Tensor:
     weights = gram.new_empty(gram.shape[:2])
     solve.conflict_averse_(weights, gram, preferences, radius, rtol=rtol)
     return weights
 
 
-def power_barrier(gram: Tensor, target: Tensor, power: float) -> Tensor:
+def power_barrier(gram: Tensor, target: Tensor, power: float, rtol: float) -> Tensor:
     """x > 0 with (Qx)_i = (b_i / x_i)^p; b_i = 0 leaves task i out of it (the limit b_i -> 0), x_i = 0."""
     present = target > 0
     weights = gram.new_empty(gram.shape[:2])
     residual = gram.new_empty(len(gram))
     solve.power_barrier_(
-        weights, residual, scaled(gram, present.double()), torch.where(present, target, 1.0), power=power
+        weights, residual, scaled(gram, present.double()), torch.where(present, target, 1.0), power=power, rtol=rtol
     )
     return weights
 
 
-def dual_cone(gram: Tensor, lower: Tensor) -> Tensor:
+def dual_cone(gram: Tensor, lower: Tensor, rtol: float) -> Tensor:
     """argmin v'Qv over v >= u for each of the rows u of lower [K, M, T]."""
     weights = torch.empty_like(lower)
-    solve.dual_cone_(weights, gram, lower)
+    solve.dual_cone_(weights, gram, lower, rtol=rtol)
     return weights
 
 
-def spectrum(gram: Tensor, rtol: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues [K, T] in ascending order, eigenvectors in columns, and which count: above rtol of the largest.
+def spectrum(gram: Tensor, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues [K, T] in ascending order, eigenvectors in columns, and which count: those that are not rounding.
 
-    rtol: None is T 2^-23, the accuracy of a Gram matrix of float32 rows.
+    An eigenvalue is |J'e|^2 of its eigenvector, in which short rows meet short ones only: so the rank does not depend
+    on the lengths of the rows.
     """
     values, vectors = gram.new_empty(gram.shape[:2]), torch.empty_like(gram)
     solve.eigen_(values, vectors, gram)
-    threshold = gram.shape[-1] * FLOAT32_ACCURACY if rtol is None else rtol
-    largest = values[:, -1:]
-    return values, vectors, (values > threshold * largest) & (largest > 0)
+    parts = times(vectors.mT.square(), gram.diagonal(dim1=-2, dim2=-1))
+    return values, vectors, (values > rtol * parts) & (values > 0)
 
 
-def pseudo_inverse_times(gram: Tensor, vector: Tensor, rtol: float | None) -> Tensor:
+def pseudo_inverse_times(gram: Tensor, vector: Tensor, rtol: float) -> Tensor:
     """Q^+ v over the numerical rank."""
     values, vectors, kept = spectrum(gram, rtol)
     inner = times(vectors.mT, vector)

@@ -9,7 +9,7 @@ from mt2o_ext.weighting.base import State, Weighting
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.edm import equiangular
 from mt2o_ext.weighting.settings import check_choice, check_real
-from mt2o_ext.weighting.solvers import inverse, row_norms, squared_norm, times
+from mt2o_ext.weighting.solvers import are_rounding, inverse, row_norms, squared_norm, times
 
 WINDOW = 10
 
@@ -51,7 +51,7 @@ class TaskTensioner(Weighting):
         assert context.gram is not None and context.losses is not None
         tension = self._tension(row_norms(context.gram), context.losses)
         centre = equiangular(context.gram)
-        return self._repaired(context.gram, self._pulled(context.gram, centre, tension))
+        return self._repaired(context.gram, self._pulled(context.gram, centre, tension, context.rtol()))
 
     def _tension(self, norms: Tensor, losses: Tensor) -> Tensor:
         """tau [K, T], 0 in the first ten steps; moves the window on."""
@@ -68,9 +68,10 @@ class TaskTensioner(Weighting):
         state.update({"norms": window, "norm_sum": now, "steps": state["steps"] + 1})
         return torch.where(warm, tension, 0.0)
 
-    def _pulled(self, gram: Tensor, centre: Tensor, tension: Tensor) -> Tensor:
+    def _pulled(self, gram: Tensor, centre: Tensor, tension: Tensor, rtol: float) -> Tensor:
         towards = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) - centre[:, None]
         lengths = (towards * (towards @ gram)).sum(-1).clamp(min=0).sqrt()
+        lengths = torch.where(are_rounding(gram, towards, rtol), 0.0, lengths)
         size = squared_norm(gram, centre).sqrt() if self.tension == "relative" else 1.0
         present = gram.diagonal(dim1=-2, dim2=-1) > 0
         pull = torch.where(present, tension * inverse(lengths), 0.0) * size

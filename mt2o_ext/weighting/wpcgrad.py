@@ -11,6 +11,7 @@ from mt2o_ext.weighting.learning import EpochMeans
 from mt2o_ext.weighting.meeting import present
 from mt2o_ext.weighting.names import drawn, subproblem_and_task
 from mt2o_ext.weighting.settings import check_choice, check_real
+from mt2o_ext.weighting.solvers import are_rounding
 
 
 class WPCGrad(Weighting):
@@ -51,6 +52,7 @@ class WPCGrad(Weighting):
             order[:, :1] if self.protect == "first" else order,
             protect_visited=self.protect == "visited",
             current=self.reference == "current",
+            rtol=context.rtol(),
         )
         return present(context.gram, rows.sum(1))
 
@@ -63,7 +65,7 @@ class WPCGrad(Weighting):
         return (drawn(context).exponential(0, *subproblem_and_task(context)) / chance).argsort(stable=True, dim=-1)
 
 
-def projected_in_turn(gram: Tensor, order: Tensor, *, protect_visited: bool, current: bool) -> Tensor:
+def projected_in_turn(gram: Tensor, order: Tensor, *, protect_visited: bool, current: bool, rtol: float) -> Tensor:
     """Coefficients [K, T, T] after every row has met the references in the order of ``order``, int64 [K, R]."""
     original = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
     rows = original
@@ -77,7 +79,7 @@ def projected_in_turn(gram: Tensor, order: Tensor, *, protect_visited: bool, cur
         squared = (image * reference).sum(-1)
         product = (rows * image).sum(-1)
         kept = visited if protect_visited else torch.zeros_like(visited).scatter(1, own, True)
-        acts = (product < 0) & (squared > 0) & ~kept
-        step = torch.where(acts, product / torch.where(squared > 0, squared, 1.0), 0.0)
+        acts = (product < 0) & ~are_rounding(gram, reference, rtol) & ~kept
+        step = torch.where(acts, product / torch.where(acts, squared, 1.0), 0.0)
         rows = rows - step[..., None] * reference
     return rows

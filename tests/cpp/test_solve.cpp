@@ -67,7 +67,9 @@ struct Problem {
     for (int64_t t = 0; t < tasks; ++t) sum += w[t] * inner(t, w);
     return sum;
   }
-  GramProblems all() { return {1, tasks, gram.data(), workspace.data(), int64_t(workspace.size())}; }
+  GramProblems all(double rtol = 0.) {
+    return {1, tasks, gram.data(), workspace.data(), int64_t(workspace.size()), rtol};
+  }
 };
 
 // body(problem) for every kind of rows, number of tasks and scale.
@@ -123,7 +125,7 @@ TEST(linear_term) {
 TEST(conflict_averse) {
   for_problems([](Problem& p) {
     Vector w(p.tasks), u(p.tasks, 1. / double(p.tasks));
-    solve_one(ConflictAverse{p.all(), u.data(), 0.5, 1e-12, w.data()}, 0);
+    solve_one(ConflictAverse{p.all(1e-12), u.data(), 0.5, w.data()}, 0);
     if (is_nan(p, w)) return;
     Vector step = w;
     bool any = false;

@@ -33,7 +33,7 @@ struct Problems {
     }
     gram[2 * tasks * tasks] = INFINITY;
   }
-  GramProblems all() { return {batch, tasks, gram.data(), workspace.data(), solve_workspace(tasks)}; }
+  GramProblems all() { return {batch, tasks, gram.data(), workspace.data(), solve_workspace(tasks), 1e-12}; }
   Vector vector() const { return Vector(batch * tasks, NAN); }
   Vector matrix() const { return Vector(batch * tasks * tasks, NAN); }
 };
@@ -75,7 +75,7 @@ TEST(conflict_averse) {
   check_solver([](Problems& p, auto solve) {
     Vector weights = p.vector();
     const Vector preferences(p.batch * p.tasks, 1. / double(p.tasks));
-    solve(ConflictAverse{p.all(), preferences.data(), 0.5, 1e-12, weights.data()});
+    solve(ConflictAverse{p.all(), preferences.data(), 0.5, weights.data()});
     return bytes_of({&weights});
   });
 }

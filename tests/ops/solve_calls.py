@@ -54,19 +54,19 @@ def conflict_averse(
 
 
 def power_barrier(
-    backend: Backend, gram: Tensor, target: Tensor | None = None, power: float = 1.0
+    backend: Backend, gram: Tensor, target: Tensor | None = None, power: float = 1.0, rtol: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     weights, residual = empty(*gram.shape[:2]), empty(len(gram))
     b = torch.ones_like(weights) if target is None else target
-    backend.solve.power_barrier_(weights, residual, scratch(gram), gram, b, power=power)
+    backend.solve.power_barrier_(weights, residual, scratch(gram), gram, b, power=power, rtol=rtol)
     return weights, residual
 
 
-def dual_cone(backend: Backend, gram: Tensor, lower: Tensor | None = None) -> Tensor:
+def dual_cone(backend: Backend, gram: Tensor, lower: Tensor | None = None, rtol: float = 0.0) -> Tensor:
     batch, _, tasks = gram.shape
     u = torch.full((batch, 1, tasks), 1 / tasks, dtype=torch.float64) if lower is None else lower
     weights = empty(*u.shape)
-    backend.solve.dual_cone_(weights, scratch(gram), gram, u)
+    backend.solve.dual_cone_(weights, scratch(gram), gram, u, rtol=rtol)
     return weights
 
 
@@ -94,7 +94,7 @@ def project(
 ) -> Tensor:
     weights = empty(*gram.shape[:2])
     order = orders(*gram.shape[:2]) if order is None else order
-    backend.solve.project_(weights, targets, scratch(gram), gram, order, decay=decay)
+    backend.solve.project_(weights, targets, scratch(gram), gram, order, decay=decay, rtol=0.0)
     return weights
 
 

@@ -37,7 +37,7 @@ def common(results: Arguments, others: Arguments) -> Arguments:
 
 
 def project_arguments(targets: Tensor | None) -> Arguments:
-    return common({"weights": zeros(K, T), "targets": targets}, {"order": orders(K, T), "decay": 0.3})
+    return common({"weights": zeros(K, T), "targets": targets}, {"order": orders(K, T), "decay": 0.3, "rtol": 1e-12})
 
 
 def descent_arguments() -> Arguments:
@@ -54,9 +54,11 @@ CASES: dict[str, tuple[str, Callable[[], Arguments]]] = {
     ),
     "barrier": (
         "power_barrier_",
-        lambda: common({"weights": zeros(K, T), "residual": zeros(K)}, {"target": ones(K, T), "power": 0.5}),
+        lambda: common(
+            {"weights": zeros(K, T), "residual": zeros(K)}, {"target": ones(K, T), "power": 0.5, "rtol": 1e-12}
+        ),
     ),
-    "cone": ("dual_cone_", lambda: common({"weights": zeros(K, 3, T)}, {"lower": ones(K, 3, T)})),
+    "cone": ("dual_cone_", lambda: common({"weights": zeros(K, 3, T)}, {"lower": ones(K, 3, T), "rtol": 1e-12})),
     "eigen": ("eigen_", lambda: common({"values": zeros(K, T), "vectors": zeros(K, T, T)}, {})),
     "project": ("project_", lambda: project_arguments(None)),
     "vaccinate": ("project_", lambda: project_arguments(0.5 * ones(K, T, T))),

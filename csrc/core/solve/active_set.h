@@ -1,5 +1,5 @@
-// min y'Cy/2 + q'y over y >= 0, and a'y = constant where there is an a > 0: a primal active set (Lawson & Hanson, 1974,
-// for the normal equations).
+// min y'(C + penalty)y/2 + q'y over y >= 0, and a'y = constant where there is an a > 0: a primal active set (Lawson &
+// Hanson, 1974, for the normal equations).
 //
 // C is positive semidefinite with a diagonal of ones.  The support holds the entries that may be positive.  On it a
 // Newton step leads to the stationary point; where an entry would turn negative, the step ends and the entry leaves.
@@ -17,11 +17,13 @@ struct ActiveSet {
   int64_t size;
   const double* cosines;   // C
   const double* border;    // a, or nullptr
+  double penalty;          // of y'y
   double* linear;          // [size]: q
   double total;            // a'y
   double floor;            // gradients within this of the level are equal to it
   Factor factor;           // of C + a a' on the support
-  double *y, *gradient;    // [size]; gradient: Cy + q
+  double *y, *gradient;    // [size]; gradient: (C + penalty) y + q
+  double* barred;          // [size]: 1 for entries that had to leave as soon as they had entered
   double *step, *through;  // scratch
 };
 
@@ -29,7 +31,7 @@ MT2O_HD ActiveSet active_set_of(const double* cosines, const double* border, int
   ActiveSet s = {};
   s.size = size, s.cosines = cosines, s.border = border;
   s.factor = factor_of({cosines, size, border}, ridge, w);
-  s.linear = take(w, size), s.y = take(w, size), s.gradient = take(w, size);
+  s.linear = take(w, size), s.y = take(w, size), s.gradient = take(w, size), s.barred = take(w, size);
   s.step = take(w, size), s.through = take(w, size);
   fill(s.y, size, 0.);
   return s;
@@ -46,6 +48,7 @@ MT2O_HD void evaluate(ActiveSet& s) {
   for (int64_t k = 0; k < s.factor.count; ++k) {
     const int64_t i = s.factor.members[k];
     axpy(s.gradient, s.y[i], s.cosines + i * s.size, s.size);
+    s.gradient[i] += s.penalty * s.y[i];
   }
 }
 
@@ -61,7 +64,7 @@ MT2O_HD int64_t entering(const ActiveSet& s) {
   double least = 0.;
   for (int64_t i = 0; i < s.size; ++i) {
     const double below = s.border ? s.gradient[i] / s.border[i] - own : s.gradient[i];
-    if (s.y[i] == 0. && below < least) best = i, least = below;
+    if (below < least && s.y[i] == 0. && s.barred[i] == 0.) best = i, least = below;
   }
   if (best < 0) return -1;
   double magnitude = absolute(s.linear[best]);
@@ -112,14 +115,14 @@ MT2O_HD bool advance(ActiveSet& s) {
 
 // From y >= 0 on the support (a'y as wanted) to the minimum.
 MT2O_HD void minimise(ActiveSet& s) {
-  bool stalled = false;  // the entry that entered had to leave at once: rounding decides
+  fill(s.barred, s.size, 0.);
   int64_t newest = -1;
   int settled = 0;  // full steps on this support
   for (int64_t iteration = 0; iteration < 6 * s.size + 24; ++iteration) {
     if (s.border) rescale(s);
     evaluate(s);
     if (settled > 0 || s.factor.count == 0) {
-      const int64_t next = stalled ? -1 : entering(s);
+      const int64_t next = entering(s);
       if (next >= 0)
         append(s.factor, newest = next), settled = 0;
       else if (settled > 2 || s.factor.count == 0)
@@ -130,7 +133,8 @@ MT2O_HD void minimise(ActiveSet& s) {
       ++settled;
     } else {
       settled = 0;
-      stalled = stalled || (newest >= 0 && s.y[newest] == 0.);
+      // That an entry has to leave as it enters is rounding: the others may still lead on.
+      if (newest >= 0 && s.y[newest] == 0.) s.barred[newest] = 1.;
     }
     newest = -1;
   }

@@ -15,6 +15,7 @@ struct GramProblems {
   const double* gram;     // [K][T][T], symmetric; the lower triangle is read
   double* workspace;      // problem k has workspace + k * workspace_row
   int64_t workspace_row;  // >= solve_workspace(tasks)
+  double rtol = 0.;       // a combination J'w is rounding where |J'w|^2 <= rtol sum_t (w_t |g_t|)^2
 };
 
 // weights[k] = argmin w'Qw/2 + q'w over the simplex
@@ -24,11 +25,12 @@ struct MinimumNorm {
   double* weights;       // [K][T]
 };
 
-// weights[k]: the longest step against conflicts in the ball |d - J'u| <= radius |J'u|
+// weights[k]: the longest step against conflicts in the ball |d - J'u| <= radius |J'u|; 0 where the rows' least norm is
+// rounding
 struct ConflictAverse {
   GramProblems all;
   const double* preferences;  // [K][T]: u
-  double radius, rtol;
+  double radius;
   double* weights;  // [K][T]
 };
 
@@ -41,7 +43,7 @@ struct PowerBarrier {
   double* residual;  // [K]
 };
 
-// weights[k][m] = argmin v'Qv over v >= lower[k][m]
+// weights[k][m] = argmin v'Qv + rtol sum_t (z_t |g_t|)^2, z = v - lower[k][m] >= 0
 struct DualCone {
   GramProblems all;
   int64_t bounds;       // M

@@ -78,12 +78,14 @@ MT2O_HD double newton(Barrier& b, Factor& f) {
   return least;
 }
 
-// True if y'Cy is what a solution's must be, at least by half; rows that cancel each other have none.
-MT2O_HD bool attained(const Barrier& b) {
+// True if y'Cy is what a solution's must be, at least by half, and more than rounding; rows that cancel each other have
+// no solution.
+MT2O_HD bool attained(const Barrier& b, double rtol) {
   double wanted = 0.;
   for (int64_t i = 0; i < b.size; ++i) wanted += b.target[i] * power(b.y[i], -b.power) * b.y[i];
   multiply(b.image, b.cosines, b.y, b.size);
-  return dot(b.image, b.y, b.size) >= 0.5 * wanted;
+  const double square = dot(b.image, b.y, b.size);
+  return square >= 0.5 * wanted && square >= rtol * dot(b.y, b.y, b.size);
 }
 
 }  // namespace mt2o::solve
@@ -114,14 +116,19 @@ MT2O_HD void solve_one(const PowerBarrier& s, int64_t k) {
     b.target[i] = solve::power(rows.lengths[i], s.power - 1.) * solve::power(target[rows.tasks_of[i]], s.power);
     b.y[i] = solve::power(b.target[i], 1. / (1. + s.power));
   }
-  // With a ridge there is a solution in any case; without it, from there, the exact one.
+  // With a ridge there is a solution in any case.  Where it is the ridge that carries it, a smaller one is tried, down
+  // to the rows' accuracy; without any, from there, the exact one.
   s.residual[k] = 1.;
-  for (int pass = 0; pass < 2; ++pass) {
-    b.ridge = pass == 0 ? 1e-10 : 0.;
-    const double residual = solve::newton(b, f);
-    if (!solve::attained(b)) return;
-    if (pass == 1) s.residual[k] = residual;
+  const double rtol = solve::greater(s.all.rtol, solve::least_rtol(n));
+  b.ridge = solve::greater(1e-10, rtol);
+  for (solve::newton(b, f); !solve::attained(b, rtol); solve::newton(b, f)) {
+    if (b.ridge <= rtol) return;
+    b.ridge = solve::greater(1e-2 * b.ridge, rtol);
   }
+  b.ridge = 0.;
+  const double residual = solve::newton(b, f);
+  if (!solve::attained(b, rtol)) return;
+  s.residual[k] = residual;
   solve::to_weights(weights, rows, b.y, solve::power(rows.scale, -1. / (1. + s.power)));
 }
 

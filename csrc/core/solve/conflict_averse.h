@@ -68,8 +68,8 @@ MT2O_HD void solve_one(const ConflictAverse& s, int64_t k) {
   solve::Simplex simplex = solve::simplex_of(rows, w);
   solve::start(simplex, rows, 1.);
   solve::minimise(simplex.set);
-  const double least = solve::square_norm(simplex), mean = solve::dot(rows.lengths, rows.lengths, n) / double(tasks);
-  if (least <= s.rtol * mean) return;  // stationary
+  const double least = solve::square_norm(simplex), *y = simplex.set.y;
+  if (least <= s.all.rtol * solve::dot(y, y, n)) return;  // stationary: the least norm is rounding
   for (int64_t i = 0; i < n; ++i) u[i] = rows.lengths[i] * preferences[rows.tasks_of[i]];
   solve::multiply(simplex.set.linear, rows.cosines, u, n);
   const double reach = s.radius * sqrt(solve::greater(solve::dot(u, simplex.set.linear, n), 0.));

@@ -15,6 +15,7 @@ struct Matrix {
 struct Factor {
   Matrix matrix;
   double ridge;      // added to the diagonal, and the least square that a pivot has
+  bool indefinite;   // a pivot was less than the ridge leaves to a positive semidefinite matrix
   int64_t count;     // members
   int64_t* members;  // [size], in order of arrival
   double* lower;     // [size][size]: L with L L' = matrix of the members + ridge
@@ -23,7 +24,7 @@ struct Factor {
 
 MT2O_HD Factor factor_of(const Matrix& matrix, double ridge, Workspace& w) {
   const int64_t n = matrix.size;
-  return {matrix, ridge, 0, take_indices(w, n), take(w, n * n), take(w, n)};
+  return {matrix, ridge, false, 0, take_indices(w, n), take(w, n * n), take(w, n)};
 }
 
 MT2O_HD void append(Factor& f, int64_t member) {
@@ -37,7 +38,9 @@ MT2O_HD void append(Factor& f, int64_t member) {
     row[k] = (entry - dot(row, f.lower + k * n, k)) * f.inverse[k];
   }
   const double entry = entries[member] + (border ? border[member] * border[member] : 0.);
-  row[count] = sqrt(greater(entry + f.ridge - dot(row, row, count), f.ridge));
+  const double pivot = entry + f.ridge - dot(row, row, count);
+  f.indefinite = f.indefinite || pivot < 0.5 * f.ridge;
+  row[count] = sqrt(greater(pivot, f.ridge));
   f.inverse[count] = 1. / row[count];
   f.members[count] = member;
   f.count = count + 1;

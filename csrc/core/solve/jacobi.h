@@ -18,6 +18,8 @@ MT2O_HD void diagonalise(double* matrix, double* vectors, int64_t n) {
   double largest = 0.;
   for (int64_t i = 0; i < n * n; ++i) largest = greater(largest, absolute(matrix[i])), vectors[i] = 0.;
   for (int64_t i = 0; i < n; ++i) vectors[i * n + i] = 1.;
+  // Beside its own diagonal, so that rows of very different lengths keep small eigenvalues to all digits (Demmel &
+  // Veselic, 1992); where that is rounding itself, beside the largest entry.
   const double negligible = largest * 0x1p-60;
   bool rotated = true;
   for (int sweep = 0; sweep < 40 && rotated; ++sweep) {
@@ -26,7 +28,8 @@ MT2O_HD void diagonalise(double* matrix, double* vectors, int64_t n) {
       for (int64_t q = p + 1; q < n; ++q) {
         double *row_p = matrix + p * n, *row_q = matrix + q * n;
         const double pp = row_p[p], qq = row_q[q], pq = row_p[q];
-        if (absolute(pq) <= negligible) continue;
+        const bool positive = pp > 0. && qq > 0.;
+        if (positive ? pq * pq <= 0x1p-106 * pp * qq : absolute(pq) <= negligible) continue;
         const double theta = (qq - pp) / (2. * pq);
         const double t = (theta < 0. ? -1. : 1.) / (absolute(theta) + sqrt(theta * theta + 1.));
         const double c = 1. / sqrt(t * t + 1.), s = t * c;

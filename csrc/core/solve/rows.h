@@ -43,6 +43,9 @@ MT2O_HD_CALL double dot(const double* a, const double* b, int64_t n) {
   for (; i < n; ++i) s0 += a[i] * b[i];
   return (s0 + s2) + (s1 + s3);
 }
+// What the solvers' own arithmetic leaves of combinations of n rows, whatever the rows are accurate to.
+MT2O_HD double least_rtol(int64_t n) { return 8. * epsilon * double(n); }
+
 // y += a x
 MT2O_HD_CALL void axpy(double* y, double a, const double* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
