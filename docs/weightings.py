@@ -1,12 +1,14 @@
 """Writes ``weightings.md`` beside itself from the weightings themselves: their needs, states, laws and docstrings.
 
-``python docs/weightings.py`` after a change of a docstring; a test compares the two.
+Run ``python docs/weightings.py`` after a change of a docstring: one test compares the page with what this program
+gives, others parse the page as a web site would and run its example.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,40 +30,89 @@ COMBINATORS: dict[str, Callable[[], Weighting]] = {
     "Relative": lambda: W.Relative(W.UPGrad()),
 }
 
+# What each flag of `Needs` asks for, as the page says it.
+NEEDS = {
+    Needs.LOSSES: "the values of the T losses",
+    Needs.GRAM: "the Gram matrix Q",
+    Needs.SEGMENTS: "one Gram matrix for each parameter tensor of the model",
+    Needs.DIAGONAL: "only the diagonal of Q, the squared lengths of the gradients",
+    Needs.CROSS: "inner products of the gradients of one mini-batch with those of another; no optimizer gives these, "
+    "so call the method yourself, with `cross=`",
+    Needs.ROWS: "the gradients themselves, which it changes before they are combined",
+    Needs.FEEDBACK: "the losses of the same mini-batch once more, after the step: `WeightedFused.step(closure)` asks "
+    "for them itself, all else has to call `optimizer.feedback(new_losses)` after each step",
+    Needs.EPOCHS: "the number of epochs, which only you know: call `optimizer.epoch_end()` at the end of each",
+    Needs.STEPS: "the number of steps",
+    Needs.DRAWS: "random numbers",
+}
+
 HEAD = """# Weightings
 
-How T task gradients become one: every method of `mt2o_ext.weighting`, what it reads, what it remembers, where it is
-from and where published codes (and we) differ. Written by `docs/weightings.py` from the code.
+A weighting decides how the gradients of T tasks become one update. Each method of `mt2o_ext.weighting` has a section
+here: its formula, its settings, what it reads and remembers, the paper it is from, and where published implementations
+differ from one another or from ours. `docs/weightings.py` writes this page from the docstrings.
 
 ```python
+import torch
 from mt2o_ext import CAGrad, Ema, UPGrad, as_weighting
 
-weights = CAGrad(c=0.4)(jacobian @ jacobian.T) # alone: float64 [T]; [K, T] for K matrices at once weighting =
-Ema(UPGrad(), alpha=0.9) # combinators are weightings too weighting = as_weighting("nash-mtl") # a name is a shorthand
-for the class with its defaults ```
+jacobian = torch.tensor([[1.0, 0.0, 2.0], [-2.0, 1.0, 0.0]])  # the gradients of T = 2 tasks, one in each row
+weights = CAGrad(c=0.4)(jacobian @ jacobian.T)  # from their Gram matrix [T, T]; the answer is float64 [T]
+update = weights.float() @ jacobian             # the combined gradient
 
-**Notation.** T tasks, K subproblems, rows g_t of J [T, P], losses l, Q = J J' (the Gram matrix), s_t = |g_t|, C the
-cosines, u the preferences (1 / T for all tasks where nobody has any), e_t the t-th unit vector. A weighting gives w;
-the update is J'w.
+weighting = Ema(UPGrad(), alpha=0.9)            # some classes go around another weighting, here a running average
+weighting = as_weighting("nash-mtl")            # a name stands for the class with its default settings
+```
 
-**All methods.**
+An optimizer takes the instance or the name: `WeightedFused(..., weighting=Ema(UPGrad()))`, `weighting="nash-mtl"`.
 
-* Scale: when all losses (and their history) are multiplied by a, the update is multiplied by a^degree and keeps its
-  direction, for a = 1e-8 .. 1e8. No tolerance is absolute. Methods in the units of their losses ("none") get such a
-  law from `Relative`.
-* A gradient or a loss that is not finite gives NaN weights for its subproblem and leaves its state as it was; nothing
-  raises. The optimizers skip such a step, as they do where a formula does not exist (a loss <= 0 under a logarithm).
-* A row that is zero leaves the problem and gets weight 0 (`strict=True` of `MGDA`, `EDM` and `CAGrad`: stationary, as
-  their formulas say). Equal and opposite rows give finite weights; so does everything else that is finite.
-* Random numbers come from one key for each step, drawn from one `torch.Generator`: every number is a hash of (key,
-  purpose, subproblem, task or element). Orders are the same on every device; permuting the tasks permutes the weights.
-* T x T problems are solved in float64 where the Gram matrix is, without waiting for the device. State is plain tensors
-  in `state_dict`; resuming is bitwise. What has a memory as large as the gradients is listed with its shape.
-* A Gram matrix squares the condition number of J: methods that invert Q (`IMTLG`, `ConFIG`, `AlignedMTL`) count
-  eigenvalues above `rtol` of the largest only, by default T 2^-23, the accuracy of float32 rows.
+**Notation.** There are T tasks and K subproblems (K = 1 for one model). J [T, P] holds the gradient g_t of task t in
+row t, Q = J J' is the Gram matrix of all inner products, s_t = |g_t| the length of a gradient, C the matrix of cosines,
+l the losses, u the preferences (1 / T for each task unless you give others), e_t the t-th unit vector. A weighting
+gives T numbers w; the update is their combination J'w = sum_t w_t g_t.
 
-"Reads" are passes over J beside the combination J'w that every method ends with.
+**What holds for all methods.**
+
+* **Scale.** If you multiply all losses, past and present, by the same factor a, the update is multiplied by a^degree
+  and keeps its direction, for a from 1e-8 to 1e8; "homogeneous" below means degree 1. No tolerance is an absolute
+  number. Methods whose formula depends on the unit of the losses (degree "none") have this property inside of
+  `Relative`, which measures losses against their first values.
+* **Infinite or NaN** gradients and losses give NaN weights for their subproblem and leave the weighting's state as it
+  was. Nothing raises: the optimizers skip such a step. They also skip it where a formula does not exist, such as the
+  logarithm of a loss <= 0.
+* **A gradient that is zero** is left out of the problem and gets weight 0. (With `strict=True`, `MGDA`, `EDM` and
+  `CAGrad` take such a point for stationary, as their formulas say: all weights are 0.) Equal gradients and opposite
+  ones give finite weights.
+* **Random numbers.** Each step takes one key from a `torch.Generator`, and every random number is a hash of that key,
+  its purpose, the subproblem and the task or element. So they are the same on every device, and another order of the
+  tasks gives the same weights in that order.
+* **Where it runs.** Problems of size T x T are solved in float64 on the device that holds the Gram matrix, and the host
+  never waits for the result. The state is plain tensors in the optimizer's `state_dict`; a resumed run has the same
+  bits as one that was never stopped. State that is as large as the gradients is listed with its shape.
+* **Nearly dependent gradients.** A Gram matrix squares the condition number of J. Methods that invert Q (`IMTLG`,
+  `ConFIG`, `AlignedMTL`) therefore use only the eigenvalues above `rtol` times the largest one, by default
+  T 2^-23: that is how accurately float32 gradients determine them.
+
+**Columns of the tables.**
+
+* `needs` lists what the method looks at or asks for:
+{needs}
+* `state` names the tensors that the method keeps from step to step. "Adam" are the moments of the small Adam optimizer
+  that learns its weights, `EpochMeans` the mean losses of the last two epochs.
+* `reads` counts the passes over J, in addition to the combination J'w that every method ends with.
+* `degree` is the exponent under **Scale**.
 """
+
+
+def head() -> str:
+    """HEAD with an item for each flag of Needs."""
+    flags = [flag for flag in Needs if flag is not Needs.NOTHING]
+    items = [wrapped(f"`{str(flag.name).lower()}`: {NEEDS[flag]}") for flag in flags]
+    return HEAD.rstrip().replace("{needs}", ";\n".join(items) + ".")
+
+
+def wrapped(item: str) -> str:
+    return textwrap.fill(item, 120, initial_indent="  * ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def cost(needs: Needs) -> str:
@@ -163,7 +214,7 @@ def page() -> str:
     sections = [section(method) for method, _ in methods.values()]
     around = [section(method) for method, _ in combinators.values()]
     names = "Names for `as_weighting`: " + ", ".join(f"`{name}`" for name in METHODS) + "."
-    blocks = [HEAD.rstrip(), table(methods), names, "Around a weighting (here around `UPGrad`):", table(combinators)]
+    blocks = [head(), table(methods), names, "Around a weighting (here around `UPGrad`):", table(combinators)]
     blocks += ["## Methods", *sections, "## Around a weighting", *around]
     return "\n\n".join(blocks) + "\n"
 

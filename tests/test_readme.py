@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from pathlib import Path
 
 from bench import readme
 
@@ -17,17 +15,3 @@ def test_tables_are_those_of_the_committed_json() -> None:
     assert sorted(shown) == sorted({"demo", "connection_strength", *readme.SELECTIONS} | measured)
     for text in TEXTS.values():
         assert readme.updated(text) == text
-
-
-def test_every_file_they_name_is_there() -> None:
-    for document, text in TEXTS.items():
-        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-        for name in re.findall(r"\]\(([^)#:]+)\)", prose):
-            assert Path(document.parent, name).exists(), name
-
-
-def test_examples_are_python() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", TEXTS[readme.README], flags=re.DOTALL)
-    assert len(blocks) == 5
-    for block in blocks:
-        ast.parse(block)

@@ -162,13 +162,14 @@ class ConnectionStrengthFused(FlatOptimizer):
                 "total_steps", f"this is step {self._draw.total_steps + 1} of {self._draw.total_steps}: phase 2 stays"
             )
         capture.refuse(self._skipped.device, "ConnectionStrengthFused", "it draws phase and order of tasks on the host")
-        before = self._draw.state_dict()
+        before, phase = self._draw.state_dict(), self._phase
         self._phase, order = self._draw.next(self._num_tasks)
         try:
             losses = self._learn(closure, order) if self._phase == 1 else self._conserve(closure)
         except BaseException:
             self.zero_grad()
             self._draw.load_state_dict(before)
+            self._phase = phase
             raise
         self._recorder.phases.append(self._phase)
         return losses

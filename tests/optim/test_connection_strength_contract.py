@@ -147,11 +147,48 @@ def test_a_closure_that_fails_changes_nothing(schedule: Callable[[float], float]
     for error, closure in failing.items():
         with pytest.raises(error):
             optimizer.step(closure)
-    assert optimizer.last_phase in (1, 2)
+    assert optimizer.last_phase == 0, "there was no step yet"
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
     assert len(optimizer.history().phases) == 0
     with pytest.raises(TypeError, match="step\\(\\) needs a closure"):
         optimizer.step()
+
+
+def test_a_failed_step_that_is_repeated_draws_the_same() -> None:
+    """Phases, orders of tasks and parameters are those of a run in which nothing failed."""
+    (model, optimizer, batches), (other, repeating, other_batches) = mixed_run(), mixed_run()
+    calls: list[list[int]] = [[], []]
+
+    def watched(task: int, of: int, loss: Callable[[int], Tensor]) -> Tensor:
+        calls[of].append(task)
+        return loss(task)
+
+    def fails(task: int) -> Tensor:
+        raise KeyError(task)
+
+    for _ in range(12):
+        loss, other_loss = batches.draw().loss(model), other_batches.draw().loss(other)
+        optimizer.step(lambda task: watched(task, 0, loss))  # noqa: B023
+        phase = repeating.last_phase
+        for _ in range(3):  # a few draws too many, if they were not taken back
+            with pytest.raises(KeyError):
+                repeating.step(fails)
+        assert repeating.last_phase == phase
+        repeating.step(lambda task: watched(task, 1, other_loss))  # noqa: B023
+    assert calls[0] == calls[1]
+    assert torch.equal(optimizer.history().phases, repeating.history().phases)
+    assert same_parameters(model, other)
+
+
+def test_one_infinite_loss_skips_the_step_of_phase_two() -> None:
+    """Also where all gradients are finite."""
+    model = network()
+    optimizer, batches = optimizer_of(model), Batches()
+    before = copy.deepcopy(dict(model.named_parameters()))
+    with pytest.warns(UserWarning, match="infinite or NaN: this step was skipped"):
+        optimizer.step(lambda task: batches.loss(model)(task) + (torch.inf if task == 1 else 0.0))
+    assert optimizer.skipped_steps.tolist() == [1]
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_history_and_its_report_and_plot() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import Batches, assert_same, make_model, rows, set_gradients, several, snapshot, task_losses, train
 
-from mt2o_ext import Hat, Spectral
+from mt2o_ext import Hat, Mean, Moments, Spectral
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 
@@ -56,3 +56,27 @@ def test_nonfinite_skips_the_subproblem(value: float, where: str, skip: str, tra
     assert_same(optimizer.skipped_steps, expected + 1)
     assert_same(snapshot(optimizer)["parameters"], middle)
     assert all(torch.isfinite(p).all() for row in rows(optimizer, model) for p in row)
+
+
+@pytest.mark.parametrize("moments", [Moments.MIX, Moments.MIX_SQUARED])
+def test_a_skipped_subproblem_keeps_its_moments_where_a_tensor_has_no_gradient(moments: Moments) -> None:
+    """Moments are blended beside the fused step, which does not know of them: rows that it skips must be held."""
+    model = make_model()
+    optimizer = several(model, num_subproblems=5, transfer=Mean(0.5, every=1), moments=moments)
+    train(optimizer, model, Batches(), 2)
+    before = {p: {key: value.clone() for key, value in state.items()} for p, state in optimizer.state.items()}
+    first, *_, last = model.parameters()
+    optimizer.zero_grad()
+    for k in optimizer.subproblems():
+        set_gradients(list(model.parameters()), k)
+        if k == 1:
+            last.grad = None
+        elif k == 3:
+            first.grad[0, 0] = torch.nan  # type: ignore[index]
+    with pytest.warns(UserWarning, match="subproblem 3 was infinite or NaN"):
+        optimizer.step()
+    for p, state in before.items():
+        for key in ("exp_avg", "exp_avg_sq", "step", "subproblems"):
+            for k in range(5):
+                held = k == 3 or (k == 1 and p is last)
+                assert torch.equal(optimizer.state[p][key][k], state[key][k]) == held, (key, k)

@@ -86,6 +86,28 @@ def test_old_dicts_without_our_options_load() -> None:
     assert optimizer.state[p[0]]["step"] == 4 and optimizer.state[p[2]]["step"] == 1
 
 
+def test_ids_of_a_dict_are_only_names(twin: Twin) -> None:
+    """Which state is whose says the place in the groups: ids may be any numbers, in any order, as torch takes them."""
+    ours, theirs = make_parameters(), make_parameters()
+    mine, other = twin.ours(ours), twin.torch(theirs)
+    steps(mine, ours, range(3))
+    steps(other, theirs, range(3))
+    loaded = []
+    for optimizer, make_one, p in ((mine, twin.ours, ours), (other, twin.torch, theirs)):
+        saved, names = optimizer.state_dict(), [7, 9, 2]
+        [group] = saved["param_groups"]
+        saved["state"] = {names[i]: state for i, state in saved["state"].items() if isinstance(i, int)}
+        group["params"] = names
+        q = [nn.Parameter(x.detach().clone()) for x in p]
+        loaded.append((make_one(q), q))
+        loaded[-1][0].load_state_dict(saved)
+    states = [optimizer.state_dict()["state"] for optimizer in (loaded[0][0], mine)]
+    assert_same(*({i: state for i, state in each.items() if state} for each in states))
+    for optimizer, q in loaded:
+        steps(optimizer, q, range(3, 5))
+    torch.testing.assert_close(loaded[0][1], loaded[1][1], rtol=0, atol=1e-5)
+
+
 def test_what_a_dict_does_not_have_starts_anew() -> None:
     ours, fresh = make_parameters(), make_parameters()
     options: dict[str, Any] = {"num_tasks": 1, "num_subproblems": 1, "ema": 0.9}

@@ -10,7 +10,7 @@ import torch
 from problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 from torch import Tensor, nn
 
-from mt2o_ext import SGD, MT2OFused, SubproblemBank, repeat, stack
+from mt2o_ext import SGD, CAGrad, MT2OFused, SubproblemBank, TransferContext, repeat, stack
 
 K = 5
 
@@ -109,6 +109,36 @@ def test_accumulation_over_micro_batches() -> None:
         inner.zero_grad()
     for row, other_row in zip(rows(inner, both), rows(parts, other), strict=True):
         torch.testing.assert_close(row, other_row, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_of_micro_batches_add_up() -> None:
+    """As gradients do: the transfer rule and the weighting see the sums, and one infinity among them skips the step."""
+    model = make_model()
+    seen: list[Tensor] = []
+
+    def rule(context: TransferContext) -> None:
+        assert context.losses is not None
+        seen.append(context.losses)
+
+    optimizer = make(model, transfer=rule, scalarization=None, weighting=CAGrad())
+    batches = Batches()
+    for bad in (0.0, torch.inf):
+        expected = torch.zeros(K, 2, dtype=torch.float64)
+        for k in optimizer.subproblems():
+            for part in range(3):
+                x, y = next(batches)
+                losses = task_losses(model(x), y) / 3
+                if k == 1 and part == 0:
+                    losses = losses + torch.tensor([bad, 0.0])
+                optimizer.backward(losses)
+                expected[k] += losses.detach()
+        if bad:
+            with pytest.warns(UserWarning, match="subproblem 1 was infinite or NaN"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        torch.testing.assert_close(seen[-1], expected, rtol=1e-15, atol=0.0)
+    assert optimizer.skipped_steps.tolist() == [0, 1, 0, 0, 0]
 
 
 def test_gradients_are_clipped_for_each_subproblem() -> None:

@@ -140,6 +140,21 @@ def test_a_step_with_infinities_is_skipped_whole(name: str, where: str, value: f
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_one_infinite_loss_skips_the_step_of_heads_alone(value: float) -> None:
+    """No gradient and no weight tells of it: nothing is weighted, and all gradients are finite."""
+    model = Towers()
+    heads = [{"params": head.parameters(), "task": task} for task, head in enumerate(model.heads)]
+    optimizer = WeightedFused(heads, num_tasks=3, weighting=PCGrad(), lr=1e-2)
+    before = values(model)
+    with pytest.warns(UserWarning, match="infinite or NaN"):
+        optimizer.step(lambda: [loss + (value if t == 1 else 0.0) for t, loss in enumerate(model.losses(batch_of(0)))])
+    assert_same(values(model), before)
+    assert optimizer.skipped_steps.tolist() == [1]
+    optimizer.step(lambda: model.losses(batch_of(0)))  # the way is clear again
+    assert all(not torch.equal(p, old) for p, old in zip(model.heads.parameters(), before[4:], strict=True))
+
+
 def test_invalid_losses_skip_too() -> None:
     model = Towers()
     optimizer = weighted(model, FAMO(lower_bound=50.0))  # above all losses

@@ -147,13 +147,17 @@ def test_spectral_averages_pure_noise():
     assert_close(matrix, torch.full((10, 10), 0.1, dtype=torch.float64), atol=0.03)
 
 
-def test_spectral_gains_are_james_stein_shrinkage():
-    preferences = line_preferences(9)
-    theta = preferences**3 @ normal(2, 300) + 0.1 * normal(9, 300, seed=1)
+@pytest.mark.parametrize(
+    ("num_subproblems", "noisy"), [(4, [3]), (5, [3, 4]), (6, [4, 5]), (7, [5, 6]), (9, [6, 7, 8]), (10, [7, 8, 9])]
+)
+def test_spectral_gains_are_james_stein_shrinkage(num_subproblems, noisy):
+    """noisy: the degrees above two thirds of the highest; one at two thirds (of 3, 6 and 9) is still signal."""
+    preferences = line_preferences(num_subproblems)
+    theta = preferences**3 @ normal(2, 300) + 0.1 * normal(num_subproblems, 300, seed=1)
     matrix = matrices(Spectral(), preferences, [centred_gram(theta)])[0][0]
-    basis = np.polynomial.legendre.legvander(2 * preferences[:, 0].numpy() - 1, 8)
+    basis = np.polynomial.legendre.legvander(2 * preferences[:, 0].numpy() - 1, num_subproblems - 1)
     energy = (torch.from_numpy(np.linalg.qr(basis)[0]).T @ theta).square().sum(1)
-    expected = (1 - energy[-3:].mean() / energy).clamp(min=0)  # degrees 6, 7, 8: the top third
+    expected = (1 - energy[noisy].mean() / energy).clamp(min=0)
     expected[0] = 1
     assert_close(mode_gains(matrix, preferences[:, 0]), expected, atol=1e-11)
 

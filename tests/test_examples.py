@@ -1,0 +1,129 @@
+"""Every Python block of the pages runs, as a reader would run it: a section from its top, nothing imported for it.
+
+What a page calls the reader's own (a model, a loader, ...) is made here, small.  Names of the package are never given:
+a block has to import what it uses, or the section has done so before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from documents import ROOT, Page, tracked_pages
+from torch import Tensor, nn
+
+Names = dict[str, Any]
+
+
+def no_norm(channels: int) -> nn.Module:
+    return nn.Identity()
+
+
+class Model(nn.Module):
+    """A convolutional trunk and a head for each task."""
+
+    def __init__(self, num_tasks: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 8))
+        self.heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(num_tasks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.trunk(x)
+        return torch.cat([head(features) for head in self.heads], 1)
+
+
+def task_losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """[T], or [K, T] of a bank."""
+    return (model(x) - y).square().mean(-2)
+
+
+def reader(num_tasks: int = 2, norm: Callable[[int], nn.Module] = no_norm) -> Names:
+    """What README calls the reader's own."""
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 1, 8, 8), torch.randn(24, num_tasks)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8, shuffle=True)
+    return {
+        "model": Model(num_tasks, norm),
+        "loader": loader,
+        "task_losses": task_losses,
+        "steps": 3,
+        "epochs": 5,
+        "evaluate": lambda model: task_losses(model, x, y).detach(),
+    }
+
+
+def with_batch_norm() -> Names:
+    return reader(3, nn.BatchNorm2d)
+
+
+# ---------------------------------------------------------------------- what is true after a section
+def a_front_is_there(names: Names) -> None:
+    assert names["losses"].shape == names["front"].losses.shape == (5, 2)
+    fresh = Model(2, no_norm)
+    fresh.load_state_dict(torch.load("model.pt", weights_only=True))
+    assert not torch.equal(fresh.trunk[0].weight, reader()["model"].trunk[0].weight)
+    assert names["bank"](names["x"]).shape == (5, 8, 2)
+
+
+def both_have_trained(names: Names) -> None:
+    before = reader()["model"]
+    for name, p in names["model"].named_parameters():
+        assert not torch.equal(p, before.get_parameter(name)), name
+    assert names["backward"].state_dict()["steps"] == 3
+
+
+def priorities_are_learned(names: Names) -> None:
+    assert set(names["history"].phases.tolist()) == {1, 2}
+    assert not torch.equal(names["model"].trunk[0].weight, with_batch_norm()["model"].trunk[0].weight)
+
+
+def the_update_is_the_combination(names: Names) -> None:
+    expected = sum(w * g for w, g in zip(names["weights"].tolist(), names["jacobian"], strict=True))
+    torch.testing.assert_close(names["update"], expected)
+    assert bool((names["jacobian"] @ names["update"] > 0).all()), "CAGrad's direction lowers both losses here"
+
+
+# Of each section with Python: what the reader has, and what is true afterwards.
+SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
+    ("README.md", "A front of models"): (reader, a_front_is_there),
+    ("README.md", "One model: weightings of task gradients"): (reader, both_have_trained),
+    ("README.md", "One model: the priority of tasks"): (with_batch_norm, priorities_are_learned),
+    ("docs/weightings.md", "Weightings"): (dict, the_update_is_the_combination),
+}
+
+
+def sections() -> Iterator[tuple[str, str, list[tuple[int, str]]]]:
+    """(page, heading, [(line, code)]) of every section that has Python in it."""
+    for path in tracked_pages():
+        page = Page(path.read_text())
+        found: dict[str, list[tuple[int, str]]] = {}
+        for block in page.blocks:
+            if block.language == "python":
+                heading = [text for line, _, text in page.headings if line < block.line][-1]
+                found.setdefault(heading, []).append((block.line, block.text))
+        for heading, blocks in found.items():
+            yield path.relative_to(ROOT).as_posix(), heading, blocks
+
+
+ALL = list(sections())
+
+
+def test_every_section_with_python_is_known_here() -> None:
+    assert {(page, heading) for page, heading, _ in ALL} == set(SECTIONS)
+
+
+@pytest.mark.parametrize(("page", "heading", "blocks"), ALL, ids=[f"{page}: {heading}" for page, heading, _ in ALL])
+def test_python_runs(
+    page: str, heading: str, blocks: list[tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    make, check = SECTIONS[page, heading]
+    names = make()
+    assert not any(getattr(value, "__module__", "").startswith("mt2o_ext") for value in names.values())
+    for line, code in blocks:
+        exec(compile("\n" * line + code, str(ROOT / page), "exec"), names)  # a traceback shows the page's line
+    check(names)
