@@ -1,8 +1,8 @@
 """Flat parameter buffers: all tensors of one dtype side by side in one row, one row for each subproblem.
 
-The user's ``nn.Parameter`` objects stay the truth: they are views into the row that is active.  Their addresses are
-compared at every step (cheap integers); a parameter that was replaced in the meantime is copied into the buffer and
-made a view again.
+The user's ``nn.Parameter`` objects stay the truth: they lie in the row that is active, each with a storage of its own
+over that memory.  Their addresses are compared at every step (cheap integers); a parameter that was replaced in the
+meantime is copied into the buffer and put there again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class FlatParameters(FlatGradients):
         self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self._partials: Tensor | None = None
-        self._value_views = self._views(self.values)
+        self._value_views = [[_with_own_storage(view) for view in row] for row in self._views(self.values)]
         self._places = [_places(views) for views in self._value_views]
         self._versions: list[int] = []
         for k in range(len(self._value_views)):
@@ -166,6 +166,15 @@ class FlatParameters(FlatGradients):
         values = (self.theta if rows is None else rows).unsqueeze(0)
         gram_(out, self._partials, values, None, self.chunks, centre=True)
         return out[0]
+
+
+def _with_own_storage(view: Tensor) -> Tensor:
+    """The same memory as a tensor with a storage of its own, which ends where the tensor does.
+
+    Code that saves models takes tensors of one storage for tied weights and drops all but one, and writes the whole
+    storage with each of them.  The buffer lives as long as the tensor does.
+    """
+    return torch.from_dlpack(view) if view.numel() > 0 and view.device.type in ("cpu", "cuda") else view
 
 
 def _places(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:

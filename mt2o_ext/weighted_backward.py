@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .collect import Slot, TaskSlots, collect_gram, collect_sequential, gram_of, weighted_sum
 from .flat_gradients import FlatGradients
-from .ops import combine_, gram_accuracy
+from .ops import combine_
 from .optim.losses import as_list, check_losses
 from .optim.options import check_one_row, check_task_options, members_of
 from .optim.parameters import check_parameters
@@ -203,9 +203,7 @@ class WeightedBackward:
 
         dtypes: of the gradients, where they are not the parameters'.
         """
-        context = self._weigher.context(table, None)
-        if dtypes:
-            context = replace(context, accuracy=max(map(gram_accuracy, dtypes)))
+        context = self._weigher.context(table, None, dtypes)
         if segments is not None:
             if factor is not None:
                 segments = segments / factor.double().square()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import capture
 from ..flat_gradients import FlatGradients
-from ..ops import gram_accuracy
+from ..ops import gram_accuracy, length_accuracy
 from ..weighting import Draw, Needs, Weighting, WeightingContext
 from .ranks import Ranks
 
@@ -61,7 +61,7 @@ class Weigher:
         self.steps = 0
         self.epoch = 0
         self._shape: tuple[int, torch.device] | None = None
-        self._accuracy = 2.0**-52
+        self._dtypes: list[torch.dtype] = [torch.float64]
         self._before: dict[str, Tensor] | None = None
         self._key: Tensor | None = None
         self.losses: Tensor | None = None
@@ -78,7 +78,7 @@ class Weigher:
         dtypes: of the gradients.
         forget: at the first time, forget what the weighting remembers of an earlier use.
         """
-        self._accuracy = max((gram_accuracy(dtype) for dtype in dtypes), default=2.0**-52)
+        self._dtypes = list(dtypes) or [torch.float64]
         if self._shape == (num_segments, device):
             return
         state = {} if self._shape is None and forget else self.weighting.state_dict()
@@ -114,8 +114,14 @@ class Weigher:
         return segments if factor is None else segments / factor.double().square()
 
     # ------------------------------------------------------------------ weights
-    def context(self, losses: Tensor | None, skipped: Tensor | None) -> WeightingContext:
-        """The numbers of the next step but for the Gram matrix; skipped: float32 [K], rows that are not updated."""
+    def context(
+        self, losses: Tensor | None, skipped: Tensor | None, dtypes: Sequence[torch.dtype] = ()
+    ) -> WeightingContext:
+        """The numbers of the next step but for the Gram matrix.
+
+        skipped: float32 [K], rows that are not updated.  dtypes: of the gradients, where they are not the parameters'.
+        """
+        dtypes = dtypes or self._dtypes
         if self.weighting.needs & (Needs.EPOCHS | Needs.STEPS):
             name = type(self.weighting).__name__
             capture.warn(
@@ -126,7 +132,8 @@ class Weigher:
         return WeightingContext(
             preferences=self.preferences,
             losses=losses,
-            accuracy=self._accuracy,
+            accuracy=max(map(gram_accuracy, dtypes)),
+            length_accuracy=max(map(length_accuracy, dtypes)),
             step=self.steps,
             epoch=self.epoch,
             draw=self._draw() if Needs.DRAWS in self.weighting.needs else None,

@@ -134,7 +134,7 @@ class Weighting(ABC):
         same for all tasks where None. generator: for methods that draw; torch's default one where None. What has a
         state keeps it from call to call until the shape changes. accuracy: relative error of the matrices' entries; the
         rounding of their dtype where None. What is zero to this accuracy counts as zero: give
-        ``mt2o_ext.ops.gram_accuracy(dtype)`` for the dtype of the gradients where you have converted the matrix.
+        ``mt2o_ext.ops.length_accuracy(dtype)`` for the dtype of the gradients where you have converted the matrix.
 
         Returns float64 [T], or [K, T].
         """
@@ -153,7 +153,10 @@ class Weighting(ABC):
         if accuracy is None:
             grams = [table for table in (gram, segments, cross) if table is not None]
             accuracy = max((torch.finfo(table.dtype).eps for table in grams), default=2.0**-52)
-        weights = self.weights(WeightingContext(**given, accuracy=accuracy, step=self._calls, epoch=epoch, draw=draw))
+        context = WeightingContext(
+            **given, accuracy=accuracy, length_accuracy=accuracy, step=self._calls, epoch=epoch, draw=draw
+        )
+        weights = self.weights(context)
         self._calls += 1
         return weights if batched else weights[0]
 

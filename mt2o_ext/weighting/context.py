@@ -42,7 +42,8 @@ class WeightingContext:
     gram: [K, T, T], <g_i, g_j>; zeros off the diagonal for a weighting that needs only the diagonal.
     segments: [K, S, T, T]; their sum is ``gram``.
     cross: [K, T, T], <g_i of one mini-batch, g_j of another>.
-    accuracy: relative error of the Gram matrices; :func:`mt2o_ext.ops.gram_accuracy` of the gradients' dtype.
+    accuracy: relative error of the Gram matrices' entries; :func:`mt2o_ext.ops.gram_accuracy` of the gradients' dtype.
+    length_accuracy: of |J'w|^2 where gradients cancel; :func:`mt2o_ext.ops.length_accuracy` of their dtype.
     step: optimizer steps taken before this one.
     epoch: epochs finished before this step, as the user counts them.
     draw: the random numbers of this step.
@@ -57,6 +58,7 @@ class WeightingContext:
     segments: Tensor | None = None
     cross: Tensor | None = None
     accuracy: float = 2.0**-52
+    length_accuracy: float = 2.0**-52
     step: int = 0
     epoch: int = 0
     draw: Draw | None = None
@@ -64,8 +66,12 @@ class WeightingContext:
     tasks: Tensor | None = None
 
     def rtol(self, given: float | None = None) -> float:
-        """``given``, or T times the accuracy: |J'w|^2 below this much of sum_t (w_t |g_t|)^2 is rounding."""
-        return self.preferences.shape[-1] * self.accuracy if given is None else given
+        """``given``, or T times ``length_accuracy``: |J'w|^2 below this much of sum_t (w_t |g_t|)^2 is rounding."""
+        return self.preferences.shape[-1] * self.length_accuracy if given is None else given
+
+    def gram_rtol(self) -> float:
+        """T times the accuracy of the Gram matrices: rounding made no eigenvalue of the cosines less than minus this."""
+        return self.preferences.shape[-1] * self.accuracy
 
     def all_finite(self) -> Tensor:
         """bool [K]: every number of the subproblem is finite and ``finite`` does not deny it."""
