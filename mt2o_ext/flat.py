@@ -61,7 +61,8 @@ class FlatParameters(FlatGradients):
         self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self._partials: Tensor | None = None
-        self._value_views = [[_with_own_storage(view) for view in row] for row in self._views(self.values)]
+        self._value_views = self._views(self.values)
+        self._shown = [list(map(_with_own_storage, views)) for views in self._value_views]  # what parameters become
         self._places = [_places(views) for views in self._value_views]
         self._versions: list[int] = []
         for k in range(len(self._value_views)):
@@ -80,8 +81,11 @@ class FlatParameters(FlatGradients):
     # ------------------------------------------------------------------ values
     def activate(self, row: int) -> None:
         """Makes the parameters views of this row (of all rows, if stacked)."""
-        for p, view in zip(self.parameters, self._value_views[row], strict=True):
-            p.data = view
+        shown = self._shown[row]
+        for segment, (p, view) in enumerate(zip(self.parameters, self._value_views[row], strict=True)):
+            if shown[segment].data_ptr() != view.data_ptr():  # share_memory() moves the storage itself
+                shown[segment] = _with_own_storage(view)
+            p.data = shown[segment]
         self.mark_changed()  # backward through a graph of another row would use this row's values
 
     def adopt(self, row: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .collect import Slot, TaskSlots, collect_gram, collect_sequential, gram_of, weighted_sum
+from .collect import Slot, TaskSlots, collect_gram, collect_sequential, grads_kept, gram_of, weighted_sum
 from .flat_gradients import FlatGradients
 from .ops import combine_
 from .optim.losses import as_list, check_losses
@@ -243,11 +243,11 @@ class WeightedBackward:
             segments = collect_gram(stacked, [p for flat in self._trunks for p in flat.parameters])
         weights = self._weigh(table, segments, None)
         if any(self._slots.heads(0)):
-            collect_sequential(losses, self._slots.heads(0), retain_graph=True)
-        parameters = [p for flat in self._trunks for p in flat.parameters if p.requires_grad]
-        if parameters:
+            collect_sequential(losses, self._slots.heads(0), short=True, retain_graph=True)
+        if any(p.requires_grad for flat in self._trunks for p in flat.parameters):
             total = weighted_sum(losses, weights[0])
-            torch.autograd.backward(total, inputs=parameters, retain_graph=retain_graph)
+            with grads_kept(self._slots.head_parameters()):
+                total.backward(retain_graph=retain_graph)
         return weights
 
     def _through(
@@ -274,8 +274,7 @@ class WeightedBackward:
         grams = torch.stack([gram_of(grads) for grads in stacked])
         weights = self._weigh(table, grams, factor, [grads.dtype for grads in stacked])
         combined = [torch.tensordot(weights[0].to(grads), grads, 1) for grads in stacked]
-        parameters = [p for flat in self._trunks for p in flat.parameters if p.requires_grad]
-        torch.autograd.backward(list(points), combined, inputs=parameters, retain_graph=retain_graph)
+        torch.autograd.backward(list(points), combined, retain_graph=retain_graph)
         return weights
 
     @staticmethod

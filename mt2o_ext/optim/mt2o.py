@@ -191,7 +191,6 @@ class MT2OFused(OneModel):
             [total] = self._scale([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
             total.backward(retain_graph=retain_graph)
             return
-        self._synchronize()
         self._weigher.draw_ahead()
         if self._scalarization is not None:
             coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is

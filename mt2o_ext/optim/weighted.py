@@ -37,9 +37,10 @@ class WeightedFused(TaskGradients):
         optimizer.backward([loss_a, loss_b]); optimizer.step()
 
     ``backward`` puts the gradients into buffers of the optimizer and leaves ``.grad`` as it was; several calls add up
-    until ``step``, which uses them up: ``zero_grad`` is only for dropping a batch.  Parameters that are in no group get
-    no gradient.  (With ``num_tasks=1`` gradients in ``.grad`` will do, as for any optimizer.)  Give the losses as a
-    list rather than stacked: then backward of one does not pass through the heads of the others.
+    until ``step``, which uses them up: ``zero_grad`` is only for dropping a batch.  (With ``num_tasks=1`` gradients in
+    ``.grad`` will do, as for any optimizer.)  Parameters that are in no group get what the backward passes leave in
+    their ``.grad``, as from any backward.  Give the losses as a list rather than stacked: then backward of one does not
+    pass through the heads of the others.
 
     Args:
         params: parameters or parameter groups.  A group with ``task=t`` is a head: its parameters belong to task t
@@ -112,7 +113,6 @@ class WeightedFused(TaskGradients):
         """
         assert self._weigher is not None
         stacked = check_losses(losses, self._num_tasks, None)
-        self._synchronize()
         joint = self._joint(stacked.detach().double().unsqueeze(0))
         scalars = self._scale(as_list(losses), scaler)
         self._weigher.draw_ahead()
@@ -144,8 +144,8 @@ class WeightedFused(TaskGradients):
                 collect_sum(total, [*trunk, *chain.from_iterable(heads)], retain_graph=retain_graph)
                 return
             if any(heads):
-                collect_sequential(losses, heads, retain_graph=True)
-            collect_sum(total, trunk, retain_graph=retain_graph)
+                collect_sequential(losses, heads, short=True, retain_graph=True)
+            collect_sum(total, trunk, self._slots.head_parameters(), retain_graph=retain_graph)
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()

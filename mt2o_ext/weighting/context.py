@@ -70,7 +70,7 @@ class WeightingContext:
         return self.preferences.shape[-1] * self.length_accuracy if given is None else given
 
     def gram_rtol(self) -> float:
-        """T times the accuracy of the Gram matrices: rounding made no eigenvalue of the cosines less than minus this."""
+        """T times the accuracy of the Gram matrices: rounding made no eigenvalue of the cosines lower than -this."""
         return self.preferences.shape[-1] * self.accuracy
 
     def all_finite(self) -> Tensor:
