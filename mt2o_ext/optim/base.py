@@ -14,6 +14,7 @@ from ..flat_gradients import to_device
 from ..ops import FIELDS, Order, step_
 from .amp import ScaledGradients
 from .nonfinite import LateFlags
+from .now import Now
 from .parameters import check_memory, check_parameters
 from .rules import BaseRule
 from .state import StateInBuffers
@@ -60,7 +61,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         self._skip_all = skip_all
         self._flat: list[FlatParameters] = []
         self._built = False  # once all groups are known
-        self._row = 0
+        self._now = Now()
         self._skipped = torch.zeros(num_rows, dtype=torch.int64)
         self._warned: set[str] = set()
         super().__init__(params, defaults)
@@ -124,7 +125,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             for p in group["params"]:
                 kinds.setdefault((p.dtype, group.get("task") is not None), []).append((index, p))
-        row = 0 if self._stacked else self._row
+        row = 0 if self._stacked else self._now.row
         self._flat = [
             FlatParameters(
                 [p for _, p in members],
@@ -154,7 +155,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         kept = self._export_state()
         self._build()
         self._import_state(kept)
-        row = 0 if self._stacked else self._row
+        row = 0 if self._stacked else self._now.row
         for flat in self._flat:
             for segment, p in enumerate(flat.parameters):
                 p.data = present[p]  # of the row that they show, the parameters themselves are the truth
@@ -167,7 +168,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         """The buffers, with what was done to the parameters since the last step."""
         if torch.compiler.is_compiling():
             return self._flat
-        row = 0 if self._stacked else self._row
+        row = 0 if self._stacked else self._now.row
         replaced = [flat for flat in self._flat if flat.replaced(row)]
         for flat in replaced:
             if shapes := flat.reshaped():

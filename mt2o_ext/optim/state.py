@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..flat import FlatParameters
+from .now import Now
 from .rules import BaseRule
 
 __all__ = ["StateInBuffers"]
@@ -30,6 +31,7 @@ class StateInBuffers(torch.optim.Optimizer):
     _moments: list[dict[str, str]]  # of each group
     _num_rows: int
     _stacked: bool
+    _now: Now
     _copies: list[str]  # buffers that begin as copies of theta, also their keys in the state
 
     @property
@@ -243,6 +245,7 @@ class StateInBuffers(torch.optim.Optimizer):
             "step",
         }  # step: a scheduler's wrapper of it
         own = {key: value for key, value in self.__dict__.items() if key not in left_out and not key.endswith("_hooks")}
+        own["_now"] = Now(row=self._now.row)
         own["state"] = {p: _cloned(state) for p, state in self.state.items()}
         return own
 

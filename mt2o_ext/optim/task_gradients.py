@@ -29,8 +29,8 @@ class TaskGradients(FlatOptimizer):
     own task.  Gradients go to the buffers at once, ``.grad`` is left as it was, and a step uses them up.
     """
 
-    _weigher: Weigher | None = None
-    _ranks: Ranks | None = None
+    _weigher: Weigher | None
+    _ranks: Ranks | None
     _num_tasks: int
     _heads: str  # "plain" or "weighted"
     _collecting: str  # "sequential" or "batched"
@@ -76,7 +76,7 @@ class TaskGradients(FlatOptimizer):
         """Drops the gradients in the buffers, and what was kept or learned with them and was for no step yet."""
         for flat in self._flat:
             flat.forget_gradients()
-        self._scaler = None
+        self._now.scaler = None
         if self._weigher is not None:
             self._weigher.undo()
             self._weigher.losses = None
@@ -106,7 +106,7 @@ class TaskGradients(FlatOptimizer):
     def _divisor(self, device: torch.device) -> Tensor | None:
         if self._weigher is None:
             return super()._divisor(device)
-        if self._unscaled:
+        if self._now.unscaled:
             return None
         factor = self._remembered_factor(device)
         if self._ranks is None:
@@ -114,8 +114,6 @@ class TaskGradients(FlatOptimizer):
         return torch.full((1,), float(self._ranks.size), device=device) * (1.0 if factor is None else factor)
 
     # ------------------------------------------------------------------ weights
-    _unscaled = False  # the buffers have been divided already
-
     def _weigh(self, losses: Tensor | None, found: Tensor) -> tuple[Tensor, Tensor]:
         """Finds the weights of this step, or the rows [K] that must skip it: what was found, what is skipped.
 
@@ -133,7 +131,7 @@ class TaskGradients(FlatOptimizer):
             if factor is not None:  # what the weighting remembers of gradients must not carry the factor of one step
                 for flat in self._flat:
                     flat.grads.div_(factor.to(flat.dtype))
-                self._unscaled, factor = True, None  # so does _divisor now
+                self._now.unscaled, factor = True, None  # so does _divisor now
             weigher.weighting.transform_([flat.grads for flat in trunks], context)
         if due & GRAMS:
             segments = weigher.segment_grams(trunks, factor)
@@ -155,7 +153,7 @@ class TaskGradients(FlatOptimizer):
         if weigher is None:
             found = self._find_nonfinite(losses)
             return found, self._rows_to_skip(found)
-        self._unscaled = False
+        self._now.unscaled = False
         found = self._with_losses(self._with_infinities(torch.zeros_like(self._skipped, dtype=torch.float32)), losses)
         by_gram = bool(weigher.due() & GRAMS) and Needs.ROWS not in weigher.due()
         for index, flat in enumerate(self._flat):

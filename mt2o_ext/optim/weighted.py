@@ -12,7 +12,7 @@ from torch import Tensor
 from ..collect import collect_sequential, collect_sum, weighted_sum
 from ..ops import Order
 from ..weighting import Needs, Weighting
-from .losses import as_list, check_losses
+from .losses import as_list, backward_done, check_losses
 from .options import check_one_row, check_task_options
 from .ranks import as_ranks
 from .rules import AdamW, BaseRule, as_base_rule
@@ -155,9 +155,10 @@ class WeightedFused(TaskGradients):
         Args:
             closure: returns the T losses of the model as it is; called under grad mode, backward is done here.  A
                 weighting that learns from feedback (FAMO) calls it once more, without a graph, after the step: it must
-                be the same mini-batch then.
+                be the same mini-batch then.  A closure that returns None (trainers pass such ones), or of one task a
+                scalar as those of torch.optim do, has done backward itself.
 
-        Returns the losses, float64 [T], if there was a closure, else None.
+        Returns the losses, float64 [T], if there was a closure that returned them, else None.
         Raises RuntimeError, and changes nothing, if there is no gradient at all.
         """
         assert self._weigher is not None
@@ -177,14 +178,19 @@ class WeightedFused(TaskGradients):
         self._await_feedback(self._weigher.losses, skipped)
         self._count_skipped(found, skipped)
         self._forget()
-        if closure is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
+        if closure is not None and losses is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
             self.feedback(closure())  # grad mode is off here
         return losses
 
-    def _run(self, closure: Callable[[], Losses]) -> Tensor:
-        self._forget()
+    def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
+        """Calls the closure, and backward if it has not done so itself."""
         with torch.enable_grad():
-            self.backward(closure())
+            losses = closure()
+            if backward_done(losses, self._num_tasks):
+                return losses.detach() if isinstance(losses, Tensor) else None
+            assert losses is not None
+            self._forget()
+            self.backward(losses)
         assert self._weigher is not None and self._weigher.losses is not None
         return self._weigher.losses[0]
 
