@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..flat import FlatParameters
 from ..flat_gradients import to_device
+from ..loss_domain import Reason
 from ..ops import FIELDS, Order, step_
 from .amp import ScaledGradients
 from .nonfinite import LateFlags
 from .parameters import check_memory, check_parameters
 from .rules import BaseRule
+from .skipped import NONFINITE, OF_WEIGHTED_SUM, REASONS, SkippedSteps
 from .state import StateInBuffers
 
 __all__ = ["FlatOptimizer"]
@@ -63,6 +65,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         self._row = 0
         self._skipped = torch.zeros(num_rows, dtype=torch.int64)
         self._warned: set[str] = set()
+        self._skips = SkippedSteps(num_rows)
         super().__init__(params, defaults)
         check_memory([p for _, p in self._parameters()])
         self._build()
@@ -141,7 +144,8 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
             self._skipped = self._skipped.to(flat.device)
             table = torch.zeros(len(self.param_groups), len(FIELDS), dtype=torch.float64, device=flat.device)
             self._tables.append((table, torch.tensor(groups, device=flat.device)))
-        self._late_flags = {"nonfinite": LateFlags()}
+        self._skips.to(self._skipped.device)
+        self._late_flags: dict[str, LateFlags] = {}
         self._options: list[list[float]] = []  # of each group, as the tables have them
         self._built = True
         self._start_copies()
@@ -214,7 +218,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ the step
     def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
-        """float32 [K], 1 where the gradients or losses [K, T] of a row are infinite or NaN."""
+        """float32 [K], NONFINITE where the gradients or losses [K, T] of a row are infinite or NaN."""
         found = self._with_infinities(torch.zeros(self._num_rows, device=self._skipped.device))
         for flat in self._flat:
             flat.find_nonfinite(found)
@@ -222,7 +226,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
 
     @staticmethod
     def _with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
-        return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, 1.0)
+        return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, float(NONFINITE))
 
     def _rows_to_skip(self, found: Tensor) -> Tensor:
         return found.amax().expand_as(found).contiguous() if self._skip_all else found
@@ -237,25 +241,47 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
     def _count_skipped(self, found: Tensor, skipped: Tensor) -> None:
-        """Counts skipped rows and warns about the first; if they are on a GPU, at a later step.
+        """Counts skipped rows and warns, of each reason once, and again while nothing is learned; if they are on a GPU,
+        at a later step.
 
-        (A scaler looks for infinities: these are no surprise.)
+        found: float32 [K], the number of what was found in a row, see `_reasons`; 0: nothing.
         """
         self._skipped += (skipped != 0).to(self._skipped)
-        self._tell_scaler(found)
-        if torch.compiler.is_compiling() or self._under_scaler or "nonfinite" in self._warned:
+        infinite = ((found == NONFINITE) | (found == OF_WEIGHTED_SUM)).to(found)
+        self._tell_scaler(infinite)
+        if self._under_scaler:  # which looks for infinities: these are no surprise
+            found = found * (1 - infinite)
+        if torch.compiler.is_compiling():
             return
-        self._late_flags["nonfinite"].add(found)
-        self._warn_of_nonfinite(self._late_flags["nonfinite"].raised())
+        if self._host_knows(skipped) and not bool(skipped.any()):
+            self._skips.nothing_skipped()
+            return
+        self._skips.add(self._refusals(found), skipped)
+        self._warn_of_skipped()
 
-    def _warn_of_nonfinite(self, rows: list[int]) -> None:
-        if rows:
-            self._warn_once(
-                "nonfinite",
-                f"a gradient or loss of subproblem {', '.join(map(str, rows))} was infinite or NaN: this step was "
-                f"skipped for {'all' if self._skip_all else 'it'}, nothing of it was changed. Later ones are only "
-                "counted, in optimizer.skipped_steps.",
-                stacklevel=4,
+    def _reasons(self) -> Sequence[Reason]:
+        """The words for what is found in a row, counted from 1."""
+        return REASONS
+
+    def _refusals(self, found: Tensor) -> Tensor:
+        """float64 [K, 3]: ``found``, and the task and the value that its words are about."""
+        return torch.stack([found.double(), *torch.zeros(2, len(found), dtype=torch.float64, device=found.device)], 1)
+
+    def _warn_of_skipped(self, *, wait: bool = False) -> None:
+        several = self._num_rows > 1
+        whom = (" for all" if self._skip_all else " for it") if several else ""
+        for skips in self._skips.news(wait=wait):
+            reason = self._reasons()[skips.reason - 1]
+            fact = reason.of(skips.rows if several else None, skips.task, skips.value)
+            if skips.in_a_row >= 10:
+                what = f"{skips.in_a_row} steps one after the other were skipped{whom}, nothing is learned."
+            else:
+                what = f"this step was skipped{whom}, nothing of it was changed."
+            counted = (
+                "Later ones are counted in optimizer.skipped_steps, and told of again only while nothing is learned."
+            )
+            warnings.warn(
+                " ".join(filter(None, [f"{fact}: {what}", reason.remedy, counted])), UserWarning, stacklevel=3
             )
 
     def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
@@ -291,9 +317,9 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
 
     @property
     def skipped_steps(self) -> Tensor:
-        """int64 [K]: how many steps of each subproblem were skipped for an infinite or NaN gradient or loss."""
-        if "nonfinite" not in self._warned:
-            self._warn_of_nonfinite(self._late_flags["nonfinite"].raised(wait=True))
+        """int64 [K]: how many steps of each subproblem were skipped: for an infinite or NaN gradient or loss, or for a
+        loss that the weighting or the scalarization is not defined for."""
+        self._warn_of_skipped(wait=True)
         return self._skipped.clone()
 
     def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..loss_domain import Reason
 from ..preferences import check_preferences, default_preferences
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
@@ -19,6 +20,7 @@ from .moments import Moments
 from .nonfinite import LateFlags
 from .options import check_task_options
 from .rules import AdamW, BaseRule, as_base_rule
+from .skipped import overridden
 from .subproblems import OneModel
 from .weigher import Weigher
 
@@ -126,6 +128,7 @@ class MT2OFused(OneModel):
         self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments)
         self._seen_graph = False
         self._losses: list[Tensor | None] = [None] * (1 if stacked else num_subproblems)
+        self._unscalarized: Tensor | None = None  # float64 [K, 3], losses that there is no scalarization of
         base = as_base_rule(base)
         skip_all = skip_nonfinite == "all"
         defaults = {"lr": lr, "transfer": True, **base.defaults()}
@@ -182,6 +185,7 @@ class MT2OFused(OneModel):
         self._seen_graph = True
         detached = stacked.detach().double()
         preferences = self._blend.preferences if self._stacked else self._blend.preferences[row]
+        self._judge(detached, row)
         coefficients = torch.ones_like(detached)
         if self._scalarization is not None:
             coefficients = self._scalarization.coefficients(detached, preferences)
@@ -200,6 +204,39 @@ class MT2OFused(OneModel):
         else:
             parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
         self._collect(self._scale(parts, scaler), row, retain_graph=retain_graph)
+
+    def _judge(self, losses: Tensor, row: int) -> None:
+        """Notes the losses [T] of a subproblem ([K, T] if stacked) that the scalarization is not defined for."""
+        found = (
+            None if self._scalarization is None else self._scalarization.refusals(losses.reshape(-1, self._num_tasks))
+        )
+        if found is None:
+            return
+        before = self._unscalarized
+        if before is None:
+            before = self._unscalarized = found.new_zeros(self._num_rows, 3)
+        rows = before if self._stacked else before[row : row + 1]
+        rows.copy_(torch.where(rows[:, :1] > 0, rows, found))
+
+    def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
+        found, skipped = super()._find_rows_to_skip(losses)
+        if self._unscalarized is None:
+            return found, skipped
+        found = overridden(found, self._unscalarized, len(super()._reasons()))
+        return found, self._rows_to_skip(found)
+
+    def _reasons(self) -> Sequence[Reason]:
+        own = super()._reasons()
+        if self._scalarization is None:
+            return own
+        return (*own, self._scalarization.loss_domain.reason(type(self._scalarization).__name__))
+
+    def _refusals(self, found: Tensor) -> Tensor:
+        refusals = super()._refusals(found)
+        if self._unscalarized is None:
+            return refusals
+        of_scalarization = torch.cat([refusals[:, :1], self._unscalarized[:, 1:]], 1)
+        return torch.where(found[:, None] == len(super()._reasons()) + 1, of_scalarization, refusals)
 
     def _last_losses(self) -> Tensor | None:
         """float64 [K, T], or None where a subproblem has none yet."""
@@ -236,7 +273,7 @@ class MT2OFused(OneModel):
                 self._weigher.done()
         self._await_feedback(last, skipped)
         self._count_skipped(found, skipped)
-        self._losses[:] = [None] * len(self._losses)
+        self._forget_losses()
         if self._weigher is not None:  # used up
             self._forget()
         return losses
@@ -258,7 +295,12 @@ class MT2OFused(OneModel):
         """Forgets all gradients, those of all subproblems."""
         super().zero_grad(set_to_none)
         self._scaler = None
+        self._forget_losses()
+
+    def _forget_losses(self) -> None:
         self._losses[:] = [None] * len(self._losses)
+        if self._unscalarized is not None:
+            self._unscalarized.zero_()
 
     def _collect_gradients(self) -> None:
         flats = self._synchronize()

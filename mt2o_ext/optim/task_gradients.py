@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ..collect import TaskSlots
 from ..flat import FlatParameters
+from ..loss_domain import Reason
 from ..weighting import Needs
 from .base import FlatOptimizer
 from .losses import check_losses
 from .options import check_task
 from .ranks import Ranks
-from .weigher import GRAMS, Weigher
+from .skipped import NONFINITE, overridden
+from .weigher import GRAMS, Weigher, largest_weights
 
 __all__ = ["TaskGradients"]
 
@@ -117,7 +119,7 @@ class TaskGradients(FlatOptimizer):
     def _weigh(self, losses: Tensor | None, found: Tensor) -> tuple[Tensor, Tensor]:
         """Finds the weights of this step, or the rows [K] that must skip it: what was found, what is skipped.
 
-        losses: float64 [K, T], or None.  found: float32 [K], what is known to be infinite or NaN.
+        losses: float64 [K, T], or None.  found: float32 [K], what was found so far, NONFINITE or 0.
         """
         weigher = self._weigher
         assert weigher is not None
@@ -133,31 +135,50 @@ class TaskGradients(FlatOptimizer):
                     flat.grads.div_(factor.to(flat.dtype))
                 self._unscaled, factor = True, None  # so does _divisor now
             weigher.weighting.transform_([flat.grads for flat in trunks], context)
-        if due & GRAMS:
+        if due & GRAMS or Needs.ROWS not in due:
             segments = weigher.segment_grams(trunks, factor)
             gram = segments.sum(1)
-            found = torch.where(gram.diagonal(dim1=1, dim2=2).isfinite().all(1), found, 1.0)
-            finite = self._rows_to_skip(found) == 0
-            context = replace(context, gram=gram, segments=segments, finite=finite)
-        weights = weigher.weighting.weights(context)
-        invalid = weights.isnan().reshape(len(weights), -1).any(1)
-        if context.finite is not None:
-            invalid = invalid & context.finite
-        found = torch.where(invalid, 1.0, found)
-        weigher.last_weights = weights
+            squares = gram.diagonal(dim1=1, dim2=2)
+            found = torch.where(squares.isfinite().all(1), found, float(NONFINITE))
+            largest = largest_weights(squares, trunks)
+            context = replace(context, largest=largest, finite=self._rows_to_skip(found) == 0)
+            if due & GRAMS:
+                context = replace(context, gram=gram, segments=segments)
+        weigher.last_weights = weigher.weighting.weights(context)
+        found = self._with_refusals(found)
         return found, self._rows_to_skip(found)
 
+    def _with_refusals(self, found: Tensor) -> Tensor:
+        """found, with the reasons of the weighting where it has refused what is finite."""
+        weigher = self._weigher
+        assert weigher is not None and weigher.last_weights is not None
+        if self._host_knows(found) and not bool(weigher.last_weights.isnan().any()):
+            return found
+        return overridden(found, weigher.weighting.refusals(), len(super()._reasons()))
+
+    def _reasons(self) -> Sequence[Reason]:
+        own = super()._reasons()
+        return own if self._weigher is None else (*own, *self._weigher.weighting.reasons)
+
+    def _refusals(self, found: Tensor) -> Tensor:
+        if self._weigher is None or self._weigher.last_weights is None:
+            return super()._refusals(found)
+        own, of_weighting = super()._refusals(found), self._weigher.weighting.refusals()
+        refused = found > len(super()._reasons())
+        return torch.where(refused[:, None], torch.cat([own[:, :1], of_weighting[:, 1:]], 1), own)
+
     def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What is infinite or NaN and whose step is skipped for it, both float32 [K]; with them, the weights."""
+        """What was found in a row (see `_reasons`), and whose step is skipped for it, both float32 [K]; with them, the
+        weights.
+        """
         weigher = self._weigher
         if weigher is None:
             found = self._find_nonfinite(losses)
             return found, self._rows_to_skip(found)
         self._unscaled = False
         found = self._with_losses(self._with_infinities(torch.zeros_like(self._skipped, dtype=torch.float32)), losses)
-        by_gram = bool(weigher.due() & GRAMS) and Needs.ROWS not in weigher.due()
         for index, flat in enumerate(self._flat):
-            if self._is_head(index) or not by_gram:  # else the Gram matrix, which is read anyway, tells
+            if self._is_head(index) or Needs.ROWS in weigher.due():  # else the squares of the gradients tell
                 flat.find_nonfinite(found)
         return self._weigh(losses, found)
 

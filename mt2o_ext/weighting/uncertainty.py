@@ -20,6 +20,10 @@ class UncertaintyWeighting(Weighting):
     initial: the first a; 0 as in TorchJD, -0.5 in LibMTL.
     lr, weight_decay: of the Adam that learns a. Published codes put a into the model's optimizer instead.
 
+    A loss that stays at 0 or below has no such point: its weight grows without bound, with Adam by a factor of about
+    exp(lr) in each step, until the other tasks no longer count and steps are refused because the weight is out of
+    range. Shift such a loss to above 0.
+
     Not homogeneous: a has to find the unit of the losses first; `Relative` around it makes the update free of it.
     State: ``log_variance`` [K, T] and Adam's moments.
     """
@@ -50,7 +54,8 @@ class IMTLL(Weighting):
 
     lr, weight_decay: of the Adam that learns a.
 
-    Not homogeneous, see `UncertaintyWeighting`. State: ``log_weight`` [K, T] and Adam's moments.
+    Not homogeneous, and with a loss that stays at 0 or below the weight grows without bound, see
+    `UncertaintyWeighting`. State: ``log_weight`` [K, T] and Adam's moments.
     """
 
     needs = Needs.LOSSES

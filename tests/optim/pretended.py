@@ -39,7 +39,7 @@ from mt2o_ext import (
     find_connections,
 )
 from mt2o_ext.optim.blend import Blend
-from mt2o_ext.optim.nonfinite import LateFlags
+from mt2o_ext.optim.nonfinite import LateCopy
 from mt2o_ext.transfer import WithLearningRate
 
 _setup_privateuseone_for_python_backend("gpu")
@@ -181,7 +181,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     _native.available = lambda device: True  # the operators: their fakes are enough
     Blend.to = bind_on_the_host  # type: ignore[method-assign]
-    LateFlags._send = lambda flags: None  # type: ignore[method-assign]  # pinned memory is CUDA's
+    LateCopy._send = lambda late: None  # type: ignore[method-assign]  # pinned memory is CUDA's
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) in two operations, which modes see
     wrong = 0
     for name, case in CASES.items():

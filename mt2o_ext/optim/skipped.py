@@ -1,0 +1,92 @@
+"""Steps that were not made: why, for how long, and when that is worth another warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..loss_domain import Reason
+from .nonfinite import LateCopy
+
+__all__ = ["NONFINITE", "OF_WEIGHTED_SUM", "REASONS", "SkippedSteps", "Skips", "overridden"]
+
+# What a row that is not updated carries instead of 0; from len(REASONS) + 1 on, what an optimizer adds to them.
+NONFINITE, OF_WEIGHTED_SUM = 1, 2
+REASONS = (
+    Reason("a gradient or loss{where} was infinite or NaN"),
+    Reason(
+        "a gradient or loss{where} was infinite or NaN; gradients are those of the weighted losses, the largest weight "
+        "was {value:.3g}, of task {task}"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Skips:
+    """Subproblems ``rows`` that skip steps for one reason; task and value are of the first of them.
+
+    in_a_row: how many steps, up to the last one.
+    """
+
+    reason: int
+    rows: Sequence[int]
+    task: int
+    value: float
+    in_a_row: int
+
+
+class SkippedSteps(LateCopy):
+    """Why the steps of K subproblems were skipped, and how many one after the other.
+
+    Each reason is news once.  It is again while nothing is learned: when 10, 100, 1000 ... steps of a subproblem were
+    skipped one after the other.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__()
+        self._table = torch.zeros(num_rows, 4, dtype=torch.float64)  # reason, task, value, how many in a row
+        self._told: set[int] = set()
+        self._next = 10
+
+    def to(self, device: torch.device) -> None:
+        if device != self._table.device:
+            self._table = self._table.to(device)
+            self._all = self._arriving = self._event = None
+
+    def add(self, refusals: Tensor, skipped: Tensor) -> None:
+        """A step: float64 [K, 3], why (0: for no reason of its own), task and value; float32 [K], not zero: skipped."""
+        table = self._all = self._table
+        missed = skipped != 0
+        table[:, :3] = torch.where(missed[:, None], refusals, table[:, :3])
+        table[:, 3] = (table[:, 3] + 1) * missed
+        self._changed()
+
+    def nothing_skipped(self) -> None:
+        """The same of a step of which the host knows that all rows were updated."""
+        self._table[:, 3] = 0
+
+    def news(self, *, wait: bool = False) -> Iterator[Skips]:
+        """What is known and was not told yet; all there is, if the host may wait for the device."""
+        arrived = self.arrived(wait=wait)
+        if arrived is None:
+            return
+        table = [(int(why), int(task), value, int(count)) for why, task, value, count in arrived.tolist()]
+        longest = max((count for why, *_, count in table if why), default=0)
+        for reason in sorted({why for why, *_ in table} - {0}):
+            rows = [k for k, (why, *_) in enumerate(table) if why == reason]
+            again = [k for k in rows if table[k][3] >= self._next]
+            if again or reason not in self._told:
+                rows = again or rows
+                _, task, value, _ = table[rows[0]]
+                yield Skips(reason, rows, task, value, max(table[k][3] for k in rows))
+            self._told.add(reason)
+        while self._next <= longest:
+            self._next *= 10
+
+
+def overridden(found: Tensor, refusals: Tensor, offset: int) -> Tensor:
+    """found, float32 [K], with the reasons of ``refusals`` [K, 3], counted from ``offset`` + 1, where there are any."""
+    return torch.where(refusals[:, 0] > 0, (refusals[:, 0] + offset).to(found), found)
