@@ -189,11 +189,14 @@ class WeightedBackward:
             return
         weighting = self._weigher.weighting
         self._skips.to(weights.device)
-        missed = weights.isnan().flatten(1).any(1)
-        if missed.device.type == "cpu" and not bool(missed.any()):
+        refused = weighting.refused
+        assert refused is not None
+        if refused.device.type == "cpu" and not bool(refused.any()):
             self._skips.nothing_skipped()
             return
-        self._skips.add(weighting.refusals(), missed)
+        refusals = weighting.refusals()
+        assert refusals is not None
+        self._skips.add(refusals, refused)
         for skips in self._skips.news():
             reason = weighting.reasons[skips.reason - 1]
             what = "the weights and the gradients of this call are NaN"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ..flat import FlatParameters
 from ..flat_gradients import to_device
-from ..loss_domain import Reason
 from ..ops import FIELDS, Order, step_
-from .amp import ScaledGradients
 from .nonfinite import LateFlags
 from .parameters import check_memory, check_parameters
 from .rules import BaseRule
-from .skipped import NONFINITE, OF_WEIGHTED_SUM, REASONS, SkippedSteps
+from .skipped import NONFINITE, SkippedSteps
+from .skips import ReportsSkips
 from .state import StateInBuffers
 
 __all__ = ["FlatOptimizer"]
@@ -25,7 +24,7 @@ __all__ = ["FlatOptimizer"]
 LR, TRANSFER = FIELDS.index("lr"), FIELDS.index("transfer")
 
 
-class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
+class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
     """Parameter groups, buffers, non-finite gradients and the fused step; subclasses say what is combined and blended.
 
     Args:
@@ -240,50 +239,6 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         """True if reading the tensor here makes nobody wait, neither a compiler nor a device."""
         return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
-    def _count_skipped(self, found: Tensor, skipped: Tensor) -> None:
-        """Counts skipped rows and warns, of each reason once, and again while nothing is learned; if they are on a GPU,
-        at a later step.
-
-        found: float32 [K], the number of what was found in a row, see `_reasons`; 0: nothing.
-        """
-        self._skipped += (skipped != 0).to(self._skipped)
-        infinite = ((found == NONFINITE) | (found == OF_WEIGHTED_SUM)).to(found)
-        self._tell_scaler(infinite)
-        if self._under_scaler:  # which looks for infinities: these are no surprise
-            found = found * (1 - infinite)
-        if torch.compiler.is_compiling():
-            return
-        if self._host_knows(skipped) and not bool(skipped.any()):
-            self._skips.nothing_skipped()
-            return
-        self._skips.add(self._refusals(found), skipped)
-        self._warn_of_skipped()
-
-    def _reasons(self) -> Sequence[Reason]:
-        """The words for what is found in a row, counted from 1."""
-        return REASONS
-
-    def _refusals(self, found: Tensor) -> Tensor:
-        """float64 [K, 3]: ``found``, and the task and the value that its words are about."""
-        return torch.stack([found.double(), *torch.zeros(2, len(found), dtype=torch.float64, device=found.device)], 1)
-
-    def _warn_of_skipped(self, *, wait: bool = False) -> None:
-        several = self._num_rows > 1
-        whom = (" for all" if self._skip_all else " for it") if several else ""
-        for skips in self._skips.news(wait=wait):
-            reason = self._reasons()[skips.reason - 1]
-            fact = reason.of(skips.rows if several else None, skips.task, skips.value)
-            if skips.in_a_row >= 10:
-                what = f"{skips.in_a_row} steps one after the other were skipped{whom}, nothing is learned."
-            else:
-                what = f"this step was skipped{whom}, nothing of it was changed."
-            counted = (
-                "Later ones are counted in optimizer.skipped_steps, and told of again only while nothing is learned."
-            )
-            warnings.warn(
-                " ".join(filter(None, [f"{fact}: {what}", reason.remedy, counted])), UserWarning, stacklevel=3
-            )
-
     def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Gradients [K, T, P] of this buffer and the weights, float64 [K, T], that combine them (None where T = 1)."""
         return self._flat[index].grads, None
@@ -314,13 +269,6 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
             )  # fmt: skip
             flat.mark_changed()
         self._attach_state(moments_of)
-
-    @property
-    def skipped_steps(self) -> Tensor:
-        """int64 [K]: how many steps of each subproblem were skipped: for an infinite or NaN gradient or loss, or for a
-        loss that the weighting or the scalarization is not defined for."""
-        self._warn_of_skipped(wait=True)
-        return self._skipped.clone()
 
     def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:
         if key not in self._warned:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..loss_domain import Reason
 from ..preferences import check_preferences, default_preferences
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
@@ -20,7 +19,7 @@ from .moments import Moments
 from .nonfinite import LateFlags
 from .options import check_task_options
 from .rules import AdamW, BaseRule, as_base_rule
-from .skipped import overridden
+from .skipped import RefusedLosses, Refuser
 from .subproblems import OneModel
 from .weigher import Weigher
 
@@ -118,6 +117,8 @@ class MT2OFused(OneModel):
         if scalarization is None and weighting is None:
             raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
         self._scalarization = None if scalarization is None else as_scalarization(scalarization)
+        known = self._scalarization
+        self._refused = None if known is None else RefusedLosses(known, num_subproblems)
         self._heads, self._collecting = heads, collect
         if weighting is not None:
             checked = check_task_options(weighting, heads, collect)
@@ -128,7 +129,6 @@ class MT2OFused(OneModel):
         self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments)
         self._seen_graph = False
         self._losses: list[Tensor | None] = [None] * (1 if stacked else num_subproblems)
-        self._unscalarized: Tensor | None = None  # float64 [K, 3], losses that there is no scalarization of
         base = as_base_rule(base)
         skip_all = skip_nonfinite == "all"
         defaults = {"lr": lr, "transfer": True, **base.defaults()}
@@ -185,9 +185,9 @@ class MT2OFused(OneModel):
         self._seen_graph = True
         detached = stacked.detach().double()
         preferences = self._blend.preferences if self._stacked else self._blend.preferences[row]
-        self._judge(detached, row)
         coefficients = torch.ones_like(detached)
-        if self._scalarization is not None:
+        if self._scalarization is not None and self._refused is not None:
+            self._refused.see(detached, None if self._stacked else row)
             coefficients = self._scalarization.coefficients(detached, preferences)
         before = self._losses[row]
         self._losses[row] = detached if before is None else before + detached  # as gradients add up over micro-batches
@@ -205,38 +205,8 @@ class MT2OFused(OneModel):
             parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
         self._collect(self._scale(parts, scaler), row, retain_graph=retain_graph)
 
-    def _judge(self, losses: Tensor, row: int) -> None:
-        """Notes the losses [T] of a subproblem ([K, T] if stacked) that the scalarization is not defined for."""
-        found = (
-            None if self._scalarization is None else self._scalarization.refusals(losses.reshape(-1, self._num_tasks))
-        )
-        if found is None:
-            return
-        before = self._unscalarized
-        if before is None:
-            before = self._unscalarized = found.new_zeros(self._num_rows, 3)
-        rows = before if self._stacked else before[row : row + 1]
-        rows.copy_(torch.where(rows[:, :1] > 0, rows, found))
-
-    def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
-        found, skipped = super()._find_rows_to_skip(losses)
-        if self._unscalarized is None:
-            return found, skipped
-        found = overridden(found, self._unscalarized, len(super()._reasons()))
-        return found, self._rows_to_skip(found)
-
-    def _reasons(self) -> Sequence[Reason]:
-        own = super()._reasons()
-        if self._scalarization is None:
-            return own
-        return (*own, self._scalarization.loss_domain.reason(type(self._scalarization).__name__))
-
-    def _refusals(self, found: Tensor) -> Tensor:
-        refusals = super()._refusals(found)
-        if self._unscalarized is None:
-            return refusals
-        of_scalarization = torch.cat([refusals[:, :1], self._unscalarized[:, 1:]], 1)
-        return torch.where(found[:, None] == len(super()._reasons()) + 1, of_scalarization, refusals)
+    def _refusers(self) -> Sequence[Refuser]:
+        return super()._refusers() if self._refused is None else (*super()._refusers(), self._refused)
 
     def _last_losses(self) -> Tensor | None:
         """float64 [K, T], or None where a subproblem has none yet."""
@@ -299,8 +269,8 @@ class MT2OFused(OneModel):
 
     def _forget_losses(self) -> None:
         self._losses[:] = [None] * len(self._losses)
-        if self._unscalarized is not None:
-            self._unscalarized.zero_()
+        if self._refused is not None:
+            self._refused.forget()
 
     def _collect_gradients(self) -> None:
         flats = self._synchronize()

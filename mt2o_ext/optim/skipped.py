@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..loss_domain import Reason
+from ..scalarization import Scalarization
 from .nonfinite import LateCopy
 
-__all__ = ["NONFINITE", "OF_WEIGHTED_SUM", "REASONS", "SkippedSteps", "Skips", "overridden"]
+__all__ = ["NONFINITE", "OF_WEIGHTED_SUM", "REASONS", "RefusedLosses", "Refuser", "SkippedSteps", "Skips"]
 
-# What a row that is not updated carries instead of 0; from len(REASONS) + 1 on, what an optimizer adds to them.
+# What a row that is not updated carries instead of 0; the reasons of those who may refuse a step follow.
 NONFINITE, OF_WEIGHTED_SUM = 1, 2
 REASONS = (
     Reason("a gradient or loss{where} was infinite or NaN"),
@@ -87,6 +89,49 @@ class SkippedSteps(LateCopy):
             self._next *= 10
 
 
-def overridden(found: Tensor, refusals: Tensor, offset: int) -> Tensor:
-    """found, float32 [K], with the reasons of ``refusals`` [K, 3], counted from ``offset`` + 1, where there are any."""
-    return torch.where(refusals[:, 0] > 0, (refusals[:, 0] + offset).to(found), found)
+class Refuser(Protocol):
+    """Who may refuse a step for what is finite: a weighting, a scalarization."""
+
+    @property
+    def reasons(self) -> Sequence[Reason]: ...
+
+    @property
+    def refused(self) -> Tensor | None:
+        """bool [K]; None: nowhere."""
+
+    def refusals(self) -> Tensor | None:
+        """float64 [K, 3]: the number of a reason (from 1; 0: not refused), the task and the value that it is about."""
+
+
+class RefusedLosses:
+    """The losses of a step that its scalarization is not defined for."""
+
+    def __init__(self, scalarization: Scalarization, num_rows: int) -> None:
+        self._scalarization = scalarization
+        self._num_rows = num_rows
+        self._found: Tensor | None = None
+
+    def see(self, losses: Tensor, row: int | None) -> None:
+        """The losses [T] of a subproblem, or [K, T] of all (None); of micro-batches the first refused one counts."""
+        found = self._scalarization.refusals(losses.reshape(-1, losses.shape[-1]))
+        if found is None:
+            return
+        if self._found is None or self._found.device != found.device:
+            self._found = found.new_zeros(self._num_rows, 3)
+        rows = self._found if row is None else self._found[row : row + 1]
+        rows.copy_(torch.where(rows[:, :1] > 0, rows, found))
+
+    def forget(self) -> None:
+        if self._found is not None:
+            self._found.zero_()
+
+    @property
+    def reasons(self) -> Sequence[Reason]:
+        return (self._scalarization.loss_domain.reason(type(self._scalarization).__name__),)
+
+    @property
+    def refused(self) -> Tensor | None:
+        return None if self._found is None else self._found[:, 0] > 0
+
+    def refusals(self) -> Tensor | None:
+        return self._found

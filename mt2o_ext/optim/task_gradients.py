@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ..collect import TaskSlots
 from ..flat import FlatParameters
-from ..loss_domain import Reason
 from ..weighting import Needs
 from .base import FlatOptimizer
 from .losses import check_losses
 from .options import check_task
 from .ranks import Ranks
-from .skipped import NONFINITE, overridden
+from .skipped import NONFINITE, Refuser
 from .weigher import GRAMS, Weigher, largest_weights
 
 __all__ = ["TaskGradients"]
@@ -126,6 +125,7 @@ class TaskGradients(FlatOptimizer):
         trunks, due = self._trunks(), weigher.due()
         if not trunks:
             weigher.last_weights = torch.ones_like(weigher.preferences)
+            found = self._with_refusals(found)
             return found, self._rows_to_skip(found)
         factor = self._divisor(found.device)
         context = weigher.context(losses, self._rows_to_skip(found))
@@ -148,24 +148,8 @@ class TaskGradients(FlatOptimizer):
         found = self._with_refusals(found)
         return found, self._rows_to_skip(found)
 
-    def _with_refusals(self, found: Tensor) -> Tensor:
-        """found, with the reasons of the weighting where it has refused what is finite."""
-        weigher = self._weigher
-        assert weigher is not None and weigher.last_weights is not None
-        if self._host_knows(found) and not bool(weigher.last_weights.isnan().any()):
-            return found
-        return overridden(found, weigher.weighting.refusals(), len(super()._reasons()))
-
-    def _reasons(self) -> Sequence[Reason]:
-        own = super()._reasons()
-        return own if self._weigher is None else (*own, *self._weigher.weighting.reasons)
-
-    def _refusals(self, found: Tensor) -> Tensor:
-        if self._weigher is None or self._weigher.last_weights is None:
-            return super()._refusals(found)
-        own, of_weighting = super()._refusals(found), self._weigher.weighting.refusals()
-        refused = found > len(super()._reasons())
-        return torch.where(refused[:, None], torch.cat([own[:, :1], of_weighting[:, 1:]], 1), own)
+    def _refusers(self) -> Sequence[Refuser]:
+        return () if self._weigher is None else (self._weigher.weighting,)
 
     def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
         """What was found in a row (see `_reasons`), and whose step is skipped for it, both float32 [K]; with them, the
@@ -173,7 +157,7 @@ class TaskGradients(FlatOptimizer):
         """
         weigher = self._weigher
         if weigher is None:
-            found = self._find_nonfinite(losses)
+            found = self._with_refusals(self._find_nonfinite(losses))
             return found, self._rows_to_skip(found)
         self._unscaled = False
         found = self._with_losses(self._with_infinities(torch.zeros_like(self._skipped, dtype=torch.float32)), losses)

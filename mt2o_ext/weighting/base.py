@@ -98,17 +98,21 @@ class Weighting(ABC):
         of_parts = [reason for part in self._parts().values() for reason in part.reasons]
         return (self.loss_domain.reason(name), overflow(name), *of_parts)
 
-    @torch.no_grad()
-    def refusals(self) -> Tensor:
-        """Why the last `weights` were NaN though gradients and losses were finite, float64 [K, 3].
+    @property
+    def refused(self) -> Tensor | None:
+        """bool [K], where the last `weights` were NaN though gradients and losses were finite; None before any."""
+        return None if self._last is None else self._last.refused
 
-        In each row the number of one of the `reasons` (0: no such thing), the task and the value that it speaks of.
+    @torch.no_grad()
+    def refusals(self) -> Tensor | None:
+        """Why that was so, float64 [K, 3]; None before any weights.
+
+        In each row the number of one of the `reasons` (0: not refused), the task and the value that it speaks of.
         """
-        self._check_bound()
-        if self._last is None:  # no weights yet
-            return torch.zeros(self._shape[0], 3, dtype=torch.float64, device=self._device)  # type: ignore[index]
+        if self._last is None:
+            return None
         parts = self._parts().values()
-        return self._last.refusals((len(p.reasons), None if p._last is None else p.refusals()) for p in parts)
+        return self._last.refusals((len(part.reasons), part.refusals()) for part in parts)
 
     @torch.no_grad()
     def transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:

@@ -22,7 +22,8 @@ class LDCMTL(Weighting):
     of the weighted sum; w may be negative. Homogeneous. The order of the tasks matters.
 
     lam: .1 for Cityscapes, .05 for NYUv2 and QM9, .01 for CelebA.
-    relative: r = l_0 / min l_0 from the first losses; r = 1 if False (as for CelebA), for any losses.
+    relative: r = l_0 / min l_0 from the first losses, which have to be positive as units; r = 1 if False (as for
+        CelebA), for any losses.
     lr: sig = softmax(a) descends the same F by Adam, its gradient divided by the mean of l / r; 0 keeps sig = 1 / T.
 
     Departs from the paper, where sig comes from a router that sees the input.
