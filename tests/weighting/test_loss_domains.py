@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -298,6 +299,37 @@ def test_old_weights_do_for_losses_that_new_ones_could_not_be_made_of():
     kept = weighting(losses=tensor(0.5, 2.0))
     assert torch.equal(weighting(losses=LOSSES), kept)
     assert weighting(losses=LOSSES).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("make", "losses", "weights"),
+    [
+        (lambda: W.LinearWeighting([1.0, 3.0]), [1.0, 1.0], [1.0, 3.0]),
+        (lambda: W.LogLosses(W.LinearWeighting([1.0, 3.0])), [100.0, 1000.0], [0.01, 0.003]),
+        (lambda: W.LogLosses(W.LinearWeighting([1.0, 3.0])), [0.1, 0.01], [10.0, 300.0]),
+        (lambda: W.Relative(W.LinearWeighting([1.0, 3.0]), 10.0), [1.0, 1.0], [0.1, 0.3]),
+        (lambda: W.PerSegment(W.LinearWeighting([1.0, 3.0])), [1.0, 1.0], [1.0, 3.0]),
+        (lambda: W.Rescale(W.LinearWeighting([1.0, 3.0]), "T"), [1.0, 1.0], [2.0, 6.0]),
+    ],
+)
+def test_the_largest_weights_are_limits_of_what_comes_out(
+    make: Callable[[], W.Weighting], losses: list[float], weights: list[float]
+):
+    weighting = make()
+    weighting.bind(3, 2, 5, "cpu")
+    largest = torch.stack([tensor(*weights), tensor(*weights) * 1.01, tensor(1.01, 0.99) * tensor(*weights)])
+    segments = torch.eye(2, dtype=torch.float64).expand(3, 5, 2, 2)
+    given = {"preferences": torch.full((3, 2), 0.5, dtype=torch.float64), "losses": tensor(*losses).expand(3, 2)}
+    largest[0] *= 1 + 1e-12  # rounding
+    found = weighting.weights(W.WeightingContext(**given, segments=segments, gram=segments.sum(1), largest=largest))
+    assert found.isfinite().flatten(1).all(1).tolist() == [True, True, False]
+    assert found[2].isnan().all()
+    refusals = weighting.refusals()
+    assert refusals is not None and refusals[:2].eq(0).all()
+    number, task, value = refusals[2].tolist()
+    assert task == 1 and value in (pytest.approx(weights[1]), 3.0)  # of an inner weighting its own
+    said = weighting.reasons[int(number) - 1].of(None, 1, value)
+    assert re.match(rf"the weight that \w+ gives task 1 is out of range: {value:.3g}$", said)
 
 
 @every_weighting()
