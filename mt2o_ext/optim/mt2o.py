@@ -76,7 +76,8 @@ class MT2OFused(OneModel):
         start: called as ``start(k)`` with the model at subproblem k, to initialise each differently.  By default all
             start from the model as it is (averaging networks of independent initialisation mixes unrelated units).
         moments: whether transfers blend the base rule's moments too; see :class:`Moments`.
-        skip_nonfinite: whose step an infinite or NaN gradient or loss skips: "subproblem" (its own) or "all".
+        skip_nonfinite: whose step an infinite or NaN gradient or loss skips, or a loss that the scalarization or the
+            weighting is not defined for: "subproblem" (its own) or "all".
 
     Raises TypeError or ValueError, before anything is changed, for options out of range and unsuitable parameters.
     """
