@@ -118,8 +118,8 @@ class MT2OFused(OneModel):
         if scalarization is None and weighting is None:
             raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
         self._scalarization = None if scalarization is None else as_scalarization(scalarization)
-        known = self._scalarization
-        self._refused = None if known is None else RefusedLosses(known, num_subproblems)
+        chosen = self._scalarization
+        self._refused = None if chosen is None else RefusedLosses(chosen, num_subproblems)
         self._heads, self._collecting = heads, collect
         if weighting is not None:
             checked = check_task_options(weighting, heads, collect)

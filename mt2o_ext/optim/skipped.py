@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,23 +70,25 @@ class SkippedSteps(LateCopy):
         """The same of a step of which the host knows that all rows were updated."""
         self._table[:, 3] = 0
 
-    def news(self, *, wait: bool = False) -> Iterator[Skips]:
+    def news(self, *, wait: bool = False) -> list[Skips]:
         """What is known and was not told yet; all there is, if the host may wait for the device."""
         arrived = self.arrived(wait=wait)
         if arrived is None:
-            return
+            return []
         table = [(int(why), int(task), value, int(count)) for why, task, value, count in arrived.tolist()]
         longest = max((count for why, *_, count in table if why), default=0)
+        news = []
         for reason in sorted({why for why, *_ in table} - {0}):
             rows = [k for k, (why, *_) in enumerate(table) if why == reason]
             again = [k for k in rows if table[k][3] >= self._next]
             if again or reason not in self._told:
                 rows = again or rows
                 _, task, value, _ = table[rows[0]]
-                yield Skips(reason, rows, task, value, max(table[k][3] for k in rows))
+                news.append(Skips(reason, rows, task, value, max(table[k][3] for k in rows)))
             self._told.add(reason)
         while self._next <= longest:
             self._next *= 10
+        return news
 
 
 class Refuser(Protocol):

@@ -77,8 +77,7 @@ class Weighting(ABC):
         """
         self._check(context)
         before = dict(self._state)
-        finite, outside = context.all_finite(), self._outside(context)
-        usable = finite if outside is None else finite & ~outside.any(-1)
+        finite, outside, usable = self._judge(context)
         for part in self._parts().values():
             part._last = None
         weights = self._weights(context.where_finite(usable))
@@ -122,7 +121,7 @@ class Weighting(ABC):
         Subproblems with a non-finite gradient or loss are left as they are.
         """
         self._check(context, only=Needs.LOSSES | Needs.DRAWS)
-        finite = self._usable(context)
+        _, _, finite = self._judge(context)
         for matrix in rows:
             finite = finite & matrix.reshape(len(matrix), -1).isfinite().all(1)
         before = dict(self._state)
@@ -241,15 +240,14 @@ class Weighting(ABC):
         """bool [K]: the losses that later ones are measured by are known; None: there are none."""
         return None
 
-    def _outside(self, context: WeightingContext) -> Tensor | None:
-        """bool [K, T], the losses that are outside of ``loss_domain``; None: there cannot be any."""
-        if context.losses is None:
-            return None
-        return self.loss_domain.outside(self._judged(context, context.losses), self._first_known())
-
-    def _usable(self, context: WeightingContext) -> Tensor:
-        finite, outside = context.all_finite(), self._outside(context)
-        return finite if outside is None else finite & ~outside.any(-1)
+    def _judge(self, context: WeightingContext) -> tuple[Tensor, Tensor | None, Tensor]:
+        """bool [K], what is finite; [K, T], the losses outside of ``loss_domain`` (None: there are none); [K], what is
+        finite and has none outside.
+        """
+        finite, outside = context.all_finite(), None
+        if context.losses is not None:
+            outside = self.loss_domain.outside(self._judged(context, context.losses), self._first_known())
+        return finite, outside, finite if outside is None else finite & ~outside.any(-1)
 
     def _keep(self, finite: Tensor, before: State) -> None:
         """Puts back the old state of the subproblems that skip this step."""
