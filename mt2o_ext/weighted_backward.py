@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from .ops import combine_
 from .optim.losses import as_list, check_losses
 from .optim.options import check_one_row, check_task_options, members_of
 from .optim.parameters import check_parameters
+from .optim.skipped import SkippedSteps
 from .optim.weigher import READS_GRADIENTS, Weigher
 from .weighting import Needs, Weighting, WeightingContext
 
@@ -72,7 +74,9 @@ class WeightedBackward:
 
     Where all ``.grad`` are None they become views of one buffer, which a later such call writes again: copy what has to
     last longer.  Otherwise the gradient is added to what is there.  Parameters that no loss depends on are left alone.
-    Weights of NaN (an infinite or NaN loss or gradient, say) give a gradient of NaN: no error, nothing hidden.
+    Weights of NaN (an infinite or NaN loss or gradient, say) give a gradient of NaN: no error, nothing hidden.  Where
+    the weighting is not defined for a loss (``weighting.loss_domain``) a warning names it, once, and again after 10,
+    100, 1000 ... such calls one after the other; if the losses are on a GPU, at a later call of the same object.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class WeightedBackward:
         if all(task is not None for _, task in self._members):
             raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget
+        self._skips = SkippedSteps(1)
         self._kinds: list[tuple[Any, ...]] = []
         self._build()
 
@@ -174,8 +179,33 @@ class WeightedBackward:
         else:
             weights = self._from_buffer(scalars, table, factor, retain_graph)
         self._fill_heads(weights)
+        self._warn_of_refused(weights)
         weigher.done()
         return weights[0].clone()
+
+    @torch.no_grad()
+    def _warn_of_refused(self, weights: Tensor) -> None:
+        """Warns where the weighting is not defined for what is finite; if it is on a GPU, at a later call."""
+        if torch.compiler.is_compiling():
+            return
+        weighting = self._weigher.weighting
+        self._skips.to(weights.device)
+        refused = weighting.refused
+        assert refused is not None
+        if refused.device.type == "cpu" and not bool(refused.any()):
+            self._skips.nothing_skipped()
+            return
+        refusals = weighting.refusals()
+        assert refusals is not None
+        self._skips.add(refusals, refused)
+        for skips in self._skips.news():
+            reason = weighting.reasons[skips.reason - 1]
+            what = "the weights and the gradients of this call are NaN"
+            if skips.in_a_row >= 10:
+                what = f"the weights and the gradients of {skips.in_a_row} calls one after the other are NaN"
+            warnings.warn(
+                f"{reason.of(None, skips.task, skips.value)}: {what}. {reason.remedy}", UserWarning, stacklevel=3
+            )
 
     def epoch_end(self) -> None:
         """Counts an epoch, for weightings that go by them (DWA)."""

@@ -20,6 +20,7 @@ from .moments import Moments
 from .nonfinite import LateFlags
 from .options import check_task_options
 from .rules import AdamW, BaseRule, as_base_rule
+from .skipped import RefusedLosses, Refuser
 from .subproblems import OneModel
 from .weigher import Weigher
 
@@ -76,7 +77,8 @@ class MT2OFused(OneModel):
         start: called as ``start(k)`` with the model at subproblem k, to initialise each differently.  By default all
             start from the model as it is (averaging networks of independent initialisation mixes unrelated units).
         moments: whether transfers blend the base rule's moments too; see :class:`Moments`.
-        skip_nonfinite: whose step an infinite or NaN gradient or loss skips: "subproblem" (its own) or "all".
+        skip_nonfinite: whose step an infinite or NaN gradient or loss skips, or a loss that the scalarization or the
+            weighting is not defined for: "subproblem" (its own) or "all".
 
     Raises TypeError or ValueError, before anything is changed, for options out of range and unsuitable parameters.
     """
@@ -117,6 +119,8 @@ class MT2OFused(OneModel):
         if scalarization is None and weighting is None:
             raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
         self._scalarization = None if scalarization is None else as_scalarization(scalarization)
+        chosen = self._scalarization
+        self._refused = None if chosen is None else RefusedLosses(chosen, num_subproblems)
         self._heads, self._collecting = heads, collect
         self._weigher, self._ranks = None, None
         if weighting is not None:
@@ -184,7 +188,8 @@ class MT2OFused(OneModel):
         detached = stacked.detach().double()
         preferences = self._blend.preferences if self._stacked else self._blend.preferences[row]
         coefficients = torch.ones_like(detached)
-        if self._scalarization is not None:
+        if self._scalarization is not None and self._refused is not None:
+            self._refused.see(detached, None if self._stacked else row)
             coefficients = self._scalarization.coefficients(detached, preferences)
         before = self._losses[row]
         self._losses[row] = detached if before is None else before + detached  # as gradients add up over micro-batches
@@ -200,6 +205,9 @@ class MT2OFused(OneModel):
         else:
             parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
         self._collect(self._scale(parts, scaler), row, retain_graph=retain_graph)
+
+    def _refusers(self) -> Sequence[Refuser]:
+        return super()._refusers() if self._refused is None else (*super()._refusers(), self._refused)
 
     def _last_losses(self) -> Tensor | None:
         """float64 [K, T], or None where a subproblem has none yet."""
@@ -239,7 +247,7 @@ class MT2OFused(OneModel):
                 self._weigher.done()
         self._await_feedback(last, skipped)
         self._count_skipped(found, skipped)
-        self._losses[:] = [None] * len(self._losses)
+        self._forget_losses()
         if self._weigher is not None or self._keeps_rows:  # used up
             self._forget()
         return losses
@@ -268,7 +276,12 @@ class MT2OFused(OneModel):
         """Forgets all gradients, those of all subproblems."""
         super().zero_grad(set_to_none)
         self._now.scaler = None
+        self._forget_losses()
+
+    def _forget_losses(self) -> None:
         self._losses[:] = [None] * len(self._losses)
+        if self._refused is not None:
+            self._refused.forget()
 
     def _collect_gradients(self) -> None:
         flats = self._synchronize()

@@ -16,10 +16,20 @@ from ..ops import gram_accuracy, length_accuracy
 from ..weighting import Draw, Needs, Weighting, WeightingContext
 from .ranks import Ranks
 
-__all__ = ["READS_GRADIENTS", "Weigher"]
+__all__ = ["READS_GRADIENTS", "Weigher", "largest_weights"]
 
 GRAMS = Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL
 READS_GRADIENTS = GRAMS | Needs.ROWS
+
+
+def largest_weights(squares: Tensor, flats: Sequence[FlatGradients]) -> Tensor:
+    """float64 [K, T]: with weights up to these no sum of w_t g_t can be infinite in the type that it is added up in.
+
+    squares: float64 [K, T], |g_t|^2.
+    """
+    limit = min(torch.finfo(torch.promote_types(flat.dtype, torch.float32)).max for flat in flats)
+    lengths = squares.sqrt().clamp(min=1.0)  # at least 1: the weights themselves become numbers of this type
+    return limit / (squares.shape[1] * lengths)
 
 
 class Weigher:

@@ -16,6 +16,7 @@ from .losses import as_list, backward_done, check_losses
 from .options import check_one_row, check_task_options
 from .ranks import as_ranks
 from .rules import AdamW, BaseRule, as_base_rule
+from .skipped import NONFINITE, OF_WEIGHTED_SUM
 from .task_gradients import TaskGradients
 from .weigher import READS_GRADIENTS, Weigher
 
@@ -208,10 +209,22 @@ class WeightedFused(TaskGradients):
         weights = self._weigher.early_weights
         if weights is None:
             return super()._find_rows_to_skip(losses)
+        finite_losses = self._with_losses(torch.zeros_like(self._skipped, dtype=torch.float32), losses) == 0
         found = self._find_nonfinite(losses)
-        found = torch.where(weights.isnan().any(1), 1.0, found)
+        found = torch.where((found == NONFINITE) & finite_losses, float(OF_WEIGHTED_SUM), found)
         self._weigher.last_weights = weights
+        found = self._with_refusals(found)
         return found, self._rows_to_skip(found)
+
+    def _refusals(self, found: Tensor) -> Tensor:
+        refusals = super()._refusals(found)
+        assert self._weigher is not None
+        weights = self._weigher.early_weights
+        if weights is None:
+            return refusals
+        at = weights.abs().argmax(1, keepdim=True)
+        largest = torch.cat([refusals[:, :1], at.double(), weights.gather(1, at)], 1)
+        return torch.where(found[:, None] == OF_WEIGHTED_SUM, largest, refusals)
 
     def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
         if self._weigher is None or self._weigher.early_weights is None:

@@ -50,6 +50,8 @@ class WeightingContext:
     finite: bool [K], False where the step is skipped: nothing is remembered of it. None: found from the other fields,
         which in any case count too.
     tasks: int64 [T], the names of the tasks for random numbers; None: 0 .. T-1.
+    largest: [K, T], the largest weights with which the gradients still add up to finite numbers of their type; None:
+        those of float64. Larger ones are refused.
     """
 
     preferences: Tensor
@@ -64,6 +66,13 @@ class WeightingContext:
     draw: Draw | None = None
     finite: Tensor | None = None
     tasks: Tensor | None = None
+    largest: Tensor | None = None
+
+    def largest_like(self, weights: Tensor) -> Tensor | float:
+        """``largest`` beside weights [K, T] or [K, S, T]."""
+        if self.largest is None:
+            return torch.finfo(torch.float64).max
+        return self.largest if weights.ndim == 2 else self.largest[:, None]
 
     def rtol(self, given: float | None = None) -> float:
         """``given``, or T times ``length_accuracy``: |J'w|^2 below this much of sum_t (w_t |g_t|)^2 is rounding."""
