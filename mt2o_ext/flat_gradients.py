@@ -110,14 +110,9 @@ class FlatGradients:
 
         Raises TypeError, before anything is copied, for gradients that are not dense.
         """
+        self.check_dense()
         grads = [p.grad for p in self.parameters]
         there = [grad is not None for grad in grads]
-        for grad in grads:
-            if grad is not None and grad.layout != torch.strided:
-                raise TypeError(
-                    f"expected dense gradients, got one of layout {grad.layout} for a parameter of shape "
-                    f"{list(grad.shape)}; build the embedding with sparse=False"
-                )
         row = row * self.num_tasks + task
         before = self.filled[row] if detach else [False] * len(grads)
         pairs = list(zip(self._grad_views[row], grads, before, strict=True))
@@ -131,6 +126,15 @@ class FlatGradients:
         if detach:
             for p in self.parameters:
                 p.grad = None
+
+    def check_dense(self) -> None:
+        """Raises TypeError for a ``.grad`` that is not dense."""
+        for grad in (p.grad for p in self.parameters):
+            if grad is not None and grad.layout != torch.strided:
+                raise TypeError(
+                    f"expected dense gradients, got one of layout {grad.layout} for a parameter of shape "
+                    f"{list(grad.shape)}; build the embedding with sparse=False"
+                )
 
     def take_gradients(self, segment: int, other: FlatGradients, other_segment: int) -> None:
         """Copies the gradients of a parameter, where they are there, from the buffer it was in before."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..flat import FlatParameters
 from ..flat_gradients import to_device
-from ..ops import FIELDS, Order, step_
+from ..ops import FIELDS, Order, combine_, step_
+from ..transfer.checks import check_positive
 from .nonfinite import LateFlags
 from .now import Now
 from .parameters import check_memory, check_parameters
@@ -37,6 +38,7 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
             ``task``: a head, whose parameters belong to this task alone and keep one gradient.
         stacked: every parameter has a leading dimension K.
         ema: decay of a running average of theta, or None.
+        max_norm: see `_clipped`.
         skip_all: skip the step of all subproblems where one has a non-finite gradient (else that subproblem's only).
     """
 
@@ -50,10 +52,12 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         num_tasks: int = 1,
         stacked: bool,
         ema: float | None,
+        max_norm: float | None,
         skip_all: bool,
     ) -> None:
         if ema is not None and not 0.0 <= ema < 1.0:
             raise ValueError(f"ema must be in [0, 1), not {ema}")
+        self._max_norm = None if max_norm is None else check_positive("max_norm", max_norm)
         self._base = base
         self._num_rows = num_rows
         self._task_rows = num_tasks
@@ -220,9 +224,13 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
     def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
         """float32 [K], NONFINITE where the gradients or losses [K, T] of a row are infinite or NaN."""
         found = self._with_infinities(torch.zeros(self._num_rows, device=self._skipped.device))
+        self._mark_nonfinite(found)
+        return self._with_losses(found, losses)
+
+    def _mark_nonfinite(self, found: Tensor) -> None:
+        """Sets found[k] = 1 where a gradient that the step of row k would use is infinite or NaN."""
         for flat in self._flat:
             flat.find_nonfinite(found)
-        return self._with_losses(found, losses)
 
     @staticmethod
     def _with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
@@ -257,12 +265,15 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         rule = self._base.rule(self.param_groups)
         moments_of = [self._base.moments(group) for group in self.param_groups]
         names = {name for moments in moments_of for name in moments.values()}
+        combinations = [self._combination(index) for index in range(len(self._flat))]
+        if self._max_norm is not None:
+            combinations = self._clipped(combinations, self._max_norm)
         for index, (flat, mix) in enumerate(zip(self._flat, mixes, strict=True)):
             first, second, largest = (
                 flat.buffer(name) if name in names else None for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
             )
             low = None if flat.values is flat.theta else flat.values
-            grads, weights = self._combination(index)
+            grads, weights = combinations[index]
             step_(
                 flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, grads,
                 weights, mix, flat.segments, flat.chunks, self._active(index), self._divisor(flat.device), skipped,
@@ -270,6 +281,33 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
             )  # fmt: skip
             flat.mark_changed()
         self._attach_state(moments_of)
+
+    def _clipped(
+        self, combinations: Sequence[tuple[Tensor, Tensor | None]], max_norm: float
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """The combined gradients with weights that shorten those of each row to this length, all tensors as one vector.
+
+        As ``torch.nn.utils.clip_grad_norm_``, but of each of the K subproblems on its own, and exactly to max_norm.
+        """
+        rows, squares = [], self._skipped.new_zeros(self._num_rows, dtype=torch.float64)
+        for flat, (grads, weights) in zip(self._flat, combinations, strict=True):
+            combined = grads
+            if weights is not None:
+                combined = torch.zeros_like(grads[:, :1])
+                combine_(combined[:, 0], grads, weights, flat.chunks)
+            squares = squares + torch.linalg.vector_norm(combined[:, 0], dim=1, dtype=torch.float64).square()
+            rows.append(combined)
+        divisor = self._divisor(self._skipped.device)
+        norm = squares.sqrt() if divisor is None else squares.sqrt() / divisor.double()
+        self._now.grad_norm = norm
+        factors = torch.where(norm > max_norm, max_norm / norm, 1.0).unsqueeze(1)
+        return [(combined, factors) for combined in rows]
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """float64 [K]: how long the combined gradient of each subproblem was in the last step, before ``max_norm``
+        shortened it; None without ``max_norm``, which measures it."""
+        return None if self._now.grad_norm is None else self._now.grad_norm.clone()
 
     def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:
         if key not in self._warned:

@@ -60,6 +60,8 @@ class ConnectionStrengthFused(FlatOptimizer):
         shuffle: the tasks of phase 1 in random order.
         seed: of the one generator behind phases and orders.  With the same seed all ranks of a distributed run draw the
             same phases; give them ``process_group`` too.
+        max_norm: shortens the gradient of each step of the base rule to this length, all parameters as one vector (in
+            phase 1 that of a task, in phase 2 the projected sum); ``grad_norm`` tells how long it was.  None: never.
         process_group: owners are those of its first rank (running statistics may differ between ranks).
 
     A step of phase 1 is T steps for the shared parameters and one for a head; learning rate schedulers are advanced
@@ -83,6 +85,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         steps_per_epoch: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
+        max_norm: float | None = None,
         process_group: Any = None,
     ) -> None:
         if num_tasks < 1:
@@ -106,6 +109,7 @@ class ConnectionStrengthFused(FlatOptimizer):
             num_tasks=num_tasks,
             stacked=False,
             ema=None,
+            max_norm=max_norm,
             skip_all=True,
         )
         names = [c.name for c in self._used]

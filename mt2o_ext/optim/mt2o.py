@@ -72,6 +72,8 @@ class MT2OFused(OneModel):
             ``context -> M`` with rows that sum to one.
         order: "consensus" (above) or "adapt_then_combine": theta <- M (theta - u).
         ema: decay of a running average of every subproblem's parameters (0.98, say), or None.
+        max_norm: shortens the gradient of each subproblem to this length, all parameters as one vector, before the base
+            rule sees it; ``grad_norm`` tells how long it was.  None: never.
         stacked: the parameters have a leading dimension K (:class:`mt2o_ext.SubproblemBank`).
         buffers: ``model.buffers()`` where the model has BatchNorm or the like: each subproblem keeps its own.
         start: called as ``start(k)`` with the model at subproblem k, to initialise each differently.  By default all
@@ -100,6 +102,7 @@ class MT2OFused(OneModel):
         transfer: TransferRule | Callable[[TransferContext], Tensor | None] | bool | None = True,
         order: str = "consensus",
         ema: float | None = None,
+        max_norm: float | None = None,
         stacked: bool = False,
         buffers: Iterable[Tensor] = (),
         start: Callable[[int], None] | None = None,
@@ -137,7 +140,7 @@ class MT2OFused(OneModel):
         self._copies = ["ema"] * (ema is not None) + ["transfer_base"] * self._blend.rule.relative
         super().__init__(
             params, defaults, base, num_rows=num_subproblems, num_tasks=1 if weighting is None else num_tasks,
-            stacked=stacked, ema=ema, skip_all=skip_all,
+            stacked=stacked, ema=ema, max_norm=max_norm, skip_all=skip_all,
         )  # fmt: skip
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
         self._keep_buffers(buffers)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 __all__ = ["Loop", "Now"]
 
 
@@ -27,7 +29,8 @@ class Now:
     row: the subproblem that the model shows.  detached: its parameters are tensors of their own.  averaged: and running
     averages.  loops: over subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.
     scaler: the GradScaler of the backward passes since the last step.  unscaled: whether the gradients in the buffers
-    have been divided by its factor.
+    have been divided by its factor.  shown: whether ``.grad`` holds the combined gradient of the next step.
+    grad_norm: float64 [K], of the last step, where it was measured.
     """
 
     row: int = 0
@@ -37,3 +40,5 @@ class Now:
     graph_checked: bool = False
     scaler: Any = None
     unscaled: bool = False
+    shown: bool = False
+    grad_norm: Tensor | None = None

@@ -240,6 +240,7 @@ class StateInBuffers(torch.optim.Optimizer):
             "_groups",
             "_late_flags",
             "_tables",
+            "_shown",
             "_stateless",
             "_zero_grad_profile_name",
             "step",

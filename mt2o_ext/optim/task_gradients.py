@@ -79,9 +79,7 @@ class TaskGradients(FlatOptimizer):
             flat.forget_gradients()
         self._now.scaler = None
         if self._weigher is not None:
-            self._weigher.undo()
-            self._weigher.losses = None
-            self._weigher.early_weights = None
+            self._weigher.forget()
 
     # ------------------------------------------------------------------ data parallelism
     def _joint(self, losses: Tensor) -> Tensor:
@@ -131,7 +129,7 @@ class TaskGradients(FlatOptimizer):
         context = weigher.context(losses, self._rows_to_skip(found))
         if Needs.ROWS in due:
             if factor is not None:  # what the weighting remembers of gradients must not carry the factor of one step
-                for flat in self._flat:
+                for flat in trunks if self._now.shown else self._flat:  # .grad will carry it
                     flat.grads.div_(factor.to(flat.dtype))
                 self._now.unscaled, factor = True, None  # so does _divisor now
             weigher.weighting.transform_([flat.grads for flat in trunks], context)

@@ -166,17 +166,22 @@ class Weigher:
         return key if self.ranks is None else self.ranks.from_first_(key.to(device))
 
     def _draw(self) -> Draw:
-        key = self._new_key() if self._key is None else self._key
-        self._key = None
-        return Draw(key)
+        """The random numbers of this step, the same however often it is weighed."""
+        if self._key is None:
+            self._key = self._new_key()
+        return Draw(self._key)
 
     def weigh_early(self, losses: Tensor) -> Tensor:
         """The weights [1, T] by losses [1, T] alone, before there are gradients; `undo` until `done`."""
-        self._before = self.weighting.state_dict()
-        if capture.running(losses.device):  # which changes the state in place
-            self._before = {key: tensor.clone() for key, tensor in self._before.items()}
+        self.remember()
         self.early_weights = self.weighting.weights(self.context(losses, None))
         return self.early_weights
+
+    def remember(self) -> None:
+        """Notes what the weighting knows, for `undo` until `done`."""
+        self._before = self.weighting.state_dict()
+        if capture.running(self.preferences.device):  # which changes the state in place
+            self._before = {key: tensor.clone() for key, tensor in self._before.items()}
 
     def undo(self) -> None:
         """Takes back what the weighting has learned from losses whose step is not made."""
@@ -193,7 +198,12 @@ class Weigher:
 
     def done(self) -> None:
         self.steps += 1
-        self._before = None
+        self._before = self._key = None
+
+    def forget(self) -> None:
+        """Drops what belongs to the next step, and what was learned for it."""
+        self.undo()
+        self.losses = self.early_weights = self._key = None
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..collect import collect_sequential, collect_sum, weighted_sum
-from ..ops import Order
+from ..ops import Order, combine_
 from ..weighting import Needs, Weighting
 from .losses import as_list, backward_done, check_losses
 from .options import check_one_row, check_task_options
 from .ranks import as_ranks
 from .rules import AdamW, BaseRule, as_base_rule
+from .shown import ShownGradients
 from .skipped import NONFINITE, OF_WEIGHTED_SUM
 from .task_gradients import TaskGradients
 from .weigher import READS_GRADIENTS, Weigher
@@ -37,11 +38,12 @@ class WeightedFused(TaskGradients):
                                   num_tasks=2, weighting=CAGrad(c=0.4), lr=1e-3)
         optimizer.backward([loss_a, loss_b]); optimizer.step()
 
-    ``backward`` puts the gradients into buffers of the optimizer and leaves ``.grad`` as it was; several calls add up
-    until ``step``, which uses them up: ``zero_grad`` is only for dropping a batch.  (With ``num_tasks=1`` gradients in
-    ``.grad`` will do, as for any optimizer.)  Parameters that are in no group get what the backward passes leave in
-    their ``.grad``, as from any backward.  Give the losses as a list rather than stacked: then backward of one does not
-    pass through the heads of the others.
+    ``backward`` leaves the combined gradient in ``.grad``, where clipping, gradient norms, noise, hooks and
+    ``scaler.unscale_`` find it; ``step`` applies what stands there then, and uses it up: ``zero_grad`` is only for
+    dropping a batch.  Several calls of ``backward`` add up until then.  ``step(closure)`` does all of it at once and
+    combines within the fused update: there nobody can look in between.  Parameters that are in no group get what the
+    backward passes leave in their ``.grad``, as from any backward.  Give the losses as a list rather than stacked: then
+    backward of one does not pass through the heads of the others.
 
     Args:
         params: parameters or parameter groups.  A group with ``task=t`` is a head: its parameters belong to task t
@@ -57,6 +59,8 @@ class WeightedFused(TaskGradients):
         accumulate: keep task gradients also where the weighting needs only losses, so that it sees those of all
             ``backward`` calls before a step; without it such a weighting takes one call for each step.
         ema: decay of a running average of the parameters (``state[p]["ema"]``), or None.
+        max_norm: shortens the combined gradient to this length, all parameters as one vector, before the base rule
+            sees it; ``grad_norm`` tells how long it was.  None: never.
         generator: of the weighting's random numbers; by default one that is seeded from torch's default generator.
         process_group: data parallelism without DDP: gradients and losses are averaged over this group (True: the
             default one) before they are weighted.  Every rank calls ``backward`` and ``step`` alike.
@@ -77,6 +81,7 @@ class WeightedFused(TaskGradients):
         collect: str = "sequential",
         accumulate: bool = False,
         ema: float | None = None,
+        max_norm: float | None = None,
         generator: torch.Generator | None = None,
         process_group: Any = None,
     ) -> None:
@@ -89,9 +94,12 @@ class WeightedFused(TaskGradients):
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
         self._copies = ["ema"] * (ema is not None)
         base = as_base_rule(base)
+        self._shown: ShownGradients | None = None
+        self._taken: list[Tensor] = []
         super().__init__(
             params, {"lr": lr, **base.defaults()}, base,
-            num_rows=1, num_tasks=num_tasks if keeps_tasks else 1, stacked=False, ema=ema, skip_all=True,
+            num_rows=1, num_tasks=num_tasks if keeps_tasks else 1, stacked=False, ema=ema,
+            max_norm=max_norm, skip_all=True,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -102,16 +110,98 @@ class WeightedFused(TaskGradients):
 
     # ------------------------------------------------------------------ losses and gradients
     def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
-        """Backward of T losses, into the buffers.
+        """Backward of T losses, and their combined gradient into ``.grad``.
+
+        Several calls before a step add up: the gradients of each task, which are combined anew.  To what somebody else
+        left in ``.grad`` before the first of them the combined gradient is added.
 
         Args:
             losses: T scalars, a sequence (better) or a tensor [T].
-            scaler: a ``torch.amp.GradScaler``; then call ``scaler.step(optimizer)``.
+            scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry, but not what is weighed; then
+                call ``scaler.step(optimizer)``.
             retain_graph: as in ``torch.autograd.backward``.
 
         Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph;
-        RuntimeError for a second call before ``step`` where the weighting needs ``accumulate=True`` for it.
+        RuntimeError for a second call before ``step`` where the weighting needs ``accumulate=True`` for it, or where
+        ``.grad`` was changed since the first.
         """
+        check_losses(losses, self._num_tasks, None)
+        if not self._shows:
+            return self._collect_losses(losses, scaler, retain_graph)
+        first = not self._now.shown
+        if not first and self._shown_gradients().dropped():
+            self._forget()
+            first = True
+        if first:
+            self._shown_gradients().begin()
+        else:
+            self._check_second_backward()
+        self._collect_losses(losses, scaler, retain_graph)
+        self._now.shown = True
+        with self._all_or_nothing(), torch.no_grad():
+            self._show(first)
+        return None
+
+    @property
+    def _shows(self) -> bool:
+        """Whether backward leaves the combined gradient in ``.grad``.
+
+        Not where it is that of several ranks, nor of task gradients that are kept together for a weighting which
+        changes them (and remembers): these are combined in the step.
+        """
+        assert self._weigher is not None
+        several = self._accumulate and Needs.ROWS in self._weigher.weighting.needs
+        return self._ranks is None and not several
+
+    def _check_second_backward(self) -> None:
+        assert self._weigher is not None
+        if Needs.ROWS in self._weigher.weighting.needs:
+            raise RuntimeError(
+                f"{type(self._weigher.weighting).__name__} has learned from the gradients of the backward() before: "
+                "for several backward() calls before a step, make WeightedFused(..., accumulate=True)"
+            )
+        self._shown_gradients().check_unchanged()
+
+    def _shown_gradients(self) -> ShownGradients:
+        if self._shown is None:
+            combined = [
+                flat.num_tasks > 1 or (self._is_head(index) and self._heads == "weighted" and self._task_rows > 1)
+                for index, flat in enumerate(self._flat)
+            ]
+            self._shown = ShownGradients(self._flat, combined)
+        return self._shown
+
+    def _build(self) -> None:
+        super()._build()
+        self._shown = None
+
+    def _show(self, first: bool) -> None:
+        """Weighs the gradients that are there and puts their combination into ``.grad``."""
+        weigher = self._weigher
+        assert weigher is not None
+        if weigher.early_weights is None:
+            if Needs.ROWS not in weigher.weighting.needs:  # else it has learned from them for good
+                weigher.undo()
+                weigher.remember()
+            self._find_rows_to_skip(weigher.losses)
+        self._shown_gradients().show(self._write_combined, first=first)
+
+    def _write_combined(self, index: int, out: Tensor) -> None:
+        """The combined gradient of a buffer; zero where the weighting refuses the step, which skips it by that."""
+        grads, weights = self._combination(index)
+        if weights is None:
+            out.copy_(grads[:, 0])
+        else:
+            combine_(out, grads, weights, self._flat[index].chunks)
+        assert self._weigher is not None
+        refused = self._weigher.weighting.refused
+        if refused is not None and not (self._host_knows(refused) and not bool(refused.any())):
+            out.copy_(torch.where(refused.unsqueeze(1), torch.zeros_like(out), out))
+        if self._now.unscaled and self._now.scaler is not None:  # as a scaler expects to find it
+            out.mul_(self._now.scaler.scale(torch.ones((), device=out.device)).to(out.dtype))
+
+    def _collect_losses(self, losses: Losses, scaler: Any, retain_graph: bool) -> None:
+        """Backward of T losses into the buffers."""
         assert self._weigher is not None
         stacked = check_losses(losses, self._num_tasks, None)
         joint = self._joint(stacked.detach().double().unsqueeze(0))
@@ -164,7 +254,8 @@ class WeightedFused(TaskGradients):
         """
         assert self._weigher is not None
         losses = None if closure is None else self._run(closure)
-        self._check_scaler()
+        if not self._now.shown:
+            self._check_scaler()
         self._take_gradients()
         self._refresh_segments()
         self._reduce()
@@ -190,15 +281,18 @@ class WeightedFused(TaskGradients):
             if backward_done(losses, self._num_tasks):
                 return losses.detach() if isinstance(losses, Tensor) else None
             assert losses is not None
+            check_losses(losses, self._num_tasks, None)
             self._forget()
-            self.backward(losses)
+            self._collect_losses(losses, None, False)  # combined within the step: nobody can look in between
         assert self._weigher is not None and self._weigher.losses is not None
         return self._weigher.losses[0]
 
     def _take_gradients(self) -> None:
         assert self._weigher is not None
         flats = self._synchronize()
-        if self._num_tasks == 1 and self._weigher.losses is None:
+        if self._now.shown:
+            self._taken = self._shown_gradients().take()
+        elif self._num_tasks == 1 and self._weigher.losses is None:
             for flat in flats:
                 flat.collect_gradients(0, detach=False)
         if flats and not any(flat.any_filled() for flat in flats):
@@ -207,6 +301,9 @@ class WeightedFused(TaskGradients):
     def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self._weigher is not None
         weights = self._weigher.early_weights
+        if weights is None and self._now.shown and self._taken:
+            found = self._with_refusals(self._find_nonfinite(losses))
+            return found, self._rows_to_skip(found)
         if weights is None:
             return super()._find_rows_to_skip(losses)
         finite_losses = self._with_losses(torch.zeros_like(self._skipped, dtype=torch.float32), losses) == 0
@@ -226,13 +323,32 @@ class WeightedFused(TaskGradients):
         largest = torch.cat([refusals[:, :1], at.double(), weights.gather(1, at)], 1)
         return torch.where(found[:, None] == OF_WEIGHTED_SUM, largest, refusals)
 
+    def _mark_nonfinite(self, found: Tensor) -> None:
+        if self._taken:
+            self._shown_gradients().find_nonfinite(found)
+        else:
+            super()._mark_nonfinite(found)
+
+    def _divisor(self, device: torch.device) -> Tensor | None:
+        # Of gradients in .grad a scaler says itself what they have still to be divided by.
+        return self._factor(device) if self._taken else super()._divisor(device)
+
     def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
+        if self._taken:
+            return self._taken[index], None
         if self._weigher is None or self._weigher.early_weights is None:
             return super()._combination(index)
         return self._flat[index].grads[:, :1], None  # combined in backward, into the place of the first task
 
+    def _forget(self) -> None:
+        super()._forget()
+        if self._shown is not None:
+            self._shown.forget(used=bool(self._taken))
+        self._taken = []
+        self._now.shown = False
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradients since the last step (and ``.grad``, of which the optimizer makes no use with T > 1)."""
+        """Drops the gradients since the last step, in ``.grad`` and kept apart."""
         super().zero_grad(set_to_none)
         self._forget()
 

@@ -87,18 +87,6 @@ def test_a_backward_that_fails_leaves_nothing_behind() -> None:
             optimizer.step()
 
 
-def test_grad_is_not_touched() -> None:
-    model = Towers()
-    optimizer = weighted(model, CAGrad())
-    kept = torch.ones_like(model.trunk[0].weight)
-    model.trunk[0].weight.grad = kept
-    optimizer.backward(model.losses(batch_of(0)))
-    optimizer.step()
-    run(optimizer, model, range(1, 2))
-    assert model.trunk[0].weight.grad is kept and (kept == 1).all()
-    assert all(p.grad is None for p in list(model.parameters())[1:])
-
-
 def test_a_step_without_any_gradient() -> None:
     model = Towers()
     optimizer = weighted(model, CAGrad())
