@@ -31,11 +31,11 @@ def moved(model: nn.Module, before: list[Tensor], lr: float) -> list[Tensor]:
 @EVERY
 @HEADS
 def test_grad_is_that_of_weighted_backward(weighting: str, heads: str) -> None:
-    model = Towers()
-    optimizer = weighted(model, weighting, heads=True, base=SGD(), lr=0.1)
-    other = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(7)
-    backward = WeightedBackward(other.groups(), num_tasks=3, weighting=weighting, generator=generator)
+    model, other = Towers(), Towers()
+    options = {"num_tasks": 3, "weighting": weighting, "heads": heads}
+    first, second = (torch.Generator().manual_seed(7) for _ in range(2))
+    optimizer = WeightedFused(model.groups(), base=SGD(), lr=0.1, generator=first, **options)
+    backward = WeightedBackward(other.groups(), generator=second, **options)
     for seed in range(3):
         optimizer.backward(model.losses(batch_of(seed)))
         other.zero_grad()
