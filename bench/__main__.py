@@ -8,6 +8,7 @@ import sys
 NAMES = [
     "bench_gram",
     "bench_solve",
+    "bench_solve_many",
     "bench_transfer",
     "bench_step",
     "bench_priority",
