@@ -11,9 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import setup
 
 import build_backend
+import setup
 from tools import check_wheel, floor
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,9 +33,7 @@ inline void check_address(const Tensor& t, const char* name) {
   constexpr uintptr_t bytes = 16;
   const uintptr_t beyond = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % bytes;
   STD_TORCH_CHECK(beyond == 0, "mt2o_ext: ", name, " must begin at a multiple of ", bytes, " bytes, but lies ", beyond,
-                  " bytes behind one: it is a view into a larger tensor; pass ", name,
-                  ".clone(), or a view that begins "
-                  "at a multiple of ",
+                  " bytes behind one: give it memory of its own (clone), or begin the view at a multiple of ",
                   alignment, " elements");
 }
 
