@@ -94,15 +94,18 @@ def test_libraries_are_named_after_their_interpreter() -> None:
 
 
 def test_every_file_that_sees_torch_is_compiled_with_its_old_headers(tmp_path: Path) -> None:
-    """And no other: kernels need neither torch nor Python."""
+    """And, for another CPython, what sees that one; nothing else: kernels need neither."""
     headers = {"torch": tmp_path / "old", "python": tmp_path / "python"}
     plan = setup.Plan(["g++"], headers, tmp_path / "lib", "2.10", "0.1.0", None)
-    text = "".join(floor.statements(plan, "3.12"))
-    compiled = re.findall(r"^build (\S+)\.o: compile .*\n.*\n  flags = (.*)$", text, re.MULTILINE)
     groups = [g for library in setup.SOURCES["libraries"].values() for g in library.values() if g.get("torch")]
     of_torch = {source for group in groups for source in group["sources"]}
-    assert {source for source, flags in compiled if f"-isystem {tmp_path / 'old'} " in flags} == of_torch
-    assert {source for source, _ in compiled} - of_torch == {"csrc/python/module.cpp"}
+    for python, of_python in (("3.99", {"csrc/python/module.cpp"}), (floor.HERE, set())):
+        text = "".join(floor.statements(plan, python))
+        compiled = re.findall(r"^build (\S+)\.o: compile .*\n.*\n  flags = (.*)$", text, re.MULTILINE)
+        assert {source for source, flags in compiled if f"-isystem {tmp_path / 'old'} " in flags} == of_torch
+        assert {source for source, _ in compiled} - of_torch == of_python
+        (linked,) = re.findall(r"^build _C\.\S+: link (.*)$", text, re.MULTILINE)
+        assert len(linked.split()) == sum(len(g["sources"]) for g in setup.groups_of("_C"))
 
 
 def test_what_a_library_needs_and_how_it_runs_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

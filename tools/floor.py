@@ -3,7 +3,7 @@
 What is compiled elsewhere sees the headers of the torch that is installed, which may be years newer than what
 pyproject.toml allows.  So this builds both libraries again, in build/floor, with torch's headers out of a wheel of that
 version (of any platform: nothing of it is installed, and the smallest is a tenth of Linux's), and once more as a GPU
-machine would.  Objects without torch and Python are those of the last build in place.  A library for this interpreter
+machine would.  Objects that would be the same are those of the last build in place.  A library for this interpreter
 is then loaded, and its kernels are checked, with the torch that is installed.
 
 With FORCE_CUDA=1 (and the TORCH_CUDA_ARCH_LIST of that build) _C_cuda is linked too; without, its operators are
@@ -87,9 +87,9 @@ def file_name(library: str, python: str) -> str:
     return library + re.sub(r"cpython-\d+", f"cpython-{python.replace('.', '')}", suffix)
 
 
-def depends(group: dict) -> bool:
-    """Whether its objects depend on torch or Python."""
-    return bool(group.get("torch") or group.get("python"))
+def depends(group: dict, python: str) -> bool:
+    """Whether objects for another torch, and for this CPython, are others than those of the build."""
+    return bool(group.get("torch") or (group.get("python") and python != HERE))
 
 
 def objects_of_the_build(group: dict) -> list[str]:
@@ -102,9 +102,9 @@ def statements(plan: setup.Plan, python: str) -> Iterator[str]:
         groups, objects = setup.groups_of(library), []
         linked = library != "_C_cuda" or plan.cuda is not None
         for group in groups:
-            if depends(group) and (linked or not group.get("cuda")):
+            if depends(group, python) and (linked or not group.get("cuda")):
                 yield plan.compilation(group)
-            objects += setup.objects_of(group) if depends(group) else objects_of_the_build(group)
+            objects += setup.objects_of(group) if depends(group, python) else objects_of_the_build(group)
         if linked:
             yield plan.link(library, file_name(library, python), objects)
 
