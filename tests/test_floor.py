@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import build_backend
-import setup
+import setup as build_script  # under this name, pytest 7 would call it
 from tools import check_wheel, floor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,8 +96,8 @@ def test_libraries_are_named_after_their_interpreter() -> None:
 def test_every_file_that_sees_torch_is_compiled_with_its_old_headers(tmp_path: Path) -> None:
     """And, for another CPython, what sees that one; nothing else: kernels need neither."""
     headers = {"torch": tmp_path / "old", "python": tmp_path / "python"}
-    plan = setup.Plan(["g++"], headers, tmp_path / "lib", "2.10", "0.1.0", None)
-    groups = [g for library in setup.SOURCES["libraries"].values() for g in library.values() if g.get("torch")]
+    plan = build_script.Plan(["g++"], headers, tmp_path / "lib", "2.10", "0.1.0", None)
+    groups = [g for library in build_script.SOURCES["libraries"].values() for g in library.values() if g.get("torch")]
     of_torch = {source for group in groups for source in group["sources"]}
     for python, of_python in (("3.99", {"csrc/python/module.cpp"}), (floor.HERE, set())):
         text = "".join(floor.statements(plan, python))
@@ -105,7 +105,7 @@ def test_every_file_that_sees_torch_is_compiled_with_its_old_headers(tmp_path: P
         assert {source for source, flags in compiled if f"-isystem {tmp_path / 'old'} " in flags} == of_torch
         assert {source for source, _ in compiled} - of_torch == of_python
         (linked,) = re.findall(r"^build _C\.\S+: link (.*)$", text, re.MULTILINE)
-        assert len(linked.split()) == sum(len(g["sources"]) for g in setup.groups_of("_C"))
+        assert len(linked.split()) == sum(len(g["sources"]) for g in build_script.groups_of("_C"))
 
 
 def test_what_a_library_needs_and_how_it_runs_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
