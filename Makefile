@@ -18,7 +18,7 @@ PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-cpp test-emulator bench wheels gpu-check lint format clean
+.PHONY: help install demo test test-cpp test-emulator floor bench wheels gpu-check lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -50,6 +50,9 @@ TORCH_PATH = $(shell $(BIN)/python -c 'from importlib.util import find_spec; pri
 emulator-%: $(VENV)/.cmake $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH"; $(CONFIGURE) -DMT2O_TORCH="$(TORCH_PATH)" && \
 	  cmake --build --preset $* --target emulator && $(CTEST) -R '^emulator/'
+
+floor: $(NATIVE)  ## compile for the oldest torch that pyproject.toml allows, whose headers are downloaded (80 MB each)
+	$(BIN)/python -m tools.floor
 
 bench: $(NATIVE) $(VENV)/.extra-demo  ## time the kernels against torch
 	$(BIN)/python -m bench

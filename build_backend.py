@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import site
 import sys
 import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from setuptools import build_meta
 
-MINIMUM_TORCH = (2, 10)
+PYPROJECT = Path(__file__).resolve().parent / "pyproject.toml"
+# What the package declares is what it is compiled for and checked with; no other file has this number.
+MAJOR, MINOR = re.findall(r'^dependencies = .*"torch>=(\d+)\.(\d+)"', PYPROJECT.read_text(), re.MULTILINE)[0]
+MINIMUM_TORCH = (int(MAJOR), int(MINOR))
 
 build_sdist = build_meta.build_sdist
 get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist

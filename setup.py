@@ -16,6 +16,8 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.egg_info import egg_info
 
+from build_backend import MINIMUM_TORCH
+
 ROOT = Path(__file__).resolve().parent
 SOURCES = json.loads((ROOT / "sources.json").read_text())
-STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]  # runs under every torch >= 2.10
+TARGET = "0x{:02x}{:02x}000000000000".format(*MINIMUM_TORCH)
+STABLE_ABI = [f"-DTORCH_TARGET_VERSION={TARGET}", "-DTORCH_STABLE_ONLY"]  # runs under every later torch too
 
 RULES = """\
 rule compile
@@ -59,8 +64,9 @@ def required(name: str) -> Any:
 
 def find_torch() -> Any:
     torch = required("torch")
-    if version_of(torch.__version__) < (2, 10):
-        raise SystemExit(f"mt2o_ext: needs torch >= 2.10, found {torch.__version__}: pip install -U torch")
+    if version_of(torch.__version__) < MINIMUM_TORCH:
+        oldest = "{}.{}".format(*MINIMUM_TORCH)
+        raise SystemExit(f"mt2o_ext: needs torch >= {oldest}, found {torch.__version__}: pip install -U torch")
     return torch
 
 
@@ -97,13 +103,25 @@ def find_cuda(torch: Any) -> Cuda | None:
     return None
 
 
+def toolkit_of(nvcc: str) -> tuple[str, Path]:
+    """The release (13.0) and the directory of a compiler's toolkit; nvcc itself may be a script or a link elsewhere."""
+
+    def asked(pattern: str, *arguments: str) -> str:
+        done = subprocess.run([nvcc, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        found = re.search(pattern, done.stdout)
+        if found is None:
+            raise SystemExit(f"mt2o_ext: `{shlex.join([nvcc, *arguments])}` does not say {pattern}: {done.stdout}")
+        return found[1]
+
+    return asked(r"release ([\d.]+)", "--version"), Path(asked("TOP=(.*)", "-x", "cu", "--dryrun", "-c", "/dev/null"))
+
+
 class Cuda:
     """The CUDA toolkit that `nvcc` belongs to, and the GPUs to compile for."""
 
     def __init__(self, nvcc: str, torch: Any) -> None:
-        report = subprocess.getoutput(f"{nvcc} --version; {nvcc} -x cu --dryrun -c /dev/null")
-        self.nvcc, self.version = nvcc, re.findall(r"release ([\d.]+)", report)[0]
-        self.home = Path(re.findall(r"TOP=(.*)", report)[0])  # nvcc itself may be a script or a link in another place
+        self.nvcc = nvcc
+        self.version, self.home = toolkit_of(nvcc)
         ours, theirs = version_of(self.version), version_of(torch.version.cuda or self.version)
         if ours[0] != theirs[0]:
             raise SystemExit(
@@ -148,52 +166,80 @@ class NinjaBuild(build_ext):
     def run(self) -> None:
         if not self.extensions:
             return
-        self.compiler_command, self.torch = find_compiler(), find_torch()
-        self.torch_root, self.cuda = Path(self.torch.__file__).parent, find_cuda(self.torch)
-        self.extensions = [e for e in self.extensions if self.cuda or e.name != "mt2o_ext._C_cuda"]
+        compiler, torch = find_compiler(), find_torch()
+        version = self.distribution.get_version().partition("+")[0]  # as mt2o_ext.__version__
+        root, cuda = Path(torch.__file__).parent, find_cuda(torch)
+        headers = {"torch": root / "include", "python": find_python_headers()}
+        self.plan = Plan(compiler, headers, root / "lib", torch.__version__, version, cuda)
+        self.extensions = [e for e in self.extensions if cuda or e.name != "mt2o_ext._C_cuda"]
         self.force = True  # copies a library even if it is older: a release build after a debug build
         super().run()
 
     def build_extensions(self) -> None:
-        directory = ROOT / "build" / (sysconfig.get_config_var("SOABI") + ("-debug" if is_set("MT2O_DEBUG") else ""))
-        self.mkpath(str(directory))
+        directory = build_directory()
         paths = {e.name.rpartition(".")[2]: Path(self.get_ext_fullpath(e.name)) for e in self.extensions}
-        statements = (self.statements_for(library, path.name) for library, path in paths.items())
-        (directory / "build.ninja").write_text(RULES + "".join(statements))
-        ninja = shutil.which("ninja") or str(Path(required("ninja").BIN_DIR, "ninja"))
-        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-        if subprocess.run([ninja, "-C", str(directory), *jobs]).returncode != 0:
-            raise SystemExit("mt2o_ext: the build failed; the compiler's message is above")
+        run_ninja(directory, [self.plan.library(library, path.name) for library, path in paths.items()])
         for path in paths.values():
             path.parent.mkdir(parents=True, exist_ok=True)
             self.copy_file(str(directory / path.name), str(path))
 
-    def statements_for(self, library: str, file_name: str) -> str:
-        cxx, nvcc = self.compiler_command, [self.cuda.nvcc, "-ccbin", self.compiler_command[-1]] if self.cuda else []
+
+def build_directory() -> Path:
+    return ROOT / "build" / (sysconfig.get_config_var("SOABI") + ("-debug" if is_set("MT2O_DEBUG") else ""))
+
+
+def run_ninja(directory: Path, statements: Iterable[str]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "build.ninja").write_text(RULES + "".join(statements))
+    ninja = shutil.which("ninja") or str(Path(required("ninja").BIN_DIR, "ninja"))
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    if subprocess.run([ninja, "-C", str(directory), *jobs]).returncode != 0:
+        raise SystemExit("mt2o_ext: the build failed; the compiler's message is above")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What sources are compiled and linked with, as statements of a build.ninja."""
+
+    compiler: list[str]
+    headers: dict[str, Path]  # of torch and python
+    torch_libraries: Path
+    torch_version: str  # of the headers
+    version: str  # of this package
+    cuda: Cuda | None
+
+    def library(self, library: str, file_name: str) -> str:
         text, objects = "", []
-        machine, groups = platform.machine(), SOURCES["libraries"][library].values()
-        for group in (group for group in groups if machine in group.get("machines", [machine])):
-            for source in group["sources"]:
-                of_cuda, path = source.endswith(".cu"), re.sub(r"([ $:])", r"$\1", str(ROOT / source))
-                text += f"build {source}.o: compile {path}\n  compiler = {command_line(nvcc if of_cuda else cxx)}\n"
-                text += f"  flags = {command_line(self.nvcc_flags(group) if of_cuda else self.cxx_flags(group))}\n"
-                objects.append(f"{source}.o")
-        flags = [f"-L{self.torch_root}/lib", "-Wl,--as-needed", "-ltorch_cpu"]
+        for group in groups_of(library):
+            text += self.compilation(group)
+            objects += objects_of(group)
+        return text + self.link(library, file_name, objects)
+
+    def compilation(self, group: dict[str, Any]) -> str:
+        text = ""
+        for source, compiled in zip(group["sources"], objects_of(group), strict=True):
+            nvcc = self.cuda if source.endswith(".cu") else None
+            compiler = [nvcc.nvcc, "-ccbin", self.compiler[-1]] if nvcc else self.compiler
+            flags = self.nvcc_flags(group, nvcc) if nvcc else self.cxx_flags(group)
+            text += f"build {compiled}: compile {ninja_path(ROOT / source)}\n"
+            text += f"  compiler = {command_line(compiler)}\n  flags = {command_line(flags)}\n"
+        return text
+
+    def link(self, library: str, file_name: str, objects: list[str]) -> str:
+        flags = [f"-L{self.torch_libraries}", "-Wl,--as-needed", "-ltorch_cpu"]
         if library == "_C_cuda" and self.cuda:  # not linked by nvcc, which would leave these paths in the library
             flags += [f"-L{self.cuda.home}/lib64", f"-L{self.cuda.home}/lib", "-lcudart_static", "-lrt", "-ldl"]
-        text += f"build {file_name}: link {' '.join(objects)}\n"
-        return text + f"  compiler = {command_line(cxx)}\n  flags = {command_line(flags)}\n"
+        text = f"build {file_name}: link {' '.join(objects)}\n"
+        return text + f"  compiler = {command_line(self.compiler)}\n  flags = {command_line(flags)}\n"
 
     def cxx_flags(self, group: dict[str, Any]) -> list[str]:
         flags = [*SOURCES["flags"], *group.get("flags", []), *OPTIMIZE]
         headers = {}  # by the name that stands for their path in messages
         if group.get("torch"):
-            headers["torch"], flags = self.torch_root / "include", flags + STABLE_ABI
+            headers["torch"], flags = self.headers["torch"], flags + STABLE_ABI
         if group.get("python"):
-            headers["python"] = find_python_headers()
-            public_version = self.distribution.get_version().partition("+")[0]  # as mt2o_ext.__version__
-            flags.append(f'-DMT2O_VERSION="{public_version}"')
-            flags.append(f'-DMT2O_TORCH_VERSION="{self.torch.__version__}"')
+            headers["python"] = self.headers["python"]
+            flags += [f'-DMT2O_VERSION="{self.version}"', f'-DMT2O_TORCH_VERSION="{self.torch_version}"']
         if group.get("pybind11"):
             headers["pybind11"] = Path(required("pybind11").get_include())
         if group.get("cuda") and self.cuda:
@@ -202,17 +248,33 @@ class NinjaBuild(build_ext):
             flags += ["-isystem", str(path), f"-ffile-prefix-map={path}={name}"]
         return [*flags, f"-ffile-prefix-map={ROOT}=."]
 
-    def nvcc_flags(self, group: dict[str, Any]) -> list[str]:
+    def nvcc_flags(self, group: dict[str, Any], cuda: Cuda) -> list[str]:
         host = f"-fPIC,-fvisibility=hidden,-ffile-prefix-map={ROOT}=."
-        return [*group.get("flags", []), *OPTIMIZE, *(self.cuda.arch_flags() if self.cuda else []), "-Xcompiler", host]
+        return [*group.get("flags", []), *OPTIMIZE, *cuda.arch_flags(), "-Xcompiler", host]
+
+
+def groups_of(library: str) -> list[dict[str, Any]]:
+    """Those for this machine."""
+    machine = platform.machine()
+    return [g for g in SOURCES["libraries"][library].values() if machine in g.get("machines", [machine])]
+
+
+def objects_of(group: dict[str, Any]) -> list[str]:
+    return [f"{source}.o" for source in group["sources"]]
+
+
+def ninja_path(path: Path) -> str:
+    return re.sub(r"([$ :])", r"$\1", str(path))
 
 
 def command_line(arguments: list[str]) -> str:
     return shlex.join(arguments).replace("$", "$$")
 
 
-setup(
-    license="MIT",  # pyproject's key for it changed its form with setuptools 77
-    ext_modules=[] if is_set("MT2O_NO_EXT") else [Extension(f"mt2o_ext.{name}", []) for name in SOURCES["libraries"]],
-    cmdclass={"build_ext": NinjaBuild, "egg_info": Labelled},
-)
+if __name__ == "__main__":  # tools import the rest
+    names = [] if is_set("MT2O_NO_EXT") else SOURCES["libraries"]
+    setup(
+        license="MIT",  # pyproject's key for it changed its form with setuptools 77
+        ext_modules=[Extension(f"mt2o_ext.{name}", []) for name in names],
+        cmdclass={"build_ext": NinjaBuild, "egg_info": Labelled},
+    )

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from tools import toolkit
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = json.loads((ROOT / "sources.json").read_text())
@@ -169,6 +172,57 @@ def test_what_is_missing_is_said_in_one_sentence(checkout: Path, variables: dict
     assert done.returncode != 0
     assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
+
+
+FAKE_COMPILER = """#!/bin/sh
+# Says that it is CUDA 13.7 of the directory above, writes what it is asked to, and notes how it was called.
+for argument; do printf '[%s]' "$argument"; done >> "$0.log"; echo >> "$0.log"
+case "$1 $2" in
+  --version*) echo "Cuda compilation tools, release 13.7, V13.7.1"; exit ;;
+  "-x cu") echo "#$ TOP=$(dirname "$0")/.." >&2; exit ;;
+esac
+while [ $# -gt 0 ]; do
+  [ "$1" != -o ] || echo "written by a compiler" > "$2"
+  [ "$1" != -MF ] || echo "x.o:" > "$2"
+  shift
+done
+"""
+
+
+def fake_compiler(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    path.write_text(FAKE_COMPILER)
+    path.chmod(0o755)
+    return path
+
+
+def test_compilers_may_lie_in_folders_with_spaces_and_signs(checkout: Path, tmp_path: Path):
+    """They are called with lists of arguments, or with each argument quoted: no shell takes a path apart."""
+    nvcc = fake_compiler(tmp_path / "CUDA 13 & $HOME; it's" / "bin" / "nvcc")
+    cxx = fake_compiler(tmp_path / "my tools" / "g++")
+    home = nvcc.parents[1]
+    variables = {"FORCE_CUDA": "1", "CUDA_HOME": str(home), "CXX": shlex.quote(str(cxx)), "TORCH_CUDA_ARCH_LIST": "9.0"}
+    said = output(sys.executable, "setup.py", "build_ext", "--build-lib", "out", cwd=checkout, env=variables)
+    assert f"mt2o_ext: CUDA 13.7 ({nvcc}) for 9.0\n" in said
+    assert sorted(path.name.partition(".")[0] for path in (checkout / "out").rglob("*.so")) == ["_C", "_C_cuda"]
+    linked = [line for line in Path(f"{cxx}.log").read_text().splitlines() if "[-lcudart_static]" in line]
+    assert len(linked) == 1 and f"[-L{nvcc.parent}/../lib64]" in linked[0]
+    compiled = [line for line in Path(f"{nvcc}.log").read_text().splitlines() if "[-c]" in line and "[-o]" in line]
+    assert len(compiled) == len([s for group in GROUPS for s in group["sources"] if s.endswith(".cu")])
+    assert all(f"[-ccbin][{cxx}]" in line for line in compiled)
+
+
+def test_tools_ask_the_same_nvcc_in_the_same_way(tmp_path: Path):
+    nvcc = fake_compiler(tmp_path / "CUDA 13 & $HOME; it's" / "bin" / "nvcc")
+    assert toolkit.release(str(nvcc)) == "13.7"
+    assert Path(toolkit.home(str(nvcc))).resolve() == nvcc.parents[1]
+
+
+def test_what_is_no_nvcc_is_named(tmp_path: Path):
+    (path := tmp_path / "nvcc").write_text("#!/bin/sh\necho something else\n")
+    path.chmod(0o755)
+    with pytest.raises(SystemExit, match=r"nvcc --version` does not say release .*: something else"):
+        toolkit.release(str(path))
 
 
 def build_wheel(checkout: Path, env: Mapping[str, str]) -> Path:

@@ -6,6 +6,7 @@ python -m tools.check_wheel dist/*.whl [--torch REQUIREMENT]...
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -17,10 +18,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from build_backend import MINIMUM_TORCH
 from tools.variants import MATRIX
 
 LARGEST = 10_000_000  # bytes of a wheel
-OLDEST_TORCH = (2, 10)
+OLDEST_TORCH = MINIMUM_TORCH
 
 # Undefined symbols as `nm -D` names them, by who is there to define them.
 ALLOWED = {
@@ -148,12 +150,18 @@ def running_faults(wheel: Path, python: Path) -> Iterator[str]:
         )
     if names := needs_newer_torch(wheel, python):
         yield f"needs what torch {'.'.join(map(str, OLDEST_TORCH))} has not: {', '.join(names)}"
+    yield from program_faults(["env", "-u", "PYTHONPATH", str(python)], libraries)
+
+
+def program_faults(python: Sequence[str], libraries: Iterable[str]) -> Iterator[str]:
+    """What an interpreter says against the package that it finds: its libraries are loaded, and its kernels checked."""
     imports = "; ".join(["import torch, mt2o_ext", *(f"import mt2o_ext.{name}" for name in libraries)])
     for arguments in (["-c", imports], ["-m", "mt2o_ext"]):  # away from any checkout
-        command = ["env", "-u", "PYTHONPATH", "MT2O_REQUIRE_NATIVE=1", str(python), *arguments]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+        command = [*python, *arguments]
+        environment = os.environ | {"MT2O_REQUIRE_NATIVE": "1"}
+        done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
         if done.returncode:
-            yield f"`python {' '.join(arguments)}` failed: {(done.stdout + done.stderr).strip()[-2000:]}"
+            yield f"`{' '.join(command)}` failed: {(done.stdout + done.stderr).strip()[-2000:]}"
 
 
 def archs_of(wheel: Path) -> str:

@@ -1,16 +1,15 @@
-"""The CUDA toolkit that an nvcc belongs to."""
+"""The CUDA toolkit that an nvcc belongs to, as the build finds it."""
 
 from __future__ import annotations
 
-import re
-import subprocess
+from setup import toolkit_of
 
 
 def home(nvcc: str = "nvcc") -> str:
-    """Its directory; nvcc itself may be a script or a link in another place."""
-    return re.findall(r"TOP=(.*)", subprocess.getoutput(f"{nvcc} -x cu --dryrun -c /dev/null"))[0]
+    """Its directory."""
+    return str(toolkit_of(nvcc)[1])
 
 
 def release(nvcc: str = "nvcc") -> str:
     """13.0, say."""
-    return re.findall(r"release ([\d.]+)", subprocess.check_output([nvcc, "--version"], text=True))[0]
+    return toolkit_of(nvcc)[0]

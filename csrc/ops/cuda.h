@@ -26,6 +26,17 @@ class CurrentDevice {
 
 #else
 
+using GetStream = AOTITorchError (*)(int32_t, void**);
+
+// torch's function for it.  libtorch_cuda is loaded wherever torch has CUDA, but privately; so it is looked up here and
+// not linked to: this library then also loads where torch has no CUDA.  (The library is never closed: torch stays.)
+inline GetStream find_get_stream() {
+  void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+  void* found = torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream") : nullptr;
+  STD_TORCH_CHECK(found != nullptr, "mt2o_ext: tensors are on a GPU, but libtorch_cuda.so is not loaded");
+  return reinterpret_cast<GetStream>(found);
+}
+
 // Makes the device of a tensor the current one as long as this lives.
 class CurrentDevice {
  public:
@@ -41,17 +52,11 @@ class CurrentDevice {
     if (t.has_value()) check(*t, name);
   }
 
-  // The stream that is current in torch.  libtorch_cuda is loaded wherever torch has CUDA, but privately; so it is
-  // looked up here and not linked to: this library then also loads where torch has no CUDA.
+  // The stream that is current in torch.
   cuda::Stream stream() const {
-    using Get = AOTITorchError (*)(int32_t, void**);
-    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    const auto get =
-        torch_cuda ? reinterpret_cast<Get>(dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream")) : nullptr;
-    STD_TORCH_CHECK(get != nullptr, "mt2o_ext: tensors are on a GPU, but libtorch_cuda.so is not loaded");
+    static const GetStream get = find_get_stream();
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(get(index_, &stream));
-    dlclose(torch_cuda);  // counts down what dlopen has counted up
+    TORCH_ERROR_CODE_CHECK(get(index_, &stream));
     return stream;
   }
 

@@ -27,7 +27,17 @@ inline Type type_of(const Tensor& t, const char* name) {
   }
 }
 
-// Contiguous rows at multiples of 16 elements: what every loop relies on.
+// Kernels on a GPU load sixteen bytes at a time: from any other address that is the end of the process's CUDA context.
+// Every backend refuses alike what one of them cannot take.
+inline void check_address(const Tensor& t, const char* name) {
+  constexpr uintptr_t bytes = 16;
+  const uintptr_t beyond = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % bytes;
+  STD_TORCH_CHECK(beyond == 0, "mt2o_ext: ", name, " must begin at a multiple of ", bytes, " bytes, but lies ", beyond,
+                  " bytes behind one: give it memory of its own (clone), or begin the view at a multiple of ",
+                  alignment, " elements");
+}
+
+// Contiguous rows at multiples of 16 elements, the first at a multiple of 16 bytes: what every loop relies on.
 inline void check_rows(const Tensor& t, const char* name, int64_t dims) {
   STD_TORCH_CHECK(t.dim() == dims, "mt2o_ext: ", name, " must have ", dims, " dimensions, not ", t.dim());
   if (t.numel() == 0) return;  // torch gives it strides of one
@@ -35,12 +45,14 @@ inline void check_rows(const Tensor& t, const char* name, int64_t dims) {
   for (int64_t d = 0; d + 1 < dims; ++d)
     STD_TORCH_CHECK(t.size(d) <= 1 || t.stride(d) % alignment == 0, "mt2o_ext: rows of ", name,
                     " must lie a multiple of ", alignment, " elements apart");
+  check_address(t, name);
 }
 inline void check_same(const Tensor& t, const Tensor& like, const char* name, const char* like_name) {
   bool same = t.dim() == like.dim() && t.scalar_type() == like.scalar_type();
   for (int64_t d = 0; same && d < t.dim(); ++d)
     same = t.size(d) == like.size(d) && (t.size(d) <= 1 || t.stride(d) == like.stride(d));
   STD_TORCH_CHECK(same, "mt2o_ext: ", name, " must have the dtype, the shape and the strides of ", like_name);
+  if (t.numel() > 0) check_address(t, name);
 }
 // A small contiguous table.
 template <size_t Dims>

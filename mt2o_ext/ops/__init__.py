@@ -5,9 +5,10 @@ oracle of the tests and what runs where nothing was compiled).  The functions he
 argument, tell autograd what was changed, and carry the shapes for tracing (fakes).
 
 K rows (subproblems), T tasks, P columns (parameters of one model, with padding), S segments (tensors of the model), C
-chunks.  Matrices of rows have contiguous rows, a multiple of 16 elements apart; ``chunks`` int64 [C, 3] (segment,
-begin, end) comes from :func:`plan_layout`.  Small tables are float64.  All results are written into arguments: in
-steady state nothing is allocated.
+chunks.  Matrices of rows have contiguous rows, a multiple of 16 elements apart, and begin at a multiple of 16 bytes (as
+all memory of torch's does, but not every view of it); ``chunks`` int64 [C, 3] (segment, begin, end) comes from
+:func:`plan_layout`.  Small tables are float64.  All results are written into arguments: in steady state nothing is
+allocated.
 """
 
 from .combine import combine_

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,10 +85,19 @@ class OnCuda:
     device = torch.device("cuda")
     same_draws = False  # eager steps draw from the optimizer's generator, replays from the device's
 
+    def __init__(self) -> None:
+        """A matrix product, forwards and backwards: with its first one a thread opens cuBLAS, which allocates, and that
+        cannot be recorded.  (Backward has a thread of its own.)"""
+        torch.nn.Linear(2, 2, device=self.device)(torch.ones(2, 2, device=self.device)).sum().backward()
+        torch.cuda.synchronize()
+
     @contextmanager
     def capturing(self) -> Iterator[None]:
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            yield
+        """For what is refused: torch warns of a graph in which there is nothing, which is right here."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The CUDA Graph is empty")
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                yield
 
     def record(self, step: Callable[[], Any]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()

@@ -183,6 +183,23 @@ def test_every_second_step_transfers(graphs: Graphs) -> None:
     assert_same(values(runs[1].model), values(runs[0].model))
 
 
+@pytest.mark.parametrize("rule", [Hat, Spectral])
+def test_a_transfer_that_runs_first_in_a_graph(graphs: Graphs, rule: Callable[..., TransferRule]) -> None:
+    """Its kernels are loaded there, and it finds all its memory there."""
+    runs = []
+    for replayed in (False, True):
+        run = of_mt2o(graphs, transfer=rule(every=WARM + 1))()
+        run.eager(WARM)
+        run.next_batch()
+        if replayed:
+            with pytest.warns(UserWarning, match=f"every {WARM + 1} steps as recorded"):
+                graphs.record(run.step)
+        else:
+            run.step()
+        runs.append(run)
+    assert_same(values(runs[1].model), values(runs[0].model))
+
+
 def test_the_learning_rate_is_a_tensor(graphs: Graphs) -> None:
     def lr() -> Tensor:
         return torch.full((), 1e-2, device=graphs.device)
