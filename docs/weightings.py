@@ -41,8 +41,10 @@ NEEDS = {
     "so call the method yourself, with `cross=`",
     Needs.ROWS: "the gradients themselves, which it changes before they are combined",
     Needs.FEEDBACK: "the losses of the same mini-batch once more, after the step: `WeightedFused.step(closure)` asks "
-    "for them itself, all else has to call `optimizer.feedback(new_losses)` after each step",
-    Needs.EPOCHS: "the number of epochs, which only you know: call `optimizer.epoch_end()` at the end of each",
+    "for them itself, all else has to call `feedback(new_losses)` of the optimizer, or of `WeightedBackward`, after "
+    "each step, and is warned once where it does not",
+    Needs.EPOCHS: "the number of epochs, which only you know: call `epoch_end()` of the optimizer, or of "
+    "`WeightedBackward`, at the end of each; if there was none in 100 steps, there is one warning",
     Needs.STEPS: "the number of steps",
     Needs.DRAWS: "random numbers",
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from .optim.options import check_one_row, check_task_options, members_of
 from .optim.parameters import check_parameters
 from .optim.skipped import SkippedSteps
 from .optim.weigher import READS_GRADIENTS, Weigher
-from .weighting import Needs, Weighting, WeightingContext
+from .ranks import as_ranks, describe, together, warning_of_drift
+from .weighting import Needs, Weighting, WeightingContext, as_weighting
 
 __all__ = ["WeightedBackward", "weighted_backward"]
 
@@ -43,9 +45,16 @@ def weighted_backward(
 
     One call of a :class:`WeightedBackward`, where the arguments are described.  In a training loop make one of these:
     it keeps its buffers, and counts the steps of weightings that go by them.  What else a weighting remembers stays in
-    the instance: pass the same one each time.
+    the instance: pass the same one each time.  Refused (ValueError) are weightings that have to be told of more than
+    losses: of epochs, or of the losses after a step.
     """
     count = len(losses)
+    weighting = as_weighting(weighting)
+    if weighting.needs & (Needs.EPOCHS | Needs.FEEDBACK):
+        raise ValueError(
+            f"{type(weighting).__name__} has to be told of epochs or of the losses after a step, but this is one call: "
+            "make a WeightedBackward, and call its epoch_end() or feedback(losses)"
+        )
     backward = WeightedBackward(
         params, num_tasks=count, weighting=weighting, preferences=preferences, heads=heads, collect=collect,
         store=store, generator=generator, forget=False,
@@ -69,8 +78,10 @@ class WeightedBackward:
         store: keep the T gradients of the shared parameters in a buffer [T, P] (default).  False: their Gram matrix is
             added up parameter by parameter in one batched backward, and a second backward of the weighted sum gives the
             gradient: memory for T gradients of one parameter only, but graphs must be such as ``collect="batched"``
-            takes, and the weighting one of Gram matrix and losses.
+            takes, and the weighting one of Gram matrix and losses (with a process group: of losses only).
         forget: start with a fresh state of the weighting; False: go on from the one that the instance has.
+        process_group: data parallelism, as of :class:`WeightedFused`: what comes into ``.grad`` is averaged over the
+            ranks, and all ranks start from the first one's parameters.
 
     Where all ``.grad`` are None they become views of one buffer, which a later such call writes again: copy what has to
     last longer.  Otherwise the gradient is added to what is there.  Parameters that no loss depends on are left alone.
@@ -91,6 +102,7 @@ class WeightedBackward:
         store: bool = True,
         generator: torch.Generator | None = None,
         forget: bool = True,
+        process_group: Any = None,
     ) -> None:
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
@@ -99,15 +111,28 @@ class WeightedBackward:
                 f"store=False is for weightings of the Gram matrix or losses, not {type(weighting).__name__}"
             )
         self._num_tasks, self._heads, self._collecting, self._store = num_tasks, heads, collect, store
-        self._weigher = Weigher(weighting, table, generator, None)
+        self._weigher = Weigher(weighting, table, generator)
         self._members = list(members_of(params, num_tasks))
         check_parameters([p for p, _ in self._members], None, None)
         if all(task is not None for _, task in self._members):
             raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget
         self._skips = SkippedSteps(1)
+        self._ranks = as_ranks(process_group)
+        self._alone = process_group is None  # as far as was said, and not looked into yet
+        if self._ranks is not None:
+            self._join()
         self._kinds: list[tuple[Any, ...]] = []
         self._build()
+
+    def _join(self) -> None:
+        """Makes sure that all ranks are about to do the same, from the same parameters and random numbers."""
+        assert self._ranks is not None
+        groups = [{"params": [p], "task": task} for p, task in self._members]
+        own = {"num_tasks": self._num_tasks, "heads": self._heads, "collect": self._collecting, "store": self._store}
+        self._ranks.agree({"call": "WeightedBackward", **own, **self._weigher.description(), **describe(groups)})
+        self._ranks.share_([p.data for p, _ in self._members])
+        self._weigher.share(self._ranks)
 
     def _build(self) -> None:
         """Makes the buffers, for the parameters as they are now."""
@@ -161,16 +186,19 @@ class WeightedBackward:
 
         Raises ValueError or TypeError, before any gradient is computed, for losses or features that do not fit.
         """
-        stacked = check_losses(losses, self._num_tasks, None)
-        self._build()
+        points = [features] if isinstance(features, Tensor) else list(features)
+        self._warn_if_alone()
+        with together(self._ranks):
+            stacked = check_losses(losses, self._num_tasks, None)
+            self._check_way(points)
+            self._build()
         for flat in (*self._trunks, *self._head_buffers):
             flat.forget_gradients()
         scalars = as_list(losses)
         if scaler is not None and scaler.is_enabled():
             scalars = [scaler.scale(loss) for loss in scalars]
         factor = None if scaler is None else scaler.scale(torch.ones((), device=stacked.device))
-        table = stacked.detach().double().unsqueeze(0)
-        points = [features] if isinstance(features, Tensor) else list(features)
+        table = self._joint(stacked.detach().double().unsqueeze(0), f"backward with {len(points)} features")
         weigher = self._weigher
         if points:
             weights = self._through(points, scalars, table, factor, retain_graph)
@@ -180,6 +208,7 @@ class WeightedBackward:
             weights = self._from_buffer(scalars, table, factor, retain_graph)
         self._fill_heads(weights)
         self._warn_of_refused(weights)
+        weigher.await_feedback(table)
         weigher.done()
         return weights[0].clone()
 
@@ -207,6 +236,16 @@ class WeightedBackward:
                 f"{reason.of(None, skips.task, skips.value)}: {what}. {reason.remedy}", UserWarning, stacklevel=3
             )
 
+    @torch.no_grad()
+    def feedback(self, losses: Losses) -> None:
+        """For weightings that learn from it (FAMO): losses of the last mini-batch anew, after the optimizer's step.
+
+        Raises RuntimeError where the weighting learns nothing from it, or there was no call before.
+        """
+        self._weigher.check_feedback()
+        after = check_losses(losses, self._num_tasks, None, graph=False).detach().double().unsqueeze(0)
+        self._weigher.learn(self._joint(after, "feedback()"))
+
     def epoch_end(self) -> None:
         """Counts an epoch, for weightings that go by them (DWA)."""
         self._weigher.epoch += 1
@@ -219,6 +258,54 @@ class WeightedBackward:
         """Restores what ``state_dict`` gave.  Raises ValueError, and changes nothing, where it does not fit."""
         self._weigher.check_state(state)
         self._weigher.load_state_dict(state)
+
+    # ------------------------------------------------------------------ data parallelism
+    def _warn_if_alone(self) -> None:
+        if self._alone:
+            self._alone = False
+            if text := warning_of_drift(None, type(self).__name__, wrapper=False):
+                warnings.warn(text, UserWarning, stacklevel=3)
+
+    def _call(self, name: str) -> dict[str, Any]:
+        frozen = [index for index, (p, _) in enumerate(self._members) if not p.requires_grad]
+        return {"call": name, "frozen parameters": frozen, **self._weigher.progress()}
+
+    def _joint(self, losses: Tensor, call: str) -> Tensor:
+        """The mean over the ranks, after a look at whether all make the same call."""
+        if self._ranks is None:
+            return losses
+        self._ranks.agree(self._call(call))
+        return self._ranks.mean(losses)
+
+    def _reduce(self, flats: Sequence[FlatGradients]) -> None:
+        if self._ranks is not None:
+            self._ranks.reduce_(flats, self._call("gradients"))
+            for flat in flats:
+                flat.grads.div_(self._ranks.size)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[list[Tensor]]:
+        """What backward adds to ``.grad`` of the shared parameters here is averaged over the ranks first."""
+        parameters = [p for flat in self._trunks for p in flat.parameters if p.requires_grad]
+        if self._ranks is None:
+            yield parameters
+            return
+        before = [p.grad for p in parameters]
+        try:
+            for p in parameters:
+                p.grad = None
+            with together(self._ranks):
+                yield parameters
+            self._ranks.average_grad_(parameters, self._call("gradients"))
+        except BaseException:
+            for p in parameters:
+                p.grad = None
+            raise
+        finally:
+            for p, old in zip(parameters, before, strict=True):
+                if old is not None:
+                    p.grad = old if p.grad is None else old.add_(p.grad)
+        self._reduce(self._head_buffers)
 
     # ------------------------------------------------------------------ three ways
     @torch.no_grad()
@@ -244,7 +331,9 @@ class WeightedBackward:
         self, losses: Sequence[Tensor], table: Tensor, factor: Tensor | None, retain_graph: bool
     ) -> Tensor:
         """T gradients in the buffer, their Gram matrix, their combination."""
-        self._slots.collect(losses, 0, self._collecting, retain_graph=retain_graph)
+        with together(self._ranks):
+            self._slots.collect(losses, 0, self._collecting, retain_graph=retain_graph)
+        self._reduce([*self._trunks, *self._head_buffers])
         weigher, due = self._weigher, self._weigher.due()
         context = weigher.context(table, None)
         with torch.no_grad():
@@ -272,12 +361,13 @@ class WeightedBackward:
         if self._weigher.due() & READS_GRADIENTS:
             segments = collect_gram(stacked, [p for flat in self._trunks for p in flat.parameters])
         weights = self._weigh(table, segments, None)
-        if any(self._slots.heads(0)):
-            collect_sequential(losses, self._slots.heads(0), short=True, retain_graph=True)
-        if any(p.requires_grad for flat in self._trunks for p in flat.parameters):
-            total = weighted_sum(losses, weights[0])
-            with grads_kept(self._slots.head_parameters()):
-                total.backward(retain_graph=retain_graph)
+        with self._averaged() as parameters:
+            if any(self._slots.heads(0)):
+                collect_sequential(losses, self._slots.heads(0), short=True, retain_graph=True)
+            if parameters:
+                total = weighted_sum(losses, weights[0])
+                with grads_kept(self._slots.head_parameters()):
+                    total.backward(retain_graph=retain_graph)
         return weights
 
     def _through(
@@ -289,23 +379,36 @@ class WeightedBackward:
         retain_graph: bool,
     ) -> Tensor:
         """Weights by the gradients of a representation, whose combination then goes through the trunk."""
+        with together(self._ranks):
+            rows = [
+                self._by_features(points, loss, self._slots.heads(0)[task], retain_graph or task + 1 < len(losses))
+                for task, loss in enumerate(losses)
+            ]
+        if self._ranks is not None:
+            self._ranks.agree(self._call("gradients by features"))
+        stacked = [torch.stack(grads) for grads in zip(*rows, strict=True)]
+        grams = torch.stack([gram_of(grads) for grads in stacked])
+        if self._ranks is not None:  # each rank has the features of its own samples, in a mean over the ranks
+            grams = self._ranks.add_(grams) / self._ranks.size**2
+        weights = self._weigh(table, grams, factor, [grads.dtype for grads in stacked])
+        combined = [torch.tensordot(weights[0].to(grads), grads, 1) for grads in stacked]
+        with self._averaged():
+            torch.autograd.backward(list(points), combined, retain_graph=retain_graph)
+        return weights
+
+    def _check_way(self, points: Sequence[Tensor]) -> None:
         weighting = self._weigher.weighting
-        if weighting.per_segment or Needs.ROWS in weighting.needs:
+        if self._ranks is not None and not self._store and not points and weighting.needs & READS_GRADIENTS:
+            raise ValueError(
+                "store=False with process_group= is for weightings of the losses, or features=: the Gram matrix of the "
+                "averaged gradients needs these gradients; take store=True"
+            )
+        if points and (weighting.per_segment or Needs.ROWS in weighting.needs):
             raise ValueError(
                 f"features= is for weightings of the Gram matrix or losses, not {type(weighting).__name__}"
             )
         if any(not isinstance(z, Tensor) or not z.requires_grad for z in points):
             raise ValueError("expected features as tensors of the losses' graph")
-        rows = [
-            self._by_features(points, loss, self._slots.heads(0)[task], retain_graph or task + 1 < len(losses))
-            for task, loss in enumerate(losses)
-        ]
-        stacked = [torch.stack(grads) for grads in zip(*rows, strict=True)]
-        grams = torch.stack([gram_of(grads) for grads in stacked])
-        weights = self._weigh(table, grams, factor, [grads.dtype for grads in stacked])
-        combined = [torch.tensordot(weights[0].to(grads), grads, 1) for grads in stacked]
-        torch.autograd.backward(list(points), combined, retain_graph=retain_graph)
-        return weights
 
     @staticmethod
     def _by_features(points: Sequence[Tensor], loss: Tensor, heads: Sequence[Slot], retain_graph: bool) -> list[Tensor]:

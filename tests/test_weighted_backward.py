@@ -236,6 +236,21 @@ BAD: dict[str, tuple[Callable[[Towers], Any], type[Exception], str]] = {
         TypeError,
         "generator",
     ),
+    "process group": (
+        lambda m: WeightedBackward(m.parameters(), num_tasks=3, process_group="nccl"),
+        TypeError,
+        "process_group as a ProcessGroup",
+    ),
+    "epochs": (
+        lambda m: weighted_backward(m.losses(batch_of(0)), m.parameters(), weighting="dwa"),
+        ValueError,
+        "DWA has to be told of epochs",
+    ),
+    "feedback": (
+        lambda m: weighted_backward(m.losses(batch_of(0)), m.parameters(), weighting="famo"),
+        ValueError,
+        "feedback",
+    ),
     "only heads": (
         lambda m: weighted_backward(m.losses(batch_of(0)), [{"params": m.heads[0].parameters(), "task": 0}]),
         ValueError,

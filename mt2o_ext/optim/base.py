@@ -12,6 +12,7 @@ from torch import Tensor
 from ..flat import FlatParameters
 from ..flat_gradients import to_device
 from ..ops import FIELDS, Order, combine_, step_
+from ..ranks import as_ranks, describe, warning_of_drift
 from ..transfer.checks import check_positive
 from .nonfinite import LateFlags
 from .now import Now
@@ -40,6 +41,7 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         ema: decay of a running average of theta, or None.
         max_norm: see `_clipped`.
         skip_all: skip the step of all subproblems where one has a non-finite gradient (else that subproblem's only).
+        process_group: data parallelism; see :mod:`mt2o_ext.ranks`.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         ema: float | None,
         max_norm: float | None,
         skip_all: bool,
+        process_group: Any = None,
     ) -> None:
         if ema is not None and not 0.0 <= ema < 1.0:
             raise ValueError(f"ema must be in [0, 1), not {ema}")
@@ -70,8 +73,14 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         self._skipped = torch.zeros(num_rows, dtype=torch.int64)
         self._warned: set[str] = set()
         self._skips = SkippedSteps(num_rows)
+        self._ranks = as_ranks(process_group)
+        self._alone = process_group is None  # as far as was said, and not looked into yet
         super().__init__(params, defaults)
         check_memory([p for _, p in self._parameters()])
+        if self._ranks is not None:
+            self._ranks.agree({**self._description(), **describe(self.param_groups)})
+            self._ranks.share_([p.data for _, p in self._parameters()])
+            self._share_draws()
         self._build()
 
     # ------------------------------------------------------------------ parameter groups
@@ -103,6 +112,11 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         if self._built:
             known = {p for _, p in self._parameters()}
             check_memory([*known, *(p for p in tensors if p not in known)])
+        if self._built and self._ranks is not None:
+            self._ranks.agree(
+                {"call": "add_param_group()", **describe([{**self.defaults, **group, "params": tensors}])}
+            )
+            self._ranks.share_([p.data for p in tensors])
         super().add_param_group(group)
         if self._built:
             self._rebuild()
@@ -123,6 +137,40 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
 
     def _parameters(self) -> list[tuple[dict[str, Any], Tensor]]:
         return [(group, p) for group in self.param_groups for p in group["params"]]
+
+    # ------------------------------------------------------------------ data parallelism
+    def _description(self) -> dict[str, Any]:
+        """What has to be the same on all ranks when the optimizer is made, but for the parameter groups."""
+        return {
+            "optimizer": type(self).__name__,
+            "num_subproblems": self._num_rows,
+            "stacked": self._stacked,
+            "base": repr(self._base),
+            "ema": self._ema,
+        }
+
+    def _share_draws(self) -> None:
+        """Makes the random numbers of all ranks those of the first."""
+
+    def _call(self, name: str) -> dict[str, Any]:
+        """What has to be the same on all ranks when they make this call."""
+        return {
+            "call": name,
+            "frozen parameters": [index for index, (_, p) in enumerate(self._parameters()) if not p.requires_grad],
+            "dtypes": [str(flat.dtype) for flat in self._flat],
+            "parameter group": [dict(zip(FIELDS, row, strict=True)) for row in self._options],
+        }
+
+    def _works_in_wrapper(self) -> bool:
+        """True if DistributedDataParallel around the model averages all gradients that a step uses."""
+        return False
+
+    def _warn_if_alone(self) -> None:
+        if self._alone and not torch.compiler.is_compiling():
+            self._alone = False
+            text = warning_of_drift(None, type(self).__name__, wrapper=self._works_in_wrapper())
+            if text is not None:
+                self._warn_once("ranks", text, stacklevel=4)
 
     # ------------------------------------------------------------------ buffers
     def _build(self) -> None:
@@ -258,7 +306,17 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
 
     def _divisor(self, device: torch.device) -> Tensor | None:
         """float32 [1], what the gradients are divided by in the step, or None."""
-        return self._factor(device)
+        return self._of_all_ranks(self._factor(device), device)
+
+    def _of_all_ranks(self, factor: Tensor | None, device: torch.device) -> Tensor | None:
+        """The divisor of sums over the ranks, from that of one rank's gradients."""
+        if self._ranks is None:
+            return factor
+        return torch.full((1,), float(self._ranks.size), device=device) * (1.0 if factor is None else factor)
+
+    def _joint(self, losses: Tensor) -> Tensor:
+        """The mean over the ranks."""
+        return losses if self._ranks is None else self._ranks.mean(losses)
 
     def _apply(self, skipped: Tensor, mixes: Iterable[Tensor | None], order: Order) -> None:
         """The fused step of every buffer; mixes: for each of them M [K, K] or [S, K, K], or None."""

@@ -16,6 +16,7 @@ from ..priority.history import HistoryRecorder, PriorityHistory
 from ..priority.phases import PhaseDraw
 from ..priority.projection import Projection
 from ..priority.schedule import mixed
+from ..ranks import together
 from .base import FlatOptimizer
 from .losses import check_losses
 from .rules import AdamW, BaseRule, as_base_rule
@@ -58,11 +59,13 @@ class ConnectionStrengthFused(FlatOptimizer):
         schedule: progress in [0, 1] -> probability of phase 1; see :mod:`mt2o_ext.priority.schedule`.
         steps_per_epoch: the phase is drawn once for so many steps, with the epoch's progress; default: at every step.
         shuffle: the tasks of phase 1 in random order.
-        seed: of the one generator behind phases and orders.  With the same seed all ranks of a distributed run draw the
-            same phases; give them ``process_group`` too.
+        seed: of the one generator behind phases and orders.
         max_norm: shortens the gradient of each step of the base rule to this length, all parameters as one vector (in
             phase 1 that of a task, in phase 2 the projected sum); ``grad_norm`` tells how long it was.  None: never.
-        process_group: owners are those of its first rank (running statistics may differ between ranks).
+        process_group: data parallelism, as of :class:`WeightedFused`: gradients and losses are averaged over the ranks;
+            phases, orders and owners are those of the first one.  (A model in DistributedDataParallel with
+            ``find_unused_parameters=True`` gives averaged gradients as well: then pass False, the same seed on all
+            ranks, and see that they have the same running statistics, from which the owners come.)
 
     A step of phase 1 is T steps for the shared parameters and one for a head; learning rate schedulers are advanced
     once.  A non-finite gradient or loss skips the step whole (in phase 1: that task's).
@@ -96,7 +99,6 @@ class ConnectionStrengthFused(FlatOptimizer):
         self._mode = mode
         self._draw = PhaseDraw(schedule, total_steps, steps_per_epoch, shuffle=shuffle, seed=seed)
         self._connections = _checked(connections, num_tasks)
-        self._process_group = process_group
         self._phase = 0  # of the step that runs
         self._copies = []
         self._used = [c for c in self._connections if mode == "general" or c.in_the_paper]
@@ -111,6 +113,7 @@ class ConnectionStrengthFused(FlatOptimizer):
             ema=None,
             max_norm=max_norm,
             skip_all=True,
+            process_group=process_group,
         )
         names = [c.name for c in self._used]
         self._recorder = HistoryRecorder(names, num_tasks, max(1, total_steps // SNAPSHOTS))
@@ -145,6 +148,26 @@ class ConnectionStrengthFused(FlatOptimizer):
         )
         return super().__repr__().replace(" (", f" ({options}", 1)
 
+    # ------------------------------------------------------------------ data parallelism
+    def _works_in_wrapper(self) -> bool:
+        return True
+
+    def _description(self) -> dict[str, Any]:
+        own = {"num_tasks": self._num_tasks, "mode": self._mode, "total_steps": self._draw.total_steps}
+        own |= {"steps_per_epoch": self._draw.steps_per_epoch, "shuffle": self._draw.shuffle}
+        return {**super()._description(), **own, "connections": [c.name for c in self._connections]}
+
+    def _share_draws(self) -> None:
+        if self._ranks is not None:
+            self._draw.share(self._ranks)
+
+    def _reduce(self, task: int | None) -> None:
+        """Sums gradients over the ranks, after a look at whether all are at the same step."""
+        if self._ranks is not None:
+            place = {"call": "step()", "number of steps": self._draw.steps, "phase": self._phase, "task": task}
+            call = {**place, **self._call("step()")}
+            self._ranks.reduce_(self._flat, call, 1 if self._phase == 1 else None)
+
     # ------------------------------------------------------------------ the step
     @torch._disable_dynamo
     @torch.no_grad()
@@ -166,6 +189,7 @@ class ConnectionStrengthFused(FlatOptimizer):
                 "total_steps", f"this is step {self._draw.total_steps + 1} of {self._draw.total_steps}: phase 2 stays"
             )
         capture.refuse(self._skipped.device, "ConnectionStrengthFused", "it draws phase and order of tasks on the host")
+        self._warn_if_alone()
         before, phase = self._draw.state_dict(), self._phase
         self._phase, order = self._draw.next(self._num_tasks)
         try:
@@ -182,16 +206,24 @@ class ConnectionStrengthFused(FlatOptimizer):
         """Phase 1: a step for each task, of the parameters that its loss has a gradient for."""
         losses = torch.zeros(self._num_tasks, dtype=torch.float64, device=self._skipped.device)
         for task in order:
-            self.zero_grad()
-            losses[task] = self._backward(closure, task, row_of_task=0)
+            with together(self._ranks):
+                self.zero_grad()
+                own = self._backward(closure, task, row_of_task=0)
+                self._refresh_segments()
+            self._reduce(task)
+            losses[task] = self._joint(own)
             self._take_step(losses[task].reshape(1, 1))
         self.zero_grad()
         return losses
 
     def _conserve(self, closure: Callable[[int], Tensor]) -> Tensor:
         """Phase 2: one step with the gradients of all tasks."""
-        self.zero_grad()
-        losses = torch.stack([self._backward(closure, task, row_of_task=task) for task in range(self._num_tasks)])
+        with together(self._ranks):
+            self.zero_grad()
+            own = torch.stack([self._backward(closure, task, row_of_task=task) for task in range(self._num_tasks)])
+            self._refresh_segments()
+        self._reduce(None)
+        losses = self._joint(own)
         self._take_step(losses.reshape(1, -1))
         self.zero_grad()
         return losses
@@ -209,7 +241,6 @@ class ConnectionStrengthFused(FlatOptimizer):
         return loss.detach().double()
 
     def _take_step(self, losses: Tensor) -> None:
-        self._refresh_segments()
         if not any(flat.any_filled() for flat in self._flat):
             raise RuntimeError("the loss has no gradient for any parameter of this optimizer")
         found = self._find_nonfinite(losses)
@@ -228,7 +259,7 @@ class ConnectionStrengthFused(FlatOptimizer):
     def _project(self) -> None:
         projections = [projection for projection in self._projections if projection]
         for projection in projections:
-            projection.combine(self._process_group)
+            projection.combine(self._ranks)
         if projections:
             shares = torch.cat([p.shares() for p in projections])[self._order] if self._recorder.due() else None
             coefficients = torch.cat([p.coefficients for p in projections])[self._order]

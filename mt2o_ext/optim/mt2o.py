@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..flat import FlatParameters
 from ..preferences import check_preferences, default_preferences
+from ..ranks import together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
 from ..weighting import Weighting
@@ -18,7 +19,7 @@ from .blend import Blend
 from .losses import as_list, backward_done, check_losses, check_running_statistics
 from .moments import Moments
 from .nonfinite import LateFlags
-from .options import check_task_options
+from .options import check_idle_task_options, check_task_options
 from .rules import AdamW, BaseRule, as_base_rule
 from .skipped import RefusedLosses, Refuser
 from .subproblems import OneModel
@@ -81,6 +82,9 @@ class MT2OFused(OneModel):
         moments: whether transfers blend the base rule's moments too; see :class:`Moments`.
         skip_nonfinite: whose step an infinite or NaN gradient or loss skips, or a loss that the scalarization or the
             weighting is not defined for: "subproblem" (its own) or "all".
+        process_group: data parallelism, as of :class:`WeightedFused`: each subproblem's gradients and losses are
+            averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
+            pass False.)  Running statistics (``buffers``) are each rank's own.
 
     Raises TypeError or ValueError, before anything is changed, for options out of range and unsuitable parameters.
     """
@@ -108,6 +112,7 @@ class MT2OFused(OneModel):
         start: Callable[[int], None] | None = None,
         moments: Moments = Moments.KEEP,
         skip_nonfinite: str = "subproblem",
+        process_group: Any = None,
     ) -> None:
         if num_tasks < 1 or num_subproblems < 1:
             raise ValueError(f"num_tasks and num_subproblems must be at least 1, not {num_tasks} and {num_subproblems}")
@@ -125,11 +130,13 @@ class MT2OFused(OneModel):
         chosen = self._scalarization
         self._refused = None if chosen is None else RefusedLosses(chosen, num_subproblems)
         self._heads, self._collecting = heads, collect
-        self._weigher, self._ranks = None, None
-        if weighting is not None:
+        self._weigher = None
+        if weighting is None:
+            check_idle_task_options(heads, collect, generator)
+        else:
             checked = check_task_options(weighting, heads, collect)
             seen = preferences if scalarization is None else torch.full_like(preferences, 1 / num_tasks)
-            self._weigher = Weigher(checked, seen, generator, None)
+            self._weigher = Weigher(checked, seen, generator)
         if transfer is True:
             transfer = Spectral() if num_subproblems > 1 else None
         self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments)
@@ -140,7 +147,7 @@ class MT2OFused(OneModel):
         self._copies = ["ema"] * (ema is not None) + ["transfer_base"] * self._blend.rule.relative
         super().__init__(
             params, defaults, base, num_rows=num_subproblems, num_tasks=1 if weighting is None else num_tasks,
-            stacked=stacked, ema=ema, max_norm=max_norm, skip_all=skip_all,
+            stacked=stacked, ema=ema, max_norm=max_norm, skip_all=skip_all, process_group=process_group,
         )  # fmt: skip
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
         self._keep_buffers(buffers)
@@ -152,6 +159,8 @@ class MT2OFused(OneModel):
         for k in self.subproblems():
             start(k)
             self._synchronize()
+        if self._ranks is not None:
+            self._ranks.share_([values for flat in self._flat for values in (flat.theta, flat.values)])
         self._start_copies()
 
     def _build(self) -> None:
@@ -166,6 +175,23 @@ class MT2OFused(OneModel):
             f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}, ema={self._ema}"
         )
         return super().__repr__().replace(" (", f" ({options}", 1)
+
+    def _works_in_wrapper(self) -> bool:
+        return self._weigher is None
+
+    def _description(self) -> dict[str, Any]:
+        blend = self._blend
+        return {
+            **super()._description(),
+            "scalarization": repr(self._scalarization),
+            "transfer": type(blend.rule).__name__,
+            "order": blend.order.name,
+            "moments": blend.moments.name,
+            "subproblem": [{"preferences": row} for row in blend.preferences.tolist()],
+        }
+
+    def _call(self, name: str) -> dict[str, Any]:
+        return {**super()._call(name), "number of transfers": self._blend.steps}
 
     # ------------------------------------------------------------------ losses and gradients
     @property
@@ -184,6 +210,7 @@ class MT2OFused(OneModel):
         Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph.
         """
         stacked = check_losses(losses, self._num_tasks, self._num_rows if self._stacked else None)
+        self._warn_if_alone()
         row = 0 if self._stacked else self._now.row
         if self._keeps_rows and not self._model_buffers and not self._now.graph_checked:
             check_running_statistics(stacked, self._warn_once)
@@ -192,8 +219,10 @@ class MT2OFused(OneModel):
         preferences = self._blend.preferences if self._stacked else self._blend.preferences[row]
         coefficients = torch.ones_like(detached)
         if self._scalarization is not None and self._refused is not None:
-            self._refused.see(detached, None if self._stacked else row)
-            coefficients = self._scalarization.coefficients(detached, preferences)
+            seen = self._seen_by_all(detached)
+            self._refused.see(seen, None if self._stacked else row)
+            coefficients = self._scalarization.coefficients(seen, preferences)
+        self._count_call(row)
         before = self._losses[row]
         self._losses[row] = detached if before is None else before + detached  # as gradients add up over micro-batches
         if self._weigher is None:
@@ -211,6 +240,13 @@ class MT2OFused(OneModel):
 
     def _refusers(self) -> Sequence[Refuser]:
         return super()._refusers() if self._refused is None else (*super()._refusers(), self._refused)
+
+    def _seen_by_all(self, losses: Tensor) -> Tensor:
+        """The losses that coefficients are made of: the means over the ranks, unless they make no difference."""
+        if self._ranks is None or isinstance(self._scalarization, Linear):
+            return losses
+        self._ranks.agree(self._call(f"backward() of subproblem {self._now.row}"))
+        return self._ranks.mean(losses)
 
     def _last_losses(self) -> Tensor | None:
         """float64 [K, T], or None where a subproblem has none yet."""
@@ -234,10 +270,15 @@ class MT2OFused(OneModel):
         Raises RuntimeError, and changes nothing, if there is no gradient at all, or inside of a loop over subproblems.
         """
         self._check_behind_loops()
-        losses = None if closure is None else self._run(closure)
-        self._collect_gradients()
-        self._refresh_segments()
+        result: Tensor | None = None
+        with together(self._ranks):
+            if closure is not None:
+                result = self._run(closure)
+            self._collect_gradients()
+            self._refresh_segments()
+        self._reduce()
         last = self._last_losses()
+        last = None if last is None else self._joint(last)
         found, skipped = self._find_rows_to_skip(last)
         if not self._nothing_left(skipped):
             blend, flats = self._blend, self._flat
@@ -251,9 +292,9 @@ class MT2OFused(OneModel):
         self._await_feedback(last, skipped)
         self._count_skipped(found, skipped)
         self._forget_losses()
-        if self._weigher is not None or self._keeps_rows:  # used up
+        if self._weigher is not None or self._keeps_rows or self._ranks is not None:  # used up
             self._forget()
-        return losses
+        return result if result is None or result.dim() == 0 else last
 
     def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
         """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself."""
@@ -279,6 +320,7 @@ class MT2OFused(OneModel):
         """Forgets all gradients, those of all subproblems."""
         super().zero_grad(set_to_none)
         self._now.scaler = None
+        self._forget_calls()
         self._forget_losses()
 
     def _forget_losses(self) -> None:
@@ -287,6 +329,7 @@ class MT2OFused(OneModel):
             self._refused.forget()
 
     def _collect_gradients(self) -> None:
+        self._warn_if_alone()
         flats = self._synchronize()
         self._check_scaler()
         if self._keeps_rows:

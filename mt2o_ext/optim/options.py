@@ -12,7 +12,14 @@ from ..preferences import check_preferences
 from ..weighting import Weighting, as_weighting
 from ..weighting.settings import check_choice
 
-__all__ = ["check_one_row", "check_task", "check_task_options", "members_of"]
+__all__ = [
+    "check_generator",
+    "check_idle_task_options",
+    "check_one_row",
+    "check_task",
+    "check_task_options",
+    "members_of",
+]
 
 
 def check_task_options(weighting: Weighting | str | None, heads: str, collect: str) -> Weighting:
@@ -23,6 +30,22 @@ def check_task_options(weighting: Weighting | str | None, heads: str, collect: s
     if heads == "weighted" and weighting.per_segment:
         raise ValueError('heads="weighted" needs one weight for each task, but this weighting has one for each tensor')
     return weighting
+
+
+def check_idle_task_options(heads: str, collect: str, generator: torch.Generator | None) -> None:
+    """Raises TypeError or ValueError for what none of these options can be, and ValueError for what has no effect."""
+    check_task_options(None, heads, collect)
+    check_generator(generator)
+    idle = {"heads": heads != "plain", "collect": collect != "sequential", "generator": generator is not None}
+    if given := [f"{name}=" for name, set_ in idle.items() if set_]:
+        raise ValueError(
+            f"{', '.join(given)} would have no effect without weighting=: leave it out, or give a weighting"
+        )
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"expected generator as a torch.Generator, got {type(generator).__name__}")
 
 
 def check_one_row(preferences: Tensor | Sequence[float] | None, num_tasks: int) -> Tensor:

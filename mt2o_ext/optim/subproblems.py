@@ -38,6 +38,10 @@ class OneModel(TaskGradients):
             raise TypeError("buffers: expected tensors, as model.buffers() gives them")
         if self._model_buffers and self._stacked:
             raise ValueError("buffers= is for one model; with stacked=True the bank keeps those of each subproblem")
+        if self._ranks is not None:
+            shapes = [{"shape": list(buffer.shape), "dtype": str(buffer.dtype)} for buffer in self._model_buffers]
+            self._ranks.agree({"call": "buffers=", "number of buffers": len(shapes), "buffer": shapes})
+            self._ranks.share_(self._model_buffers)
         self._row_buffers = [[buffer.detach().clone() for buffer in self._model_buffers] for _ in range(self._num_rows)]
 
     def _synchronize(self) -> list[FlatParameters]:

@@ -16,7 +16,6 @@ from ..weighting import Needs
 from .base import FlatOptimizer
 from .losses import check_losses
 from .options import check_task
-from .ranks import Ranks
 from .skipped import NONFINITE, Refuser
 from .weigher import GRAMS, Weigher, largest_weights
 
@@ -31,7 +30,6 @@ class TaskGradients(FlatOptimizer):
     """
 
     _weigher: Weigher | None
-    _ranks: Ranks | None
     _num_tasks: int
     _heads: str  # "plain" or "weighted"
     _collecting: str  # "sequential" or "batched"
@@ -78,39 +76,51 @@ class TaskGradients(FlatOptimizer):
         for flat in self._flat:
             flat.forget_gradients()
         self._now.scaler = None
+        self._forget_calls()
         if self._weigher is not None:
             self._weigher.forget()
 
     # ------------------------------------------------------------------ data parallelism
-    def _joint(self, losses: Tensor) -> Tensor:
-        """The mean over the ranks."""
-        return losses if self._ranks is None else self._ranks.add_(losses.clone()) / self._ranks.size
+    def _description(self) -> dict[str, Any]:
+        own: dict[str, Any] = {"num_tasks": self._num_tasks}
+        if self._weigher is not None:
+            own |= {**self._weigher.description(), "heads": self._heads, "collect": self._collecting}
+        return {**super()._description(), **own}
+
+    def _share_draws(self) -> None:
+        if self._weigher is not None and self._ranks is not None:
+            self._weigher.share(self._ranks)
+
+    def _call(self, name: str) -> dict[str, Any]:
+        assert self._ranks is not None
+        calls = {f"of subproblem {row}": self._ranks.calls.get(row, 0) for row in range(self._num_rows)}
+        own: dict[str, Any] = {"call": name, "number of backward calls": calls}
+        if self._weigher is not None:
+            own |= self._weigher.progress()
+        return {**own, **super()._call(name)}
+
+    def _count_call(self, row: int) -> None:
+        if self._ranks is not None:
+            self._ranks.count(row)
+
+    def _forget_calls(self) -> None:
+        if self._ranks is not None:
+            self._ranks.calls.clear()
 
     def _reduce(self) -> None:
-        """Sums gradients over the ranks, each buffer in one call, and finds out which of them there are anywhere."""
-        if self._ranks is None:
-            return
-        self._anywhere = []
-        for flat in self._flat:
-            flat.clear_missing()
-            self._ranks.add_(flat.grads)
-            active = flat.active()
-            there = flat.step.new_ones(flat.step.shape) if active is None else active.to(flat.step)
-            self._anywhere.append(self._ranks.add_(there) > 0)
-            flat.filled = [[p.requires_grad for p in flat.parameters] for _ in flat.filled]  # the same state everywhere
-
-    def _active(self, index: int) -> Tensor | None:
-        return super()._active(index) if self._ranks is None else self._anywhere[index]
+        """Sums gradients over the ranks, after a look at whether all are at the same step."""
+        if self._ranks is not None:
+            if self._under_scaler and self._now.scaler is None:
+                raise RuntimeError(
+                    "with process_group= a scaler has to know what other ranks find: optimizer.backward(losses, "
+                    "scaler=scaler)"
+                )
+            self._ranks.reduce_(self._flat, self._call("step()"))
 
     def _divisor(self, device: torch.device) -> Tensor | None:
         if self._weigher is None:
             return super()._divisor(device)
-        if self._now.unscaled:
-            return None
-        factor = self._remembered_factor(device)
-        if self._ranks is None:
-            return factor
-        return torch.full((1,), float(self._ranks.size), device=device) * (1.0 if factor is None else factor)
+        return None if self._now.unscaled else self._of_all_ranks(self._remembered_factor(device), device)
 
     # ------------------------------------------------------------------ weights
     def _weigh(self, losses: Tensor | None, found: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +210,7 @@ class TaskGradients(FlatOptimizer):
     def _await_feedback(self, losses: Tensor | None, skipped: Tensor) -> None:
         if self._weigher is not None:
             missed = skipped.unsqueeze(1) != 0
-            self._weigher.last_losses = None if losses is None else torch.where(missed, torch.nan, losses)
+            self._weigher.await_feedback(None if losses is None else torch.where(missed, torch.nan, losses))
 
     @torch.no_grad()
     def feedback(self, losses: Tensor | Sequence[Tensor]) -> None:
@@ -209,16 +219,14 @@ class TaskGradients(FlatOptimizer):
         losses: T scalars or [T]; [K, T] of several subproblems.
         """
         weigher = self._weigher
-        if weigher is None or Needs.FEEDBACK not in weigher.weighting.needs:
-            name = "this optimizer" if weigher is None else type(weigher.weighting).__name__
-            raise RuntimeError(f"{name} learns nothing from feedback")
-        before = weigher.last_losses
-        if before is None:
-            raise RuntimeError("feedback(losses) belongs after a step with losses")
+        if weigher is None:
+            raise RuntimeError("this optimizer learns nothing from feedback: it has no weighting")
+        weigher.check_feedback()
         num_rows = self._num_rows if self._num_rows > 1 else None
         after = check_losses(losses, self._num_tasks, num_rows, graph=False).detach().double()
-        weigher.weighting.after_step(before, self._joint(after.reshape(before.shape)))
-        weigher.last_losses = None
+        if self._ranks is not None:
+            self._ranks.agree(self._call("feedback()"))
+        weigher.learn(self._joint(after))
 
     def epoch_end(self) -> None:
         """Counts an epoch, for weightings that go by them (DWA)."""

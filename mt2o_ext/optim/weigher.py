@@ -13,13 +13,15 @@ from torch import Tensor
 from .. import capture
 from ..flat_gradients import FlatGradients
 from ..ops import gram_accuracy, length_accuracy
+from ..ranks import Ranks
 from ..weighting import Draw, Needs, Weighting, WeightingContext
-from .ranks import Ranks
+from .options import check_generator
 
 __all__ = ["READS_GRADIENTS", "Weigher", "largest_weights"]
 
 GRAMS = Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL
 READS_GRADIENTS = GRAMS | Needs.ROWS
+PATIENCE = 100  # steps without an `epoch_end` until there is a warning
 
 
 def largest_weights(squares: Tensor, flats: Sequence[FlatGradients]) -> Tensor:
@@ -39,10 +41,10 @@ class Weigher:
         weighting: belongs to this one optimizer from now on.
         preferences: float64 [K, T], what the weighting sees as preferences.
         generator: of all random numbers; None: one that begins with a number of torch's default generator.
-        ranks: of data parallelism, or None.
 
     Attributes:
         steps: steps taken.  epoch: epochs ended.
+        ranks: of data parallelism, or None; see `share`.
         losses: float64 [1, T] or None, those of the next step, where the optimizer keeps one row.
         early_weights: float64 [1, T], with which gradients have been combined already, or None.
         last_weights: float64 [K, T] or [K, S, T], of the last step, or None.
@@ -51,23 +53,21 @@ class Weigher:
     (torch.compile keeps what a step writes to this object, but not what it writes to the optimizer itself.)
     """
 
-    def __init__(
-        self, weighting: Weighting, preferences: Tensor, generator: torch.Generator | None, ranks: Ranks | None
-    ) -> None:
+    def __init__(self, weighting: Weighting, preferences: Tensor, generator: torch.Generator | None) -> None:
         if Needs.CROSS in weighting.needs:
             raise NotImplementedError(
                 f"{type(weighting).__name__} needs the gradients of two mini-batches, of which an optimizer keeps one; "
                 "use it alone, weighting(cross=...), with weights of your own"
             )
+        check_generator(generator)
         if generator is None:
             draws = Needs.DRAWS in weighting.needs  # else torch's own numbers go on as if nobody had been here
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if draws else 0)
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(f"expected generator as a torch.Generator, got {type(generator).__name__}")
         self.weighting = weighting
         self.preferences = preferences
         self.generator = generator
-        self.ranks = ranks
+        self.ranks: Ranks | None = None
+        self._warned: set[str] = set()
         self.steps = 0
         self.epoch = 0
         self._shape: tuple[int, torch.device] | None = None
@@ -105,6 +105,23 @@ class Weigher:
         rows, tasks = self.preferences.shape
         self.weighting.bind(rows, tasks, num_segments, device)
         self._shape = (num_segments, device)
+
+    # ------------------------------------------------------------------ data parallelism
+    def share(self, ranks: Ranks) -> None:
+        """From now on all ranks draw the numbers that the first one would have drawn."""
+        self.ranks = ranks
+        self.generator = ranks.generator(self.generator)
+
+    def description(self) -> dict[str, Any]:
+        """What has to be the same on all ranks from the start."""
+        return {"weighting": repr(self.weighting), "preferences": self.preferences.tolist()}
+
+    def progress(self) -> dict[str, Any]:
+        """What has to be the same on all ranks at each step."""
+        numbers = {"number of steps": self.steps, "number of epochs": self.epoch}
+        if Needs.DRAWS in self.weighting.needs:
+            numbers["state of the generator"] = hash(tuple(self.generator.get_state().view(torch.int64).tolist()))
+        return numbers
 
     # ------------------------------------------------------------------ what it reads
     def due(self) -> Needs:
@@ -159,10 +176,13 @@ class Weigher:
     def _new_key(self) -> Tensor:
         """A key also for steps that are skipped, the same on all ranks.
 
-        In a CUDA graph it comes from torch's generator of the device, which draws anew at each replay.
+        In a CUDA graph it comes from torch's generator of the device, which draws anew at each replay, on each rank
+        something else.
         """
         device = self.preferences.device
-        key = Draw.new(capture.generator(device) if capture.running(device) else self.generator).key
+        if not capture.running(device):
+            return Draw.new(self.generator).key
+        key = Draw.new(capture.generator(device)).key
         return key if self.ranks is None else self.ranks.from_first_(key.to(device))
 
     def _draw(self) -> Draw:
@@ -199,11 +219,52 @@ class Weigher:
     def done(self) -> None:
         self.steps += 1
         self._before = self._key = None
+        if torch.compiler.is_compiling() or Needs.EPOCHS not in self.weighting.needs:
+            return
+        if self.epoch == 0 and self.steps >= PATIENCE:
+            self._warn_once(
+                "epochs",
+                f"{self.weighting!r} goes by the epochs, which only you know: in {PATIENCE} steps there was no "
+                "epoch_end(), and until there is, its weights are those of the first epoch. Call epoch_end() at the "
+                "end of each epoch (if the first one is longer than that, all is well)",
+            )
 
     def forget(self) -> None:
         """Drops what belongs to the next step, and what was learned for it."""
         self.undo()
         self.losses = self.early_weights = self._key = None
+
+    # ------------------------------------------------------------------ feedback
+    def await_feedback(self, losses: Tensor | None) -> None:
+        """losses: float64 [K, T] of the step just made, which feedback belongs to; NaN where it was skipped."""
+        missed = not torch.compiler.is_compiling() and self.last_losses is not None
+        if missed and Needs.FEEDBACK in self.weighting.needs:
+            self._warn_once(
+                "feedback",
+                f"{self.weighting!r} learns from the losses of each mini-batch after the step, and there was no "
+                "feedback(losses) between the last two steps: without it, it learns nothing. After each step, call "
+                "feedback(losses) with the losses of the same mini-batch, computed anew",
+            )
+        self.last_losses = losses
+
+    def check_feedback(self) -> Tensor:
+        """The losses of the last step.  Raises RuntimeError where feedback is out of place."""
+        if Needs.FEEDBACK not in self.weighting.needs:
+            raise RuntimeError(f"{type(self.weighting).__name__} learns nothing from feedback")
+        if self.last_losses is None:
+            raise RuntimeError("feedback(losses) belongs after a step with losses")
+        return self.last_losses
+
+    def learn(self, losses: Tensor) -> None:
+        """losses: float64 [K, T] of the last mini-batch, after the step."""
+        before = self.check_feedback()
+        self.weighting.after_step(before, losses.reshape(before.shape))
+        self.last_losses = None
+
+    def _warn_once(self, key: str, text: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(text, UserWarning, stacklevel=5)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..collect import collect_sequential, collect_sum, weighted_sum
 from ..ops import Order, combine_
+from ..ranks import together
 from ..weighting import Needs, Weighting
 from .losses import as_list, backward_done, check_losses
 from .options import check_one_row, check_task_options
-from .ranks import as_ranks
 from .rules import AdamW, BaseRule, as_base_rule
 from .shown import ShownGradients
 from .skipped import NONFINITE, OF_WEIGHTED_SUM
@@ -62,8 +62,12 @@ class WeightedFused(TaskGradients):
         max_norm: shortens the combined gradient to this length, all parameters as one vector, before the base rule
             sees it; ``grad_norm`` tells how long it was.  None: never.
         generator: of the weighting's random numbers; by default one that is seeded from torch's default generator.
-        process_group: data parallelism without DDP: gradients and losses are averaged over this group (True: the
-            default one) before they are weighted.  Every rank calls ``backward`` and ``step`` alike.
+        process_group: data parallelism without DDP: a process group, or True for the default one.  Gradients and losses
+            are averaged over its ranks before they are weighted.  All ranks start from the first one's parameters, draw
+            its random numbers and skip a step that one of them has to skip; every rank calls ``backward`` and ``step``
+            as often as the others, which is checked at each step, as is whether the ranks have the same model and
+            options: an error on all of them names what differs.  None: no data parallelism, with a warning where
+            torch.distributed has several ranks.  False: without that warning.
 
     Raises TypeError or ValueError, before anything is changed, for options out of range and unsuitable parameters.
     """
@@ -89,8 +93,7 @@ class WeightedFused(TaskGradients):
         weighting = check_task_options(weighting, heads, collect)
         self._num_tasks, self._heads, self._collecting = num_tasks, heads, collect
         self._accumulate = accumulate
-        self._ranks = as_ranks(process_group)
-        self._weigher = Weigher(weighting, table, generator, self._ranks)
+        self._weigher = Weigher(weighting, table, generator)
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
         self._copies = ["ema"] * (ema is not None)
         base = as_base_rule(base)
@@ -99,7 +102,7 @@ class WeightedFused(TaskGradients):
         super().__init__(
             params, {"lr": lr, **base.defaults()}, base,
             num_rows=1, num_tasks=num_tasks if keeps_tasks else 1, stacked=False, ema=ema,
-            max_norm=max_norm, skip_all=True,
+            max_norm=max_norm, skip_all=True, process_group=process_group,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -204,21 +207,25 @@ class WeightedFused(TaskGradients):
         """Backward of T losses into the buffers."""
         assert self._weigher is not None
         stacked = check_losses(losses, self._num_tasks, None)
-        joint = self._joint(stacked.detach().double().unsqueeze(0))
+        self._warn_if_alone()
+        own = stacked.detach().double().unsqueeze(0)
         scalars = self._scale(as_list(losses), scaler)
         self._weigher.draw_ahead()
         if not self._accumulate and not self._weigher.reads_gradients():
-            weights = self._weights_early(joint)
+            weights = self._weights_early(own)
             self._collect_early(scalars, weights[0], retain_graph)
         else:
             self._collect(scalars, 0, retain_graph=retain_graph)
         before = self._weigher.losses
-        self._weigher.losses = joint if before is None else before + joint
+        self._weigher.losses = own if before is None else before + own
+        self._count_call(0)
 
     def _weights_early(self, losses: Tensor) -> Tensor:
         assert self._weigher is not None
         if self._weigher.early_weights is None:
-            return self._weigher.weigh_early(losses)
+            if self._ranks is not None:
+                self._ranks.agree(self._call("backward()"))
+            return self._weigher.weigh_early(self._joint(losses))
         if Needs.LOSSES in self._weigher.due():
             raise RuntimeError(
                 "the weights are made from the losses before backward: for several backward() calls before a step, "
@@ -253,13 +260,17 @@ class WeightedFused(TaskGradients):
         Raises RuntimeError, and changes nothing, if there is no gradient at all.
         """
         assert self._weigher is not None
-        losses = None if closure is None else self._run(closure)
-        if not self._now.shown:
-            self._check_scaler()
-        self._take_gradients()
-        self._refresh_segments()
+        result: Tensor | None = None
+        with together(self._ranks):
+            if closure is not None:
+                result = self._run(closure)
+            if not self._now.shown:
+                self._check_scaler()
+            self._take_gradients()
+            self._refresh_segments()
         self._reduce()
-        found, skipped = self._find_rows_to_skip(self._weigher.losses)
+        losses = None if self._weigher.losses is None else self._joint(self._weigher.losses)
+        found, skipped = self._find_rows_to_skip(losses)
         if self._nothing_left(skipped):
             self._weigher.undo()
         else:
@@ -267,12 +278,16 @@ class WeightedFused(TaskGradients):
             if not self._host_knows(skipped):
                 self._weigher.undo_where(skipped)
             self._weigher.done()
-        self._await_feedback(self._weigher.losses, skipped)
+        self._await_feedback(losses, skipped)
         self._count_skipped(found, skipped)
         self._forget()
-        if closure is not None and losses is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
-            self.feedback(closure())  # grad mode is off here
-        return losses
+        if result is None or result.dim() == 0 or losses is None:  # the closure did backward itself
+            return result
+        if closure is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
+            with together(self._ranks):
+                again = closure()  # grad mode is off here
+            self.feedback(again)
+        return losses[0]
 
     def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
         """Calls the closure, and backward if it has not done so itself."""
@@ -289,6 +304,7 @@ class WeightedFused(TaskGradients):
 
     def _take_gradients(self) -> None:
         assert self._weigher is not None
+        self._warn_if_alone()
         flats = self._synchronize()
         if self._now.shown:
             self._taken = self._shown_gradients().take()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ranks import Ranks
+
 __all__ = ["PhaseDraw"]
 
 
@@ -61,6 +63,10 @@ class PhaseDraw:
         if self.shuffle:
             return self.phase, torch.randperm(num_tasks, generator=self.generator).tolist()
         return self.phase, list(range(num_tasks))
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on all ranks draw what the first one would have drawn."""
+        self.generator = ranks.generator(self.generator)
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "phase": self.phase, "generator": self.generator.get_state()}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ..flat import FlatParameters
 from ..flat_gradients import to_device
 from ..ops import PriorityRecord, plan_priority, priority_
+from ..ranks import Ranks
 from .connection import ChannelRange, Connection
 from .owners import LayerSums, channel_owners
 
@@ -59,8 +59,8 @@ class Projection:
         # Sums of 16-bit gradients are rounded once, in the step; those of others take the place of the first task's.
         self._wide = torch.zeros(1, 1, flat.row, device=device) if flat.values is not flat.theta else None
 
-    def combine(self, process_group: Any = None) -> None:
-        """Finds the owners from the model as it is (of the group's first rank), and the combined gradient from those of
+    def combine(self, ranks: Ranks | None = None) -> None:
+        """Finds the owners from the model as it is (on the first rank), and the combined gradient from those of
         all tasks."""
         if self.layers is not None:
             strengths = torch.cat([c.strengths().to(self.flat.device) for c in self.connections], dim=1)
@@ -71,8 +71,8 @@ class Projection:
                 out[left_out] = True
                 owners = torch.where(to_device(out, self.flat.device)[self.layers.layer], -1, owners)
             self.owners.copy_(owners)
-            if process_group is not None:
-                distributed.broadcast(self.owners, group=process_group, group_src=0)
+            if ranks is not None:
+                ranks.from_first_(self.owners)
         grads = self.flat.grads[0]
         out_row = self.combined[0, 0]
         priority_(out_row, self._dots, self.coefficients, grads, self.owners, self._records, self._chunks)

@@ -153,6 +153,7 @@ def test_infinities_skip_rows_and_their_state(skip: str) -> None:
             assert torch.equal(after[key][k], state[key][k]) == kept
 
 
+@pytest.mark.filterwarnings("ignore:FAMO.* there was no feedback")
 @pytest.mark.parametrize("method", [NashMTL, PCGrad, MoCo, GradDrop, FAMO])
 def test_resume(method: Callable[[], Weighting]) -> None:
     model, other_model = make_model(), make_model(seed=3)

@@ -1,112 +1,138 @@
-"""Two processes (gloo), each with half of the batch: the same bits on both, and the run of one on the whole."""
+"""Two and four processes (gloo), each with its part of the batch: the same bits on all of them, equal to one process on
+the whole batch; an error on all of them where one is not like the others."""
 
 from __future__ import annotations
 
-import tempfile
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from problems import assert_same
+from rank_checks import CALLS, CHECKS, DIFFERENT, KINDS, RUNS
 from torch import distributed as dist
-from torch import nn
-from towers import WEIGHTINGS, Towers, batch_of, values, weighted
+from towers import Towers, weighted
+from worlds import once, world
 
-from mt2o_ext import SGD, WeightedFused
-from mt2o_ext.weighting import CAGrad, PCGrad
-
-STEPS = 3
-NAMES = ["sum", "random", "losses", "feedback", "gram", "gram, random order", "rows", "rows, memory", "each tensor"]
+from mt2o_ext.weighting import CAGrad
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
-
-def train(name: str, rank: int, ranks: int) -> dict[str, Any]:
-    """Some steps on this rank's part of each batch."""
-    model = Towers(dtype=torch.float64)
-    optimizer = weighted(
-        model, WEIGHTINGS[name](), base=SGD(momentum=0.9), process_group=ranks > 1,
-        generator=torch.Generator().manual_seed(3 + rank),  # the first rank's numbers count
-    )  # fmt: skip
-    for seed in range(STEPS):
-        batch = batch_of(seed, torch.float64).chunk(ranks)[rank]
-        optimizer.step(lambda: model.losses(batch))  # noqa: B023
-    state = optimizer.state_dict()["state"]
-    state["weighted"].pop("generator")
-    return {"values": values(model), "weights": optimizer.weights, "state": state}
+Results = list[dict[str, Any]]
 
 
-def unused_on_one_rank(rank: int) -> dict[str, Any]:
-    """A parameter that only the second rank uses gets half of its gradient on both; one that none uses gets none."""
-    p, q, never = (nn.Parameter(torch.ones(3)) for _ in range(3))
-    optimizer = WeightedFused([p, q, never], num_tasks=2, weighting=CAGrad(), base=SGD(), lr=1.0, process_group=True)
-    both = p if rank == 0 else p + q
-    optimizer.step(lambda: [both.sum(), 2 * both.sum()])
-    return {"values": [p.detach().clone(), q.detach().clone(), never.detach().clone()], "weights": optimizer.weights}
-
-
-def infinite_on_one_rank(rank: int) -> dict[str, Any]:
-    model = Towers()
-    optimizer = weighted(model, PCGrad(), process_group=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    before = values(model)
-    losses = model.losses(batch_of(rank))
-    losses[1] = losses[1] * (float("inf") if rank == 1 else 1.0)
-    optimizer.backward(losses, scaler=scaler)
-    scaler.step(optimizer)
-    scaler.update()
-    return {"values": values(model), "before": before, "scale": scaler.get_scale()}
-
-
-def worker(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
-    )
-    try:
-        results: dict[str, Any] = {name: train(name, rank, ranks) for name in NAMES}
-        results["unused"] = unused_on_one_rank(rank)
-        results["infinite"] = infinite_on_one_rank(rank)
-        torch.save(results, Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+@pytest.fixture(scope="module", params=[2, 4], ids=["two ranks", "four ranks"])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # of pytest-xdist, whose workers have one folder in common
+        folder = folder.parent
+    found: Results = once(folder, f"ranks{request.param}", lambda: world(CHECKS, request.param))
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 @pytest.fixture(scope="module")
-def results() -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(worker, (2, folder), nprocs=2, start_method="spawn")
-        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+def alone() -> dict[str, Any]:
+    """The same runs in this process, on the joined batches."""
+    return {name: run(0, 1) for name, run in RUNS.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_ranks_agree_bit_for_bit_and_are_one_run_on_the_joint_batch(name: str, results: list[dict[str, Any]]) -> None:
-    first, second = (result[name] for result in results)
-    assert_same(second, first)
-    alone = train(name, 0, 1)
-    torch.testing.assert_close(first["values"], alone["values"], rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(first["weights"], alone["weights"], rtol=1e-7, atol=1e-9)
+def of_all(results: Results, name: str) -> list[Any]:
+    for rank, result in enumerate(results):
+        if isinstance(result[name], Exception):
+            raise AssertionError(f"{name} failed on rank {rank}") from result[name]
+    return [result[name] for result in results]
 
 
-def test_a_parameter_unused_on_one_rank(results: list[dict[str, Any]]) -> None:
-    first, second = (result["unused"] for result in results)
-    assert_same(second, first)
+@pytest.mark.parametrize("name", RUNS)
+def test_ranks_agree_bit_for_bit_and_are_one_run_on_the_joint_batch(
+    name: str, results: Results, alone: dict[str, Any]
+) -> None:
+    first, *others = of_all(results, name)
+    for other in others:
+        assert_same(other, first)
+    for what in alone[name].keys() - {"state"}:
+        torch.testing.assert_close(first[what], alone[name][what], rtol=1e-7, atol=1e-9, msg=lambda m: f"{what}: {m}")  # noqa: B023
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("mt2o")])
+def test_all_subproblems_are_those_of_one_run_on_the_joint_batch(
+    name: str, results: Results, alone: dict[str, Any]
+) -> None:
+    """With their running averages and moments."""
+    found, expected = (one["state"]["state"] for one in (of_all(results, name)[0], alone[name]))
+    keys = [key for key in expected if key != "mt2o"]
+    assert keys
+    torch.testing.assert_close({k: found[k] for k in keys}, {k: expected[k] for k in keys}, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_one_rank_does_in_another_way_is_an_error_on_all(name: str, results: Results) -> None:
+    last = len(results) - 1
+    for rank, result in enumerate(results):
+        error = result[name]
+        assert isinstance(error, Exception), f"no error on rank {rank}"
+        assert result[f"{name}: seconds"] < 10.0
+        _, parts = DIFFERENT[name]
+        if parts[0].startswith("failed") and rank == last:  # which has its own error
+            assert parts[0].removeprefix("failed: ") in f"{type(error).__name__}: {error}"
+            continue
+        for text in [*parts, f"rank {last}"]:
+            assert text in str(error), str(error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_on_one_rank_skips_the_step_of_all(kind: str, results: Results) -> None:
+    for before, after, later in of_all(results, f"nan, {kind}"):
+        assert_same(after, before)
+        if kind == "backward":  # has no steps, and hides nothing
+            assert all(grad.isnan().any() for grad in later)
+        else:
+            assert not any(map(torch.equal, later, after))
+            assert_same(later, results[0][f"nan, {kind}"][2])
+
+
+def test_an_infinity_on_one_rank_is_told_to_the_scaler_of_all(results: Results) -> None:
+    for result in of_all(results, "infinite"):
+        assert_same(result["values"], result["before"])
+        assert result["scale"] == 512.0
+
+
+def test_a_parameter_unused_on_other_ranks(results: Results) -> None:
+    first, *others = of_all(results, "unused")
+    for other in others:
+        assert_same(other, first)
     weight = first["weights"] @ torch.tensor([1.0, 2.0], dtype=torch.float64)
     p, q, never = first["values"]
     torch.testing.assert_close(p, (1 - weight).float().expand(3))
-    torch.testing.assert_close(q, (1 - weight / 2).float().expand(3))
+    torch.testing.assert_close(q, (1 - weight / len(results)).float().expand(3))
     assert_same(never, torch.ones(3))
 
 
-def test_an_infinity_on_one_rank_skips_the_step_of_both(results: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("kind", CALLS)
+def test_without_a_group_there_is_one_warning(kind: str, results: Results) -> None:
+    of_all(results, f"no group, {kind}")
     for result in results:
-        assert_same(result["infinite"]["values"], result["infinite"]["before"])
-        assert result["infinite"]["scale"] == 512.0
+        [warning] = [text for text in result[f"no group, {kind}: warnings"] if "drift" in text]
+        assert f"{len(results)} ranks" in warning
+        assert "process_group=True" in warning
+        assert ("DistributedDataParallel" in warning) == (kind in ("mt2o", "priority"))
 
 
-def test_without_a_group_there_is_an_error() -> None:
+@pytest.mark.parametrize("kind", CALLS)
+def test_who_takes_care_of_the_ranks_is_not_warned(kind: str, results: Results) -> None:
+    of_all(results, f"taken care of, {kind}")
+    for result in results:
+        assert not [text for text in result[f"taken care of, {kind}: warnings"] if "drift" in text]
+
+
+def test_a_group_of_some_ranks(results: Results) -> None:
+    first, *between, last = of_all(results, "own group")
+    assert_same(last, first)
+    for text in between:
+        assert "is not in this process_group" in text
+
+
+def test_without_torch_distributed_there_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="init_process_group"):
         weighted(Towers(), CAGrad(), process_group=True)

@@ -20,6 +20,7 @@ def scaler_of(**options: Any) -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", **{"init_scale": SCALE, **options})
 
 
+@pytest.mark.filterwarnings("ignore:FAMO.* there was no feedback")
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_weighted(name: str) -> None:
     models = [Towers(), Towers()]

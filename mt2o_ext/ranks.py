@@ -1,0 +1,299 @@
+"""Data parallelism: the ranks of a process group, each with mini-batches of its own, take the same steps.
+
+This is the only module that talks to other ranks.  Gradients and losses travel where they lie; what the hosts have to
+know of one another (which call this is, what is frozen, how many backward passes there were) travels between the hosts
+as two numbers, which are equal on all ranks as long as nothing is wrong.  Where they are not, all ranks know it from
+the same exchange: then they tell one another everything, and each raises an error that names the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from hashlib import blake2b
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .flat_gradients import FlatGradients
+
+__all__ = ["Ranks", "RanksError", "as_ranks", "describe", "together", "warning_of_drift"]
+
+Pattern = list[list[bool]]
+
+
+class RanksError(RuntimeError):
+    """The ranks of a process group do not do the same; raised on all of them."""
+
+
+class Ranks:
+    """The ranks of a process group; each has its own mini-batch and the same parameters.
+
+    Args:
+        group: the process group, None for the default one.
+
+    Attributes:
+        size: how many there are.
+        calls: how many ``backward`` calls of each subproblem this rank has made since the last step.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+        self.size = dist.get_world_size(group)
+        self.calls: dict[int, int] = {}
+        self._members = dist.get_process_group_ranks(group or dist.group.WORLD)
+        self._me = dist.get_rank()
+        self._first = self._members[0]
+        self._hosts = _group_of_hosts(group)
+
+    # ------------------------------------------------------------------ numbers where they lie
+    def add_(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place: one call for the whole tensor."""
+        dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        return self.add_(tensor.clone()) / self.size
+
+    def from_first_(self, tensor: Tensor) -> Tensor:
+        """The first rank's tensor, in place."""
+        dist.broadcast(tensor, self._first, group=self.group)
+        return tensor
+
+    @torch.no_grad()
+    def share_(self, tensors: Sequence[Tensor]) -> None:
+        """The first rank's values, of whatever dtype and strides, in place."""
+        for tensor in tensors:
+            if tensor.numel() > 0:
+                values = tensor.detach().contiguous()
+                self.from_first_(values.view(-1).view(torch.uint8))  # bytes: not every backend knows every dtype
+                if values.data_ptr() != tensor.data_ptr():
+                    tensor.copy_(values)
+
+    def generator(self, own: torch.Generator) -> torch.Generator:
+        """A new generator, which on all ranks gives the numbers that the first rank's ``own`` would give.
+
+        (A new one, because that of the user may be the one that shuffles this rank's data.)
+        """
+        same = torch.Generator(own.device)
+        state = own.get_state().clone()
+        dist.broadcast(state, self._first, group=self._hosts)
+        same.set_state(state)
+        return same
+
+    def reduce_(self, flats: Sequence[FlatGradients], call: dict[str, Any], num_tasks: int | None = None) -> None:
+        """Sums the gradients (of the first tasks only) over the ranks, each buffer in one call.
+
+        What is there on any rank is there on all of them afterwards; on the others it counted as zero.
+
+        call: as of `agree`.
+        """
+        union = iter(self.merge(call, [filled for flat in flats for filled in flat.filled]))
+        for flat in flats:
+            flat.clear_missing(num_tasks)
+            flat.filled = [next(union) for _ in flat.filled]
+            self.add_(flat.grads[:, :num_tasks])
+
+    @torch.no_grad()
+    def average_grad_(self, parameters: Sequence[Tensor], call: dict[str, Any]) -> None:
+        """Averages ``.grad`` over the ranks; one that is missing on some of them counts as zero.
+
+        call: as of `agree`.
+        """
+        [there] = self.merge(call, [[p.grad is not None for p in parameters]])
+        for p, one in zip(parameters, there, strict=True):
+            if one:
+                grad = torch.zeros_like(p) if p.grad is None else p.grad.contiguous()
+                p.grad = self.add_(grad).div_(self.size)
+
+    # ------------------------------------------------------------------ what the hosts know of one another
+    @torch._disable_dynamo
+    def agree(self, description: dict[str, Any]) -> None:
+        """Compares what the ranks are about to do.
+
+        description: of plain values, whose ``repr`` is the same on all ranks; its first entry says which call it is.
+
+        Raises RanksError, on all ranks, where it differs.
+        """
+        self.merge(description, [])
+
+    @torch._disable_dynamo
+    def merge(self, description: dict[str, Any], pattern: Pattern) -> Pattern:
+        """The same, and a pattern that is true where it is on any rank."""
+        flat = [one for row in pattern for one in row]
+        numbers = self._exchange([_digest(description), _digest(flat)])
+        if any(other[0] != numbers[0][0] for other in numbers):
+            raise RanksError(
+                _difference(dict(zip(self._members, self._everything(description), strict=True)), self._me)
+            )
+        if all(other[1] == numbers[0][1] for other in numbers):
+            return pattern
+        union = torch.tensor(flat, dtype=torch.uint8)
+        dist.all_reduce(union, dist.ReduceOp.MAX, group=self._hosts)
+        merged = iter(union.bool().tolist())
+        return [[next(merged) for _ in row] for row in pattern]
+
+    def _exchange(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of all ranks; always as many, so that one call meets another one."""
+        mine = torch.tensor(numbers)
+        others = [torch.empty_like(mine) for _ in range(self.size)]
+        try:
+            dist.all_gather(others, mine, group=self._hosts)
+        except RuntimeError as error:
+            raise RanksError(
+                f"rank {self._me} waited for the other ranks in vain: did one of them end, or get fewer mini-batches? "
+                "Every rank has to make the same calls of backward() and step()"
+            ) from error
+        return [other.tolist() for other in others]
+
+    def _everything(self, description: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, description, group=self._hosts)
+        return found
+
+    def tell(self, error: Exception) -> None:
+        """Tells the others, who are waiting in their next exchange, that this rank does not come."""
+        with suppress(RanksError):  # which the others raise; this rank raises what happened
+            self.agree({"error": f"{type(error).__name__}: {error}"})
+
+    # ------------------------------------------------------------------ backward calls
+    def count(self, row: int) -> None:
+        """Counts a ``backward`` call of a subproblem."""
+        self.calls[row] = self.calls.get(row, 0) + 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.group is not None:
+            raise TypeError("an optimizer with a process group of its own cannot be copied or pickled; use True")
+        return Ranks, (None,)
+
+
+def together(ranks: Ranks | None) -> AbstractContextManager[None]:
+    """What fails here on one rank, before the next exchange, is an error on all of them."""
+    return nullcontext() if ranks is None else _telling(ranks)
+
+
+@contextmanager
+def _telling(ranks: Ranks) -> Iterator[None]:
+    try:
+        yield
+    except RanksError:
+        raise
+    except Exception as error:
+        ranks.tell(error)
+        raise
+
+
+def as_ranks(process_group: Any) -> Ranks | None:
+    """None for no parallelism (None, False); True is the default group.
+
+    Raises TypeError for anything but a process group, RuntimeError where torch.distributed was not set up, ValueError
+    where this process is not in the group.
+    """
+    if process_group is None or process_group is False:
+        return None
+    if not dist.is_available() or not dist.is_initialized():
+        if process_group is True or (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
+            raise RuntimeError("process_group= needs torch.distributed.init_process_group(...) before the optimizer")
+    elif process_group is True:
+        return Ranks(None)
+    elif process_group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(f"rank {dist.get_rank()} is not in this process_group; make the optimizer on its ranks only")
+    elif isinstance(process_group, dist.ProcessGroup):
+        return Ranks(None if process_group is dist.group.WORLD else process_group)
+    got = type(process_group).__name__
+    raise TypeError(
+        f"expected process_group as a ProcessGroup, True (the default group), False or None (no data parallelism), "
+        f"got {got}"
+    )
+
+
+def warning_of_drift(process_group: Any, name: str, *, wrapper: bool) -> str | None:
+    """What to tell a user who has several ranks but gave no group, or None.
+
+    name: of the class.  wrapper: DistributedDataParallel around the model does as well.
+    """
+    if process_group is not None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    other = ", or wrap the model in DistributedDataParallel and pass process_group=False" if wrapper else ""
+    return (
+        f"torch.distributed runs with {dist.get_world_size()} ranks, but {name} was given no process_group=: each rank "
+        "uses the gradients of its own mini-batches only, and the parameters of the ranks drift apart. Pass "
+        f"process_group=True (the default group){other}. process_group=False says that this is taken care of"
+    )
+
+
+def describe(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Parameter groups as `Ranks.agree` compares them."""
+    of_groups, parameters = [], []
+    for group in groups:
+        plain = {key: value for key, value in group.items() if isinstance(value, (bool, int, float, str, tuple))}
+        of_groups.append({**plain, "lr": float(group["lr"])} if "lr" in group else plain)
+        names = group.get("param_names", [None] * len(group["params"]))
+        for name, p in zip(names, group["params"], strict=True):
+            kind = {"shape": list(p.shape), "dtype": str(p.dtype), "requires_grad": p.requires_grad}
+            parameters.append({"name": name, **kind} if name else kind)
+    return {"number of parameters": len(parameters), "parameter": parameters, "parameter group": of_groups}
+
+
+def _group_of_hosts(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """The group itself where it can send what lies on the host, else one beside it."""
+    if "cpu:" in str(dist.get_backend_config(group)):
+        return group
+    key = group or dist.group.WORLD
+    if key not in _GROUPS_OF_HOSTS:
+        members = dist.get_process_group_ranks(key)
+        _GROUPS_OF_HOSTS[key] = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+    return _GROUPS_OF_HOSTS[key]
+
+
+_GROUPS_OF_HOSTS: dict[Any, Any] = {}  # of groups whose backend knows devices only (NCCL)
+
+
+def _digest(value: Any) -> int:
+    """The same number on all ranks for the same plain value."""
+    return int.from_bytes(blake2b(repr(value).encode(), digest_size=7).digest(), "little")
+
+
+def _difference(descriptions: dict[int, dict[str, Any]], me: int) -> str:
+    """The first thing in which descriptions differ, by rank."""
+    failed = {rank: one["error"] for rank, one in descriptions.items() if "error" in one}
+    if failed:
+        return "; ".join(f"{_ranks([rank])} failed: {error}" for rank, error in failed.items())
+    path, values = _descend("", descriptions)
+    by_value: dict[str, list[int]] = {}
+    for rank, value in values.items():
+        by_value.setdefault(_text(value), []).append(rank)
+    told = "; ".join(
+        f"{_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} {value}" for value, ranks in by_value.items()
+    )
+    return (
+        f"the ranks of process_group= differ in {path}: {told} (this is rank {me}). All ranks have to make the same "
+        "optimizer for the same model, and the same calls"
+    )
+
+
+def _descend(path: str, values: dict[int, Any]) -> tuple[str, dict[int, Any]]:
+    """The innermost values that differ, and where they are."""
+    first = next(iter(values.values()))
+    every = list(values.values())
+    keys: Sequence[Any] = ()
+    if all(isinstance(value, dict) for value in every):
+        keys = list(dict.fromkeys(key for value in every for key in value))
+    elif all(isinstance(value, list) and len(value) == len(first) for value in every):
+        keys = range(len(first)) if any(isinstance(value, dict) for value in first) else ()
+    for key in keys:
+        inner = {rank: value.get(key) if isinstance(value, dict) else value[key] for rank, value in values.items()}
+        if any(repr(value) != repr(inner[next(iter(inner))]) for value in inner.values()):
+            return _descend(f"{path} {key}".strip() if path else str(key), inner)
+    return path, values
+
+
+def _text(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
