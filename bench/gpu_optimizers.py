@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -133,6 +134,7 @@ OPTIMIZERS: dict[str, Callable[[Sequence[Shape], torch.device], tuple[Run, Run]]
 def whole_step(name: str, shapes: Sequence[Shape], device: torch.device, steps: int = STEPS) -> dict[str, Any]:
     """ms until the device is done, and host ms until the call returns: medians; largest ms: of a step with a transfer,
     say."""
+    gc.collect()  # optimizers and their parameters hold each other
     release(device)
     prepare, step = OPTIMIZERS[name](shapes, device)
     host: list[float] = []

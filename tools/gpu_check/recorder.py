@@ -1,6 +1,6 @@
 """A plugin for pytest: a line of JSON for each test as it ends, so that a run that is stopped still tells what it has.
 
-pytest -p tools.gpu_check.recorder --record FILE
+pytest -p tools.gpu_check.recorder --record=FILE
 """
 
 from __future__ import annotations
