@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from bench import bench_gpu, gpu_cases, gpu_optimizers, gpu_steps, gpu_table, gpu_timing
+from tools.gpu_check import bits
 
 HOST = torch.device("cpu")
 LIMITS = {"copy": 1e9, "read": 1e9}
@@ -37,6 +38,7 @@ def test_the_table_has_every_family_type_and_number_of_rows() -> None:
         *itertools.product(families, {F32} | HALVES, numbers),
         *itertools.product(["transfer"], [F32], numbers),  # of parameters, which are no 16-bit numbers
     }
+    assert {*families, "transfer", "priority", "solve"} == bits.families()  # nothing that has CUDA kernels is missing
     counted = {"step": "K", "combine": "T", "finite": "K", "gram": "R", "transfer": "K"}
     assert all(row[counted[row["family"]]] == row["R"] for row in rows)
     assert all(row["R"] * row["P"] <= 800 < row["R"] * (row["P"] + 1) for row in rows)
