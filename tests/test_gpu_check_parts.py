@@ -339,8 +339,8 @@ def test_agreement_about_no_number_is_an_error(value: float | None, small: None)
         if value is not None:
             out.fill_(value)
 
-    idle = problems.Backend("idle", HOST, SimpleNamespace(combine_=writes_none))
-    result = bits.compare(idle, idle, idle, some_calls("combine"))
+    idle = problems.Backend("idle", HOST, SimpleNamespace(transfer_=writes_none))
+    result = bits.compare(idle, idle, idle, some_calls("transfer"))
     assert result["must agree"] == [] and len(result["nothing compared"]) == 2
     assert not bits.right(result)
     assert not bits.right(bits.compare(idle, idle, idle, []))
