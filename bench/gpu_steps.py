@@ -1,8 +1,13 @@
-"""Whole optimizers on one device: does a step wait for the device, and how many kernels does it launch?"""
+"""Whole optimizers on one device: does a step wait for the device, and how many kernels does it launch?
+
+python -m bench.gpu_steps [--device cuda] [--json FILE]
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +15,10 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from bench.measure import table
 from mt2o_ext import Hat, MT2OFused, Spectral, WeightedFused
 from mt2o_ext.weighting import CAGrad
+from tools.gpu_check.runner import write_json
 
 FEW, MANY = 10, 200  # tensors of a model
 STEPS = 10  # of which one transfers, where the rule does so every tenth step
@@ -85,3 +92,21 @@ def steps(device: torch.device) -> Iterator[dict[str, Any]]:
         entry: dict[str, Any] = {"optimizer": name, "waits": waited}
         entry |= {f"launches, {FEW} tensors": count, f"launches, {MANY} tensors": count_of_many}
         yield entry | {"right": waited == "none" and 0 < count == count_of_many}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    entries: list[dict[str, Any]] = []
+    for entry in steps(torch.device(chosen.device)):
+        entries.append(entry)
+        if chosen.json:
+            write_json(chosen.json, entries)
+    print(table(entries))
+    return 0 if all(entry["right"] for entry in entries) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import quadprog
 import torch
 from gram_samplers import KINDS, REGULAR, GramProblem, gram_problem
 from hypothesis import given, settings
@@ -70,6 +69,7 @@ def test_gap_is_small_where_it_can_be(backend: Backend, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", REGULAR)
 def test_equals_quadprog(backend: Backend, kind: str) -> None:
+    quadprog = pytest.importorskip("quadprog", reason="the comparison needs quadprog (the extra `test`)")
     for tasks in (t for t in sizes(backend) if t <= 16):
         problem = gram_problem(kind, tasks)
         lengths = problem.lengths.numpy()  # w times them is looked for, as quadprog's tolerances are absolute

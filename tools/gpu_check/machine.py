@@ -1,12 +1,12 @@
 """What the check runs on, as JSON: GPU, driver, toolkit, versions, commit.  Fails where no GPU can be used.
 
-python -m tools.gpu_check.machine FILE
+python -m tools.gpu_check.machine FILE [--dry-run] [--commit TEXT]
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
-import json
 import platform
 import shutil
 import subprocess
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from tools import toolkit
+from tools.gpu_check.runner import write_json
 
 
 def first_line(*command: str) -> str | None:
@@ -42,11 +43,11 @@ def gpu() -> dict[str, Any]:
     }
 
 
-def software() -> dict[str, Any]:
+def software(commit: str) -> dict[str, Any]:
+    """commit: where this copy of the tree is from; "": git is asked."""
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": first_line("git", "rev-parse", "HEAD"),
-        "first uncommitted change": first_line("git", "status", "--porcelain", "--untracked-files=no"),
+        "commit": commit or first_line("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
         "torch": torch.__version__,
         "torch CUDA": torch.version.cuda,
         "nvcc": toolkit.release() if shutil.which("nvcc") else None,
@@ -56,8 +57,12 @@ def software() -> dict[str, Any]:
 
 
 def main() -> int:
-    path, dry = Path(sys.argv[1]), "--dry-run" in sys.argv[2:]
-    path.write_text(json.dumps(software() | ({"gpu": "none, dry run"} if dry else gpu()), indent=1) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--commit", default="")
+    chosen = parser.parse_args()
+    write_json(chosen.file, software(chosen.commit) | ({"gpu": "none, dry run"} if chosen.dry_run else gpu()))
     return 0
 
 

@@ -1,9 +1,9 @@
-"""compute-sanitizer on tools/gpu_check/kernels.cu, with the kernels that the package was built with; JSON.
+"""compute-sanitizer, its four tools at once, on tools/gpu_check/kernels.cu with the package's kernels; JSON.
 
-python -m tools.gpu_check.sanitize FILE ARCHITECTURE [--dry-run]
+python -m tools.gpu_check.sanitize FILE UNTIL ARCHITECTURE [--dry-run]
 
-Where the sanitizer is not there or refuses the device, that is recorded and no failure.  A dry run has no GPU: the
-program runs in the emulator.
+Where the sanitizer is not there, refuses the device or is not done in time, that is recorded and no failure.  A dry run
+has no GPU: the program is built for one if there is an nvcc, and runs in the emulator.  UNTIL: as time.time() counts.
 """
 
 from __future__ import annotations
@@ -14,37 +14,49 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from typing import Any
 
 from tools import toolkit
-from tools.gpu_check.runner import ROOT
+from tools.gpu_check.runner import ROOT, write_json
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-LIMIT = 12  # seconds for each tool
+PORT = 49152  # the first tool talks to its program through a port from here on, each other one a hundred later
+WORDS = 3000  # characters of what a tool found that are kept
 FOUND = 9  # the exit status for what a tool finds, none of the program's own
-REFUSED = re.compile(r".*(device not supported|not supported on|internal sanitizer error|unable to).*", re.IGNORECASE)
+ALONE = 20.0  # seconds for the program without a tool, which takes one or two
+NO_DEVICE = re.compile(r".*device not supported.*", re.IGNORECASE)  # the program's own errors then follow from that
+REFUSED = re.compile(r".*(not supported on|internal sanitizer error|unable to).*", re.IGNORECASE)
+SAID = re.compile(r"^=+ (?!COMPUTE-SANITIZER)\S", re.MULTILINE)  # a line of a tool behind its first, which is its name
 
 SOURCE = "tools/gpu_check/kernels.cu"
 BUILD = ROOT / "build" / "gpu-check"
 
 
-def cuda_flags() -> list[str]:
-    """The flags with which sources.json compiles kernels."""
+def cuda_group() -> dict[str, Any]:
+    """The kernels and the flags that they are compiled with."""
     groups = json.loads((ROOT / "sources.json").read_text())["libraries"]["_C_cuda"].values()
-    return next(g for g in groups if g["sources"][0].endswith(".cu")).get("flags", [])
+    return next(group for group in groups if group["sources"][0].endswith(".cu"))
 
 
 def link_for_gpu(architecture: str) -> list[list[str]]:
-    """Commands that make the program from the objects that setup.py has compiled for the package."""
-    home, built = toolkit.home(), ROOT / "build" / sysconfig.get_config_var("SOABI") / "csrc" / "cuda"
-    kernels = [str(path) for path in built.glob("*.cu.o")]
+    """Commands that make the program from the kernels' objects of the package, which are built where they are not."""
+    group, home, built = cuda_group(), toolkit.home(), ROOT / "build" / sysconfig.get_config_var("SOABI")
+    kernels = [f"{source}.o" for source in group["sources"]]
     arch, program = architecture.replace(".", ""), str(BUILD / "kernels")
-    compile_it = ["nvcc", *cuda_flags(), f"-gencode=arch=compute_{arch},code=sm_{arch}", "-lineinfo", "-Icsrc"]
+    compile_it = [
+        "nvcc",
+        *group.get("flags", []),
+        f"-gencode=arch=compute_{arch},code=sm_{arch}",
+        "-lineinfo",
+        "-Icsrc",
+    ]
     libraries = [f"-L{home}/lib64", f"-L{home}/lib", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
     return [
+        ["ninja", "-C", str(built), *kernels],
         [*compile_it, "-c", SOURCE, "-o", f"{program}.o"],
-        ["g++", f"{program}.o", *kernels, *libraries, "-o", program],
+        ["g++", f"{program}.o", *(str(built / kernel) for kernel in kernels), *libraries, "-o", program],
     ]
 
 
@@ -57,39 +69,72 @@ def link_for_emulator() -> list[list[str]]:
     return [["g++", *flags, *headers, "-xc++", SOURCE, "-xnone", *libraries, "-o", str(BUILD / "kernels")]]
 
 
-def outcome(tool: str) -> dict[str, Any]:
-    """What one tool says: "clean", "found" or "refused", and its words."""
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FOUND), str(BUILD / "kernels")]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return {"outcome": "out of time", "seconds": LIMIT}
-    return verdict(done.returncode, done.stdout + done.stderr)
+def commands(architecture: str, dry: bool) -> list[list[str]]:
+    for_gpu = link_for_gpu(architecture) if architecture != "none" else []
+    return for_gpu + (link_for_emulator() if dry else [])
 
 
-def verdict(code: int, output: str) -> dict[str, Any]:
-    refusal = REFUSED.search(output)
+class Run:
+    """The program under one tool, in the background."""
+
+    def __init__(self, tool: str) -> None:
+        self.output = BUILD / f"{tool}.txt"
+        port = PORT + 100 * TOOLS.index(tool)
+        options = ["--tool", tool, "--error-exitcode", str(FOUND), "--port", str(port)]
+        with self.output.open("w") as stream:
+            command = ["compute-sanitizer", *options, str(BUILD / "kernels")]
+            self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+
+    def outcome(self, until: float) -> dict[str, Any]:
+        """What the tool says until then."""
+        try:
+            code: int | None = self.process.wait(max(until - time.time(), 0))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            code = None
+        return verdict(code, self.output.read_text(errors="replace"))
+
+
+def verdict(code: int | None, output: str) -> dict[str, Any]:
+    """code None: the tool was stopped; what it has found until then counts."""
+    refusal = NO_DEVICE.search(output) or (REFUSED.search(output) if code not in (FOUND, None) else None)
     if code == 0:
         return {"outcome": "clean"}
-    if refusal and code != FOUND:
+    if refusal:
         return {"outcome": "refused", "words": refusal[0].strip()}
-    return {"outcome": "found", "words": output[-3000:]}
+    if code is None and not SAID.search(output):
+        return {"outcome": "out of time"}
+    return {"outcome": "found", "words": output[-WORDS:]}
+
+
+def run_alone(limit: float) -> int | None:
+    """The program's exit status; None if it hangs."""
+    try:
+        return subprocess.run([BUILD / "kernels"], timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def main() -> int:
-    path, architecture, dry = Path(sys.argv[1]), sys.argv[2], "--dry-run" in sys.argv[3:]
+    path, until, architecture = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+    dry = "--dry-run" in sys.argv[4:]
     BUILD.mkdir(parents=True, exist_ok=True)
-    for command in link_for_emulator() if dry else link_for_gpu(architecture):
+    for command in commands(architecture, dry):
         subprocess.run(command, cwd=ROOT, check=True)
-    result: dict[str, Any] = {"program": subprocess.run([BUILD / "kernels"]).returncode}
+    result: dict[str, Any] = {"exit status of the program": run_alone(10 * ALONE if dry else ALONE)}
+    write_json(path, result)
     if not dry and shutil.which("compute-sanitizer") is None:
         result["refused"] = "compute-sanitizer is not installed"
     elif not dry:
-        result |= {tool: outcome(tool) for tool in TOOLS}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+        runs = {tool: Run(tool) for tool in TOOLS}
+        for tool, run in runs.items():
+            result[tool] = run.outcome(until)
+            write_json(path, result)
+    write_json(path, result)
     print(result)
-    bad = [tool for tool in TOOLS if result.get(tool, {}).get("outcome") in ("found", "out of time")]
-    return 1 if result["program"] or bad else 0
+    found = [tool for tool in TOOLS if result.get(tool, {}).get("outcome") == "found"]
+    return 1 if result["exit status of the program"] != 0 or found else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""One call or more of every operator, with random arguments: what the parts `smoke` and `bits` run."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt2o_ext.ops import Order, PriorityRecord, Rule, plan_priority, workspace_size
+from tools.gpu_check.runner import ROOT
+
+sys.path.insert(0, str(ROOT / "tests"))
+from emulator import library
+from samplers import FLOATS, HALVES, Layout, Sampler, StepProblem
+
+LAYOUT = Layout((5000, 1, 0, 2049, 33))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Compiled operators, on the device whose tensors they take."""
+
+    name: str
+    device: torch.device
+    operators: Any  # combine_, gram_, ...
+
+
+CPU = Backend("cpu", torch.device("cpu"), torch.ops.mt2o_ext)
+CUDA = Backend("cuda", torch.device("cuda"), torch.ops.mt2o_ext)
+
+
+def emulated() -> Backend:
+    library.load()
+    return Backend("cuda-emulated", torch.device("cpu"), torch.ops.mt2o_ext_emulated)
+
+
+@dataclass
+class Call:
+    """One operator with its arguments, on the CPU."""
+
+    family: str
+    what: str
+    arguments: list[Tensor | None]
+    options: dict[str, Any] = field(default_factory=dict)
+    operator: str = ""  # "": that of the family
+
+    def before(self) -> list[Tensor]:
+        return [a for a in self.arguments if a is not None]
+
+    def after(self, backend: Backend) -> list[Tensor]:
+        """All tensors after the call, on the CPU; those of the call stay as they are."""
+        copies = [None if a is None else a.to(backend.device, copy=True) for a in self.arguments]
+        getattr(backend.operators, self.operator or f"{self.family}_")(*copies, **self.options)
+        return [copy.cpu() for copy in copies if copy is not None]
+
+
+def combines(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
+    for rows, tasks in ((1, 1), (5, 3), (17, 8)):
+        out, grads = sampler.poisoned(rows, dtype=dtype), sampler.rows(rows, tasks, dtype=dtype)
+        yield Call("combine", f"{dtype} {rows}x{tasks}", [out, grads, sampler.weights(rows, tasks), LAYOUT.chunks])
+
+
+def grams(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
+    for rows, centre, cross, diagonal in itertools.product((2, 3, 8, 16), *3 * ((False, True),)):
+        products = rows if diagonal else rows * rows if cross else rows * (rows + 1) // 2
+        shape = (rows,) if diagonal else (rows, rows)
+        out = torch.full((2, len(LAYOUT.numels), *shape), torch.nan, dtype=torch.float64)
+        partials = torch.full((2, len(LAYOUT.chunks), products), torch.nan, dtype=torch.float64)
+        matrix, others = sampler.rows(2, rows, dtype=dtype), sampler.rows(2, rows, dtype=dtype) if cross else None
+        what = f"{dtype} {rows} rows{', centred' * centre}{', cross' * cross}{', diagonal' * diagonal}"
+        arguments = [out, partials, matrix, others, LAYOUT.chunks]
+        yield Call("gram", what, arguments, {"centre": centre, "diagonal": diagonal})
+
+
+def finites(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
+    grads = sampler.rows(5, 3, dtype=dtype)
+    grads[3, 1, LAYOUT.chunks[-1, 2] - 1], grads[1, 0, 0] = torch.nan, torch.inf
+    yield Call("finite", f"{dtype}", [torch.zeros(5), grads, LAYOUT.chunks])
+
+
+def transfers(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
+    for shape in ((2, 2), (5, 5), (17, 17), (len(LAYOUT.numels), 6, 6)):
+        mix = sampler.mix(*shape, density=0.7, identity_rows=(1,))
+        yield Call("transfer", f"{dtype} {list(shape)}", [sampler.rows(shape[-1], dtype=dtype), mix, LAYOUT.chunks])
+
+
+def steps(sampler: Sampler, theta: torch.dtype, grads: torch.dtype) -> Iterator[Call]:
+    for rule in Rule:
+        for order in Order:
+            for rows, tasks in ((1, 1), (5, 2), (17, 3)):
+                problem = StepProblem.sample(
+                    sampler, rows, tasks, rule, theta_dtype=theta, grads_dtype=grads,
+                    mix=sampler.mix(rows, rows) if rows > 1 else None, ema=sampler.rows(rows, dtype=theta),
+                    low_precision=sampler.poisoned(rows, dtype=grads) if grads in HALVES else None,
+                    grad_scale=torch.tensor([8.0]), found_inf=torch.zeros(rows),
+                )  # fmt: skip
+                what = f"{theta} {grads} {rule.name} {order.name} {rows}x{tasks}"
+                yield Call("step", what, problem.arguments(), {"rule": int(rule), "order": int(order)})
+
+
+def priorities(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
+    """Layers of two channels, and of channels of one column; the last tensor belongs to none."""
+    records, num_channels = [], 0
+    for layer, (offset, numel) in enumerate(zip(LAYOUT.offsets, LAYOUT.numels, strict=True)):
+        if numel == 0:
+            continue
+        channels = 2 if numel % 2 == 0 else numel
+        records.append(PriorityRecord(layer, num_channels, channels, offset, numel // channels, 1))
+        num_channels += channels
+    records[-1] = records[-1]._replace(layer=-1)
+    tables = plan_priority(records)
+    for tasks in (2, 6):
+        owners = torch.arange(num_channels) % (tasks + 1) - 1
+        out, grads = sampler.poisoned(dtype=dtype), sampler.rows(tasks, dtype=dtype)
+        dots = torch.zeros(len(tables[1]), tasks, tasks, dtype=torch.float64)
+        coefficients = torch.full((len(LAYOUT.numels), tasks), torch.nan, dtype=torch.float64)
+        yield Call("priority", f"{dtype} {tasks} tasks", [out, dots, coefficients, grads, owners, *tables])
+
+
+def solves(sampler: Sampler, tasks: int, batch: int) -> Iterator[Call]:
+    """Every solver on so many problems at once."""
+    rows = sampler.normal(batch, tasks, tasks + 2)
+    rows[..., 0] -= 1.0  # conflicts
+    gram, ones = rows @ rows.mT, torch.ones(batch, tasks, dtype=torch.float64)
+    gram = gram.tril() + gram.tril(-1).mT
+    losses = torch.arange(1.0, tasks + 1, dtype=torch.float64).repeat(batch, 1)
+    order = sampler.uniform(batch, tasks, tasks).argsort(-1)
+    weights, many = torch.full_like(ones, torch.nan), torch.full_like(gram, torch.nan)
+    residual, decayed = torch.zeros(batch, dtype=torch.float64), torch.full_like(gram, 0.3)
+    problems = [torch.zeros(batch, workspace_size(tasks), dtype=torch.float64), gram]
+    given: dict[str, tuple[list[Tensor | None], dict[str, Any]]] = {
+        "minimum_norm_": ([weights, *problems, None], {}),
+        "conflict_averse_": ([weights, *problems, ones / tasks], {"radius": 0.5, "rtol": 1e-12}),
+        "power_barrier_": ([weights, residual, *problems, ones], {"power": 0.3}),
+        "dual_cone_": ([many, *problems, torch.diag_embed(ones)], {}),
+        "eigen_": ([weights, many, *problems], {}),
+        "project_": ([weights, decayed, *problems, order], {"decay": 0.1}),
+        "descent_": ([weights, *problems, losses, ones], {"tolerance": 1e-4, "relax": False}),
+    }
+    for operator, (arguments, options) in given.items():
+        yield Call("solve", f"{operator} {tasks} tasks", arguments, options, operator)
+
+
+def calls() -> Iterator[Call]:
+    """All of them."""
+    sampler = Sampler(LAYOUT, seed=11)
+    for dtype in FLOATS + HALVES:
+        yield from combines(sampler, dtype)
+        yield from grams(sampler, dtype)
+        yield from finites(sampler, dtype)
+        yield from steps(sampler, torch.float64 if dtype == torch.float64 else torch.float32, dtype)
+    for dtype in FLOATS:
+        yield from transfers(sampler, dtype)
+    for dtype in FLOATS + HALVES:
+        yield from priorities(sampler, dtype)
+    for tasks in (2, 3, 8):
+        yield from solves(sampler, tasks, batch=4)
