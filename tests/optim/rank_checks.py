@@ -404,6 +404,16 @@ def no_group(rank: int, ranks: int, kind: str, process_group: Any = None) -> Non
         optimizer.step(closure)
 
 
+def owners(rank: int, ranks: int) -> dict[str, Any]:
+    """With running statistics, and so strengths, that are this rank's own."""
+    model = network(rank).eval()
+    optimizer = optimizer_of(model, process_group=True)
+    for _ in range(STEPS):
+        optimizer.step(Batches(rank).loss(model))
+    strengths = [connection.strengths() for connection in optimizer._connections]
+    return {"values": values(model), "shares": optimizer.history().shares, "strengths": strengths}
+
+
 def own_group(rank: int, ranks: int) -> list[Tensor] | str:
     """The first and the last rank alone; all have to make the group."""
     group = dist.new_group([0, ranks - 1])
@@ -426,6 +436,7 @@ OTHERS: dict[str, Check] = {
     "unused": unused_on_one,
     **{f"no group, {kind}": partial(no_group, kind=kind) for kind in CALLS},
     **{f"taken care of, {kind}": partial(no_group, kind=kind, process_group=False) for kind in CALLS},
+    "owners": owners,
     "own group": own_group,
 }
 CHECKS: dict[str, Check] = {**RUNS, **{name: check for name, (check, _) in DIFFERENT.items()}, **OTHERS}

@@ -109,6 +109,14 @@ def test_a_parameter_unused_on_other_ranks(results: Results) -> None:
     assert_same(never, torch.ones(3))
 
 
+def test_owners_are_those_of_the_first_rank(results: Results) -> None:
+    first, *others = of_all(results, "owners")
+    for other in others:
+        assert not any(map(torch.equal, other.pop("strengths"), first["strengths"]))
+        assert_same(other["shares"], first["shares"])
+        assert_same(other["values"], first["values"])
+
+
 @pytest.mark.parametrize("kind", CALLS)
 def test_without_a_group_there_is_one_warning(kind: str, results: Results) -> None:
     of_all(results, f"no group, {kind}")
