@@ -136,10 +136,10 @@ def solves(sampler: Sampler, tasks: int, batch: int) -> Iterator[Call]:
     given: dict[str, tuple[list[Tensor | None], dict[str, Any]]] = {
         "minimum_norm_": ([weights, *problems, None], {}),
         "conflict_averse_": ([weights, *problems, ones / tasks], {"radius": 0.5, "rtol": 1e-12}),
-        "power_barrier_": ([weights, residual, *problems, ones], {"power": 0.3}),
-        "dual_cone_": ([many, *problems, torch.diag_embed(ones)], {}),
+        "power_barrier_": ([weights, residual, *problems, ones], {"power": 0.3, "rtol": 1e-12}),
+        "dual_cone_": ([many, *problems, torch.diag_embed(ones)], {"rtol": 1e-12}),
         "eigen_": ([weights, many, *problems], {}),
-        "project_": ([weights, decayed, *problems, order], {"decay": 0.1}),
+        "project_": ([weights, decayed, *problems, order], {"decay": 0.1, "rtol": 1e-12}),
         "descent_": ([weights, *problems, losses, ones], {"tolerance": 1e-4, "relax": False}),
     }
     for operator, (arguments, options) in given.items():
