@@ -165,9 +165,11 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
 
     def _synchronize(self) -> list[FlatParameters]:
         """The buffers, with what was done to the parameters since the last step."""
-        if torch.compiler.is_compiling():
-            return self._flat
         row = 0 if self._stacked else self._row
+        if torch.compiler.is_compiling():
+            for flat in self._flat:
+                flat.adopt_rounded(row)
+            return self._flat
         replaced = [flat for flat in self._flat if flat.replaced(row)]
         for flat in replaced:
             if shapes := flat.reshaped():
