@@ -16,7 +16,7 @@ from .amp import ScaledGradients
 from .nonfinite import LateFlags
 from .parameters import check_memory, check_parameters
 from .rules import BaseRule
-from .state import StateInBuffers
+from .state import StateInBuffers, cloned
 
 __all__ = ["FlatOptimizer"]
 
@@ -87,18 +87,74 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
         device = next((p.device for other in self.param_groups for p in other["params"]), None)
         check_parameters(tensors, device, self._num_rows if self._stacked else None)
-        options = {**self.defaults, **group}
-        lr = options["lr"]
-        if (isinstance(lr, Tensor) and lr.numel() != 1) or not float(lr) >= 0.0:
-            raise ValueError(f"lr must be a number or one-element tensor of at least 0, not {lr}")
-        self._base.check(options)
-        self._check_task(options)
+        self._check_options({**self.defaults, **group})
         if self._built:
+            self._read_shown()
             known = {p for _, p in self._parameters()}
             check_memory([*known, *(p for p in tensors if p not in known)])
         super().add_param_group(group)
         if self._built:
             self._rebuild()
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Raises ValueError or TypeError for options of a group that are out of range."""
+        lr = options["lr"]
+        if (isinstance(lr, Tensor) and lr.numel() != 1) or not float(lr) >= 0.0:
+            raise ValueError(f"lr must be a number or one-element tensor of at least 0, not {lr}")
+        self._base.check(options)
+        self._check_task(options)
+
+    def _membership(self) -> list[Any]:
+        """Which parameters are in which group, and whose head it is: what the buffers are made for."""
+        return [
+            (group.get("task"), *map(id, group["params"]))
+            if isinstance(group, dict) and isinstance(group.get("params"), list)
+            else None
+            for group in self.param_groups
+        ]
+
+    def _read_shown(self) -> None:
+        """Takes in what others did since the last step to the state, and to the lists in ``param_groups``: a parameter
+        that was taken out is trained no more (its state waits for it), one that was put in is trained from now on, with
+        the options of its group and the defaults.
+
+        Raises TypeError or ValueError, before anything is changed, for what ``add_param_group`` would refuse.
+        """
+        if self._membership() == self._members:
+            self._read_state()
+            return
+        self._check_groups()
+        for _, p in self._parameters():
+            if p not in self._attached and p in self.state:
+                self.state[p] = cloned(self.state[p])  # it may be taken over from another parameter, views and all
+        self._read_state()
+        self._rebuild()
+
+    def _check_groups(self) -> None:
+        listed = [self._checked_group(group) for group in self.param_groups]
+        parameters = [p for params in listed for p in params]
+        if len(set(map(id, parameters))) < len(parameters):
+            raise ValueError("expected every parameter once, got one twice in the parameter groups")
+        check_parameters(parameters, None, self._num_rows if self._stacked else None)
+        check_memory(parameters)
+        for group, params in zip(self.param_groups, listed, strict=True):
+            for p in params:
+                if p not in self._attached:
+                    self._check_entries(self.state.get(p, {}), {**self.defaults, **group}, p)
+        for group, params in zip(self.param_groups, listed, strict=True):
+            group["params"] = params
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
+    def _checked_group(self, group: Any) -> list[Tensor]:
+        """The parameters of a group that somebody may have changed by hand."""
+        if not isinstance(group, dict) or "params" not in group:
+            raise TypeError(f'expected a parameter group as a dict with "params", got {group!r:.80}')
+        params = group["params"]
+        if isinstance(params, set):
+            raise TypeError("expected parameters in an ordered collection, got a set")
+        self._check_options({**self.defaults, **group})
+        return [params] if isinstance(params, Tensor) else list(params)
 
     def _check_task(self, options: dict[str, Any]) -> None:
         """Raises ValueError or TypeError unless the group's ``task`` is a task of this optimizer, or none."""
@@ -144,11 +200,20 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         self._late_flags = {"nonfinite": LateFlags()}
         self._options: list[list[float]] = []  # of each group, as the tables have them
         self._built = True
+        self._members = self._membership()
         self._start_copies()
         self._attach_rows()
 
     def _rebuild(self) -> None:
-        """Makes the buffers anew after a change of the parameters' number, dtype or device; keeps what was in them."""
+        """Makes the buffers anew after a change of the parameters' number, dtype or device; keeps what was in them.
+
+        The parameters keep their values and with them their versions: a graph that is alive stays valid.
+        """
+        everyone = {p: None for flat in self._flat for p in flat.parameters} | {p: None for _, p in self._parameters()}
+        with torch.autograd._unsafe_preserve_version_counter(tuple(everyone)):
+            self._rebuild_buffers()
+
+    def _rebuild_buffers(self) -> None:
         before = {p: (flat, segment) for flat in self._flat for segment, p in enumerate(flat.parameters)}
         present = {p: p.data for _, p in self._parameters()}
         kept = self._export_state()
@@ -162,6 +227,10 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
                     flat.take_gradients(segment, *before[p])
             flat.adopt(row)
             flat.activate(row)
+        for p in before.keys() - present.keys():  # no longer ours: tensors of its own, out of the old buffer
+            p.data = p.data.clone()
+            if p in self.state:
+                self.state[p] = cloned(self.state[p])
 
     def _synchronize(self) -> list[FlatParameters]:
         """The buffers, with what was done to the parameters since the last step."""
@@ -170,6 +239,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
             for flat in self._flat:
                 flat.adopt_rounded(row)
             return self._flat
+        self._read_shown()
         replaced = [flat for flat in self._flat if flat.replaced(row)]
         for flat in replaced:
             if shapes := flat.reshaped():

@@ -61,6 +61,7 @@ class Weigher:
         self.steps = 0
         self.epoch = 0
         self._shape: tuple[int, torch.device] | None = None
+        self._columns: list[int] | None = None
         self._accuracy = 2.0**-52
         self._before: dict[str, Tensor] | None = None
         self._key: Tensor | None = None
@@ -71,14 +72,30 @@ class Weigher:
 
     # ------------------------------------------------------------------ where it works
     def bind(
-        self, num_segments: int, device: torch.device, dtypes: Iterable[torch.dtype], *, forget: bool = True
+        self,
+        num_segments: int,
+        device: torch.device,
+        dtypes: Iterable[torch.dtype],
+        *,
+        columns: Sequence[int] = (),
+        forget: bool = True,
     ) -> None:
         """Prepares for this many tensors; of a new number of them, a weighting that remembers each starts anew.
 
         dtypes: of the gradients.
+        columns: the sizes of all tensors, buffer after buffer: of others, what is kept for each element starts anew.
         forget: at the first time, forget what the weighting remembers of an earlier use.
         """
         self._accuracy = max((gram_accuracy(dtype) for dtype in dtypes), default=2.0**-52)
+        known, self._columns = self._columns, list(columns)
+        if known not in (None, self._columns) and self.weighting.forget_columns():
+            name = type(self.weighting).__name__
+            warnings.warn(
+                f"the state of the weighting starts anew: {name} remembers each element of the gradients, and the "
+                "parameters are others now",
+                UserWarning,
+                stacklevel=2,
+            )
         if self._shape == (num_segments, device):
             return
         state = {} if self._shape is None and forget else self.weighting.state_dict()

@@ -60,6 +60,11 @@ class Weighting(ABC):
         for part in self._parts().values():
             part.bind(num_rows, num_tasks, num_segments, device)
 
+    def forget_columns(self) -> bool:
+        """Forgets what is kept for each element of the gradients, which have other elements now; True if there was
+        anything."""
+        return any([part.forget_columns() for part in self._parts().values()])
+
     def needs_at(self, step: int) -> Needs:
         """What `weights` reads after ``step`` finished steps: less than ``needs`` where old weights are kept."""
         return self.needs

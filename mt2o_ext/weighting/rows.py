@@ -32,6 +32,11 @@ class RowWeighting(Weighting):
     def state_dict(self) -> State:
         return super().state_dict() | {_PREFIX + name: tensor for name, tensor in self._memory.items()}
 
+    def forget_columns(self) -> bool:
+        forgotten = bool(self._memory)
+        self._memory = {}
+        return super().forget_columns() or forgotten
+
     def _check_state(self, state: State) -> None:
         super()._check_state({key: tensor for key, tensor in state.items() if not key.startswith(_PREFIX)})
 
