@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from mt2o_ext import LossDomain
 from mt2o_ext import weighting as W
 from mt2o_ext.weighting import Draw, Needs, Weighting, WeightingContext
 from mt2o_ext.weighting.shorthand import METHODS
@@ -175,11 +176,21 @@ def table(methods: dict[str, tuple[type[Weighting], Weighting]]) -> str:
     return head + "\n".join(row(*each) for each in methods.values())
 
 
-def section(method: type[Weighting]) -> str:
+def losses_of(weighting: Weighting) -> list[str]:
+    """What it takes as losses, in a sentence; nothing of one that reads none."""
+    if Needs.LOSSES not in weighting.needs:
+        return []
+    if weighting.loss_domain is LossDomain.ANY:
+        return ["Takes any losses."]
+    return [f"Needs {weighting.loss_domain.value}: a step with another one is skipped, with a warning that names it."]
+
+
+def section(method: type[Weighting], weighting: Weighting) -> str:
     signature = inspect.signature(method)
     plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
     call = signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)
     paragraphs = documentation(method).split("\n\n")
+    paragraphs[1:1] = losses_of(weighting)
     return f"### {method.__name__}\n\n`{method.__name__}{call}`\n\n" + "\n\n".join(
         listed(paragraph) for paragraph in paragraphs
     )
@@ -211,8 +222,8 @@ def escaped(text: str) -> str:
 def page() -> str:
     methods = {name: (type(make()), make()) for name, make in METHODS.items()}
     combinators = {name: (type(make()), make()) for name, make in COMBINATORS.items()}
-    sections = [section(method) for method, _ in methods.values()]
-    around = [section(method) for method, _ in combinators.values()]
+    sections = [section(*each) for each in methods.values()]
+    around = [section(*each) for each in combinators.values()]
     names = "Names for `as_weighting`: " + ", ".join(f"`{name}`" for name in METHODS) + "."
     blocks = [head(), table(methods), names, "Around a weighting (here around `UPGrad`):", table(combinators)]
     blocks += ["## Methods", *sections, "## Around a weighting", *around]

@@ -6,6 +6,7 @@ what was built and checks it.
 
 from ._native import backend_info
 from .bank import SubproblemBank
+from .loss_domain import LossDomain
 from .optim import SGD, Adam, AdamW, BaseRule, ConnectionStrengthFused, Moments, MT2OFused, WeightedFused
 from .pareto import ParetoFront, hypervolume
 from .preferences import das_dennis, default_preferences, even, riesz_energy
@@ -135,6 +136,7 @@ __all__ = [
     "LinearWeighting",
     "Log",
     "LogLosses",
+    "LossDomain",
     "MT2OFused",
     "Mean",
     "MoCo",

@@ -8,7 +8,9 @@ Two ways, both with no more memory than the buffer and the gradients of one para
   they are complete.  Faster where operations are small, but only for graphs whose backward has batching rules: not for
   compiled models, nor for sparse gradients.
 
-``.grad`` itself is left as it was, and parameters that are not asked for get nothing.
+``.grad`` of the buffers' parameters is left as it was.  Sequential passes go through the whole graph, as torch's own
+backward does: a pass that was limited to the parameters asked for (``inputs=``) would not reach those inside of
+reentrant checkpoints and of functions that close over them.  So they also give gradients to parameters of nobody here.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ __all__ = [
     "collect_gram",
     "collect_sequential",
     "collect_sum",
+    "grads_kept",
     "gram_of",
     "weighted_sum",
 ]
@@ -48,8 +51,15 @@ class Slot:
 
     @property
     def direct(self) -> bool:
-        """True if ``.grad`` may point here; torch wants gradients of parameters with gaps (of a bank) without gaps."""
-        return self.place.is_contiguous() or not self._flat.stacked
+        """True if ``.grad`` may point here.
+
+        Not where the parameter was converted or laid out anew since the buffers were made, nor of a bank, whose
+        gradients have gaps here, which torch does not want.
+        """
+        p, place = self.parameter, self.place
+        if any(getattr(p, kind) != getattr(place, kind) for kind in ("dtype", "device", "shape")):
+            return False
+        return p.stride() == place.stride() and (place.is_contiguous() or not self._flat.stacked)
 
     def move(self, p: Tensor) -> None:
         """Adds a complete ``.grad`` and takes it away."""
@@ -126,10 +136,13 @@ class TaskSlots:
     def heads(self, row: int) -> list[list[Slot]]:
         return [[slot for slot in slots if slot.head] for slots in self.of_row(row)]
 
+    def head_parameters(self) -> list[Tensor]:
+        return [flat.parameters[segment] for flat, segment, task in self._segments() if task is not None]
+
     def collect(self, losses: Sequence[Tensor], row: int, how: str, *, retain_graph: bool) -> None:
         """Backward of T scalar losses, "sequential" or "batched"."""
         if how == "sequential":
-            collect_sequential(losses, self.of_row(row), retain_graph=retain_graph)
+            collect_sequential(losses, self.of_row(row), self.head_parameters(), retain_graph=retain_graph)
         else:
             slots = [SlotOfAll(flat, row, segment, task) for flat, segment, task in self._segments()]
             collect_batched(torch.stack(list(losses)), slots, retain_graph=retain_graph)
@@ -140,29 +153,48 @@ class TaskSlots:
                 yield flat, segment, task
 
 
-def collect_sum(loss: Tensor, slots: Sequence[Slot], *, retain_graph: bool) -> None:
-    """Backward of one loss into these slots, as far as their parameters have a part in it."""
+def collect_sum(
+    loss: Tensor, slots: Sequence[Slot], others: Sequence[Tensor] = (), *, short: bool = False, retain_graph: bool
+) -> None:
+    """Backward of one loss into these slots, as far as their parameters have a part in it.
+
+    others: parameters whose gradients of this loss nobody wants.  short: go to the parameters of the slots only,
+    through the part of the graph that leads to them.
+    """
     live = [slot for slot in slots if slot.parameter.requires_grad]
     if not live:
         return
     parameters = [slot.parameter for slot in live]
-    kept = [p.grad for p in parameters]
+    known = set(map(id, parameters))
+    unwanted = [p for p in others if p.requires_grad and id(p) not in known]
     if new := [slot.place for slot in live if not slot.filled]:
         torch._foreach_zero_(new)
     handles = [slot.parameter.register_post_accumulate_grad_hook(slot.move) for slot in live if not slot.direct]
     try:
-        for slot, p in zip(live, parameters, strict=True):
-            p.grad = slot.place if slot.direct else None
-        versions = [slot.place._version for slot in live]
-        torch.autograd.backward(loss, inputs=parameters, retain_graph=retain_graph)
+        with grads_kept([*parameters, *unwanted]):
+            for slot, p in zip(live, parameters, strict=True):
+                p.grad = slot.place if slot.direct else None
+            versions = [slot.place._version for slot in live]
+            torch.autograd.backward(loss, inputs=parameters if short else None, retain_graph=retain_graph)
     finally:
         for handle in handles:
             handle.remove()
-        for p, grad in zip(parameters, kept, strict=True):
-            p.grad = grad
     for slot, version in zip(live, versions, strict=True):
         if slot.place._version != version:  # something was added: an unused parameter gets nothing
             slot.mark()
+
+
+@contextmanager
+def grads_kept(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """While this lasts ``.grad`` of these parameters may take anything; afterwards it is what it was."""
+    kept = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in zip(parameters, kept, strict=True):
+            p.grad = grad
 
 
 def weighted_sum(losses: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -170,11 +202,18 @@ def weighted_sum(losses: Sequence[Tensor], weights: Tensor) -> Tensor:
     return torch.stack([loss * weight.to(loss) for loss, weight in zip(losses, weights, strict=True)]).sum()
 
 
-def collect_sequential(losses: Sequence[Tensor], slots: Sequence[Sequence[Slot]], *, retain_graph: bool) -> None:
-    """losses: T scalars; slots: those of each task."""
+def collect_sequential(
+    losses: Sequence[Tensor],
+    slots: Sequence[Sequence[Slot]],
+    others: Sequence[Tensor] = (),
+    *,
+    short: bool = False,
+    retain_graph: bool,
+) -> None:
+    """losses: T scalars; slots: those of each task; others, short: see `collect_sum`."""
     last = len(losses) - 1
     for task, (loss, of_task) in enumerate(zip(losses, slots, strict=True)):
-        collect_sum(loss, of_task, retain_graph=retain_graph or task < last)
+        collect_sum(loss, of_task, others, short=short, retain_graph=retain_graph or task < last)
 
 
 def collect_batched(losses: Tensor, slots: Sequence[SlotOfAll], *, retain_graph: bool) -> None:

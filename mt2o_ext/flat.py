@@ -1,8 +1,8 @@
 """Flat parameter buffers: all tensors of one dtype side by side in one row, one row for each subproblem.
 
-The user's ``nn.Parameter`` objects stay the truth: they are views into the row that is active.  Their addresses are
-compared at every step (cheap integers); a parameter that was replaced in the meantime is copied into the buffer and
-made a view again.
+The user's ``nn.Parameter`` objects stay the truth: they lie in the row that is active, each with a storage of its own
+over that memory.  Their addresses are compared at every step (cheap integers); a parameter that was replaced in the
+meantime is copied into the buffer and put there again.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class FlatParameters(FlatGradients):
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self._partials: Tensor | None = None
         self._value_views = self._views(self.values)
+        self._shown = [list(map(_with_own_storage, views)) for views in self._value_views]  # what parameters become
         self._places = [_places(views) for views in self._value_views]
         for k in range(len(self._value_views)):
             self.adopt(k)
@@ -81,8 +82,11 @@ class FlatParameters(FlatGradients):
     # ------------------------------------------------------------------ values
     def activate(self, row: int) -> None:
         """Makes the parameters views of this row (of all rows, if stacked)."""
-        for p, view in zip(self.parameters, self._value_views[row], strict=True):
-            p.data = view
+        shown = self._shown[row]
+        for segment, (p, view) in enumerate(zip(self.parameters, self._value_views[row], strict=True)):
+            if shown[segment].data_ptr() != view.data_ptr():  # share_memory() moves the storage itself
+                shown[segment] = _with_own_storage(view)
+            p.data = shown[segment]
         self.mark_changed()  # backward through a graph of another row would use this row's values
 
     def adopt(self, row: int) -> None:
@@ -169,6 +173,15 @@ class FlatParameters(FlatGradients):
 def yield_to_(master: Tensor, low: Tensor) -> None:
     """master <- low where it does not round to that."""
     torch.where(master.to(low.dtype) == low, master, low.to(master.dtype), out=master)
+
+
+def _with_own_storage(view: Tensor) -> Tensor:
+    """The same memory as a tensor with a storage of its own, which ends where the tensor does.
+
+    Code that saves models takes tensors of one storage for tied weights and drops all but one, and writes the whole
+    storage with each of them.  The buffer lives as long as the tensor does.
+    """
+    return torch.from_dlpack(view) if view.numel() > 0 and view.device.type in ("cpu", "cuda") else view
 
 
 def _places(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:

@@ -148,6 +148,11 @@ class FlatGradients:
     def any_filled(self) -> bool:
         return any(map(any, self.filled))
 
+    def rows_with_gradients(self) -> list[bool]:
+        """For each row, whether it has a gradient of any tensor and task."""
+        rows = [self.filled[first : first + self.num_tasks] for first in range(0, len(self.filled), self.num_tasks)]
+        return [any(map(any, of_tasks)) for of_tasks in rows]
+
     def active(self) -> Tensor | None:
         """bool [K, S], where a tensor has a gradient of at least one task; None where all have."""
         rows = [self.filled[first : first + self.num_tasks] for first in range(0, len(self.filled), self.num_tasks)]

@@ -23,10 +23,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
+
+from .loss_domain import LossDomain, first_offence
 
 PerTask: TypeAlias = "float | Sequence[float] | Tensor"
 """One number for all tasks, or one for each task [T]."""
@@ -35,6 +37,7 @@ PerTask: TypeAlias = "float | Sequence[float] | Tensor"
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Scalarization(ABC):
     """Base class: a subclass gives `_value` and its analytic gradient, both on float64 losses divided by `loss_scale`.
+    `loss_domain` says for which losses they exist; others give NaN in all coefficients of their row.
 
     `loss_scale` (float or [T], positive) divides the losses, so that tasks with different units can be compared; a good
     choice is the losses of a constant predictor. `ideal`, where there is one, is in the units of the losses; `mu` in
@@ -42,6 +45,8 @@ class Scalarization(ABC):
     """
 
     loss_scale: PerTask = 1.0
+
+    loss_domain: ClassVar[LossDomain] = LossDomain.ANY
 
     def __post_init__(self) -> None:
         self._normalise("loss_scale", positive=True)
@@ -60,7 +65,22 @@ class Scalarization(ABC):
         """d value / d losses, [..., T] float64 on the losses' device, detached; the host never waits for the device."""
         scaled, preferences = self._prepare(losses, preferences)
         gradient = self._gradient(scaled, preferences) / self._per_task("loss_scale", losses)
-        return gradient.where(scaled.isfinite().all(-1, keepdim=True), math.nan)
+        usable = scaled.isfinite()
+        outside = self.loss_domain.outside(scaled)
+        if outside is not None:
+            usable = usable & ~outside
+        return gradient.where(usable.all(-1, keepdim=True), math.nan)
+
+    @torch.no_grad()
+    def refusals(self, losses: Tensor) -> Tensor | None:
+        """float64 [K, 3] of losses [K, T]: 1 in the rows that are finite and have one outside of `loss_domain`, its
+        task and its value; else 0. None: there cannot be any.
+        """
+        outside = self.loss_domain.outside(losses)
+        if outside is None:
+            return None
+        finite = losses.isfinite().all(-1, keepdim=True)
+        return first_offence(outside & finite, losses.double(), 1, losses.shape[-1])
 
     def __repr__(self) -> str:
         options = (f"{field.name}={getattr(self, field.name)!r}" for field in reversed(fields(self)))
@@ -261,11 +281,13 @@ class Log(Scalarization):
     value and changes no coefficient: the logarithm needs no common unit.
     """
 
+    loss_domain: ClassVar[LossDomain] = LossDomain.POSITIVE
+
     def _value(self, losses: Tensor, preferences: Tensor) -> Tensor:
         return (preferences * torch.log(losses.where(losses > 0.0, math.nan))).sum(-1)
 
     def _gradient(self, losses: Tensor, preferences: Tensor) -> Tensor:
-        return (preferences / losses).where((losses > 0.0).all(-1, keepdim=True), math.nan)
+        return preferences / losses
 
 
 def as_scalarization(scalarization: object) -> Scalarization:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .collect import Slot, TaskSlots, collect_gram, collect_sequential, gram_of, weighted_sum
+from .collect import Slot, TaskSlots, collect_gram, collect_sequential, grads_kept, gram_of, weighted_sum
 from .flat_gradients import FlatGradients
-from .ops import combine_, gram_accuracy
+from .ops import combine_
 from .optim.losses import as_list, check_losses
 from .optim.options import check_one_row, check_task_options, members_of
 from .optim.parameters import check_parameters
+from .optim.skipped import SkippedSteps
 from .optim.weigher import READS_GRADIENTS, Weigher
 from .weighting import Needs, Weighting, WeightingContext
 
@@ -72,7 +74,9 @@ class WeightedBackward:
 
     Where all ``.grad`` are None they become views of one buffer, which a later such call writes again: copy what has to
     last longer.  Otherwise the gradient is added to what is there.  Parameters that no loss depends on are left alone.
-    Weights of NaN (an infinite or NaN loss or gradient, say) give a gradient of NaN: no error, nothing hidden.
+    Weights of NaN (an infinite or NaN loss or gradient, say) give a gradient of NaN: no error, nothing hidden.  Where
+    the weighting is not defined for a loss (``weighting.loss_domain``) a warning names it, once, and again after 10,
+    100, 1000 ... such calls one after the other; if the losses are on a GPU, at a later call of the same object.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class WeightedBackward:
         if all(task is not None for _, task in self._members):
             raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget
+        self._skips = SkippedSteps(1)
         self._kinds: list[tuple[Any, ...]] = []
         self._build()
 
@@ -174,8 +179,33 @@ class WeightedBackward:
         else:
             weights = self._from_buffer(scalars, table, factor, retain_graph)
         self._fill_heads(weights)
+        self._warn_of_refused(weights)
         weigher.done()
         return weights[0].clone()
+
+    @torch.no_grad()
+    def _warn_of_refused(self, weights: Tensor) -> None:
+        """Warns where the weighting is not defined for what is finite; if it is on a GPU, at a later call."""
+        if torch.compiler.is_compiling():
+            return
+        weighting = self._weigher.weighting
+        self._skips.to(weights.device)
+        refused = weighting.refused
+        assert refused is not None
+        if refused.device.type == "cpu" and not bool(refused.any()):
+            self._skips.nothing_skipped()
+            return
+        refusals = weighting.refusals()
+        assert refusals is not None
+        self._skips.add(refusals, refused)
+        for skips in self._skips.news():
+            reason = weighting.reasons[skips.reason - 1]
+            what = "the weights and the gradients of this call are NaN"
+            if skips.in_a_row >= 10:
+                what = f"the weights and the gradients of {skips.in_a_row} calls one after the other are NaN"
+            warnings.warn(
+                f"{reason.of(None, skips.task, skips.value)}: {what}. {reason.remedy}", UserWarning, stacklevel=3
+            )
 
     def epoch_end(self) -> None:
         """Counts an epoch, for weightings that go by them (DWA)."""
@@ -203,9 +233,7 @@ class WeightedBackward:
 
         dtypes: of the gradients, where they are not the parameters'.
         """
-        context = self._weigher.context(table, None)
-        if dtypes:
-            context = replace(context, accuracy=max(map(gram_accuracy, dtypes)))
+        context = self._weigher.context(table, None, dtypes)
         if segments is not None:
             if factor is not None:
                 segments = segments / factor.double().square()
@@ -245,11 +273,11 @@ class WeightedBackward:
             segments = collect_gram(stacked, [p for flat in self._trunks for p in flat.parameters])
         weights = self._weigh(table, segments, None)
         if any(self._slots.heads(0)):
-            collect_sequential(losses, self._slots.heads(0), retain_graph=True)
-        parameters = [p for flat in self._trunks for p in flat.parameters if p.requires_grad]
-        if parameters:
+            collect_sequential(losses, self._slots.heads(0), short=True, retain_graph=True)
+        if any(p.requires_grad for flat in self._trunks for p in flat.parameters):
             total = weighted_sum(losses, weights[0])
-            torch.autograd.backward(total, inputs=parameters, retain_graph=retain_graph)
+            with grads_kept(self._slots.head_parameters()):
+                total.backward(retain_graph=retain_graph)
         return weights
 
     def _through(
@@ -276,8 +304,7 @@ class WeightedBackward:
         grams = torch.stack([gram_of(grads) for grads in stacked])
         weights = self._weigh(table, grams, factor, [grads.dtype for grads in stacked])
         combined = [torch.tensordot(weights[0].to(grads), grads, 1) for grads in stacked]
-        parameters = [p for flat in self._trunks for p in flat.parameters if p.requires_grad]
-        torch.autograd.backward(list(points), combined, inputs=parameters, retain_graph=retain_graph)
+        torch.autograd.backward(list(points), combined, retain_graph=retain_graph)
         return weights
 
     @staticmethod

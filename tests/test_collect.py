@@ -92,14 +92,19 @@ def test_several_calls_add_up_until_they_are_forgotten(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_grad_is_left_as_it_was_and_others_get_none(how: str) -> None:
+def test_grad_is_left_as_it_was_and_others_are_as_after_any_backward(how: str) -> None:
     model, trunk, _, _, x = make()
     slots = TaskSlots([trunk], [[None] * len(trunk.parameters)], T)
     kept = torch.ones_like(model.tied.weight)
     model.tied.weight.grad = kept
     slots.collect(model.losses(x), 0, how, retain_graph=False)
     assert model.tied.weight.grad is kept and torch.equal(kept, torch.ones_like(kept))
-    assert all(p.grad is None for p in model.parameters() if p is not model.tied.weight)
+    heads = set(model.heads.parameters())
+    assert all(p.grad is None for p in model.parameters() if p is not model.tied.weight and p not in heads)
+    for task, head in enumerate(model.heads):  # which are in no slot: as after any backward, where it is one for each
+        expected = torch.autograd.grad(model.losses(x)[task], list(head.parameters()))
+        for p, grad in zip(head.parameters(), expected, strict=True):
+            assert (p.grad is None) if how == "batched" else torch.equal(p.grad, grad)
 
 
 @pytest.mark.parametrize("how", WAYS)

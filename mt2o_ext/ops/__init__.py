@@ -12,7 +12,7 @@ steady state nothing is allocated.
 
 from .combine import combine_
 from .finite import finite_
-from .gram import gram_, gram_accuracy
+from .gram import gram_, gram_accuracy, length_accuracy
 from .layout import plan_layout
 from .priority import PriorityRecord, plan_priority, priority_
 from .solve import (
@@ -42,6 +42,7 @@ __all__ = [
     "finite_",
     "gram_",
     "gram_accuracy",
+    "length_accuracy",
     "minimum_norm_",
     "plan_layout",
     "plan_priority",

@@ -10,13 +10,17 @@ from ._registry import changed, compiled, register_fake
 
 
 def gram_accuracy(dtype: torch.dtype) -> float:
-    """What |J'w|^2 = w'Qw is accurate to, beside sum_t (w_t |g_t|)^2, where `gram_` made Q from rows of this dtype.
+    """Relative error of the inner products that `gram_` makes of rows of this dtype: 2^-23, of float64 rows 2^-52."""
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
-    The larger of two errors: that of the sums (2^-23; of float64 rows 2^-52), and the square of the relative error of
-    the rows, because a gradient is itself known to its dtype's rounding only (bfloat16: 2^-14, float16: 2^-20).
+
+def length_accuracy(dtype: torch.dtype) -> float:
+    """What |J'w|^2 says of gradients of this dtype, beside sum_t (w_t |g_t|)^2.
+
+    At best `gram_accuracy`; where rows of 16 bits cancel, the square of their own rounding is left (bfloat16: 2^-14,
+    float16: 2^-20).
     """
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
-    return max(torch.finfo(sums).eps, torch.finfo(dtype).eps ** 2)
+    return max(gram_accuracy(dtype), torch.finfo(dtype).eps ** 2)
 
 
 def gram_(

@@ -8,7 +8,7 @@ For all of them:
 * A task with Q_tt = 0 takes no part and gets weight 0.  All zero: all weights are 0.
 * An input that is not finite gives NaN in all results of its subproblem (the optimizer skips the step); no error.
 * rtol: a combination of rows J'w is taken for rounding where |J'w|^2 <= rtol sum_t (w_t |g_t|)^2.  None: T 2^-52, for
-  Q of float64 rows; T times :func:`gram_accuracy` for other rows.
+  Q of float64 rows; T times :func:`length_accuracy` for other rows, in ``dual_cone_`` :func:`gram_accuracy`.
 * workspace: float64 [K, >= ``workspace_size(T)``], scratch; allocated if None.
 * CPU and CUDA give the same bits.  On a GPU one thread solves each problem: many tasks (T > 30, say) take long there.
 """

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .now import Now
+
 __all__ = ["ScaledGradients"]
 
 
@@ -18,13 +20,13 @@ class ScaledGradients(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True
-    _scaler: Any = None  # of the backward passes since the last step
+    _now: Now
 
     def _scale(self, losses: list[Tensor], scaler: Any) -> list[Tensor]:
         """The losses times the scaler's factor."""
         if scaler is None or not scaler.is_enabled():
             return losses
-        self._scaler = scaler
+        self._now.scaler = scaler
         return [scaler.scale(loss) for loss in losses]
 
     @property
@@ -39,11 +41,11 @@ class ScaledGradients(torch.optim.Optimizer):
 
     def _remembered_factor(self, device: torch.device) -> Tensor | None:
         """The same of gradients that nobody but ``step`` can have unscaled."""
-        if self._scaler is None:
+        if self._now.scaler is None:
             return self._factor(device)
         factor = self._factor(device)
         one = torch.ones(1, device=device)
-        return self._scaler.scale(one) if factor is None else factor
+        return self._now.scaler.scale(one) if factor is None else factor
 
     def _with_infinities(self, found: Tensor) -> Tensor:
         """found, float32 [K], with what the scaler has found in ``.grad``."""
@@ -52,7 +54,7 @@ class ScaledGradients(torch.optim.Optimizer):
 
     def _check_scaler(self) -> None:
         """Raises RuntimeError where the scaler could not be told what the step finds."""
-        if self._under_scaler and not isinstance(self.found_inf, Tensor) and self._scaler is None:  # type: ignore[attr-defined]
+        if self._under_scaler and not isinstance(self.found_inf, Tensor) and self._now.scaler is None:  # type: ignore[attr-defined]
             raise RuntimeError(
                 "scaler.step(optimizer) needs the scaler at backward already: optimizer.backward(losses, scaler=scaler)"
             )
@@ -66,7 +68,7 @@ class ScaledGradients(torch.optim.Optimizer):
             )
 
     def _tell_scaler(self, found: Tensor) -> None:
-        if self._under_scaler and self._scaler is not None:
+        if self._under_scaler and self._now.scaler is not None:
             # There is no public way to report what was found outside of `.grad`.
-            self._scaler._found_inf_per_device(self)[found.device] = found.amax()
-        self._scaler = None
+            self._now.scaler._found_inf_per_device(self)[found.device] = found.amax()
+        self._now.scaler = None

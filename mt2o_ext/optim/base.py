@@ -12,10 +12,12 @@ from torch import Tensor
 from ..flat import FlatParameters
 from ..flat_gradients import to_device
 from ..ops import FIELDS, Order, step_
-from .amp import ScaledGradients
 from .nonfinite import LateFlags
+from .now import Now
 from .parameters import check_memory, check_parameters
 from .rules import BaseRule
+from .skipped import NONFINITE, SkippedSteps
+from .skips import ReportsSkips
 from .state import StateInBuffers, cloned
 
 __all__ = ["FlatOptimizer"]
@@ -23,7 +25,7 @@ __all__ = ["FlatOptimizer"]
 LR, TRANSFER = FIELDS.index("lr"), FIELDS.index("transfer")
 
 
-class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
+class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
     """Parameter groups, buffers, non-finite gradients and the fused step; subclasses say what is combined and blended.
 
     Args:
@@ -60,9 +62,10 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         self._skip_all = skip_all
         self._flat: list[FlatParameters] = []
         self._built = False  # once all groups are known
-        self._row = 0
+        self._now = Now()
         self._skipped = torch.zeros(num_rows, dtype=torch.int64)
         self._warned: set[str] = set()
+        self._skips = SkippedSteps(num_rows)
         super().__init__(params, defaults)
         check_memory([p for _, p in self._parameters()])
         self._build()
@@ -180,7 +183,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             for p in group["params"]:
                 kinds.setdefault((p.dtype, group.get("task") is not None), []).append((index, p))
-        row = 0 if self._stacked else self._row
+        row = 0 if self._stacked else self._now.row
         self._flat = [
             FlatParameters(
                 [p for _, p in members],
@@ -197,7 +200,8 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
             self._skipped = self._skipped.to(flat.device)
             table = torch.zeros(len(self.param_groups), len(FIELDS), dtype=torch.float64, device=flat.device)
             self._tables.append((table, torch.tensor(groups, device=flat.device)))
-        self._late_flags = {"nonfinite": LateFlags()}
+        self._skips.to(self._skipped.device)
+        self._late_flags: dict[str, LateFlags] = {}
         self._options: list[list[float]] = []  # of each group, as the tables have them
         self._built = True
         self._members = self._membership()
@@ -219,7 +223,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
         kept = self._export_state()
         self._build()
         self._import_state(kept)
-        row = 0 if self._stacked else self._row
+        row = 0 if self._stacked else self._now.row
         for flat in self._flat:
             for segment, p in enumerate(flat.parameters):
                 p.data = present[p]  # of the row that they show, the parameters themselves are the truth
@@ -234,7 +238,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
 
     def _synchronize(self) -> list[FlatParameters]:
         """The buffers, with what was done to the parameters since the last step."""
-        row = 0 if self._stacked else self._row
+        row = 0 if self._stacked else self._now.row
         if torch.compiler.is_compiling():
             for flat in self._flat:
                 flat.adopt_rounded(row)
@@ -286,7 +290,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ the step
     def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
-        """float32 [K], 1 where the gradients or losses [K, T] of a row are infinite or NaN."""
+        """float32 [K], NONFINITE where the gradients or losses [K, T] of a row are infinite or NaN."""
         found = self._with_infinities(torch.zeros(self._num_rows, device=self._skipped.device))
         for flat in self._flat:
             flat.find_nonfinite(found)
@@ -294,7 +298,7 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
 
     @staticmethod
     def _with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
-        return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, 1.0)
+        return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, float(NONFINITE))
 
     def _rows_to_skip(self, found: Tensor) -> Tensor:
         return found.amax().expand_as(found).contiguous() if self._skip_all else found
@@ -307,28 +311,6 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
     def _host_knows(tensor: Tensor) -> bool:
         """True if reading the tensor here makes nobody wait, neither a compiler nor a device."""
         return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-    def _count_skipped(self, found: Tensor, skipped: Tensor) -> None:
-        """Counts skipped rows and warns about the first; if they are on a GPU, at a later step.
-
-        (A scaler looks for infinities: these are no surprise.)
-        """
-        self._skipped += (skipped != 0).to(self._skipped)
-        self._tell_scaler(found)
-        if torch.compiler.is_compiling() or self._under_scaler or "nonfinite" in self._warned:
-            return
-        self._late_flags["nonfinite"].add(found)
-        self._warn_of_nonfinite(self._late_flags["nonfinite"].raised())
-
-    def _warn_of_nonfinite(self, rows: list[int]) -> None:
-        if rows:
-            self._warn_once(
-                "nonfinite",
-                f"a gradient or loss of subproblem {', '.join(map(str, rows))} was infinite or NaN: this step was "
-                f"skipped for {'all' if self._skip_all else 'it'}, nothing of it was changed. Later ones are only "
-                "counted, in optimizer.skipped_steps.",
-                stacklevel=4,
-            )
 
     def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Gradients [K, T, P] of this buffer and the weights, float64 [K, T], that combine them (None where T = 1)."""
@@ -360,13 +342,6 @@ class FlatOptimizer(StateInBuffers, ScaledGradients, torch.optim.Optimizer):
             )  # fmt: skip
             flat.mark_changed()
         self._attach_state(moments_of)
-
-    @property
-    def skipped_steps(self) -> Tensor:
-        """int64 [K]: how many steps of each subproblem were skipped for an infinite or NaN gradient or loss."""
-        if "nonfinite" not in self._warned:
-            self._warn_of_nonfinite(self._late_flags["nonfinite"].raised(wait=True))
-        return self._skipped.clone()
 
     def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:
         if key not in self._warned:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_list", "as_losses", "check_losses", "check_running_statistics"]
+__all__ = ["as_list", "as_losses", "backward_done", "check_losses", "check_running_statistics"]
 
 
 def check_losses(
@@ -39,6 +40,12 @@ def check_losses(
     if graph and not stacked.requires_grad:
         raise ValueError("expected losses with a graph, got constants: were they detached, or computed under no_grad?")
     return stacked
+
+
+def backward_done(losses: Any, num_tasks: int) -> bool:
+    """True if what a closure returned says that it has done backward itself: None, or of one task a scalar, as the
+    closures of torch.optim return it."""
+    return losses is None or (num_tasks == 1 and isinstance(losses, Tensor) and losses.dim() == 0)
 
 
 def as_list(losses: Tensor | Sequence[Tensor]) -> list[Tensor]:

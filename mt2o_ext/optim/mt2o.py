@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..flat import FlatParameters
 from ..preferences import check_preferences, default_preferences
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
 from ..weighting import Weighting
 from .blend import Blend
-from .losses import as_list, check_losses, check_running_statistics
+from .losses import as_list, backward_done, check_losses, check_running_statistics
 from .moments import Moments
 from .nonfinite import LateFlags
 from .options import check_task_options
 from .rules import AdamW, BaseRule, as_base_rule
+from .skipped import RefusedLosses, Refuser
 from .subproblems import OneModel
 from .weigher import Weigher
 
@@ -75,7 +77,8 @@ class MT2OFused(OneModel):
         start: called as ``start(k)`` with the model at subproblem k, to initialise each differently.  By default all
             start from the model as it is (averaging networks of independent initialisation mixes unrelated units).
         moments: whether transfers blend the base rule's moments too; see :class:`Moments`.
-        skip_nonfinite: whose step an infinite or NaN gradient or loss skips: "subproblem" (its own) or "all".
+        skip_nonfinite: whose step an infinite or NaN gradient or loss skips, or a loss that the scalarization or the
+            weighting is not defined for: "subproblem" (its own) or "all".
 
     Raises TypeError or ValueError, before anything is changed, for options out of range and unsuitable parameters.
     """
@@ -116,7 +119,10 @@ class MT2OFused(OneModel):
         if scalarization is None and weighting is None:
             raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
         self._scalarization = None if scalarization is None else as_scalarization(scalarization)
+        chosen = self._scalarization
+        self._refused = None if chosen is None else RefusedLosses(chosen, num_subproblems)
         self._heads, self._collecting = heads, collect
+        self._weigher, self._ranks = None, None
         if weighting is not None:
             checked = check_task_options(weighting, heads, collect)
             seen = preferences if scalarization is None else torch.full_like(preferences, 1 / num_tasks)
@@ -124,7 +130,6 @@ class MT2OFused(OneModel):
         if transfer is True:
             transfer = Spectral() if num_subproblems > 1 else None
         self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments)
-        self._seen_graph = False
         self._losses: list[Tensor | None] = [None] * (1 if stacked else num_subproblems)
         base = as_base_rule(base)
         skip_all = skip_nonfinite == "all"
@@ -176,14 +181,15 @@ class MT2OFused(OneModel):
         Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph.
         """
         stacked = check_losses(losses, self._num_tasks, self._num_rows if self._stacked else None)
-        row = 0 if self._stacked else self._row
-        if self._keeps_rows and not self._model_buffers and not self._seen_graph:
+        row = 0 if self._stacked else self._now.row
+        if self._keeps_rows and not self._model_buffers and not self._now.graph_checked:
             check_running_statistics(stacked, self._warn_once)
-        self._seen_graph = True
+        self._now.graph_checked = True
         detached = stacked.detach().double()
         preferences = self._blend.preferences if self._stacked else self._blend.preferences[row]
         coefficients = torch.ones_like(detached)
-        if self._scalarization is not None:
+        if self._scalarization is not None and self._refused is not None:
+            self._refused.see(detached, None if self._stacked else row)
             coefficients = self._scalarization.coefficients(detached, preferences)
         before = self._losses[row]
         self._losses[row] = detached if before is None else before + detached  # as gradients add up over micro-batches
@@ -191,7 +197,7 @@ class MT2OFused(OneModel):
             [total] = self._scale([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
             total.backward(retain_graph=retain_graph)
             return
-        self._synchronize()
+        self._read_shown()
         self._weigher.draw_ahead()
         if self._scalarization is not None:
             coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is
@@ -200,6 +206,9 @@ class MT2OFused(OneModel):
         else:
             parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
         self._collect(self._scale(parts, scaler), row, retain_graph=retain_graph)
+
+    def _refusers(self) -> Sequence[Refuser]:
+        return super()._refusers() if self._refused is None else (*super()._refusers(), self._refused)
 
     def _last_losses(self) -> Tensor | None:
         """float64 [K, T], or None where a subproblem has none yet."""
@@ -215,11 +224,14 @@ class MT2OFused(OneModel):
 
         Args:
             closure: returns the losses of the model as it is: T scalars, or [K, T] if stacked.  It is called once for
-                each subproblem, under grad mode, with the model at that subproblem; backward is done here.
+                each subproblem, under grad mode, with the model at that subproblem; backward is done here.  A closure
+                that returns None (trainers pass such ones), or of one task a scalar as those of torch.optim do, has
+                done backward itself: it is called once.
 
-        Returns the losses, float64 [K, T], if there was a closure, else None.
-        Raises RuntimeError, and changes nothing, if there is no gradient at all.
+        Returns the losses, float64 [K, T], if there was a closure that returned them, else None.
+        Raises RuntimeError, and changes nothing, if there is no gradient at all, or inside of a loop over subproblems.
         """
+        self._check_behind_loops()
         losses = None if closure is None else self._run(closure)
         self._collect_gradients()
         self._refresh_segments()
@@ -236,29 +248,41 @@ class MT2OFused(OneModel):
                 self._weigher.done()
         self._await_feedback(last, skipped)
         self._count_skipped(found, skipped)
-        self._losses[:] = [None] * len(self._losses)
-        if self._weigher is not None:  # used up
+        self._forget_losses()
+        if self._weigher is not None or self._keeps_rows:  # used up
             self._forget()
         return losses
 
-    def _run(self, closure: Callable[[], Losses]) -> Tensor:
-        self.zero_grad()
-        try:
-            with torch.enable_grad(), closing(self._rounds()) as rounds:  # closed: back at the subproblem shown before
-                for _ in rounds:
-                    self.backward(closure())
-        except BaseException:
-            self.zero_grad()
-            raise
-        losses = self._last_losses()
-        assert losses is not None
-        return losses
+    def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
+        """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself."""
+        with torch.enable_grad(), closing(self._rounds()) as rounds:  # closed: back at the subproblem shown before
+            for k in rounds:
+                losses = closure()
+                if backward_done(losses, self._num_tasks):
+                    if k > 0:
+                        self.zero_grad()
+                        raise TypeError(f"expected losses of subproblem {k} as of those before, got {losses!r}")
+                    return losses.detach() if isinstance(losses, Tensor) else None
+                assert losses is not None
+                if k == 0:
+                    self.zero_grad()
+                try:
+                    self.backward(losses)
+                except BaseException:
+                    self.zero_grad()
+                    raise
+        return self._last_losses()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients, those of all subproblems."""
         super().zero_grad(set_to_none)
-        self._scaler = None
+        self._now.scaler = None
+        self._forget_losses()
+
+    def _forget_losses(self) -> None:
         self._losses[:] = [None] * len(self._losses)
+        if self._refused is not None:
+            self._refused.forget()
 
     def _collect_gradients(self) -> None:
         flats = self._synchronize()
@@ -272,6 +296,21 @@ class MT2OFused(OneModel):
                 flat.collect_gradients(0, detach=False)
         if flats and not any(flat.any_filled() for flat in flats):
             raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
+        if self._keeps_rows:
+            self._warn_of_missing_rows(flats)
+
+    def _warn_of_missing_rows(self, flats: list[FlatParameters]) -> None:
+        """Warns where some subproblems have gradients and others none: their parameters stay as they are."""
+        there = [flat.rows_with_gradients() for flat in flats]
+        missing = [k for k in range(self._num_rows) if not any(rows[k] for rows in there)]
+        if missing:
+            self._warn_once(
+                "missing rows",
+                f"subproblems {', '.join(map(str, missing))} have no gradients: this step leaves them as they are. "
+                "Call backward for each, `for k in optimizer.subproblems(): optimizer.backward(losses)`, or pass a "
+                "closure to step().",
+                stacklevel=4,
+            )
 
     def _check_own_batches(self, losses: Tensor) -> None:
         """Warns if all subproblems started with one mini-batch, as soon as the host knows."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..flat import FlatParameters
 from .entries import ENTRIES, check_entry
+from .now import Now
 from .rules import BaseRule
 
 __all__ = ["StateInBuffers", "cloned"]
@@ -38,6 +39,7 @@ class StateInBuffers(torch.optim.Optimizer):
     _moments: list[dict[str, str]]  # of each group
     _num_rows: int
     _stacked: bool
+    _now: Now
     _copies: list[str]  # buffers that begin as copies of theta, also their keys in the state
 
     @property
@@ -350,6 +352,7 @@ class StateInBuffers(torch.optim.Optimizer):
             "step",
         }  # step: a scheduler's wrapper of it
         own = {key: value for key, value in self.__dict__.items() if key not in left_out and not key.endswith("_hooks")}
+        own["_now"] = Now(row=self._now.row)
         own["state"] = {p: cloned(state) for p, state in self.state.items()}
         return own
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from ..flat import FlatParameters
 from ..pareto import ParetoFront
 from .losses import as_losses
+from .now import Loop
 from .task_gradients import TaskGradients
 
 __all__ = ["OneModel"]
@@ -26,8 +26,6 @@ class OneModel(TaskGradients):
 
     _model_buffers: list[Tensor]
     _row_buffers: list[list[Tensor]]
-    _detached = False  # the parameters are tensors of their own
-    _averaged = False  # ... and running averages
 
     @property
     def preferences(self) -> Tensor:
@@ -43,7 +41,7 @@ class OneModel(TaskGradients):
         self._row_buffers = [[buffer.detach().clone() for buffer in self._model_buffers] for _ in range(self._num_rows)]
 
     def _synchronize(self) -> list[FlatParameters]:
-        if self._averaged:
+        if self._now.averaged:
             raise RuntimeError("the parameters are running averages now: leave the context that shows them first")
         return super()._synchronize()
 
@@ -53,7 +51,7 @@ class OneModel(TaskGradients):
         flats = self._synchronize()
         if self._keeps_rows:
             self._store_gradients(flats)
-        for kept, buffer in zip(self._row_buffers[self._row], self._model_buffers, strict=True):
+        for kept, buffer in zip(self._row_buffers[self._now.row], self._model_buffers, strict=True):
             kept.copy_(buffer)
 
     def _store_gradients(self, flats: list[FlatParameters]) -> None:
@@ -61,7 +59,7 @@ class OneModel(TaskGradients):
             return
         try:
             for flat in flats:
-                flat.collect_gradients(self._row, detach=True)
+                flat.collect_gradients(self._now.row, detach=True)
         except TypeError:
             self.zero_grad()  # nothing half-stored, and the way back to another subproblem is free
             raise
@@ -72,7 +70,7 @@ class OneModel(TaskGradients):
             flat.activate(row)
         for kept, buffer in zip(self._row_buffers[row], self._model_buffers, strict=True):
             buffer.copy_(kept)
-        self._row = row
+        self._now.row = row
 
     def _return(self, row: int, *, detached: bool) -> None:
         self._enter(row)
@@ -82,8 +80,8 @@ class OneModel(TaskGradients):
     def _detach(self, name: str | None) -> None:
         with torch.inference_mode(False):  # parameters cannot become inference tensors
             for flat in self._flat:
-                flat.detach_values(name, self._row)
-        self._detached = True
+                flat.detach_values(name, self._now.row)
+        self._now.detached = True
 
     def _rounds(self) -> Generator[int, None, None]:
         """One round for each subproblem; a single one if they are stacked."""
@@ -96,21 +94,42 @@ class OneModel(TaskGradients):
         """Goes through the subproblems 0 .. K-1; in each round of the loop the model is that subproblem.
 
         The gradients that a round leaves in ``.grad`` are stored for ``step()``, and added to what is stored already
-        until ``zero_grad()``.  Afterwards, and after ``break``, the model is what it was before the loop: subproblem 0,
-        whenever no other one was asked for.
+        until ``step()`` uses them up, or ``zero_grad()``.  Afterwards, and after ``break``, the model is what it was
+        before the loop: subproblem 0, whenever no other one was asked for.
         """
         self._check_one_model()
-        before, detached = self._row, self._detached
+        loop = Loop(self._now.row, self._now.detached)
+        self._now.loops.append(loop)
         try:
             for row in range(self._num_rows):
-                if row != self._row:
+                if self._now.loops[-1] is not loop:
+                    raise RuntimeError(
+                        "another loop over subproblems() began inside of this one and has not ended: leave it first"
+                    )
+                if row != self._now.row:
                     self._leave()
                     self._enter(row)
                 yield row
         finally:
-            if self._row != before:
-                self._leave()
-                self._return(before, detached=detached)
+            self._end(loop)
+
+    def _end(self, loop: Loop) -> None:
+        """Back to where a loop began; one that a newer loop is inside of must wait for it (a generator that was left by
+        ``break`` but is kept, in a traceback say, ends at any time)."""
+        loop.ended = True
+        last = None
+        while self._now.loops and self._now.loops[-1].ended:
+            last = self._now.loops.pop()
+        if last is not None and self._now.row != last.before:
+            self._leave()
+            self._return(last.before, detached=last.detached)
+
+    def _check_behind_loops(self) -> None:
+        if self._now.loops:
+            raise RuntimeError(
+                "step() belongs behind the loop over subproblems(), when all have their gradients (a loop that was "
+                "left by break ends when its generator is closed: rounds.close())"
+            )
 
     @contextmanager
     def subproblem(self, k: int, *, ema: bool = False) -> Iterator[None]:
@@ -125,21 +144,21 @@ class OneModel(TaskGradients):
             raise IndexError(f"expected a subproblem 0 .. {self._num_rows - 1}, got {k}")
         if ema:
             self._check_average("ema=True")
-        before, detached = self._row, self._detached
+        before, detached = self._now.row, self._now.detached
         self._leave()
         self._enter(k)
         self._detach("ema" if ema else None)
-        self._averaged = ema
+        self._now.averaged = ema
         try:
             yield
         finally:
-            self._averaged = False
+            self._now.averaged = False
             if not ema:
                 self._leave()
             elif self._keeps_rows:  # those of the subproblems are stored
                 for _, p in self._parameters():
                     p.grad = None
-            self._detached = False
+            self._now.detached = False
             self._return(before, detached=detached)
 
     @contextmanager
@@ -150,11 +169,11 @@ class OneModel(TaskGradients):
         self._check_average("averaged()")
         self._synchronize()
         self._detach("ema")
-        self._averaged = True
+        self._now.averaged = True
         try:
             yield
         finally:
-            self._averaged = self._detached = False
+            self._now.averaged = self._now.detached = False
             for flat in self._flat:
                 flat.activate(0)
 
@@ -191,13 +210,10 @@ class OneModel(TaskGradients):
             reference = torch.as_tensor(reference, dtype=torch.float64)
         return ParetoFront(rows, self.preferences.cpu(), reference, task_names)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key not in ("_detached", "_averaged")}
-
     # ------------------------------------------------------------------ buffers in the state
     def _export_buffers(self) -> list[list[Tensor]]:
         rows = [[buffer.clone() for buffer in row] for row in self._row_buffers]
-        rows[self._row] = [buffer.detach().clone() for buffer in self._model_buffers]
+        rows[self._now.row] = [buffer.detach().clone() for buffer in self._model_buffers]
         return rows
 
     def _check_buffers(self, rows: list[list[Tensor]]) -> None:
@@ -209,7 +225,7 @@ class OneModel(TaskGradients):
 
     @torch.no_grad()
     def _import_buffers(self, rows: list[list[Tensor]]) -> None:
-        for kept, saved in zip([*self._row_buffers, self._model_buffers], [*rows, rows[self._row]], strict=True):
+        for kept, saved in zip([*self._row_buffers, self._model_buffers], [*rows, rows[self._now.row]], strict=True):
             for buffer, value in zip(kept, saved, strict=True):
                 buffer.copy_(value)
 

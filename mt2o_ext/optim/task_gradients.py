@@ -17,7 +17,8 @@ from .base import FlatOptimizer
 from .losses import check_losses
 from .options import check_task
 from .ranks import Ranks
-from .weigher import GRAMS, Weigher
+from .skipped import NONFINITE, Refuser
+from .weigher import GRAMS, Weigher, largest_weights
 
 __all__ = ["TaskGradients"]
 
@@ -29,8 +30,8 @@ class TaskGradients(FlatOptimizer):
     own task.  Gradients go to the buffers at once, ``.grad`` is left as it was, and a step uses them up.
     """
 
-    _weigher: Weigher | None = None
-    _ranks: Ranks | None = None
+    _weigher: Weigher | None
+    _ranks: Ranks | None
     _num_tasks: int
     _heads: str  # "plain" or "weighted"
     _collecting: str  # "sequential" or "batched"
@@ -76,7 +77,7 @@ class TaskGradients(FlatOptimizer):
         """Drops the gradients in the buffers, and what was kept or learned with them and was for no step yet."""
         for flat in self._flat:
             flat.forget_gradients()
-        self._scaler = None
+        self._now.scaler = None
         if self._weigher is not None:
             self._weigher.undo()
             self._weigher.losses = None
@@ -106,7 +107,7 @@ class TaskGradients(FlatOptimizer):
     def _divisor(self, device: torch.device) -> Tensor | None:
         if self._weigher is None:
             return super()._divisor(device)
-        if self._unscaled:
+        if self._now.unscaled:
             return None
         factor = self._remembered_factor(device)
         if self._ranks is None:
@@ -114,18 +115,17 @@ class TaskGradients(FlatOptimizer):
         return torch.full((1,), float(self._ranks.size), device=device) * (1.0 if factor is None else factor)
 
     # ------------------------------------------------------------------ weights
-    _unscaled = False  # the buffers have been divided already
-
     def _weigh(self, losses: Tensor | None, found: Tensor) -> tuple[Tensor, Tensor]:
         """Finds the weights of this step, or the rows [K] that must skip it: what was found, what is skipped.
 
-        losses: float64 [K, T], or None.  found: float32 [K], what is known to be infinite or NaN.
+        losses: float64 [K, T], or None.  found: float32 [K], what was found so far, NONFINITE or 0.
         """
         weigher = self._weigher
         assert weigher is not None
         trunks, due = self._trunks(), weigher.due()
         if not trunks:
             weigher.last_weights = torch.ones_like(weigher.preferences)
+            found = self._with_refusals(found)
             return found, self._rows_to_skip(found)
         factor = self._divisor(found.device)
         context = weigher.context(losses, self._rows_to_skip(found))
@@ -133,33 +133,36 @@ class TaskGradients(FlatOptimizer):
             if factor is not None:  # what the weighting remembers of gradients must not carry the factor of one step
                 for flat in self._flat:
                     flat.grads.div_(factor.to(flat.dtype))
-                self._unscaled, factor = True, None  # so does _divisor now
+                self._now.unscaled, factor = True, None  # so does _divisor now
             weigher.weighting.transform_([flat.grads for flat in trunks], context)
-        if due & GRAMS:
+        if due & GRAMS or Needs.ROWS not in due:
             segments = weigher.segment_grams(trunks, factor)
             gram = segments.sum(1)
-            found = torch.where(gram.diagonal(dim1=1, dim2=2).isfinite().all(1), found, 1.0)
-            finite = self._rows_to_skip(found) == 0
-            context = replace(context, gram=gram, segments=segments, finite=finite)
-        weights = weigher.weighting.weights(context)
-        invalid = weights.isnan().reshape(len(weights), -1).any(1)
-        if context.finite is not None:
-            invalid = invalid & context.finite
-        found = torch.where(invalid, 1.0, found)
-        weigher.last_weights = weights
+            squares = gram.diagonal(dim1=1, dim2=2)
+            found = torch.where(squares.isfinite().all(1), found, float(NONFINITE))
+            largest = largest_weights(squares, trunks)
+            context = replace(context, largest=largest, finite=self._rows_to_skip(found) == 0)
+            if due & GRAMS:
+                context = replace(context, gram=gram, segments=segments)
+        weigher.last_weights = weigher.weighting.weights(context)
+        found = self._with_refusals(found)
         return found, self._rows_to_skip(found)
 
+    def _refusers(self) -> Sequence[Refuser]:
+        return () if self._weigher is None else (self._weigher.weighting,)
+
     def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What is infinite or NaN and whose step is skipped for it, both float32 [K]; with them, the weights."""
+        """What was found in a row (see `_reasons`), and whose step is skipped for it, both float32 [K]; with them, the
+        weights.
+        """
         weigher = self._weigher
         if weigher is None:
-            found = self._find_nonfinite(losses)
+            found = self._with_refusals(self._find_nonfinite(losses))
             return found, self._rows_to_skip(found)
-        self._unscaled = False
+        self._now.unscaled = False
         found = self._with_losses(self._with_infinities(torch.zeros_like(self._skipped, dtype=torch.float32)), losses)
-        by_gram = bool(weigher.due() & GRAMS) and Needs.ROWS not in weigher.due()
         for index, flat in enumerate(self._flat):
-            if self._is_head(index) or not by_gram:  # else the Gram matrix, which is read anyway, tells
+            if self._is_head(index) or Needs.ROWS in weigher.due():  # else the squares of the gradients tell
                 flat.find_nonfinite(found)
         return self._weigh(losses, found)
 

@@ -12,14 +12,24 @@ from torch import Tensor
 
 from .. import capture
 from ..flat_gradients import FlatGradients
-from ..ops import gram_accuracy
+from ..ops import gram_accuracy, length_accuracy
 from ..weighting import Draw, Needs, Weighting, WeightingContext
 from .ranks import Ranks
 
-__all__ = ["READS_GRADIENTS", "Weigher"]
+__all__ = ["READS_GRADIENTS", "Weigher", "largest_weights"]
 
 GRAMS = Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL
 READS_GRADIENTS = GRAMS | Needs.ROWS
+
+
+def largest_weights(squares: Tensor, flats: Sequence[FlatGradients]) -> Tensor:
+    """float64 [K, T]: with weights up to these no sum of w_t g_t can be infinite in the type that it is added up in.
+
+    squares: float64 [K, T], |g_t|^2.
+    """
+    limit = min(torch.finfo(torch.promote_types(flat.dtype, torch.float32)).max for flat in flats)
+    lengths = squares.sqrt().clamp(min=1.0)  # at least 1: the weights themselves become numbers of this type
+    return limit / (squares.shape[1] * lengths)
 
 
 class Weigher:
@@ -62,7 +72,7 @@ class Weigher:
         self.epoch = 0
         self._shape: tuple[int, torch.device] | None = None
         self._columns: list[int] | None = None
-        self._accuracy = 2.0**-52
+        self._dtypes: list[torch.dtype] = [torch.float64]
         self._before: dict[str, Tensor] | None = None
         self._key: Tensor | None = None
         self.losses: Tensor | None = None
@@ -86,7 +96,7 @@ class Weigher:
         columns: the sizes of all tensors, buffer after buffer: of others, what is kept for each element starts anew.
         forget: at the first time, forget what the weighting remembers of an earlier use.
         """
-        self._accuracy = max((gram_accuracy(dtype) for dtype in dtypes), default=2.0**-52)
+        self._dtypes = list(dtypes) or [torch.float64]
         known, self._columns = self._columns, list(columns)
         if known not in (None, self._columns) and self.weighting.forget_columns():
             name = type(self.weighting).__name__
@@ -131,8 +141,14 @@ class Weigher:
         return segments if factor is None else segments / factor.double().square()
 
     # ------------------------------------------------------------------ weights
-    def context(self, losses: Tensor | None, skipped: Tensor | None) -> WeightingContext:
-        """The numbers of the next step but for the Gram matrix; skipped: float32 [K], rows that are not updated."""
+    def context(
+        self, losses: Tensor | None, skipped: Tensor | None, dtypes: Sequence[torch.dtype] = ()
+    ) -> WeightingContext:
+        """The numbers of the next step but for the Gram matrix.
+
+        skipped: float32 [K], rows that are not updated.  dtypes: of the gradients, where they are not the parameters'.
+        """
+        dtypes = dtypes or self._dtypes
         if self.weighting.needs & (Needs.EPOCHS | Needs.STEPS):
             name = type(self.weighting).__name__
             capture.warn(
@@ -143,7 +159,8 @@ class Weigher:
         return WeightingContext(
             preferences=self.preferences,
             losses=losses,
-            accuracy=self._accuracy,
+            accuracy=max(map(gram_accuracy, dtypes)),
+            length_accuracy=max(map(length_accuracy, dtypes)),
             step=self.steps,
             epoch=self.epoch,
             draw=self._draw() if Needs.DRAWS in self.weighting.needs else None,

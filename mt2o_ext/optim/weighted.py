@@ -12,10 +12,11 @@ from torch import Tensor
 from ..collect import collect_sequential, collect_sum, weighted_sum
 from ..ops import Order
 from ..weighting import Needs, Weighting
-from .losses import as_list, check_losses
+from .losses import as_list, backward_done, check_losses
 from .options import check_one_row, check_task_options
 from .ranks import as_ranks
 from .rules import AdamW, BaseRule, as_base_rule
+from .skipped import NONFINITE, OF_WEIGHTED_SUM
 from .task_gradients import TaskGradients
 from .weigher import READS_GRADIENTS, Weigher
 
@@ -37,9 +38,10 @@ class WeightedFused(TaskGradients):
         optimizer.backward([loss_a, loss_b]); optimizer.step()
 
     ``backward`` puts the gradients into buffers of the optimizer and leaves ``.grad`` as it was; several calls add up
-    until ``step``, which uses them up: ``zero_grad`` is only for dropping a batch.  Parameters that are in no group get
-    no gradient.  (With ``num_tasks=1`` gradients in ``.grad`` will do, as for any optimizer.)  Give the losses as a
-    list rather than stacked: then backward of one does not pass through the heads of the others.
+    until ``step``, which uses them up: ``zero_grad`` is only for dropping a batch.  (With ``num_tasks=1`` gradients in
+    ``.grad`` will do, as for any optimizer.)  Parameters that are in no group get what the backward passes leave in
+    their ``.grad``, as from any backward.  Give the losses as a list rather than stacked: then backward of one does not
+    pass through the heads of the others.
 
     Args:
         params: parameters or parameter groups.  A group with ``task=t`` is a head: its parameters belong to task t
@@ -112,7 +114,7 @@ class WeightedFused(TaskGradients):
         """
         assert self._weigher is not None
         stacked = check_losses(losses, self._num_tasks, None)
-        self._synchronize()
+        self._read_shown()
         joint = self._joint(stacked.detach().double().unsqueeze(0))
         scalars = self._scale(as_list(losses), scaler)
         self._weigher.draw_ahead()
@@ -144,8 +146,8 @@ class WeightedFused(TaskGradients):
                 collect_sum(total, [*trunk, *chain.from_iterable(heads)], retain_graph=retain_graph)
                 return
             if any(heads):
-                collect_sequential(losses, heads, retain_graph=True)
-            collect_sum(total, trunk, retain_graph=retain_graph)
+                collect_sequential(losses, heads, short=True, retain_graph=True)
+            collect_sum(total, trunk, self._slots.head_parameters(), retain_graph=retain_graph)
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -155,9 +157,10 @@ class WeightedFused(TaskGradients):
         Args:
             closure: returns the T losses of the model as it is; called under grad mode, backward is done here.  A
                 weighting that learns from feedback (FAMO) calls it once more, without a graph, after the step: it must
-                be the same mini-batch then.
+                be the same mini-batch then.  A closure that returns None (trainers pass such ones), or of one task a
+                scalar as those of torch.optim do, has done backward itself.
 
-        Returns the losses, float64 [T], if there was a closure, else None.
+        Returns the losses, float64 [T], if there was a closure that returned them, else None.
         Raises RuntimeError, and changes nothing, if there is no gradient at all.
         """
         assert self._weigher is not None
@@ -177,14 +180,19 @@ class WeightedFused(TaskGradients):
         self._await_feedback(self._weigher.losses, skipped)
         self._count_skipped(found, skipped)
         self._forget()
-        if closure is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
+        if closure is not None and losses is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
             self.feedback(closure())  # grad mode is off here
         return losses
 
-    def _run(self, closure: Callable[[], Losses]) -> Tensor:
-        self._forget()
+    def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
+        """Calls the closure, and backward if it has not done so itself."""
         with torch.enable_grad():
-            self.backward(closure())
+            losses = closure()
+            if backward_done(losses, self._num_tasks):
+                return losses.detach() if isinstance(losses, Tensor) else None
+            assert losses is not None
+            self._forget()
+            self.backward(losses)
         assert self._weigher is not None and self._weigher.losses is not None
         return self._weigher.losses[0]
 
@@ -202,10 +210,22 @@ class WeightedFused(TaskGradients):
         weights = self._weigher.early_weights
         if weights is None:
             return super()._find_rows_to_skip(losses)
+        finite_losses = self._with_losses(torch.zeros_like(self._skipped, dtype=torch.float32), losses) == 0
         found = self._find_nonfinite(losses)
-        found = torch.where(weights.isnan().any(1), 1.0, found)
+        found = torch.where((found == NONFINITE) & finite_losses, float(OF_WEIGHTED_SUM), found)
         self._weigher.last_weights = weights
+        found = self._with_refusals(found)
         return found, self._rows_to_skip(found)
+
+    def _refusals(self, found: Tensor) -> Tensor:
+        refusals = super()._refusals(found)
+        assert self._weigher is not None
+        weights = self._weigher.early_weights
+        if weights is None:
+            return refusals
+        at = weights.abs().argmax(1, keepdim=True)
+        largest = torch.cat([refusals[:, :1], at.double(), weights.gather(1, at)], 1)
+        return torch.where(found[:, None] == OF_WEIGHTED_SUM, largest, refusals)
 
     def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
         if self._weigher is None or self._weigher.early_weights is None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from mt2o_ext import capture
+from mt2o_ext.loss_domain import LossDomain, Reason
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.draw import Draw
+from mt2o_ext.weighting.refusal import Outcome, overflow
 
 State = dict[str, Tensor]
 
@@ -23,15 +25,17 @@ class Weighting(ABC):
     `bind` comes first; `weights` never waits for the device. A subclass gives `_weights`, and `_initial_state` where it
     remembers something. Its state is a dictionary of tensors whose first dimension is K; `_weights`, `_transform_` and
     `_after_step` put new tensors into it and never write into old ones, because a subproblem whose numbers are not all
-    finite (or not valid: `_valid`) must keep its old state. Such a subproblem gets NaN as weights: the optimizer skips
-    its step.
+    finite, whose losses are outside of ``loss_domain`` or whose weights are no usable numbers must keep its old state.
+    Such a subproblem gets NaN as weights: the optimizer skips its step, and tells why (`refusals`, `reasons`).
 
     needs: what the weighting reads; see `Needs`.
+    loss_domain: the losses that its formula exists for; see `LossDomain`.
     degree: all losses (and their history) times a give the update times a^degree; None: there is no such law.
     per_segment: the weights are [K, S, T].
     """
 
     needs: Needs = Needs.NOTHING
+    loss_domain: LossDomain = LossDomain.ANY
     degree: float | None = 1.0
     per_segment: bool = False
 
@@ -42,6 +46,7 @@ class Weighting(ABC):
         self._calls = 0
         # The subproblems that took part in the last `weights`: only they learn from `after_step`.
         self._took_part: Tensor | None = None
+        self._last: Outcome | None = None  # of the last `weights`
 
     def __repr__(self) -> str:
         names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
@@ -55,7 +60,7 @@ class Weighting(ABC):
         self._shape = (num_rows, num_tasks, num_segments)
         self._device = torch.device(device)
         self._calls = 0
-        self._took_part = None
+        self._took_part = self._last = None
         self._state = self._initial_state(torch.ones(num_rows, num_tasks, dtype=torch.float64, device=device))
         for part in self._parts().values():
             part.bind(num_rows, num_tasks, num_segments, device)
@@ -76,14 +81,42 @@ class Weighting(ABC):
         Raises ValueError where the context lacks what the weighting needs, RuntimeError before `bind`.
         """
         self._check(context)
-        finite = self._usable(context)
         before = dict(self._state)
-        weights = self._weights(context.where_finite(finite))
-        self._keep(finite, before)
-        self._took_part = finite
-        weights = torch.where(_along(finite, weights), weights, math.nan)
+        finite, outside, usable = self._judge(context)
+        for part in self._parts().values():
+            part._last = None
+        weights = self._weights(context.where_finite(usable))
+        unusable = ~(weights.abs() <= context.largest_like(weights))
+        took_part = usable & ~unusable.flatten(1).any(1)
+        self._keep(took_part, before)
+        self._took_part = took_part
+        self._last = Outcome(finite & ~took_part, outside, context.losses, unusable, weights)
+        weights = torch.where(_along(took_part, weights), weights, math.nan)
         self._settle(before)
         return weights
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """What `refusals` counts from 1: its own reasons to refuse a step, and then those of its parts."""
+        name = type(self).__name__
+        of_parts = [reason for part in self._parts().values() for reason in part.reasons]
+        return (self.loss_domain.reason(name), overflow(name), *of_parts)
+
+    @property
+    def refused(self) -> Tensor | None:
+        """bool [K], where the last `weights` were NaN though gradients and losses were finite; None before any."""
+        return None if self._last is None else self._last.refused
+
+    @torch.no_grad()
+    def refusals(self) -> Tensor | None:
+        """Why that was so, float64 [K, 3]; None before any weights.
+
+        In each row the number of one of the `reasons` (0: not refused), the task and the value that it speaks of.
+        """
+        if self._last is None:
+            return None
+        parts = self._parts().values()
+        return self._last.refusals((len(part.reasons), part.refusals()) for part in parts)
 
     @torch.no_grad()
     def transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
@@ -93,7 +126,7 @@ class Weighting(ABC):
         Subproblems with a non-finite gradient or loss are left as they are.
         """
         self._check(context, only=Needs.LOSSES | Needs.DRAWS)
-        finite = self._usable(context)
+        _, _, finite = self._judge(context)
         for matrix in rows:
             finite = finite & matrix.reshape(len(matrix), -1).isfinite().all(1)
         before = dict(self._state)
@@ -139,7 +172,7 @@ class Weighting(ABC):
         same for all tasks where None. generator: for methods that draw; torch's default one where None. What has a
         state keeps it from call to call until the shape changes. accuracy: relative error of the matrices' entries; the
         rounding of their dtype where None. What is zero to this accuracy counts as zero: give
-        ``mt2o_ext.ops.gram_accuracy(dtype)`` for the dtype of the gradients where you have converted the matrix.
+        ``mt2o_ext.ops.length_accuracy(dtype)`` for the dtype of the gradients where you have converted the matrix.
 
         Returns float64 [T], or [K, T].
         """
@@ -158,7 +191,10 @@ class Weighting(ABC):
         if accuracy is None:
             grams = [table for table in (gram, segments, cross) if table is not None]
             accuracy = max((torch.finfo(table.dtype).eps for table in grams), default=2.0**-52)
-        weights = self.weights(WeightingContext(**given, accuracy=accuracy, step=self._calls, epoch=epoch, draw=draw))
+        context = WeightingContext(
+            **given, accuracy=accuracy, length_accuracy=accuracy, step=self._calls, epoch=epoch, draw=draw
+        )
+        weights = self.weights(context)
         self._calls += 1
         return weights if batched else weights[0]
 
@@ -210,14 +246,22 @@ class Weighting(ABC):
         """The weightings that this one is made of, under the names of their state."""
         return {}
 
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        """bool [K]: the formula exists for these numbers (positive losses under a logarithm); None: always."""
+    def _judged(self, context: WeightingContext, losses: Tensor) -> Tensor:
+        """[K, T], what ``loss_domain`` is about: the losses themselves, but for a bound or a preference."""
+        return losses
+
+    def _first_known(self) -> Tensor | None:
+        """bool [K]: the losses that later ones are measured by are known; None: there are none."""
         return None
 
-    def _usable(self, context: WeightingContext) -> Tensor:
-        finite = context.all_finite()
-        valid = self._valid(context)
-        return finite if valid is None else finite & valid
+    def _judge(self, context: WeightingContext) -> tuple[Tensor, Tensor | None, Tensor]:
+        """bool [K], what is finite; [K, T], the losses outside of ``loss_domain`` (None: there are none); [K], what is
+        finite and has none outside.
+        """
+        finite, outside = context.all_finite(), None
+        if context.losses is not None:
+            outside = self.loss_domain.outside(self._judged(context, context.losses), self._first_known())
+        return finite, outside, finite if outside is None else finite & ~outside.any(-1)
 
     def _keep(self, finite: Tensor, before: State) -> None:
         """Puts back the old state of the subproblems that skip this step."""

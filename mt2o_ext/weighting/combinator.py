@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import WeightingContext
 
 
 class Combinator(Weighting):
@@ -20,9 +17,6 @@ class Combinator(Weighting):
 
     def _parts(self) -> dict[str, Weighting]:
         return {"inner": self.inner}
-
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return self.inner._valid(context)
 
 
 def checked_part(part: object) -> Weighting:

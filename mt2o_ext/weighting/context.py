@@ -42,13 +42,16 @@ class WeightingContext:
     gram: [K, T, T], <g_i, g_j>; zeros off the diagonal for a weighting that needs only the diagonal.
     segments: [K, S, T, T]; their sum is ``gram``.
     cross: [K, T, T], <g_i of one mini-batch, g_j of another>.
-    accuracy: relative error of the Gram matrices; :func:`mt2o_ext.ops.gram_accuracy` of the gradients' dtype.
+    accuracy: relative error of the Gram matrices' entries; :func:`mt2o_ext.ops.gram_accuracy` of the gradients' dtype.
+    length_accuracy: of |J'w|^2 where gradients cancel; :func:`mt2o_ext.ops.length_accuracy` of their dtype.
     step: optimizer steps taken before this one.
     epoch: epochs finished before this step, as the user counts them.
     draw: the random numbers of this step.
     finite: bool [K], False where the step is skipped: nothing is remembered of it. None: found from the other fields,
         which in any case count too.
     tasks: int64 [T], the names of the tasks for random numbers; None: 0 .. T-1.
+    largest: [K, T], the largest weights with which the gradients still add up to finite numbers of their type; None:
+        those of float64. Larger ones are refused.
     """
 
     preferences: Tensor
@@ -57,15 +60,27 @@ class WeightingContext:
     segments: Tensor | None = None
     cross: Tensor | None = None
     accuracy: float = 2.0**-52
+    length_accuracy: float = 2.0**-52
     step: int = 0
     epoch: int = 0
     draw: Draw | None = None
     finite: Tensor | None = None
     tasks: Tensor | None = None
+    largest: Tensor | None = None
+
+    def largest_like(self, weights: Tensor) -> Tensor | float:
+        """``largest`` beside weights [K, T] or [K, S, T]."""
+        if self.largest is None:
+            return torch.finfo(torch.float64).max
+        return self.largest if weights.ndim == 2 else self.largest[:, None]
 
     def rtol(self, given: float | None = None) -> float:
-        """``given``, or T times the accuracy: |J'w|^2 below this much of sum_t (w_t |g_t|)^2 is rounding."""
-        return self.preferences.shape[-1] * self.accuracy if given is None else given
+        """``given``, or T times ``length_accuracy``: |J'w|^2 below this much of sum_t (w_t |g_t|)^2 is rounding."""
+        return self.preferences.shape[-1] * self.length_accuracy if given is None else given
+
+    def gram_rtol(self) -> float:
+        """T times the accuracy of the Gram matrices: rounding made no eigenvalue of the cosines lower than -this."""
+        return self.preferences.shape[-1] * self.accuracy
 
     def all_finite(self) -> Tensor:
         """bool [K]: every number of the subproblem is finite and ``finite`` does not deny it."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import State
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.rows import RowWeighting, update_
@@ -18,13 +19,13 @@ class DBMTL(RowWeighting):
     """Dual balancing (Lin, Jiang, Ye, Zhang, Chen, Chen, Liu and Kwok, arXiv 2308.12029).
 
     G = J / l, the gradients of the log losses; Y <- G + b_k (Y - G), b_k = beta k^-beta_decay, from Y = 0 without bias
-    correction; w_t = max |y| / |y_t|: all weighted rows are as long as the longest. The update is Y'w, of degree 0. A
-    step with a loss that is not positive is skipped.
+    correction; w_t = max |y| / |y_t|: all weighted rows are as long as the longest. The update is Y'w, of degree 0.
 
     State: ``steps`` [K]; ``memory.average`` [K, T, P], Y.
     """
 
     needs = Needs.ROWS | Needs.DIAGONAL | Needs.LOSSES
+    loss_domain = LossDomain.POSITIVE
     degree = 0.0
 
     def __init__(self, *, beta: float = 0.9, beta_decay: float = 0.0) -> None:
@@ -34,9 +35,6 @@ class DBMTL(RowWeighting):
 
     def _initial_state(self, ones: Tensor) -> State:
         return {"steps": torch.zeros_like(ones[:, 0])}
-
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return None if context.losses is None else (context.losses > 0).all(-1)
 
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.losses is not None and context.finite is not None

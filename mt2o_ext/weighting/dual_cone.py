@@ -20,7 +20,7 @@ class DualProj(Weighting):
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
-        return dual_cone(context.gram, context.preferences[:, None], context.rtol())[:, 0]
+        return dual_cone(context.gram, context.preferences[:, None], context.gram_rtol())[:, 0]
 
 
 class UPGrad(Weighting):
@@ -35,4 +35,4 @@ class UPGrad(Weighting):
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
-        return dual_cone(context.gram, context.preferences.diag_embed(), context.rtol()).sum(1)
+        return dual_cone(context.gram, context.preferences.diag_embed(), context.gram_rtol()).sum(1)

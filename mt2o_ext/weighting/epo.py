@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.ops import solve
 from mt2o_ext.weighting.base import Weighting
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.settings import check_positive
+from mt2o_ext.weighting.solvers import inverse
 
 
 class EPO(Weighting):
@@ -21,26 +23,24 @@ class EPO(Weighting):
 
     relax: descent may raise mu.
 
-    A step with a negative loss, or without a positive one, is skipped.
+    Losses that are all 0 are on the ray: descent.
     """
 
     needs = Needs.GRAM | Needs.LOSSES
+    loss_domain = LossDomain.NON_NEGATIVE
 
     def __init__(self, *, tolerance: float = 1e-4, relax: bool = False) -> None:
         super().__init__()
         self.tolerance = check_positive("tolerance", tolerance)
         self.relax = relax
 
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        if context.losses is None:
-            return None
-        weighted = context.preferences * context.losses
-        return (weighted >= 0).all(-1) & (weighted > 0).any(-1)
+    def _judged(self, context: WeightingContext, losses: Tensor) -> Tensor:
+        return context.preferences * losses  # a task that nobody prefers may have any loss
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None and context.losses is not None
         weights = torch.empty_like(context.losses)
-        solve.descent_(
-            weights, context.gram, context.losses, context.preferences, tolerance=self.tolerance, relax=self.relax
-        )
+        any_left = (context.preferences * context.losses > 0).any(-1, keepdim=True)
+        losses = torch.where(any_left, context.losses, inverse(context.preferences))
+        solve.descent_(weights, context.gram, losses, context.preferences, tolerance=self.tolerance, relax=self.relax)
         return weights

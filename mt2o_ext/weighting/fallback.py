@@ -33,9 +33,6 @@ class Fallback(Weighting):
     def _parts(self) -> dict[str, Weighting]:
         return {"first": self.first, "second": self.second}
 
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return self.second._valid(context)
-
     def _weights(self, context: WeightingContext) -> Tensor:
         first, second = self.first.weights(context), self.second.weights(context)
         usable = first.isfinite().flatten(1).all(1) & (first != 0).flatten(1).any(1)

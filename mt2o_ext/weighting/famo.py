@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import State, Weighting
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.learning import TableAdam
@@ -17,8 +18,8 @@ class FAMO(Weighting):
     """Fast adaptive multitask optimization (Liu, Feng, Stone and Liu, NeurIPS 2023, arXiv 2306.03792).
 
     z = softmax(xi), d = l - lower_bound: w = (z / d) / sum(z / d). After the step, on the same mini-batch:
-    Adam on xi with the gradient (diag z - z z^T) (log d_before - log d_after). The sum is 1. Homogeneous. A step with
-    d <= 0 is skipped, and such a feedback teaches nothing.
+    Adam on xi with the gradient (diag z - z z^T) (log d_before - log d_after). The sum is 1. Homogeneous. Feedback
+    with d <= 0 teaches nothing.
 
     lr, weight_decay: of the Adam that learns xi. weight_decay is 1e-3 in LibMTL; the authors use 1e-2 and 1e-5.
     lower_bound: of the losses, one number or one for each task.
@@ -27,6 +28,7 @@ class FAMO(Weighting):
     """
 
     needs = Needs.LOSSES | Needs.FEEDBACK
+    loss_domain = LossDomain.ABOVE_LOWER_BOUND
 
     def __init__(
         self, *, lr: float = 0.025, weight_decay: float = 1e-3, lower_bound: float | Sequence[float] = 0.0
@@ -43,8 +45,8 @@ class FAMO(Weighting):
     def _initial_state(self, ones: Tensor) -> State:
         return {"logits": torch.zeros_like(ones), **self.adam.start(ones)}
 
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return None if context.losses is None else (context.losses > self._bound).all(-1)
+    def _judged(self, context: WeightingContext, losses: Tensor) -> Tensor:
+        return losses - self._bound
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.losses is not None

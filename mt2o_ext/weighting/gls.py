@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import Weighting
 from mt2o_ext.weighting.context import Needs, WeightingContext
 
@@ -12,15 +13,13 @@ class GLS(Weighting):
     """Geometric loss strategy (Chennupati et al., CVPR workshops 2019, arXiv 1904.08492).
 
     w_t = (prod l)^(1/T) / (T l_t), the gradient of the geometric mean of the losses, through logarithms; w l is the
-    same for all tasks. Homogeneous. A step with a loss that is not positive is skipped.
+    same for all tasks. Homogeneous.
 
     LibMTL minimises the same loss but reports other numbers as its weights.
     """
 
     needs = Needs.LOSSES
-
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return None if context.losses is None else (context.losses > 0).all(-1)
+    loss_domain = LossDomain.POSITIVE
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.losses is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import State, Weighting
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.learning import EpochMeans, TableAdam
@@ -19,10 +20,13 @@ class GradNorm(Weighting):
     the mean of s (ours: it makes the step free of scale) and given to Adam. The norms come from the diagonal of the
     Gram matrix: no second derivative. The sum is T. Homogeneous.
 
+    l_0 is a unit, so it has to be positive, and rho^alpha takes no rho below 0. A loss of exactly 0 later on (a hinge
+    that is satisfied) is in order; where all are 0, rho / mean rho counts as 1.
+
     alpha: 1.5 in LibMTL, 2 in SamsungLabs/MTL.
     lr: of the Adam that learns a.
-    first_epoch: l_0 is the mean loss of the first epoch (LibMTL), in which w = 1, not the first loss; needs the user's
-        count of epochs.
+    first_epoch: l_0 is the mean loss of the first epoch (LibMTL), in which w = 1, not the first loss (of the first
+        epoch in which no mean is 0); needs the user's count of epochs.
 
     State: ``logits``, ``first_losses`` [K, T] (0 until known), Adam's moments; with ``first_epoch`` `EpochMeans`.
     """
@@ -34,25 +38,28 @@ class GradNorm(Weighting):
         self.first_epoch = first_epoch
         self.means = EpochMeans()
         self.needs = Needs.LOSSES | Needs.DIAGONAL | (Needs.EPOCHS if first_epoch else Needs.NOTHING)
+        at_first = LossDomain.POSITIVE_AT_FIRST_THEN_NON_NEGATIVE
+        self.loss_domain = LossDomain.NON_NEGATIVE if first_epoch else at_first
 
     def _initial_state(self, ones: Tensor) -> State:
         zeros = torch.zeros_like(ones)
         means = self.means.start(ones) if self.first_epoch else {}
         return {"logits": zeros, "first_losses": zeros.clone(), **self.adam.start(ones), **means}
 
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return None if context.losses is None else (context.losses > 0).all(-1)
+    def _first_known(self) -> Tensor:
+        return (self._state["first_losses"] > 0).all(-1)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.losses is not None and context.gram is not None
         self._find_first_losses(context.epoch, context.losses)
         first = self._state["first_losses"]
-        known = (first > 0).all(-1)
+        known = self._first_known()
         share = torch.softmax(self._state["logits"], -1)
         weights = share.shape[1] * share
         norms = context.gram.diagonal(dim1=-2, dim2=-1).sqrt()
         rate = context.losses / torch.where(known[:, None], first, 1.0)
-        rate = rate / rate.mean(-1, keepdim=True)
+        average = rate.mean(-1, keepdim=True)
+        rate = torch.where(average > 0, rate / torch.where(average > 0, average, 1.0), 1.0)
         weighted = weights * norms
         target = weighted.mean(-1, keepdim=True) * rate**self.alpha
         mean = norms.mean(-1, keepdim=True)
@@ -68,5 +75,6 @@ class GradNorm(Weighting):
         if self.first_epoch:
             self.means.see(self._state, epoch, losses)
             # Zero until an epoch is over.
-            candidate = self._state["epoch_last"]
+            last = self._state["epoch_last"]
+            candidate = torch.where((last > 0).all(-1, keepdim=True), last, 0.0)
         self._state["first_losses"] = torch.where((first == 0).all(-1, keepdim=True), candidate, first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import State, Weighting
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.learning import TableAdam
@@ -21,7 +22,8 @@ class LDCMTL(Weighting):
     of the weighted sum; w may be negative. Homogeneous. The order of the tasks matters.
 
     lam: .1 for Cityscapes, .05 for NYUv2 and QM9, .01 for CelebA.
-    relative: r = l_0 / min l_0 from the first losses; r = 1 if False (as for CelebA).
+    relative: r = l_0 / min l_0 from the first losses, which have to be positive as units; r = 1 if False (as for
+        CelebA), for any losses.
     lr: sig = softmax(a) descends the same F by Adam, its gradient divided by the mean of l / r; 0 keeps sig = 1 / T.
 
     Departs from the paper, where sig comes from a router that sees the input.
@@ -34,14 +36,15 @@ class LDCMTL(Weighting):
         super().__init__()
         self.lam = check_real("lam", lam)
         self.relative = relative
+        self.loss_domain = LossDomain.POSITIVE_AT_FIRST if relative else LossDomain.ANY
         self.adam = TableAdam(lr)
 
     def _initial_state(self, ones: Tensor) -> State:
         zeros = torch.zeros_like(ones)
         return {"logits": zeros, "first_losses": zeros.clone(), **self.adam.start(ones)}
 
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return None if context.losses is None or not self.relative else (context.losses > 0).all(-1)
+    def _first_known(self) -> Tensor:
+        return (self._state["first_losses"] > 0).all(-1)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.losses is not None

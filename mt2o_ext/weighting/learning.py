@@ -48,6 +48,11 @@ class TableAdam:
         state[name] = state[name] - self.lr * mean / (deviation + self.eps)
         state.update({"exp_avg": first, "exp_avg_sq": second, "adam_steps": steps})
 
+    def in_range(self, state: State, weights: Tensor) -> Tensor:
+        """The weights [K, T]; infinite, which refuses the step, where the squares of the gradients have become so."""
+        squares = state["exp_avg_sq"] / (1 - self.betas[1] ** state["adam_steps"])[:, None]
+        return torch.where(squares.isfinite(), weights, torch.inf)
+
 
 class EpochMeans:
     """Mean losses of the last two finished epochs, kept in the state of a weighting.

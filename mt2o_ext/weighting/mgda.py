@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import Weighting
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.settings import check_choice
@@ -16,7 +17,8 @@ class MGDA(Weighting):
     w = argmin over the simplex of w'Qw: (Qw)_t >= w'Qw, equal on the support. The sum is 1. Homogeneous. Exact, also
     for rows of very different lengths; the clamps to [.001, .999] of published line searches are left out.
 
-    normaliser: alpha = argmin on the rows g_t / n_t, with n = 1 (None), |g| ("l2"), l ("loss") or l |g| ("loss+").
+    normaliser: alpha = argmin on the rows g_t / n_t, with n = 1 (None), |g| ("l2"), l ("loss") or l |g| ("loss+"); the
+        last two need positive losses.
     apply_on: "raw": w = alpha, on the gradients themselves (nash-mtl); "normalised": w = alpha / n (LibMTL), whose
         update has degree 0 (-1 for "loss+").
     strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
@@ -33,11 +35,9 @@ class MGDA(Weighting):
         self.strict = strict
         if normaliser is not None and apply_on == "normalised":
             self.degree = -1.0 if normaliser == "loss+" else 0.0
-        self._by_loss = normaliser in ("loss", "loss+")
-        self.needs = Needs.GRAM | (Needs.LOSSES if self._by_loss else Needs.NOTHING)
-
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return (context.losses > 0).all(-1) if self._by_loss and context.losses is not None else None
+        by_loss = normaliser in ("loss", "loss+")
+        self.needs = Needs.GRAM | (Needs.LOSSES if by_loss else Needs.NOTHING)
+        self.loss_domain = LossDomain.POSITIVE if by_loss else LossDomain.ANY
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None

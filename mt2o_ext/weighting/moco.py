@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import State
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.rows import RowWeighting, norms_of, update_
@@ -20,6 +21,10 @@ class MoCo(RowWeighting):
     Y <- Y - b_k (Y - l g / |g|) tracks the gradients, from Y = 0; w <- Proj(w - g_k (Y Y' w + rho w)) from 1 / T; the
     update is Y'w. b_k = beta k^-beta_decay, g_k = gamma k^-gamma_decay in the k-th step. Homogeneous.
 
+    The analysis tracks the gradients themselves; the factor l / |g|, from published code, gives each the length of
+    its loss, as what the task has still to go to 0. A loss below 0 has no such length: with l the row would turn round
+    and the task ascend, with |l| it would be pulled the harder the better it is. So such a step is refused.
+
     projection: "simplex": the nearest point of it (inferred from the paper); "softmax", as in the authors' code.
     relative: Y Y' in units of its mean diagonal (ours); False: as published, gamma and rho in units of gradients.
 
@@ -27,6 +32,7 @@ class MoCo(RowWeighting):
     """
 
     needs = Needs.ROWS | Needs.GRAM | Needs.LOSSES
+    loss_domain = LossDomain.NON_NEGATIVE
 
     def __init__(
         self,

@@ -53,5 +53,6 @@ class PerSegment(Combinator):
             segments=None,
             cross=None,
             finite=repeated(context.finite),
+            largest=repeated(context.largest),
         )
         return self.inner.weights(inner).view(rows, count, tasks)

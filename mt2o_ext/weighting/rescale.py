@@ -43,8 +43,8 @@ class Rescale(Combinator):
             weights = weights * tasks
         elif self.scale == "simplex":
             total = weights.sum(-1, keepdim=True).abs()
-            usable = total > context.rtol() * weights.abs().sum(-1, keepdim=True)
-            weights = torch.where(usable, weights / torch.where(usable, total, 1.0), 0.0)
+            cancels = total <= context.rtol() * weights.abs().sum(-1, keepdim=True)  # not true of refused weights, NaN
+            weights = torch.where(cancels, 0.0, weights / torch.where(cancels, 1.0, total))
         if self.max_norm is None:
             return weights
         gram = context.segments if self.per_segment else context.gram

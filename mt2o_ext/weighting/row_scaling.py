@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import State, Weighting
 from mt2o_ext.weighting.combinator import Combinator
 from mt2o_ext.weighting.context import Needs, WeightingContext
@@ -41,23 +42,23 @@ class _RowScaling(Combinator):
             gram=None if context.gram is None else scaled(context.gram, factor),
             cross=None if context.cross is None else scaled(context.cross, factor),
             segments=None if context.segments is None else scaled(context.segments, factor[:, None]),
+            largest=None if context.largest is None else context.largest / factor,
         )
         weights = self.inner.weights(inner)
         return weights * (factor[:, None] if self.per_segment else factor)
 
 
 class LogLosses(_RowScaling):
-    """``inner`` on the logarithms of the losses: rows g / l. Degree 0. A step with l <= 0 is skipped.
+    """``inner`` on the logarithms of the losses: rows g / l. Degree 0.
 
     Raises ValueError for weightings that change gradients or learn from feedback.
     """
 
+    loss_domain = LossDomain.POSITIVE
+
     def __init__(self, inner: Weighting) -> None:
         super().__init__(inner)
         self.degree = 0.0
-
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return None if context.losses is None else (context.losses > 0).all(-1)
 
     def _factor_and_losses(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         return 1 / losses, losses.log()
@@ -67,7 +68,7 @@ class Relative(_RowScaling):
     """``inner`` on losses in units of ``loss_ref``: rows g / loss_ref, losses l / loss_ref.
 
     loss_ref: one number for all tasks or one for each; None: each task's first loss. With it methods that know no scale
-    law, such as `UncertaintyWeighting`, get one: degree 0. A step with a loss that is not positive is then skipped.
+    law, such as `UncertaintyWeighting`, get one: degree 0. A given one takes any losses.
 
     Raises ValueError for weightings that change gradients or learn from feedback.
     State where ``loss_ref`` is None: ``loss_ref`` [K, T], 0 until known.
@@ -79,6 +80,7 @@ class Relative(_RowScaling):
         self._given = torch.empty(0)
         if loss_ref is None:
             self.degree = 0.0
+            self.loss_domain = LossDomain.POSITIVE_AT_FIRST
 
     def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
         if self.loss_ref is not None:
@@ -88,12 +90,8 @@ class Relative(_RowScaling):
     def _initial_state(self, ones: Tensor) -> State:
         return {"loss_ref": torch.zeros_like(ones)} if self.loss_ref is None else {}
 
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        inner = super()._valid(context)
-        if self.loss_ref is not None or context.losses is None:
-            return inner
-        positive = (context.losses > 0).all(-1)
-        return positive if inner is None else positive & inner
+    def _first_known(self) -> Tensor | None:
+        return (self._state["loss_ref"] > 0).all(-1) if self.loss_ref is None else None
 
     def _factor_and_losses(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         reference = self._given

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import State, Weighting
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.learning import EpochMeans
@@ -18,10 +19,10 @@ class STCH(Weighting):
 
     Logarithmic (the default, as in LibMTL): w = T softmax(log(l / nad) / mu) / l, with nad the mean losses of epoch
     ``warmup_epochs``, counted from 0; until it is over, w = 1 / l (the gradient of sum log l). Losses times a: the same
-    update. Positive losses only, other steps are skipped; needs the user's count of epochs.
+    update. Needs the user's count of epochs.
 
-    With ``ideal``: w = u softmax(u (l - ideal) / mu), homogeneous where mu and the ideal point scale with the losses;
-    mu -> 0 is the Tchebycheff scalarization. The same as `SmoothTchebycheff` up to its units.
+    With ``ideal``, and then for any losses: w = u softmax(u (l - ideal) / mu), homogeneous where mu and the ideal point
+    scale with the losses; mu -> 0 is the Tchebycheff scalarization. The same as `SmoothTchebycheff` up to its units.
 
     mu: temperature.
     ideal: lower bound of the losses, one number or one for each task.
@@ -37,6 +38,7 @@ class STCH(Weighting):
         self.ideal = None if ideal is None else check_per_task("ideal", ideal)
         self.warmup_epochs = check_count("warmup_epochs", warmup_epochs, 0)
         self.needs = Needs.LOSSES | (Needs.EPOCHS if ideal is None else Needs.NOTHING)
+        self.loss_domain = LossDomain.POSITIVE if ideal is None else LossDomain.ANY
         self.degree = 0.0 if ideal is None else None
         self.means = EpochMeans()
         self._ideal = torch.empty(0)
@@ -50,11 +52,6 @@ class STCH(Weighting):
         if self.ideal is not None:
             return {}
         return {"nadir": torch.zeros_like(ones), **self.means.start(ones)}
-
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        if context.losses is None or self.ideal is not None:
-            return None
-        return (context.losses > 0).all(-1)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.losses is not None

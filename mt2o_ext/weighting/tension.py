@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.base import State, Weighting
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.edm import equiangular
@@ -26,11 +27,11 @@ class TaskTensioner(Weighting):
     tension: "unit": m = 1 (the published code; not homogeneous); "relative": m = |c|_Q and losses in units of their
         mean over the first 10 steps (ours; homogeneous).
 
-    A step with a loss that is not positive is skipped. State: ``norms`` [K, T, 10], ``norm_sum`` and ``loss_sum``
-    [K, T], ``steps`` [K].
+    State: ``norms`` [K, T, 10], ``norm_sum`` and ``loss_sum`` [K, T], ``steps`` [K].
     """
 
     needs = Needs.GRAM | Needs.LOSSES
+    loss_domain = LossDomain.POSITIVE
 
     def __init__(self, *, a: float = 0.3, tension: str = "relative") -> None:
         super().__init__()
@@ -43,9 +44,6 @@ class TaskTensioner(Weighting):
         zeros = torch.zeros_like(ones)
         norms = zeros[..., None].repeat(1, 1, WINDOW)
         return {"norms": norms, "norm_sum": zeros, "loss_sum": zeros.clone(), "steps": zeros[:, 0].clone()}
-
-    def _valid(self, context: WeightingContext) -> Tensor | None:
-        return None if context.losses is None else (context.losses > 0).all(-1)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None and context.losses is not None

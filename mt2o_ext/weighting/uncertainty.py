@@ -20,6 +20,10 @@ class UncertaintyWeighting(Weighting):
     initial: the first a; 0 as in TorchJD, -0.5 in LibMTL.
     lr, weight_decay: of the Adam that learns a. Published codes put a into the model's optimizer instead.
 
+    A loss that stays at 0 or below has no such point: its weight grows without bound, by about the same factor in each
+    step, until the other tasks no longer count and steps are refused because the weight is out of range. Add a constant
+    to such a loss.
+
     Not homogeneous: a has to find the unit of the losses first; `Relative` around it makes the update free of it.
     State: ``log_variance`` [K, T] and Adam's moments.
     """
@@ -39,7 +43,7 @@ class UncertaintyWeighting(Weighting):
         assert context.losses is not None
         precision = torch.exp(-self._state["log_variance"])
         self.adam.step(self._state, "log_variance", (1 - precision * context.losses) / 2)
-        return precision / 2
+        return self.adam.in_range(self._state, precision / 2)
 
 
 class IMTLL(Weighting):
@@ -50,7 +54,8 @@ class IMTLL(Weighting):
 
     lr, weight_decay: of the Adam that learns a.
 
-    Not homogeneous, see `UncertaintyWeighting`. State: ``log_weight`` [K, T] and Adam's moments.
+    Not homogeneous, and with a loss that stays at 0 or below the weight grows without bound, see
+    `UncertaintyWeighting`. State: ``log_weight`` [K, T] and Adam's moments.
     """
 
     needs = Needs.LOSSES
@@ -67,4 +72,4 @@ class IMTLL(Weighting):
         assert context.losses is not None
         weights = self._state["log_weight"].exp()
         self.adam.step(self._state, "log_weight", weights * context.losses - 1)
-        return weights
+        return self.adam.in_range(self._state, weights)

@@ -28,6 +28,7 @@ from mt2o_ext import (
     CrossLearning,
     DistanceDecrease,
     Hat,
+    Log,
     Mean,
     Moments,
     MT2OFused,
@@ -39,7 +40,7 @@ from mt2o_ext import (
     find_connections,
 )
 from mt2o_ext.optim.blend import Blend
-from mt2o_ext.optim.nonfinite import LateFlags
+from mt2o_ext.optim.nonfinite import LateCopy
 from mt2o_ext.transfer import WithLearningRate
 
 _setup_privateuseone_for_python_backend("gpu")
@@ -155,6 +156,7 @@ RULES: dict[str, dict[str, Any]] = {
     "average": {"ema": 0.9},
     "one subproblem": {"num_subproblems": 1, "preferences": [[0.5, 0.5]]},
     "PBI": {"scalarization": PBI()},
+    "Log": {"scalarization": Log(), "weighting": "gls"},
     "AMSGrad": {"base": AdamW(amsgrad=True)},
     "bfloat16": {"dtype": torch.bfloat16},
 }
@@ -164,6 +166,7 @@ CASES: dict[str, Callable[[NoMemory], None]] = {
     **{f"MT2OFused, {name}": lambda mode, given=given: of_mt2o(mode, **given) for name, given in RULES.items()},  # type: ignore[misc]
     "MT2OFused of a bank": of_bank,
     "WeightedBackward": lambda mode: of_backward(mode, weighting="upgrad"),
+    "WeightedBackward of what refuses": lambda mode: of_backward(mode, weighting="gradnorm"),
     "WeightedBackward without a store": lambda mode: of_backward(mode, weighting="upgrad", store=False),
     "ConnectionStrengthFused": of_connection_strength,
 }
@@ -181,7 +184,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     _native.available = lambda device: True  # the operators: their fakes are enough
     Blend.to = bind_on_the_host  # type: ignore[method-assign]
-    LateFlags._send = lambda flags: None  # type: ignore[method-assign]  # pinned memory is CUDA's
+    LateCopy._send = lambda late: None  # type: ignore[method-assign]  # pinned memory is CUDA's
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) in two operations, which modes see
     wrong = 0
     for name, case in CASES.items():

@@ -9,8 +9,9 @@ import torch
 from samplers import CUDA
 from torch import Tensor
 
-from mt2o_ext import MT2OFused
+from mt2o_ext import MT2OFused, WeightedFused
 from mt2o_ext.optim.nonfinite import LateFlags
+from mt2o_ext.weighting import GradNorm
 
 needs_gpu = pytest.mark.skipif(bool(CUDA.missing), reason=CUDA.missing)
 needs_two = pytest.mark.skipif(
@@ -84,6 +85,29 @@ def test_a_skipped_step_is_reported_later(model: torch.nn.Module) -> None:
     step_without_waiting(model, optimizer, torch.inf)
     with pytest.warns(UserWarning, match="was infinite or NaN"):
         assert optimizer.skipped_steps.tolist() == [1] * 5
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@needs_gpu
+def test_a_refused_step_is_told_by_name_later(model: torch.nn.Module) -> None:
+    optimizer = WeightedFused(model.parameters(), num_tasks=2, weighting=GradNorm())
+    added = torch.zeros(2, device="cuda")
+
+    def step(first: float, *, wait: bool) -> None:
+        added[0].fill_(first)
+        optimizer.backward([p + more for p, more in zip(model(torch.ones(8).cuda()).square(), added, strict=True)])
+        torch.cuda.set_sync_debug_mode("default" if wait else "error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    step(1.0, wait=True)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.warns(UserWarning, match=r"^GradNorm needs positive losses at first.*; task 0 had -\d\d"):  # noqa: PT031
+        for _ in range(3):
+            step(-100.0, wait=False)
+        assert optimizer.skipped_steps.tolist() == [3]
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 

@@ -200,7 +200,7 @@ def test_the_learning_rate_is_a_tensor(graphs: Graphs) -> None:
     assert_same(values(runs[1].model), values(runs[0].model))
 
 
-@pytest.mark.filterwarnings("ignore:a gradient or loss of subproblem")
+@pytest.mark.filterwarnings("ignore:a gradient or loss was infinite")
 @pytest.mark.parametrize("what", ["losses", "gradients"])
 @pytest.mark.parametrize("name", ["losses", "feedback", "squares"])
 def test_a_replay_with_infinities_changes_nothing(graphs: Graphs, name: str, what: str) -> None:
@@ -218,6 +218,31 @@ def test_a_replay_with_infinities_changes_nothing(graphs: Graphs, name: str, wha
     assert_same(after[0], before[0])
     assert_same(without_host_counts(after[1]), without_host_counts(before[1]))
     assert after[2].tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["squares", "rows, memory"])
+def test_a_replay_with_a_loss_that_is_refused_changes_nothing_and_is_told_by_name(graphs: Graphs, name: str) -> None:
+    model = Towers().to(graphs.device)
+    added = torch.zeros((), device=graphs.device)
+
+    def losses(model: nn.Module, batch: Tensor) -> list[Tensor]:
+        first, *others = model.losses(batch)
+        return [first + added, *others]
+
+    run = Run(model, weighted(model, WEIGHTINGS[name]()), losses)
+    run.eager(WARM)
+    run.next_batch()
+    replay = graphs.record(run.step)
+    before = run.result()
+    added.fill_(-100.0)
+    for _ in range(10):
+        replay()
+    method = type(WEIGHTINGS[name]()).__name__
+    with pytest.warns(UserWarning, match=f"^{method} needs .*; task 0 had -.*: 10 steps one after the other"):
+        after = run.result()
+    assert_same(after[0], before[0])
+    assert_same(without_host_counts(after[1]), without_host_counts(before[1]))
+    assert after[2].tolist() == [10]
 
 
 def test_a_scaler_in_the_graph(graphs: Graphs) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from weighting_problems import normal
 
 from mt2o_ext import SGD, WeightedFused, weighted_backward
-from mt2o_ext.ops import gram_accuracy
+from mt2o_ext.ops import length_accuracy
 from mt2o_ext.weighting import (
     EDM,
     IMTLG,
@@ -226,7 +226,7 @@ def rows_with(ratio: float, tasks: int, seed: int, dtype: torch.dtype) -> Tensor
 def weights_of(weighting, rows: Tensor) -> Tensor:
     """With the accuracy that an optimizer gives; the Gram matrix of rows as they are stored."""
     wide = rows.double()
-    return weighting(wide @ wide.T, accuracy=gram_accuracy(rows.dtype), generator=torch.Generator().manual_seed(0))
+    return weighting(wide @ wide.T, accuracy=length_accuracy(rows.dtype), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

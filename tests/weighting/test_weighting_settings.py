@@ -112,6 +112,22 @@ def test_the_document_has_a_row_and_a_section_for_every_weighting(document):
     assert set(re.findall(r"^### (\w+)", text, re.M)) == classes
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("GLS", "Needs positive losses: a step with another one is skipped"),
+        ("GradNorm", "Needs positive losses at first, and later ones that are not negative: "),
+        ("MoCo", "Needs losses that are not negative: "),
+        ("LogLosses", "Needs positive losses: "),
+        ("UncertaintyWeighting", "Takes any losses."),
+    ],
+)
+def test_the_document_says_which_losses_a_method_needs(document, name, sentence):
+    text = document.PAGE.read_text()
+    assert f"\n{sentence}" in text.partition(f"### {name}\n")[2].partition("\n### ")[0]
+    assert "losses" not in text.partition("### PCGrad\n")[2].partition("\n### ")[0]
+
+
 def test_every_method_names_its_source(document):
     without = {make.__name__ for make in METHODS.values() if document.source(make) == "-"}
     assert without == {"LinearWeighting"}

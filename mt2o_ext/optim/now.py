@@ -1,0 +1,39 @@
+"""The state of an optimizer between two of its calls, in one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Loop", "Now"]
+
+
+@dataclass(eq=False)
+class Loop:
+    """A loop over subproblems: where it began, and whether it has ended."""
+
+    before: int
+    detached: bool
+    ended: bool = False
+
+
+@dataclass(eq=False)
+class Now:
+    """What calls of an optimizer leave for the next ones.
+
+    Trainers wrap optimizers in objects of a class derived from the optimizer's, which share the attributes that exist
+    and keep those that a method sets to themselves.  So methods change this object, and never set attributes.
+
+    row: the subproblem that the model shows.  detached: its parameters are tensors of their own.  averaged: and running
+    averages.  loops: over subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.
+    scaler: the GradScaler of the backward passes since the last step.  unscaled: whether the gradients in the buffers
+    have been divided by its factor.
+    """
+
+    row: int = 0
+    detached: bool = False
+    averaged: bool = False
+    loops: list[Loop] = field(default_factory=list)
+    graph_checked: bool = False
+    scaler: Any = None
+    unscaled: bool = False

@@ -1,0 +1,139 @@
+"""Steps that were not made: why, for how long, and when that is worth another warning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..loss_domain import Reason
+from ..scalarization import Scalarization
+from .nonfinite import LateCopy
+
+__all__ = ["NONFINITE", "OF_WEIGHTED_SUM", "REASONS", "RefusedLosses", "Refuser", "SkippedSteps", "Skips"]
+
+# What a row that is not updated carries instead of 0; the reasons of those who may refuse a step follow.
+NONFINITE, OF_WEIGHTED_SUM = 1, 2
+REASONS = (
+    Reason("a gradient or loss{where} was infinite or NaN"),
+    Reason(
+        "a gradient or loss{where} was infinite or NaN; gradients are those of the weighted losses, the largest weight "
+        "was {value:.3g}, of task {task}"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Skips:
+    """Subproblems ``rows`` that skip steps for one reason; task and value are of the first of them.
+
+    in_a_row: how many steps, up to the last one.
+    """
+
+    reason: int
+    rows: Sequence[int]
+    task: int
+    value: float
+    in_a_row: int
+
+
+class SkippedSteps(LateCopy):
+    """Why the steps of K subproblems were skipped, and how many one after the other.
+
+    Each reason is news once.  It is again while nothing is learned: when 10, 100, 1000 ... steps of a subproblem were
+    skipped one after the other.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__()
+        self._table = torch.zeros(num_rows, 4, dtype=torch.float64)  # reason, task, value, how many in a row
+        self._told: set[int] = set()
+        self._next = 10
+
+    def to(self, device: torch.device) -> None:
+        if device != self._table.device:
+            self._table = self._table.to(device)
+            self._all = self._arriving = self._event = None
+
+    def add(self, refusals: Tensor, skipped: Tensor) -> None:
+        """A step: float64 [K, 3], why (0: for no reason of its own), task and value; float32 [K], not zero: skipped."""
+        table = self._all = self._table
+        missed = skipped != 0
+        table[:, :3] = torch.where(missed[:, None], refusals, table[:, :3])
+        table[:, 3] = (table[:, 3] + 1) * missed
+        self._changed()
+
+    def nothing_skipped(self) -> None:
+        """The same of a step of which the host knows that all rows were updated."""
+        self._table[:, 3] = 0
+
+    def news(self, *, wait: bool = False) -> list[Skips]:
+        """What is known and was not told yet; all there is, if the host may wait for the device."""
+        arrived = self.arrived(wait=wait)
+        if arrived is None:
+            return []
+        table = [(int(why), int(task), value, int(count)) for why, task, value, count in arrived.tolist()]
+        longest = max((count for why, *_, count in table if why), default=0)
+        news = []
+        for reason in sorted({why for why, *_ in table} - {0}):
+            rows = [k for k, (why, *_) in enumerate(table) if why == reason]
+            again = [k for k in rows if table[k][3] >= self._next]
+            if again or reason not in self._told:
+                rows = again or rows
+                _, task, value, _ = table[rows[0]]
+                news.append(Skips(reason, rows, task, value, max(table[k][3] for k in rows)))
+            self._told.add(reason)
+        while self._next <= longest:
+            self._next *= 10
+        return news
+
+
+class Refuser(Protocol):
+    """Who may refuse a step for what is finite: a weighting, a scalarization."""
+
+    @property
+    def reasons(self) -> Sequence[Reason]: ...
+
+    @property
+    def refused(self) -> Tensor | None:
+        """bool [K]; None: nowhere."""
+
+    def refusals(self) -> Tensor | None:
+        """float64 [K, 3]: the number of a reason (from 1; 0: not refused), the task and the value that it is about."""
+
+
+class RefusedLosses:
+    """The losses of a step that its scalarization is not defined for."""
+
+    def __init__(self, scalarization: Scalarization, num_rows: int) -> None:
+        self._scalarization = scalarization
+        self._num_rows = num_rows
+        self._found: Tensor | None = None
+
+    def see(self, losses: Tensor, row: int | None) -> None:
+        """The losses [T] of a subproblem, or [K, T] of all (None); of micro-batches the first refused one counts."""
+        found = self._scalarization.refusals(losses.reshape(-1, losses.shape[-1]))
+        if found is None:
+            return
+        if self._found is None or self._found.device != found.device:
+            self._found = found.new_zeros(self._num_rows, 3)
+        rows = self._found if row is None else self._found[row : row + 1]
+        rows.copy_(torch.where(rows[:, :1] > 0, rows, found))
+
+    def forget(self) -> None:
+        if self._found is not None:
+            self._found.zero_()
+
+    @property
+    def reasons(self) -> Sequence[Reason]:
+        return (self._scalarization.loss_domain.reason(type(self._scalarization).__name__),)
+
+    @property
+    def refused(self) -> Tensor | None:
+        return None if self._found is None else self._found[:, 0] > 0
+
+    def refusals(self) -> Tensor | None:
+        return self._found
