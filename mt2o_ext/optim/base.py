@@ -16,16 +16,17 @@ from .nonfinite import LateFlags
 from .now import Now
 from .parameters import check_memory, check_parameters
 from .rules import BaseRule
+from .saved import SavedState
 from .skipped import NONFINITE, SkippedSteps
 from .skips import ReportsSkips
-from .state import StateInBuffers, cloned
+from .state import cloned
 
 __all__ = ["FlatOptimizer"]
 
 LR, TRANSFER = FIELDS.index("lr"), FIELDS.index("transfer")
 
 
-class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
+class FlatOptimizer(SavedState, ReportsSkips, torch.optim.Optimizer):
     """Parameter groups, buffers, non-finite gradients and the fused step; subclasses say what is combined and blended.
 
     Args:
@@ -199,7 +200,7 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         for flat, groups in zip(self._flat, self._groups, strict=True):
             self._skipped = self._skipped.to(flat.device)
             table = torch.zeros(len(self.param_groups), len(FIELDS), dtype=torch.float64, device=flat.device)
-            self._tables.append((table, torch.tensor(groups, device=flat.device)))
+            self._tables.append((table, torch.tensor(groups, dtype=torch.int64, device=flat.device)))
         self._skips.to(self._skipped.device)
         self._late_flags: dict[str, LateFlags] = {}
         self._options: list[list[float]] = []  # of each group, as the tables have them
@@ -291,7 +292,7 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
     # ------------------------------------------------------------------ the step
     def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
         """float32 [K], NONFINITE where the gradients or losses [K, T] of a row are infinite or NaN."""
-        found = self._with_infinities(torch.zeros(self._num_rows, device=self._skipped.device))
+        found = self._with_infinities(torch.zeros(self._num_rows, dtype=torch.float32, device=self._skipped.device))
         for flat in self._flat:
             flat.find_nonfinite(found)
         return self._with_losses(found, losses)

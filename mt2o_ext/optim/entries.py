@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ENTRIES", "Entry", "check_entry"]
+__all__ = ["ENTRIES", "check_entry", "check_generator", "member", "member_dict", "tensors_of"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,40 @@ def _check_numbers(entry: Entry, value: Tensor, expected: str) -> None:
         least, most = float(numbers.min()), float(numbers.max())
         if least < entry.low or most > entry.high:
             raise ValueError(f"{expected} in [{entry.low:g}, {entry.high:g}], got {least:g} .. {most:g}")
+
+
+def member(table: dict[str, Any], key: str, shape: Sequence[int] | None, where: str) -> Tensor:
+    """One checked entry of a dict; raises ValueError where it is missing."""
+    if table.get(key) is None:
+        raise ValueError(f"expected `{key}` of {where}, got none")
+    return check_entry(key, table[key], shape, where)
+
+
+def member_dict(table: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """One entry of a dict that is a dict itself."""
+    if not isinstance(table.get(key), dict):
+        raise TypeError(f"expected `{key}` of {where} as a dict, got {table.get(key)!r:.80}")
+    found: dict[str, Any] = table[key]
+    return found
+
+
+def tensors_of(table: dict[str, Any], key: str, where: str) -> dict[str, Tensor]:
+    """One entry of a dict that is a dict of tensors with values, none of them NaN."""
+    found = member_dict(table, key, where)
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.device.type == "meta":
+            got = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else f"{tensor!r:.80}"
+            raise TypeError(f"expected `{key}` of {where} as a dict of real tensors, got {name}: {got}")
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ValueError(f"expected `{key}` of {where} as numbers, got NaN in {name}")
+    return found
+
+
+def check_generator(table: dict[str, Any], generator: torch.Generator, where: str) -> Tensor:
+    """The state of a generator, on the host, that fits this one."""
+    state = member(table, "generator", None, where).cpu()
+    try:
+        torch.Generator(generator.device).set_state(state)
+    except RuntimeError as error:
+        raise ValueError(f"expected `generator` of {where} as the state of a generator of this kind: {error}") from None
+    return state

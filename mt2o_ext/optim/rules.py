@@ -21,6 +21,8 @@ class BaseRule(ABC):
     """What an optimizer asks of its base rule."""
 
     counts_steps: bool  # the state has a `step`
+    needed: tuple[str, ...]  # the entries of a state that come together
+    shown: tuple[str, ...] = ()  # entries that torch.optim shows (as None) also where they are not used
 
     def defaults(self) -> dict[str, Any]:
         """Options of a parameter group, but for ``lr``."""
@@ -59,6 +61,8 @@ class SGD(BaseRule):
     nesterov: bool = False
     maximize: bool = False
     counts_steps = False
+    needed = ()
+    shown = ("momentum_buffer",)
 
     def check(self, group: Mapping[str, Any]) -> None:
         _check_range(group, "momentum", group["momentum"])
@@ -93,6 +97,7 @@ class Adam(BaseRule):
     maximize: bool = False
     decoupled_weight_decay: bool = False
     counts_steps = True
+    needed = ("step", "exp_avg", "exp_avg_sq")
 
     def check(self, group: Mapping[str, Any]) -> None:
         for index in range(2):

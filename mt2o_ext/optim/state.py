@@ -3,7 +3,7 @@
 ``state_dict()`` has torch.optim's keys and shapes (with one subproblem, dicts go both ways), never the flat buffer.  Of
 K > 1 subproblems every tensor has a leading dimension K, and the parameters of all of them are in it under
 ``subproblems``; float32 masters of 16-bit parameters are under ``master``.  What belongs to no parameter is under the
-key of the optimizer's family.
+key of the optimizer's family in the first parameter group, where torch's distributed state dicts carry it along.
 
 ``optimizer.state`` shows views of the buffers.  What others do to it is taken in before the next step: a missing entry
 starts anew (zero moments, a counter of 0, a running average where the parameter is), another tensor is copied in.  Only
@@ -13,7 +13,6 @@ parameter, the parameter counts.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from operator import is_
 from typing import Any
 
@@ -105,6 +104,13 @@ class StateInBuffers(torch.optim.Optimizer):
                     without.append(segment)
             self._stateless[index] = without
 
+    def _attach_all(self) -> None:
+        """The same for every parameter in the buffers, also without a step: zeros, where nothing was learned."""
+        moments = [self._base.moments(group) for group in self.param_groups]
+        for flat, groups in zip(self._flat, self._groups, strict=True):
+            for segment, group in enumerate(groups):
+                self._attach_one(flat, segment, moments[group])
+
     def _attach_one(self, flat: FlatParameters, segment: int, moments: dict[str, str]) -> None:
         state = self.state.setdefault(flat.parameters[segment], {})
         if self._base.counts_steps or self._num_rows > 1:
@@ -112,6 +118,8 @@ class StateInBuffers(torch.optim.Optimizer):
         for key, name in moments.items():
             if state.get(key) is None:
                 state[key] = self._view(flat, flat.buffer(name), segment)
+        for key in self._base.shown:
+            state.setdefault(key, None)
         for name in self._copies:
             if name not in state:
                 state[name] = self._view(flat, flat.buffer(name), segment)
@@ -231,90 +239,12 @@ class StateInBuffers(torch.optim.Optimizer):
                 state[key] = self._take(flat, segment, key, buffers, value)
             elif key in self._copies:
                 self._start_anew(flat, segment, key, buffers)
+        for key in self._base.shown:
+            if key in saved:
+                state.setdefault(key, None)
         ours = {"step", "subproblems", "master", *buffers}
         state.update((key, value) for key, value in saved.items() if key not in ours and value is not None)
         return state
-
-    # ------------------------------------------------------------------ torch.optim's interface
-    @torch._disable_dynamo
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, as plain tensors and numbers (copies, not views of the buffers).
-
-        With one subproblem the dict is that of torch.optim's SGD, Adam or AdamW, and theirs can be loaded.
-        """
-
-        def complete(_: torch.optim.Optimizer, result: dict[str, Any]) -> None:
-            result["state"] = {**cloned(result["state"]), **self._export_shared()}
-
-        self._read_shown()
-        known = {p for _, p in self._parameters()}
-        taken_out = [p for p in self.state if isinstance(p, Tensor) and p not in known]
-        strangers = {p: self.state.pop(p) for p in taken_out}
-        handle = self.register_state_dict_post_hook(complete, prepend=True)  # the user's hooks see all of it
-        try:
-            return super().state_dict()
-        finally:
-            handle.remove()
-            self.state.update(strangers)
-
-    @torch._disable_dynamo
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what ``state_dict`` gave; also a dict of torch.optim's SGD, Adam or AdamW, if there is one subproblem.
-
-        Raises ValueError, before anything is changed, for a dict of another number of subproblems or another set of
-        parameters.
-        """
-        final: dict[str, Any] = {}
-
-        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
-            self._check_state_dict(loaded)
-            final.update(loaded)
-
-        def import_(_: torch.optim.Optimizer) -> None:
-            # torch casts state to the parameter's dtype, which would round float32 moments: take the dict's own.
-            ids = [i for group in final["param_groups"] for i in group["params"]]
-            values = {p: final["state"].get(i, {}) for i, (_, p) in zip(ids, self._parameters(), strict=True)}
-            self.state = defaultdict(dict)
-            self._import_state(values)
-            self._import_shared(final["state"])
-
-        # Ours come after the user's pre hooks, to see what those made of the dict, and before the user's post hooks.
-        handles = [
-            self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(import_, prepend=True),
-        ]
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _export_shared(self) -> dict[str, Any]:
-        """What is kept for no parameter in particular, under one key."""
-        return {}
-
-    def _import_shared(self, state: dict[Any, Any]) -> None:
-        """Takes in what ``_export_shared`` gave."""
-
-    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
-        groups = self.param_groups
-        sizes, expected_sizes = (
-            [len(group["params"]) for group in groups_] for groups_ in (loaded["param_groups"], groups)
-        )
-        if sizes != expected_sizes:
-            raise ValueError(f"expected the state of groups of {expected_sizes} parameters, got one of {sizes}")
-        ids = [i for group in loaded["param_groups"] for i in group["params"]]
-        for index, (i, (group, p)) in enumerate(zip(ids, self._parameters(), strict=True)):
-            self._check_state(index, loaded["state"].get(i, {}), group, p)
-
-    def _check_state(self, index: int, saved: dict[str, Any], group: dict[str, Any], p: Tensor) -> None:
-        if self._keeps_rows and "subproblems" not in saved:
-            raise ValueError(
-                f"expected the parameters of {self._num_rows} subproblems (`subproblems`) for parameter {index}"
-            )
-        for key, shape in self._expected(group, p).items():
-            if saved.get(key) is not None:
-                check_entry(key, saved[key], shape, f"parameter {index} ({self._num_rows} subproblems)")
 
     def _expected(self, group: dict[str, Any], p: Tensor) -> dict[str, torch.Size]:
         """The entries that the state of a parameter may have, and their shapes; first the rows, last the counter."""
@@ -338,35 +268,6 @@ class StateInBuffers(torch.optim.Optimizer):
 
     def _parameters(self) -> list[tuple[dict[str, Any], Tensor]]:
         raise NotImplementedError
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and deepcopy: the buffers are left out and made anew from ``state``."""
-        left_out = {
-            "_flat",
-            "_groups",
-            "_late_flags",
-            "_tables",
-            "_stateless",
-            "_attached",
-            "_zero_grad_profile_name",
-            "step",
-        }  # step: a scheduler's wrapper of it
-        own = {key: value for key, value in self.__dict__.items() if key not in left_out and not key.endswith("_hooks")}
-        own["_now"] = Now(row=self._now.row)
-        own["state"] = {p: cloned(state) for p, state in self.state.items()}
-        return own
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:  # dicts of torch.optim and of older versions lack some of our options
-            for key, value in self.defaults.items():
-                if key != "differentiable":  # which torch has just put there
-                    group.setdefault(key, value)
-        if "_num_rows" in state:  # unpickled or copied; load_state_dict comes by here with two keys only
-            self.state = defaultdict(dict, self.state)
-            kept = self._export_state()
-            self._build()
-            self._import_state(kept)
 
     def _build(self) -> None:
         raise NotImplementedError

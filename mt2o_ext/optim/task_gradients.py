@@ -50,7 +50,13 @@ class TaskGradients(FlatOptimizer):
         if self._weigher is not None and self._flat:
             trunks = self._trunks()
             columns = [numel for flat in trunks for numel in flat.numels]
-            self._weigher.bind(len(columns), self._flat[0].device, [flat.dtype for flat in trunks], columns=columns)
+            self._weigher.bind(
+                len(columns),
+                self._flat[0].device,
+                [flat.dtype for flat in trunks],
+                columns=columns,
+                widths=[flat.row for flat in trunks],
+            )
 
     def _is_head(self, index: int) -> bool:
         return bool(self._tasks_of[index]) and self._tasks_of[index][0] is not None
@@ -112,7 +118,7 @@ class TaskGradients(FlatOptimizer):
         factor = self._remembered_factor(device)
         if self._ranks is None:
             return factor
-        return torch.full((1,), float(self._ranks.size), device=device) * (1.0 if factor is None else factor)
+        return torch.full((1,), float(self._ranks.size), dtype=torch.float32, device=device) * (1.0 if factor is None else factor)
 
     # ------------------------------------------------------------------ weights
     def _weigh(self, losses: Tensor | None, found: Tensor) -> tuple[Tensor, Tensor]:

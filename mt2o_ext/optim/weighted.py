@@ -12,6 +12,7 @@ from torch import Tensor
 from ..collect import collect_sequential, collect_sum, weighted_sum
 from ..ops import Order
 from ..weighting import Needs, Weighting
+from .entries import member, member_dict
 from .losses import as_list, backward_done, check_losses
 from .options import check_one_row, check_task_options
 from .ranks import as_ranks
@@ -94,6 +95,8 @@ class WeightedFused(TaskGradients):
             num_rows=1, num_tasks=num_tasks if keeps_tasks else 1, stacked=False, ema=ema, skip_all=True,
         )  # fmt: skip
 
+    _family = "weighted"
+
     def __repr__(self) -> str:
         assert self._weigher is not None
         name = type(self._weigher.weighting).__name__
@@ -164,6 +167,8 @@ class WeightedFused(TaskGradients):
         Raises RuntimeError, and changes nothing, if there is no gradient at all.
         """
         assert self._weigher is not None
+        if closure is None and self._only_asked_for_state():
+            return None
         losses = None if closure is None else self._run(closure)
         self._check_scaler()
         self._take_gradients()
@@ -243,20 +248,20 @@ class WeightedFused(TaskGradients):
         state = self._weigher.state_dict()
         if self._num_tasks == 1 and not state["weighting"]:
             return {}  # the dict of torch.optim
-        return {"weighted": {**state, "skipped": self._skipped.clone()}}
+        return {**state, "skipped": self._skipped.clone()}
 
-    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
+    def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
         assert self._weigher is not None
-        super()._check_state_dict(loaded)
-        shared = loaded["state"].get("weighted")
-        if shared is not None:
-            self._weigher.check_state(shared)
-        elif self._num_tasks > 1 and loaded["state"]:
-            raise ValueError("expected the state of a WeightedFused of several tasks, got one of another optimizer")
+        if shared is None:
+            if self._num_tasks > 1 and state:
+                raise ValueError("expected the state of a WeightedFused of several tasks, got one of another optimizer")
+            return lambda: None
+        shared = member_dict({"weighted": shared}, "weighted", "the first group")
+        weigh = self._weigher.loaded(shared)
+        skipped = member(shared, "skipped", (1,), "the optimizer")
 
-    def _import_shared(self, state: dict[Any, Any]) -> None:
-        shared = state.get("weighted")
-        if shared is not None:
-            assert self._weigher is not None
-            self._weigher.load_state_dict(shared)
-            self._skipped.copy_(shared["skipped"])
+        def commit() -> None:
+            weigh()
+            self._skipped.copy_(skipped)
+
+        return commit

@@ -70,6 +70,11 @@ class Weighting(ABC):
         anything."""
         return any([part.forget_columns() for part in self._parts().values()])
 
+    def check_columns(self, widths: Sequence[int]) -> None:
+        """Raises ValueError unless what is kept for each element is that of gradients [K, T, P], P of these widths."""
+        for part in self._parts().values():
+            part.check_columns(widths)
+
     def needs_at(self, step: int) -> Needs:
         """What `weights` reads after ``step`` finished steps: less than ``needs`` where old weights are kept."""
         return self.needs

@@ -34,8 +34,8 @@ def train(name: str, rank: int, ranks: int) -> dict[str, Any]:
     for seed in range(STEPS):
         batch = batch_of(seed, torch.float64).chunk(ranks)[rank]
         optimizer.step(lambda: model.losses(batch))  # noqa: B023
-    state = optimizer.state_dict()["state"]
-    state["weighted"].pop("generator")
+    state = optimizer.state_dict()
+    state["param_groups"][0]["weighted"].pop("generator")
     return {"values": values(model), "weights": optimizer.weights, "state": state}
 
 

@@ -117,7 +117,8 @@ def test_the_models_of_all_subproblems_stay(change: Change, dtype: torch.dtype) 
     assert_same(rows(optimizer, model), before)
     saved = optimizer.state_dict()
     for i, p in enumerate(model.parameters()):
-        assert set(saved["state"][i]) == {"subproblems", "ema"}
+        assert set(saved["state"][i]) == {"step", "exp_avg", "exp_avg_sq", "subproblems", "ema"}
+        assert not any(saved["state"][i][key].any() for key in ("step", "exp_avg", "exp_avg_sq"))
         assert_same(saved["state"][i]["ema"], saved["state"][i]["subproblems"])  # begins anew where the rows are
         assert_same([row[i] for row in before], list(saved["state"][i]["subproblems"].to(dtype)))
         assert p in optimizer.state
