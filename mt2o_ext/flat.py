@@ -59,7 +59,7 @@ class FlatParameters(FlatGradients):
         self.values = self._zeros(self.dtype) if low else self.theta
         self.buffers: dict[str, Tensor] = {}
         num_segments = len(self.parameters)
-        self.step = torch.zeros(num_rows, num_segments, device=self.device)
+        self.step = torch.zeros(num_rows, num_segments, dtype=torch.float32, device=self.device)
         self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self._partials: Tensor | None = None
