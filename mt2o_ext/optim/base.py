@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -103,8 +104,14 @@ class FlatOptimizer(SavedState, ReportsSkips, torch.optim.Optimizer):
     def _check_options(self, options: dict[str, Any]) -> None:
         """Raises ValueError or TypeError for options of a group that are out of range."""
         lr = options["lr"]
-        if (isinstance(lr, Tensor) and lr.numel() != 1) or not float(lr) >= 0.0:
-            raise ValueError(f"lr must be a number or one-element tensor of at least 0, not {lr}")
+        real = isinstance(lr, (int, float)) and not isinstance(lr, bool)
+        if not real and not (isinstance(lr, Tensor) and lr.numel() == 1 and not lr.is_complex()):
+            error = ValueError if isinstance(lr, Tensor) else TypeError
+            raise error(f"lr must be a number or one-element tensor, not {lr!r:.80}")
+        if not 0.0 <= float(lr) < math.inf:
+            raise ValueError(f"lr must be finite and at least 0, not {lr}")
+        if not isinstance(options.get("transfer", True), bool):
+            raise TypeError(f"transfer of a parameter group must be True or False, not {options['transfer']!r:.80}")
         self._base.check(options)
         self._check_task(options)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import capture
 from ..ops import Order
+from ..ops.limits import MAX_OWNERS
 from ..priority.connection import Connection
 from ..priority.history import HistoryRecorder, PriorityHistory
 from ..priority.phases import PhaseDraw
@@ -88,6 +89,8 @@ class ConnectionStrengthFused(FlatOptimizer):
     ) -> None:
         if num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
+        if num_tasks > MAX_OWNERS:
+            raise ValueError(f"num_tasks must be at most {MAX_OWNERS}, not {num_tasks}: a channel has no more owners")
         if mode not in ("faithful", "general"):
             raise ValueError(f'mode must be "faithful" or "general", not {mode!r}')
         self._num_tasks = num_tasks

@@ -80,7 +80,11 @@ def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], Non
 
 def as_losses(losses: Tensor | Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
     """The losses of an evaluation, float64 on the host."""
-    values = losses if isinstance(losses, Tensor) else torch.stack([torch.as_tensor(loss, dtype=torch.float64) for loss in losses])
+    values = (
+        losses
+        if isinstance(losses, Tensor)
+        else torch.stack([torch.as_tensor(loss, dtype=torch.float64) for loss in losses])
+    )
     if tuple(values.shape) != shape:
         raise ValueError(f"evaluate() must return losses of shape {list(shape)}, got {list(values.shape)}")
     return values.detach().to("cpu", torch.float64)

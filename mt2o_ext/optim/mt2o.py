@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..flat import FlatParameters
+from ..ops.limits import MAX_ROWS
 from ..preferences import check_preferences, default_preferences
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
@@ -109,6 +110,8 @@ class MT2OFused(OneModel):
     ) -> None:
         if num_tasks < 1 or num_subproblems < 1:
             raise ValueError(f"num_tasks and num_subproblems must be at least 1, not {num_tasks} and {num_subproblems}")
+        if num_subproblems > MAX_ROWS:
+            raise ValueError(f"num_subproblems must be at most {MAX_ROWS}, not {num_subproblems}")
         if skip_nonfinite not in ("subproblem", "all"):
             raise ValueError(f'skip_nonfinite must be "subproblem" or "all", not {skip_nonfinite!r}')
         if start is not None and stacked:
@@ -348,12 +351,12 @@ class MT2OFused(OneModel):
                     f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of 1 (or of "
                     "another optimizer)"
                 )
-            shared = {}
+            if self._weigher is not None:
+                raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
+            return lambda: None
         shared = member_dict({"mt2o": shared}, "mt2o", "the first group")
         if (self._weigher is not None) != ("weighting" in shared):
             raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
-        if not shared:
-            return lambda: None
         found = tuple(getattr(shared.get("preferences"), "shape", ()))
         if len(found) == 2 and found != expected:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .entries import check_entry
+from .entries import check_entry, member_dict
 from .now import Now
 from .state import StateInBuffers, cloned
 
@@ -63,7 +63,8 @@ class SavedState(StateInBuffers):
 
         def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
             self._check_dict(loaded)
-            shared = [group[self._family] for group in loaded["param_groups"] if self._family in group]
+            ours = [group for group in loaded["param_groups"] if self._family in group]
+            shared = [member_dict(group, self._family, "a parameter group") for group in ours]
             commits.append(self._loaded_shared(shared[0] if shared else None, loaded["state"]))
             self._check_parameters_of(loaded, complete=bool(shared))
             final.update(loaded)
@@ -156,7 +157,7 @@ class SavedState(StateInBuffers):
             if complete and (there or self._keeps_rows):
                 needed |= set(self._copies)
             if self._keeps_rows:
-                needed |= {"subproblems"}
+                needed |= {"subproblems", "step"}
             if missing := sorted(needed - there):
                 raise ValueError(f"expected `{missing[0]}` of {where}, got none")
 

@@ -164,9 +164,7 @@ class StateInBuffers(torch.optim.Optimizer):
                 changes[key] = None if value is None else check_entry(key, value, shape, where).detach().clone()
         return changes  # copies: a value may be the view of another parameter's
 
-    def _take_changes(
-        self, index: int, segment: int, group: dict[str, Any], changes: dict[str, Tensor | None]
-    ) -> None:
+    def _take_changes(self, index: int, segment: int, group: dict[str, Any], changes: dict[str, Tensor | None]) -> None:
         flat = self._flat[index]
         p, buffers = flat.parameters[segment], self._buffers(group)
         state = self.state.setdefault(p, {})
@@ -186,9 +184,7 @@ class StateInBuffers(torch.optim.Optimizer):
         """State key -> buffer, of a parameter in this group."""
         return {**self._base.moments(group), **{name: name for name in self._copies}}
 
-    def _take(
-        self, flat: FlatParameters, segment: int, key: str, buffers: dict[str, str], value: Tensor
-    ) -> Tensor:
+    def _take(self, flat: FlatParameters, segment: int, key: str, buffers: dict[str, str], value: Tensor) -> Tensor:
         """Copies one entry into the buffers; the view of them that the state shows."""
         if key == "step":
             flat.step[:, segment] = value.to(flat.step).reshape(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -223,6 +224,8 @@ class OneModel(TaskGradients):
         for buffer in (buffer for row in rows for buffer in row):
             if not isinstance(buffer, Tensor) or buffer.is_complex() or buffer.device.type == "meta":
                 raise TypeError(f"expected model buffers as tensors of real numbers with values, got {buffer!r:.80}")
+            if buffer.is_floating_point() and bool(buffer.isnan().any()):
+                raise ValueError("expected model buffers as numbers, got NaN")
         shapes = [[list(buffer.shape) for buffer in row] for row in rows]
         if shapes != expected:
             got = shapes[0] if shapes else shapes

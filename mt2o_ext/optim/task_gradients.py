@@ -118,7 +118,9 @@ class TaskGradients(FlatOptimizer):
         factor = self._remembered_factor(device)
         if self._ranks is None:
             return factor
-        return torch.full((1,), float(self._ranks.size), dtype=torch.float32, device=device) * (1.0 if factor is None else factor)
+        return torch.full((1,), float(self._ranks.size), dtype=torch.float32, device=device) * (
+            1.0 if factor is None else factor
+        )
 
     # ------------------------------------------------------------------ weights
     def _weigh(self, losses: Tensor | None, found: Tensor) -> tuple[Tensor, Tensor]:

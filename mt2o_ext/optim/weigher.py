@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from .. import capture
 from ..flat_gradients import FlatGradients
 from ..ops import gram_accuracy, length_accuracy
+from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..weighting import Draw, Needs, Weighting, WeightingContext
 from .entries import check_generator, member, tensors_of
 from .ranks import Ranks
@@ -59,6 +61,12 @@ class Weigher:
             raise NotImplementedError(
                 f"{type(weighting).__name__} needs the gradients of two mini-batches, of which an optimizer keeps one; "
                 "use it alone, weighting(cross=...), with weights of your own"
+            )
+        limit = MAX_ROWS if weighting.needs & GRAMS else MAX_TASKS if weighting.needs & READS_GRADIENTS else math.inf
+        if preferences.shape[1] > limit:
+            raise ValueError(
+                f"num_tasks must be at most {limit} with {type(weighting).__name__}, not {preferences.shape[1]}: the "
+                "kernels hold no more task gradients at once"
             )
         if generator is None:
             draws = Needs.DRAWS in weighting.needs  # else torch's own numbers go on as if nobody had been here

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..collect import collect_sequential, collect_sum, weighted_sum
 from ..ops import Order
+from ..ops.limits import MAX_TASKS
 from ..weighting import Needs, Weighting
 from .entries import member, member_dict
 from .losses import as_list, backward_done, check_losses
@@ -88,6 +89,8 @@ class WeightedFused(TaskGradients):
         self._ranks = as_ranks(process_group)
         self._weigher = Weigher(weighting, table, generator, self._ranks)
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
+        if keeps_tasks and num_tasks > MAX_TASKS:
+            raise ValueError(f"num_tasks must be at most {MAX_TASKS} where task gradients are kept, not {num_tasks}")
         self._copies = ["ema"] * (ema is not None)
         base = as_base_rule(base)
         super().__init__(

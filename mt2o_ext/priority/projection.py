@@ -57,7 +57,9 @@ class Projection:
         self.owners = torch.full((first,), -1, dtype=torch.int64, device=device)
         self.layers = LayerSums([c.channels for c in self.connections], device) if self.connections else None
         # Sums of 16-bit gradients are rounded once, in the step; those of others take the place of the first task's.
-        self._wide = torch.zeros(1, 1, flat.row, dtype=torch.float32, device=device) if flat.values is not flat.theta else None
+        self._wide = (
+            torch.zeros(1, 1, flat.row, dtype=torch.float32, device=device) if flat.values is not flat.theta else None
+        )
 
     def combine(self, process_group: Any = None) -> None:
         """Finds the owners from the model as it is (of the group's first rank), and the combined gradient from those of

@@ -68,7 +68,8 @@ class Weighting(ABC):
     def forget_columns(self) -> bool:
         """Forgets what is kept for each element of the gradients, which have other elements now; True if there was
         anything."""
-        return any([part.forget_columns() for part in self._parts().values()])
+        forgotten = [part.forget_columns() for part in self._parts().values()]
+        return any(forgotten)
 
     def check_columns(self, widths: Sequence[int]) -> None:
         """Raises ValueError unless what is kept for each element is that of gradients [K, T, P], P of these widths."""

@@ -24,7 +24,9 @@ def task_names(context: WeightingContext) -> Tensor:
 
 def subproblem_and_task(context: WeightingContext) -> tuple[Tensor, Tensor]:
     """int64 [K, 1] and [1, T]: the ids of numbers [K, T]."""
-    return torch.arange(len(context.preferences), dtype=torch.int64, device=context.preferences.device)[:, None], task_names(context)[None]
+    return torch.arange(len(context.preferences), dtype=torch.int64, device=context.preferences.device)[
+        :, None
+    ], task_names(context)[None]
 
 
 def meeting_orders(context: WeightingContext, stream: int = 0) -> Tensor:

@@ -19,16 +19,18 @@ from mt2o_ext.weighting import CAGrad
 
 PACKAGE = Path(mt2o_ext.__file__).parent
 # Those that take torch's default dtype where they are given none; randint and randperm never do.
-FACTORIES = (
-    "zeros ones full empty tensor arange range linspace logspace rand randn eye as_tensor scalar_tensor asarray normal "
-    "empty_strided empty_permuted complex hann_window"
-).split()
+FACTORIES = [
+    *("zeros", "ones", "full", "empty", "tensor", "arange", "range", "linspace", "logspace", "rand", "randn", "eye"),
+    *("as_tensor", "scalar_tensor", "asarray", "normal", "empty_strided", "empty_permuted", "hann_window"),
+]
 
 
 def factory_calls(source: str) -> Iterator[ast.Call]:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FACTORIES:
-            if isinstance(node.func.value, ast.Name) and node.func.value.id == "torch":
+        function = node.func if isinstance(node, ast.Call) else None
+        if isinstance(function, ast.Attribute) and function.attr in FACTORIES and isinstance(node, ast.Call):
+            of = function.value
+            if isinstance(of, ast.Name) and of.id == "torch":
                 yield node
 
 
@@ -62,9 +64,12 @@ def mt2o(options: dict[str, Any], start: Callable[[], None]) -> Any:
     optimizer = MT2OFused(model.parameters(), num_tasks=2, num_subproblems=5, ema=0.9, **options)
     stream = iter(batches)
     losses = [optimizer.step(lambda: (lambda x, y: task_losses(model(x), y))(*next(stream))) for _ in range(4)]
-    return losses, optimizer.state_dict(), optimizer.skipped_steps, optimizer.front(
-        lambda: task_losses(model(batches[0][0]), batches[0][1])
-    ).losses
+    return (
+        losses,
+        optimizer.state_dict(),
+        optimizer.skipped_steps,
+        optimizer.front(lambda: task_losses(model(batches[0][0]), batches[0][1])).losses,
+    )
 
 
 def weighting(name: str, start: Callable[[], None]) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 
 import priority_model
 import pytest
-import torch
 from problems import Batches, assert_same, make_model, task_losses
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict

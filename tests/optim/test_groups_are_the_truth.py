@@ -61,7 +61,9 @@ def move(optimizer: Optimizer, p: list[nn.Parameter]) -> None:
 
 @pytest.mark.parametrize("base", ["momentum", "adamw", "dampening"])
 @pytest.mark.parametrize(
-    "change", [remove, remove_and_keep, put_in, replace, replace_with_state, append, pop, move], ids=lambda f: f.__name__
+    "change",
+    [remove, remove_and_keep, put_in, replace, replace_with_state, append, pop, move],
+    ids=lambda f: f.__name__,
 )
 def test_as_in_torch(change: Callable[..., None], base: str, twins: dict[str, Twin]) -> None:
     ours, theirs = parameters(20, 7, 3, 7), parameters(20, 7, 3, 7)

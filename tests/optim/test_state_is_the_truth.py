@@ -222,7 +222,7 @@ def test_a_state_that_is_no_dict_is_refused(state: Any, twins: dict[str, Twin]) 
     with pytest.raises(TypeError, match=r"optimizer.state\[p\] as a dict"):
         optimizer.step()
     optimizer.state = state
-    with pytest.raises(TypeError, match="optimizer.state as a dict"):
+    with pytest.raises(TypeError, match=r"optimizer\.state as a dict"):
         optimizer.step()
 
 
