@@ -23,11 +23,11 @@ class Problem:
         self.device = device
         self.generator = torch.Generator().manual_seed(0)
         _, self.row, chunks = ops.plan_layout(NUMELS)
-        self.chunks = torch.tensor(chunks, device=device)
+        self.chunks = torch.tensor(chunks, dtype=torch.int64, device=device)
 
     def rows(self, *lead: int) -> Tensor:
         """[*lead, P] in [-1, 1]: sums of n terms are off by at most n^2 / 2 roundings."""
-        return (2 * torch.rand(*lead, self.row, generator=self.generator) - 1).to(self.device)
+        return (2 * torch.rand(*lead, self.row, dtype=torch.float32, generator=self.generator) - 1).to(self.device)
 
     def weights(self, columns: int) -> Tensor:
         """float64 [K, columns], rows sum to one."""
@@ -46,7 +46,7 @@ def largest(difference: Tensor) -> float:
 
 # Each returns the error against the reference in float64, and the one that roundings explain.
 def check_combine(p: Problem) -> tuple[float, float]:
-    grads, weights, out = p.rows(K, T), p.weights(T), torch.zeros(K, p.row, device=p.device)
+    grads, weights, out = p.rows(K, T), p.weights(T), torch.zeros(K, p.row, dtype=torch.float32, device=p.device)
     expected = wide(out)
     ops.combine_(out, grads, weights, p.chunks)
     reference.combine_(expected, wide(grads), weights, p.chunks)
@@ -93,8 +93,8 @@ def check_priority(p: Problem) -> tuple[float, float]:
         for layer, (offset, (runs, channels, length)) in enumerate(zip(offsets, shapes, strict=True))
     ]
     records_table, chunks = (table.to(p.device) for table in ops.plan_priority(records))
-    owners = (torch.arange(17) % (T + 1) - 1).to(p.device)  # one channel in four has none
-    grads, out = p.rows(T), torch.zeros(p.row, device=p.device)
+    owners = (torch.arange(17, dtype=torch.int64) % (T + 1) - 1).to(p.device)  # one channel in four has none
+    grads, out = p.rows(T), torch.zeros(p.row, dtype=torch.float32, device=p.device)
     dots = torch.zeros(len(chunks), T, T, dtype=torch.float64, device=p.device)
     coefficients = torch.zeros(len(records), T, dtype=torch.float64, device=p.device)
     expected = wide(out)
@@ -104,10 +104,10 @@ def check_priority(p: Problem) -> tuple[float, float]:
 
 
 def check_finite(p: Problem) -> tuple[float, float]:
-    grads, found = p.rows(K, T), torch.zeros(K, device=p.device)
+    grads, found = p.rows(K, T), torch.zeros(K, dtype=torch.float32, device=p.device)
     grads[1, 0, 0], grads[3, T - 1, p.chunks[-1, 2] - 1] = torch.inf, torch.nan
     ops.finite_(found, grads, p.chunks)
-    return largest(found - torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0], device=p.device)), 0.0
+    return largest(found - torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0], dtype=torch.float32, device=p.device)), 0.0
 
 
 def check_step(p: Problem) -> tuple[float, float]:
@@ -117,7 +117,7 @@ def check_step(p: Problem) -> tuple[float, float]:
     weights, mix = p.weights(T), p.weights(K)
 
     def run(step_: Callable[..., None], theta: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, grads: Tensor) -> Tensor:
-        step = torch.full((K, len(NUMELS)), 3.0, device=p.device)
+        step = torch.full((K, len(NUMELS)), 3.0, dtype=torch.float32, device=p.device)
         constants = torch.zeros(K, len(NUMELS), NUM_CONSTANTS, dtype=torch.float64, device=p.device)
         step_(
             theta, exp_avg, exp_avg_sq, None, None, None, step, constants, grads, weights, mix, segments, p.chunks,

@@ -286,7 +286,7 @@ def _batched_backward(
         torch.autograd.grad(losses, parameters, vector, retain_graph=retain_graph, allow_unused=True)
 
     with _taking(live, len(losses)):
-        torch.func.vmap(vector_jacobian, out_dims=None)(torch.eye(len(losses)).to(losses))
+        torch.func.vmap(vector_jacobian, out_dims=None)(torch.eye(len(losses), dtype=losses.dtype).to(losses))
 
 
 @contextmanager

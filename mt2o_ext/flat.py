@@ -18,6 +18,8 @@ from .ops import FIELDS, NUM_CONSTANTS, gram_
 
 __all__ = ["FlatParameters"]
 
+AT_ONCE = 2**24  # elements whose masters are compared at once: the memory for it stays small
+
 
 class FlatParameters(FlatGradients):
     """Parameters of one dtype on one device, their gradients and optimizer state, one row for each subproblem.
@@ -57,14 +59,13 @@ class FlatParameters(FlatGradients):
         self.values = self._zeros(self.dtype) if low else self.theta
         self.buffers: dict[str, Tensor] = {}
         num_segments = len(self.parameters)
-        self.step = torch.zeros(num_rows, num_segments, device=self.device)
+        self.step = torch.zeros(num_rows, num_segments, dtype=torch.float32, device=self.device)
         self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self._partials: Tensor | None = None
         self._value_views = self._views(self.values)
         self._shown = [list(map(_with_own_storage, views)) for views in self._value_views]  # what parameters become
         self._places = [_places(views) for views in self._value_views]
-        self._versions: list[int] = []
         for k in range(len(self._value_views)):
             self.adopt(k)
         self.activate(row)
@@ -90,20 +91,24 @@ class FlatParameters(FlatGradients):
 
     def adopt(self, row: int) -> None:
         """Takes the present values of the parameters into this row (into all rows, if stacked)."""
-        for segment, (p, view) in enumerate(zip(self.parameters, self._value_views[row], strict=True)):
+        for p, view in zip(self.parameters, self._value_views[row], strict=True):
             if p.data_ptr() != view.data_ptr():
                 view.copy_(p.data)
             elif p.stride() != view.stride():  # `p.data = p.data.T`: the same memory in another order
                 view.copy_(p.data.clone())
-            if self.values is not self.theta:
-                self._round_to_master(segment, None if self.stacked else row)
+        self.adopt_rounded(row)
 
-    def _round_to_master(self, segment: int, row: int | None) -> None:
-        """Sets float32 masters where they do not round to the 16-bit value (which somebody has changed)."""
-        master, low = self.rows_of(self.theta, segment), self.rows_of(self.values, segment)
-        if row is not None:
-            master, low = master[row], low[row]
-        master.copy_(torch.where(master.to(low.dtype) == low, master, low.to(master.dtype)))
+    def adopt_rounded(self, row: int) -> None:
+        """Takes in 16-bit values of this row (all rows, if stacked) that somebody has changed: their float32 masters
+        yield where they round to something else.
+
+        By value: what is written through ``p.data`` counts up no version of the parameter.  Nobody waits for a device.
+        """
+        if self.values is self.theta:
+            return
+        masters, values = (self.theta, self.values) if self.stacked else (self.theta[row], self.values[row])
+        for master, low in zip(masters.view(-1).split(AT_ONCE), values.view(-1).split(AT_ONCE), strict=True):
+            yield_to_(master, low)
 
     def detach_values(self, name: str | None, row: int) -> None:
         """Gives the parameters tensors of their own: copies of this row (all rows, if stacked) of a buffer."""
@@ -118,7 +123,7 @@ class FlatParameters(FlatGradients):
         theta = self.rows_of(self.theta, segment)
         theta.copy_(rows)
         if keep_values:
-            self._round_to_master(segment, None)
+            yield_to_(theta, self.rows_of(self.values, segment))
         elif self.values is not self.theta:
             self.rows_of(self.values, segment).copy_(theta)
 
@@ -138,17 +143,10 @@ class FlatParameters(FlatGradients):
         """True if a parameter has changed its dtype or device."""
         return any(p.dtype != self.dtype or p.device != self.device for p in self.parameters)
 
-    def adopt_rounded(self, row: int) -> None:
-        """Takes in 16-bit values that were changed in place since the last step: their masters do not know."""
-        if self.values is not self.theta and [p._version for p in self.parameters] != self._versions:
-            self.adopt(row)
-
     def mark_changed(self) -> None:
         """Tells autograd that the parameters were written to (they have counters of their own, not the buffer's)."""
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(self.parameters)
-            if self.values is not self.theta:
-                self._versions = [p._version for p in self.parameters]
 
     # ------------------------------------------------------------------ transfer
     def set_transfer(self, takes_part: Sequence[bool]) -> None:
@@ -170,6 +168,11 @@ class FlatParameters(FlatGradients):
         values = (self.theta if rows is None else rows).unsqueeze(0)
         gram_(out, self._partials, values, None, self.chunks, centre=True)
         return out[0]
+
+
+def yield_to_(master: Tensor, low: Tensor) -> None:
+    """master <- low where it does not round to that."""
+    torch.where(master.to(low.dtype) == low, master, low.to(master.dtype), out=master)
 
 
 def _with_own_storage(view: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ..
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
         if stride != expected:
-            return torch.empty(shape, device="meta").stride()
+            return torch.empty(shape, dtype=torch.float32, device="meta").stride()
         expected *= size
     return tuple(strides)
 
@@ -165,7 +165,7 @@ class FlatGradients:
             return None
         if self._active is not None and self._active[0] == there and not torch.compiler.is_compiling():
             return self._active[1]  # on the device already
-        active = to_device(torch.tensor(there), self.device).expand(self.num_rows, -1).contiguous()
+        active = to_device(torch.tensor(there, dtype=torch.bool), self.device).expand(self.num_rows, -1).contiguous()
         if not torch.compiler.is_compiling():
             self._active = there, active
         return active

@@ -197,7 +197,7 @@ class WeightedBackward:
         scalars = as_list(losses)
         if scaler is not None and scaler.is_enabled():
             scalars = [scaler.scale(loss) for loss in scalars]
-        factor = None if scaler is None else scaler.scale(torch.ones((), device=stacked.device))
+        factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=stacked.device))
         table = self._joint(stacked.detach().double().unsqueeze(0), f"backward with {len(points)} features")
         weigher = self._weigher
         if points:
@@ -256,8 +256,7 @@ class WeightedBackward:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` gave.  Raises ValueError, and changes nothing, where it does not fit."""
-        self._weigher.check_state(state)
-        self._weigher.load_state_dict(state)
+        self._weigher.loaded(state)()
 
     # ------------------------------------------------------------------ data parallelism
     def _warn_if_alone(self) -> None:

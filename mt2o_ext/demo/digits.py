@@ -45,7 +45,7 @@ def split_digits(labels: Tensor, generator: torch.Generator) -> list[Tensor]:
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
-        ends = (torch.tensor([0.0, *SHARES]).cumsum(0) * len(members)).round().long().tolist()
+        ends = (torch.tensor([0.0, *SHARES], dtype=torch.float32).cumsum(0) * len(members)).round().long().tolist()
         for part, first, last in zip(parts, ends[:-1], ends[1:], strict=True):
             part.append(members[first:last])
     return [torch.cat(part) for part in parts]

@@ -59,9 +59,9 @@ def make_turned_digits(seed: int) -> TurnedDigits:
 
 def _part(digits: Tensor, labels: Tensor, generator: torch.Generator) -> TensorDataset:
     digits = digits.unsqueeze(1)
-    angles = 2 * torch.rand(len(digits), generator=generator) - 1
+    angles = 2 * torch.rand(len(digits), dtype=torch.float32, generator=generator) - 1
     images = turned(digits, angles * LARGEST_ANGLE)
-    images = images + NOISE * torch.randn(images.shape, generator=generator)
+    images = images + NOISE * torch.randn(images.shape, dtype=torch.float32, generator=generator)
     return TensorDataset(images, labels, angles, F.avg_pool2d(digits, 2))
 
 

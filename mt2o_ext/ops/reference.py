@@ -113,13 +113,13 @@ def priority_(
     tasks = grads.shape[0]
     wide = _wide(grads.dtype)
     column = torch.zeros(grads.shape[1], dtype=torch.bool, device=grads.device)
-    layer, owner = (torch.full(grads.shape[1:], -1, device=grads.device) for _ in range(2))
+    layer, owner = (torch.full(grads.shape[1:], -1, dtype=torch.int64, device=grads.device) for _ in range(2))
     table = records.tolist()
     for record, begin, end in chunks.tolist():
         index, first, channels, offset, length, _ = table[record]
         column[begin:end] = True
         if index >= 0:
-            channel = (torch.arange(begin, end, device=grads.device) - offset) // length % channels
+            channel = (torch.arange(begin, end, dtype=torch.int64, device=grads.device) - offset) // length % channels
             layer[begin:end], owner[begin:end] = index, owners[first + channel]
     coefficients.zero_()
     factor = torch.zeros(grads.shape[1], dtype=torch.float64, device=grads.device)

@@ -44,7 +44,7 @@ class ScaledGradients(torch.optim.Optimizer):
         if self._now.scaler is None:
             return self._factor(device)
         factor = self._factor(device)
-        one = torch.ones(1, device=device)
+        one = torch.ones(1, dtype=torch.float32, device=device)
         return self._now.scaler.scale(one) if factor is None else factor
 
     def _with_infinities(self, found: Tensor) -> Tensor:

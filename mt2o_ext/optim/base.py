@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,16 +19,17 @@ from .nonfinite import LateFlags
 from .now import Now
 from .parameters import check_memory, check_parameters
 from .rules import BaseRule
+from .saved import SavedState
 from .skipped import NONFINITE, SkippedSteps
 from .skips import ReportsSkips
-from .state import StateInBuffers
+from .state import cloned
 
 __all__ = ["FlatOptimizer"]
 
 LR, TRANSFER = FIELDS.index("lr"), FIELDS.index("transfer")
 
 
-class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
+class FlatOptimizer(SavedState, ReportsSkips, torch.optim.Optimizer):
     """Parameter groups, buffers, non-finite gradients and the fused step; subclasses say what is combined and blended.
 
     Args:
@@ -103,13 +105,9 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
         device = next((p.device for other in self.param_groups for p in other["params"]), None)
         check_parameters(tensors, device, self._num_rows if self._stacked else None)
-        options = {**self.defaults, **group}
-        lr = options["lr"]
-        if (isinstance(lr, Tensor) and lr.numel() != 1) or not float(lr) >= 0.0:
-            raise ValueError(f"lr must be a number or one-element tensor of at least 0, not {lr}")
-        self._base.check(options)
-        self._check_task(options)
+        self._check_options({**self.defaults, **group})
         if self._built:
+            self._read_shown()
             known = {p for _, p in self._parameters()}
             check_memory([*known, *(p for p in tensors if p not in known)])
         if self._built and self._ranks is not None:
@@ -120,6 +118,72 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         super().add_param_group(group)
         if self._built:
             self._rebuild()
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        """Raises ValueError or TypeError for options of a group that are out of range."""
+        lr = options["lr"]
+        real = isinstance(lr, (int, float)) and not isinstance(lr, bool)
+        if not real and not (isinstance(lr, Tensor) and lr.numel() == 1 and not lr.is_complex()):
+            error = ValueError if isinstance(lr, Tensor) else TypeError
+            raise error(f"lr must be a number or one-element tensor, not {lr!r:.80}")
+        if not 0.0 <= float(lr) < math.inf:
+            raise ValueError(f"lr must be finite and at least 0, not {lr}")
+        if not isinstance(options.get("transfer", True), bool):
+            raise TypeError(f"transfer of a parameter group must be True or False, not {options['transfer']!r:.80}")
+        self._base.check(options)
+        self._check_task(options)
+
+    def _membership(self) -> list[Any]:
+        """Which parameters are in which group, and whose head it is: what the buffers are made for."""
+        return [
+            (group.get("task"), *map(id, group["params"]))
+            if isinstance(group, dict) and isinstance(group.get("params"), list)
+            else None
+            for group in self.param_groups
+        ]
+
+    def _read_shown(self) -> None:
+        """Takes in what others did since the last step to the state, and to the lists in ``param_groups``: a parameter
+        that was taken out is trained no more (its state waits for it), one that was put in is trained from now on, with
+        the options of its group and the defaults.
+
+        Raises TypeError or ValueError, before anything is changed, for what ``add_param_group`` would refuse.
+        """
+        if self._membership() == self._members:
+            self._read_state()
+            return
+        self._check_groups()
+        for _, p in self._parameters():
+            if p not in self._attached and p in self.state:
+                self.state[p] = cloned(self.state[p])  # it may be taken over from another parameter, views and all
+        self._read_state()
+        self._rebuild()
+
+    def _check_groups(self) -> None:
+        listed = [self._checked_group(group) for group in self.param_groups]
+        parameters = [p for params in listed for p in params]
+        if len(set(map(id, parameters))) < len(parameters):
+            raise ValueError("expected every parameter once, got one twice in the parameter groups")
+        check_parameters(parameters, None, self._num_rows if self._stacked else None)
+        check_memory(parameters)
+        for group, params in zip(self.param_groups, listed, strict=True):
+            for p in params:
+                if p not in self._attached:
+                    self._check_entries(self.state.get(p, {}), {**self.defaults, **group}, p)
+        for group, params in zip(self.param_groups, listed, strict=True):
+            group["params"] = params
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
+    def _checked_group(self, group: Any) -> list[Tensor]:
+        """The parameters of a group that somebody may have changed by hand."""
+        if not isinstance(group, dict) or "params" not in group:
+            raise TypeError(f'expected a parameter group as a dict with "params", got {group!r:.80}')
+        params = group["params"]
+        if isinstance(params, set):
+            raise TypeError("expected parameters in an ordered collection, got a set")
+        self._check_options({**self.defaults, **group})
+        return [params] if isinstance(params, Tensor) else list(params)
 
     def _check_task(self, options: dict[str, Any]) -> None:
         """Raises ValueError or TypeError unless the group's ``task`` is a task of this optimizer, or none."""
@@ -195,16 +259,25 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
         for flat, groups in zip(self._flat, self._groups, strict=True):
             self._skipped = self._skipped.to(flat.device)
             table = torch.zeros(len(self.param_groups), len(FIELDS), dtype=torch.float64, device=flat.device)
-            self._tables.append((table, torch.tensor(groups, device=flat.device)))
+            self._tables.append((table, torch.tensor(groups, dtype=torch.int64, device=flat.device)))
         self._skips.to(self._skipped.device)
         self._late_flags: dict[str, LateFlags] = {}
         self._options: list[list[float]] = []  # of each group, as the tables have them
         self._built = True
+        self._members = self._membership()
         self._start_copies()
         self._attach_rows()
 
     def _rebuild(self) -> None:
-        """Makes the buffers anew after a change of the parameters' number, dtype or device; keeps what was in them."""
+        """Makes the buffers anew after a change of the parameters' number, dtype or device; keeps what was in them.
+
+        The parameters keep their values and with them their versions: a graph that is alive stays valid.
+        """
+        everyone = {p: None for flat in self._flat for p in flat.parameters} | {p: None for _, p in self._parameters()}
+        with torch.autograd._unsafe_preserve_version_counter(tuple(everyone)):
+            self._rebuild_buffers()
+
+    def _rebuild_buffers(self) -> None:
         before = {p: (flat, segment) for flat in self._flat for segment, p in enumerate(flat.parameters)}
         present = {p: p.data for _, p in self._parameters()}
         kept = self._export_state()
@@ -218,12 +291,19 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
                     flat.take_gradients(segment, *before[p])
             flat.adopt(row)
             flat.activate(row)
+        for p in before.keys() - present.keys():  # no longer ours: tensors of its own, out of the old buffer
+            p.data = p.data.clone()
+            if p in self.state:
+                self.state[p] = cloned(self.state[p])
 
     def _synchronize(self) -> list[FlatParameters]:
         """The buffers, with what was done to the parameters since the last step."""
-        if torch.compiler.is_compiling():
-            return self._flat
         row = 0 if self._stacked else self._now.row
+        if torch.compiler.is_compiling():
+            for flat in self._flat:
+                flat.adopt_rounded(row)
+            return self._flat
+        self._read_shown()
         replaced = [flat for flat in self._flat if flat.replaced(row)]
         for flat in replaced:
             if shapes := flat.reshaped():
@@ -271,7 +351,7 @@ class FlatOptimizer(StateInBuffers, ReportsSkips, torch.optim.Optimizer):
     # ------------------------------------------------------------------ the step
     def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
         """float32 [K], NONFINITE where the gradients or losses [K, T] of a row are infinite or NaN."""
-        found = self._with_infinities(torch.zeros(self._num_rows, device=self._skipped.device))
+        found = self._with_infinities(torch.zeros(self._num_rows, dtype=torch.float32, device=self._skipped.device))
         self._mark_nonfinite(found)
         return self._with_losses(found, losses)
 

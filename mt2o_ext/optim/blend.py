@@ -13,7 +13,9 @@ from torch import Tensor
 from .. import capture
 from ..flat import FlatParameters
 from ..ops import Order, combine_, transfer_
+from ..preferences import check_preferences
 from ..transfer import Identity, TransferContext, TransferRule
+from .entries import member, tensors_of
 from .moments import Moments
 
 __all__ = ["Blend"]
@@ -125,16 +127,21 @@ class Blend:
         }
 
     def loaded(self, state: dict[str, Any]) -> Blend:
-        """A copy with the state of a dict; raises ValueError where that is of another rule or another K."""
+        """A copy with the state of a dict; raises ValueError or TypeError where that is of another rule or K."""
+        where = f"the transfer rule {type(self.rule).__name__}"
         other = copy.copy(self)
         other.rule = copy.copy(self.rule)
-        other.preferences = state["preferences"].to(self.preferences)
+        preferences = member(state, "preferences", self.preferences.shape, where).to(self.preferences)
+        other.preferences = check_preferences(preferences.cpu(), *preferences.shape).to(self.preferences)
+        given = tensors_of(state, "transfer", where)
+        if given.keys() != self.rule.state_dict().keys():
+            raise ValueError(f"expected the state {list(self.rule.state_dict())} of {where}, got {list(given)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what it says of too few subproblems was said before
             other.rule.bind(other.preferences)
-        other.rule.load_state_dict({key: value.to(self.preferences) for key, value in state["transfer"].items()})
-        other.steps = int(state["steps"])
-        other.initial_lr = float(state["initial_lr"])
+        other.rule.load_state_dict({key: value.to(self.preferences) for key, value in given.items()})
+        other.steps = int(member(state, "steps", (), where))
+        other.initial_lr = float(member(state, "initial_lr", (), where))
         return other
 
 

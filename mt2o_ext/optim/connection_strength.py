@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import capture
 from ..ops import Order
+from ..ops.limits import MAX_OWNERS
 from ..priority.connection import Connection
 from ..priority.history import HistoryRecorder, PriorityHistory
 from ..priority.phases import PhaseDraw
@@ -18,6 +19,7 @@ from ..priority.projection import Projection
 from ..priority.schedule import mixed
 from ..ranks import together
 from .base import FlatOptimizer
+from .entries import generator_state, member, member_dict
 from .losses import check_losses
 from .rules import AdamW, BaseRule, as_base_rule
 
@@ -93,6 +95,8 @@ class ConnectionStrengthFused(FlatOptimizer):
     ) -> None:
         if num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
+        if num_tasks > MAX_OWNERS:
+            raise ValueError(f"num_tasks must be at most {MAX_OWNERS}, not {num_tasks}: a channel has no more owners")
         if mode not in ("faithful", "general"):
             raise ValueError(f'mode must be "faithful" or "general", not {mode!r}')
         self._num_tasks = num_tasks
@@ -141,6 +145,8 @@ class ConnectionStrengthFused(FlatOptimizer):
                 raise ValueError(f"{connection.name}: its weight is in a group with task=, so it is not shared")
         return [connection for connection in connections if id(connection.weight) in groups]
 
+    _family = "connection_strength"
+
     def __repr__(self) -> str:
         options = (
             f"num_tasks={self._num_tasks}, connections={len(self._used)} of {len(self._connections)}, "
@@ -182,6 +188,8 @@ class ConnectionStrengthFused(FlatOptimizer):
         Raises TypeError or ValueError for what is not a scalar loss with a graph; in phase 2, and for the first task of
         phase 1, nothing has been changed then.
         """
+        if closure is None and self._only_asked_for_state():
+            return torch.zeros(self._num_tasks, dtype=torch.float64)
         if closure is None:
             raise TypeError("step() needs a closure: optimizer.step(lambda task: task_loss(model, x, y, task))")
         if self._draw.steps == self._draw.total_steps:
@@ -251,7 +259,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         self._count_skipped(found, found)
 
     def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
-        found = torch.zeros(1, device=self._skipped.device)
+        found = torch.zeros(1, dtype=torch.float32, device=self._skipped.device)
         for flat in self._flat:
             flat.find_nonfinite(found, 1 if self._phase == 1 else None)
         return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, 1.0)
@@ -283,28 +291,48 @@ class ConnectionStrengthFused(FlatOptimizer):
 
     # ------------------------------------------------------------------ state
     def _export_shared(self) -> dict[str, Any]:
-        shared = {"draw": self._draw.state_dict(), "history": self._recorder.state_dict()}
-        return {"connection_strength": {**shared, "phase": self._phase, "skipped": self._skipped.clone()}}
+        return {
+            "draw": self._draw.state_dict(),
+            "history": self._recorder.state_dict(),
+            "phase": self._phase,
+            "skipped": self._skipped.clone(),
+        }
 
-    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
-        super()._check_state_dict(loaded)
-        shared = loaded["state"].get("connection_strength")
+    def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
         if shared is None:
-            return
-        found, expected = shared["history"]["conflicts"].shape, self._recorder.conflicts.shape
-        if found != expected:
-            raise ValueError(
-                f"expected the state of {expected[0]} connections and {expected[1]} tasks, got one of {found[0]} and "
-                f"{found[1]}"
-            )
+            return lambda: None
+        where = "the optimizer"
+        shared = member_dict({self._family: shared}, self._family, "the first group")
+        draw, history = member_dict(shared, "draw", where), member_dict(shared, "history", where)
+        phases = {key: int(member(draw, key, (), "`draw`")) for key in ("steps", "phase")}
+        drawn = {**phases, "generator": generator_state(draw, self._draw.generator, "`draw`")}
+        recorded = self._checked_history(history)
+        phase, skipped = int(member(shared, "phase", (), where)), member(shared, "skipped", (1,), where)
 
-    def _import_shared(self, state: dict[Any, Any]) -> None:
-        shared = state.get("connection_strength")
-        if shared is not None:
-            self._draw.load_state_dict(shared["draw"])
-            self._recorder.load_state_dict(shared["history"])
-            self._phase = int(shared["phase"])
-            self._skipped.copy_(shared["skipped"])
+        def commit() -> None:
+            self._draw.load_state_dict(drawn)
+            self._recorder.load_state_dict(recorded)
+            self._phase = phase
+            self._skipped.copy_(skipped)
+
+        return commit
+
+    def _checked_history(self, history: dict[str, Any]) -> dict[str, Any]:
+        layers, tasks = self._recorder.conflicts.shape
+        phases, steps = (member(history, key, None, "`history`") for key in ("phases", "steps"))
+        if phases.dim() != 1 or steps.dim() != 1:
+            raise ValueError(f"expected `phases` and `steps` of one dimension, got {phases.dim()} and {steps.dim()}")
+        conflicts = member(history, "conflicts", None, "`history`")
+        if conflicts.shape != (layers, tasks):
+            got = " and ".join(map(str, conflicts.shape))
+            raise ValueError(f"expected the state of {layers} connections and {tasks} tasks, got one of {got}")
+        return {
+            "phases": phases.long(),
+            "steps": steps.long(),
+            "shares": member(history, "shares", (len(steps), layers, tasks + 1), "`history`").float(),
+            "projected": int(member(history, "projected", (), "`history`")),
+            "conflicts": conflicts.long(),
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key not in ("_projections", "_order")}

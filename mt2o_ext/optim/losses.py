@@ -32,7 +32,7 @@ def check_losses(
             shapes = [list(item.shape) for item in losses]
             raise ValueError(f"expected {num_tasks} scalar losses, got shapes {shapes}; take the mean over the batch")
         items = [item.reshape(()) for item in losses] if num_rows is None else list(losses)
-        stacked = torch.stack(items) if items else torch.zeros(0)
+        stacked = torch.stack(items) if items else torch.zeros(0, dtype=torch.float32)
     if tuple(stacked.shape) != expected:
         raise ValueError(
             f"expected losses of shape {list(expected)} (num_tasks={num_tasks}), got {list(stacked.shape)}"
@@ -80,7 +80,11 @@ def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], Non
 
 def as_losses(losses: Tensor | Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
     """The losses of an evaluation, float64 on the host."""
-    values = losses if isinstance(losses, Tensor) else torch.stack([torch.as_tensor(loss) for loss in losses])
+    values = (
+        losses
+        if isinstance(losses, Tensor)
+        else torch.stack([torch.as_tensor(loss, dtype=torch.float64) for loss in losses])
+    )
     if tuple(values.shape) != shape:
         raise ValueError(f"evaluate() must return losses of shape {list(shape)}, got {list(values.shape)}")
     return values.detach().to("cpu", torch.float64)

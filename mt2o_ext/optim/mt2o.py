@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..flat import FlatParameters
+from ..ops.limits import MAX_ROWS
 from ..preferences import check_preferences, default_preferences
 from ..ranks import together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
 from ..weighting import Weighting
 from .blend import Blend
+from .entries import member, member_dict
 from .losses import as_list, backward_done, check_losses, check_running_statistics
 from .moments import Moments
 from .nonfinite import LateFlags
@@ -116,6 +118,8 @@ class MT2OFused(OneModel):
     ) -> None:
         if num_tasks < 1 or num_subproblems < 1:
             raise ValueError(f"num_tasks and num_subproblems must be at least 1, not {num_tasks} and {num_subproblems}")
+        if num_subproblems > MAX_ROWS:
+            raise ValueError(f"num_subproblems must be at most {MAX_ROWS}, not {num_subproblems}")
         if skip_nonfinite not in ("subproblem", "all"):
             raise ValueError(f'skip_nonfinite must be "subproblem" or "all", not {skip_nonfinite!r}')
         if start is not None and stacked:
@@ -167,6 +171,8 @@ class MT2OFused(OneModel):
         super()._build()
         for flat in self._flat[:1]:
             self._blend.to(flat.device)
+
+    _family = "mt2o"
 
     def __repr__(self) -> str:
         options = (
@@ -229,6 +235,7 @@ class MT2OFused(OneModel):
             [total] = self._scale([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
             total.backward(retain_graph=retain_graph)
             return
+        self._read_shown()
         self._weigher.draw_ahead()
         if self._scalarization is not None:
             coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is
@@ -270,6 +277,8 @@ class MT2OFused(OneModel):
         Raises RuntimeError, and changes nothing, if there is no gradient at all, or inside of a loop over subproblems.
         """
         self._check_behind_loops()
+        if closure is None and self._only_asked_for_state():
+            return None
         result: Tensor | None = None
         with together(self._ranks):
             if closure is not None:
@@ -378,30 +387,39 @@ class MT2OFused(OneModel):
         if self._num_rows == 1 and self._weigher is None:
             return {}
         shared = {**self._blend.state_dict(), "skipped": self._skipped.clone(), "buffers": self._export_buffers()}
-        return {"mt2o": shared if self._weigher is None else {**shared, "weighting": self._weigher.state_dict()}}
+        return shared if self._weigher is None else {**shared, "weighting": self._weigher.state_dict()}
 
-    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
-        shared = loaded["state"].get("mt2o")
-        found = (1, self._num_tasks) if shared is None else tuple(shared["preferences"].shape)
-        if found != (self._num_rows, self._num_tasks):
-            raise ValueError(
-                f"expected the state of {self._num_rows} subproblems and {self._num_tasks} tasks, got one of "
-                f"{found[0]} and {found[1]}" + (" (or of another optimizer)" if shared is None else "")
-            )
-        super()._check_state_dict(loaded)
-        if (self._weigher is not None) != (shared is not None and "weighting" in shared):
+    def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
+        expected = (self._num_rows, self._num_tasks)
+        if shared is None:
+            if self._num_rows > 1:
+                raise ValueError(
+                    f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of 1 (or of "
+                    "another optimizer)"
+                )
+            if self._weigher is not None:
+                raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
+            return lambda: None
+        shared = member_dict({"mt2o": shared}, "mt2o", "the first group")
+        if (self._weigher is not None) != ("weighting" in shared):
             raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
-        if shared is not None:
-            self._check_buffers(shared["buffers"])
-            self._blend.loaded(shared)
-            if self._weigher is not None:
-                self._weigher.check_state(shared["weighting"])
+        found = tuple(getattr(shared.get("preferences"), "shape", ()))
+        if len(found) == 2 and found != expected:
+            raise ValueError(
+                f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of {found[0]} and "
+                f"{found[1]}"
+            )
+        skipped = member(shared, "skipped", (self._num_rows,), "the optimizer")
+        self._check_buffers(shared.get("buffers"))
+        blend = self._blend.loaded(shared)
+        weigher, where = self._weigher, "the optimizer"
+        weigh = None if weigher is None else weigher.loaded(member_dict(shared, "weighting", where))
 
-    def _import_shared(self, state: dict[Any, Any]) -> None:
-        shared = state.get("mt2o")
-        if shared is not None:
-            self._blend = self._blend.loaded(shared)
-            self._skipped.copy_(shared["skipped"])
+        def commit() -> None:
+            self._blend = blend
+            self._skipped.copy_(skipped)
             self._import_buffers(shared["buffers"])
-            if self._weigher is not None:
-                self._weigher.load_state_dict(shared["weighting"])
+            if weigh is not None:
+                weigh()
+
+        return commit

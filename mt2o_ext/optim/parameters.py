@@ -64,4 +64,7 @@ def _end(p: Tensor) -> int:
 def _addresses(p: Tensor) -> Tensor:
     """The address of every element."""
     span = (_end(p) - p.data_ptr()) // p.element_size()
-    return p.data_ptr() + p.element_size() * torch.arange(span).as_strided(p.shape, p.stride()).flatten()
+    return (
+        p.data_ptr()
+        + p.element_size() * torch.arange(span, dtype=torch.int64).as_strided(p.shape, p.stride()).flatten()
+    )

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..ops import Rule
 
 __all__ = ["SGD", "Adam", "AdamW", "BaseRule", "as_base_rule"]
@@ -21,6 +23,8 @@ class BaseRule(ABC):
     """What an optimizer asks of its base rule."""
 
     counts_steps: bool  # the state has a `step`
+    needed: tuple[str, ...]  # the entries of a state that come together
+    shown: tuple[str, ...] = ()  # entries that torch.optim shows (as None) also where they are not used
 
     def defaults(self) -> dict[str, Any]:
         """Options of a parameter group, but for ``lr``."""
@@ -44,6 +48,8 @@ class BaseRule(ABC):
 
 
 def _check_range(group: Mapping[str, Any], name: str, value: float, below: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        raise TypeError(f"{name} must be a number, not {value!r:.80}")
     if not 0.0 <= float(value) < below:
         limit = "finite and at least 0" if below == math.inf else f"in [0, {below:g})"
         raise ValueError(f"{name} must be {limit}, not {value}")
@@ -59,9 +65,13 @@ class SGD(BaseRule):
     nesterov: bool = False
     maximize: bool = False
     counts_steps = False
+    needed = ()
+    shown = ("momentum_buffer",)
 
     def check(self, group: Mapping[str, Any]) -> None:
         _check_range(group, "momentum", group["momentum"])
+        if not isinstance(group["dampening"], (int, float)) or not math.isfinite(group["dampening"]):
+            raise ValueError(f"dampening must be a finite number, not {group['dampening']!r:.80}")
         _check_range(group, "weight_decay", group["weight_decay"])
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("Nesterov momentum needs momentum > 0 and dampening = 0")
@@ -93,8 +103,11 @@ class Adam(BaseRule):
     maximize: bool = False
     decoupled_weight_decay: bool = False
     counts_steps = True
+    needed = ("step", "exp_avg", "exp_avg_sq")
 
     def check(self, group: Mapping[str, Any]) -> None:
+        if not isinstance(group["betas"], (tuple, list)) or len(group["betas"]) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1), not {group['betas']!r:.80}")
         for index in range(2):
             _check_range(group, f"betas[{index}]", group["betas"][index], below=1.0)
         _check_range(group, "eps", group["eps"])

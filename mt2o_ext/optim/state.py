@@ -3,22 +3,28 @@
 ``state_dict()`` has torch.optim's keys and shapes (with one subproblem, dicts go both ways), never the flat buffer.  Of
 K > 1 subproblems every tensor has a leading dimension K, and the parameters of all of them are in it under
 ``subproblems``; float32 masters of 16-bit parameters are under ``master``.  What belongs to no parameter is under the
-key of the optimizer's family.
+key of the optimizer's family in the first parameter group, where torch's distributed state dicts carry it along.
+
+``optimizer.state`` shows views of the buffers.  What others do to it is taken in before the next step: a missing entry
+starts anew (zero moments, a counter of 0, a running average where the parameter is), another tensor is copied in.  Only
+``subproblems`` cannot be missed: the K models are parameters, they stay.  Where ``master`` does not round to the
+parameter, the parameter counts.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..flat import FlatParameters
+from .entries import ENTRIES, check_entry
 from .now import Now
 from .rules import BaseRule
 
-__all__ = ["StateInBuffers"]
+__all__ = ["StateInBuffers", "cloned"]
 
 
 class StateInBuffers(torch.optim.Optimizer):
@@ -28,6 +34,7 @@ class StateInBuffers(torch.optim.Optimizer):
     _flat: list[FlatParameters]
     _groups: list[list[int]]  # for each buffer, the parameter group of each of its segments
     _stateless: list[list[int]]  # for each buffer, the segments whose state is not complete
+    _attached: dict[Tensor, dict[str, Any]]  # of each parameter in a buffer, the views that ``self.state`` was given
     _moments: list[dict[str, str]]  # of each group
     _num_rows: int
     _stacked: bool
@@ -62,14 +69,23 @@ class StateInBuffers(torch.optim.Optimizer):
         """Makes ``self.state`` views of what is there before the first step: all rows of theta, and its copies."""
         self._stateless = [list(range(len(flat.parameters))) for flat in self._flat]
         self._moments = [self._base.moments(group) for group in self.param_groups]
-        if not self._keeps_rows:
-            return
+        self._attached = {}
         for flat in self._flat:
             for segment, p in enumerate(flat.parameters):
-                state = self.state[p]
-                state["subproblems"] = self._view(flat, flat.theta, segment)
-                for name in self._copies:
-                    state[name] = self._view(flat, flat.buffer(name), segment)
+                if self._keeps_rows:
+                    self._attach_row(flat, segment)
+                self._remember(p)
+
+    def _attach_row(self, flat: FlatParameters, segment: int) -> None:
+        state = self.state.setdefault(flat.parameters[segment], {})
+        state["subproblems"] = self._view(flat, flat.theta, segment)
+        for name in self._copies:
+            state[name] = self._view(flat, flat.buffer(name), segment)
+
+    def _remember(self, p: Tensor) -> None:
+        """Notes what stands in the state of a parameter, to see at the next step what somebody else did to it."""
+        if not torch.compiler.is_compiling():  # else the next step takes its own views in, which changes nothing
+            self._attached[p] = {key: value for key, value in self.state.get(p, {}).items() if key in ENTRIES}
 
     def _attach_state(self, moments: list[dict[str, str]]) -> None:
         """Makes ``self.state`` views of the buffers, for every parameter that has taken its first step.
@@ -88,19 +104,110 @@ class StateInBuffers(torch.optim.Optimizer):
                     without.append(segment)
             self._stateless[index] = without
 
+    def _attach_all(self) -> None:
+        """The same for every parameter in the buffers, also without a step: zeros, where nothing was learned."""
+        moments = [self._base.moments(group) for group in self.param_groups]
+        for flat, groups in zip(self._flat, self._groups, strict=True):
+            for segment, group in enumerate(groups):
+                self._attach_one(flat, segment, moments[group])
+
     def _attach_one(self, flat: FlatParameters, segment: int, moments: dict[str, str]) -> None:
-        state = self.state[flat.parameters[segment]]
+        state = self.state.setdefault(flat.parameters[segment], {})
         if self._base.counts_steps or self._num_rows > 1:
             state.setdefault("step", self._step_view(flat, segment))
         for key, name in moments.items():
             if state.get(key) is None:
                 state[key] = self._view(flat, flat.buffer(name), segment)
+        for key in self._base.shown:
+            state.setdefault(key, None)
         for name in self._copies:
             if name not in state:
                 state[name] = self._view(flat, flat.buffer(name), segment)
         rows_key = self._rows_key(flat)
         if rows_key and rows_key not in state:
             state[rows_key] = self._view(flat, flat.theta, segment)
+        self._remember(flat.parameters[segment])
+
+    # ------------------------------------------------------------------ what others did to the state
+    def _read_state(self) -> None:
+        """Takes in what was done to ``self.state`` since the last step, as torch.optim would: what is missing starts
+        anew, what was replaced counts.  (The rows of K subproblems are parameters: without their entry they stay.)
+
+        Compares identities only.  Raises TypeError or ValueError, before anything is changed, for what fits no entry.
+        """
+        if not isinstance(self.state, dict):
+            raise TypeError(f"expected optimizer.state as a dict, got {type(self.state).__name__}")
+        get, nothing = self.state.get, dict[str, Any]()
+        changed = {p for p, own in self._attached.items() if not _same(get(p, nothing), own)}
+        if not changed:
+            return
+        groups = {p: group for group, p in self._parameters()}
+        found = []
+        for index, flat in enumerate(self._flat):
+            for segment, p in enumerate(flat.parameters):
+                if p in changed and p in groups:
+                    found.append((index, segment, groups[p], self._changes(p, groups[p])))
+        with torch.no_grad():
+            for index, segment, group, changes in found:
+                self._take_changes(index, segment, group, changes)
+
+    def _changes(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor | None]:
+        """The entries of a parameter's state that are not the ones they were; None: missing."""
+        shown, own = self.state.get(p, {}), self._attached[p]
+        if not isinstance(shown, dict):
+            raise TypeError(f"expected optimizer.state[p] as a dict, got {type(shown).__name__}")
+        changes: dict[str, Tensor | None] = {}
+        for key, shape in self._expected(group, p).items():
+            value = shown.get(key)
+            if value is not own.get(key):
+                where = f"a parameter of shape {list(p.shape)}"
+                changes[key] = None if value is None else check_entry(key, value, shape, where).detach().clone()
+        return changes  # copies: a value may be the view of another parameter's
+
+    def _take_changes(self, index: int, segment: int, group: dict[str, Any], changes: dict[str, Tensor | None]) -> None:
+        flat = self._flat[index]
+        p, buffers = flat.parameters[segment], self._buffers(group)
+        state = self.state.setdefault(p, {})
+        for key, value in changes.items():
+            if value is not None:
+                state[key] = self._take(flat, segment, key, buffers, value)
+            else:
+                state.pop(key, None)
+                self._start_anew(flat, segment, key, buffers)
+        if self._keeps_rows:
+            self._attach_row(flat, segment)
+        if segment not in self._stateless[index]:
+            self._stateless[index].append(segment)
+        self._remember(p)
+
+    def _buffers(self, group: dict[str, Any]) -> dict[str, str]:
+        """State key -> buffer, of a parameter in this group."""
+        return {**self._base.moments(group), **{name: name for name in self._copies}}
+
+    def _take(self, flat: FlatParameters, segment: int, key: str, buffers: dict[str, str], value: Tensor) -> Tensor:
+        """Copies one entry into the buffers; the view of them that the state shows."""
+        if key == "step":
+            flat.step[:, segment] = value.to(flat.step).reshape(-1)
+            return self._step_view(flat, segment)
+        if key == self._rows_key(flat):
+            flat.load_theta(segment, value, keep_values=not self._keeps_rows)
+            return self._view(flat, flat.theta, segment)
+        view = self._view(flat, flat.buffer(buffers[key]), segment)
+        view.copy_(value)
+        if key == "momentum_buffer":  # torch.optim.SGD does not count: enough that the next step is not the first
+            flat.step[:, segment].clamp_(min=1)
+        return view
+
+    def _start_anew(self, flat: FlatParameters, segment: int, key: str, buffers: dict[str, str]) -> None:
+        if key == self._rows_key(flat):
+            if not self._keeps_rows:
+                flat.load_theta(segment, flat.rows_of(flat.values, segment), keep_values=False)
+        elif key in self._copies:
+            flat.rows_of(flat.buffer(key), segment).copy_(flat.rows_of(flat.theta, segment))
+        elif key in buffers and buffers[key] in flat.buffers:
+            flat.rows_of(flat.buffers[buffers[key]], segment).zero_()
+        if key in ("step", "momentum_buffer"):  # without its buffer, SGD's next step is the first
+            flat.step[:, segment] = 0
 
     # ------------------------------------------------------------------ in and out
     def _export_state(self) -> dict[Tensor, dict[str, Any]]:
@@ -115,162 +222,63 @@ class StateInBuffers(torch.optim.Optimizer):
             for segment, (p, group) in enumerate(zip(flat.parameters, groups, strict=True)):
                 saved = values.get(p, {})
                 self.state.pop(p, None)
-                if state := self._import_one(flat, segment, self._base.moments(self.param_groups[group]), saved):
+                if state := self._import_one(flat, segment, group, saved):
                     self.state[p] = state
         self._attach_rows()
 
-    def _import_one(
-        self, flat: FlatParameters, segment: int, moments: dict[str, str], saved: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _import_one(self, flat: FlatParameters, segment: int, group: int, saved: dict[str, Any]) -> dict[str, Any]:
         state: dict[str, Any] = {}
-        theta, rows_key = flat.rows_of(flat.theta, segment), self._rows_key(flat)
-        if rows_key and rows_key in saved:
-            flat.load_theta(segment, saved[rows_key], keep_values=not self._keeps_rows)
-            state[rows_key] = self._view(flat, flat.theta, segment)
-        names = {**moments, **{name: name for name in self._copies}}
-        for key, name in names.items():
+        buffers, rows_key = self._buffers(self.param_groups[group]), self._rows_key(flat)
+        for key in [*([rows_key] if rows_key else []), *buffers, "step"]:  # first the rows, which copies begin from
             if saved.get(key) is not None:
-                state[key] = self._view(flat, flat.buffer(name), segment)
-                state[key].copy_(saved[key])
-            elif name in self._copies:
-                flat.rows_of(flat.buffer(name), segment).copy_(theta)
-        if "step" in saved:
-            flat.step[:, segment] = torch.as_tensor(saved["step"], dtype=torch.float32).to(flat.device).reshape(-1)
-            state["step"] = self._step_view(flat, segment)
-        elif "momentum_buffer" in state:
-            flat.step[:, segment] = 1  # torch.optim.SGD does not count: enough that the next step is not the first
-        ours = {"step", "subproblems", "master", *names}
+                value = torch.as_tensor(saved[key], dtype=torch.float32 if key == "step" else None)
+                state[key] = self._take(flat, segment, key, buffers, value)
+            elif key in self._copies:
+                self._start_anew(flat, segment, key, buffers)
+        for key in self._base.shown:
+            if key in saved:
+                state.setdefault(key, None)
+        ours = {"step", "subproblems", "master", *buffers}
         state.update((key, value) for key, value in saved.items() if key not in ours and value is not None)
         return state
 
-    # ------------------------------------------------------------------ torch.optim's interface
-    @torch._disable_dynamo
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, as plain tensors and numbers (copies, not views of the buffers).
-
-        With one subproblem the dict is that of torch.optim's SGD, Adam or AdamW, and theirs can be loaded.
-        """
-
-        def complete(_: torch.optim.Optimizer, result: dict[str, Any]) -> None:
-            result["state"] = {**_cloned(result["state"]), **self._export_shared()}
-
-        handle = self.register_state_dict_post_hook(complete, prepend=True)  # the user's hooks see all of it
-        try:
-            return super().state_dict()
-        finally:
-            handle.remove()
-
-    @torch._disable_dynamo
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what ``state_dict`` gave; also a dict of torch.optim's SGD, Adam or AdamW, if there is one subproblem.
-
-        Raises ValueError, before anything is changed, for a dict of another number of subproblems or another set of
-        parameters.
-        """
-        final: dict[str, Any] = {}
-
-        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
-            self._check_state_dict(loaded)
-            final.update(loaded)
-
-        def import_(_: torch.optim.Optimizer) -> None:
-            # torch casts state to the parameter's dtype, which would round float32 moments: take the dict's own.
-            ids = [i for group in final["param_groups"] for i in group["params"]]
-            values = {p: final["state"].get(i, {}) for i, (_, p) in zip(ids, self._parameters(), strict=True)}
-            self.state = defaultdict(dict)
-            self._import_state(values)
-            self._import_shared(final["state"])
-
-        # Ours come after the user's pre hooks, to see what those made of the dict, and before the user's post hooks.
-        handles = [
-            self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(import_, prepend=True),
-        ]
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _export_shared(self) -> dict[str, Any]:
-        """What is kept for no parameter in particular, under one key."""
-        return {}
-
-    def _import_shared(self, state: dict[Any, Any]) -> None:
-        """Takes in what ``_export_shared`` gave."""
-
-    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
-        groups = self.param_groups
-        sizes, expected_sizes = (
-            [len(group["params"]) for group in groups_] for groups_ in (loaded["param_groups"], groups)
-        )
-        if sizes != expected_sizes:
-            raise ValueError(f"expected the state of groups of {expected_sizes} parameters, got one of {sizes}")
-        ids = [i for group in loaded["param_groups"] for i in group["params"]]
-        for index, (i, (group, p)) in enumerate(zip(ids, self._parameters(), strict=True)):
-            self._check_state(index, loaded["state"].get(i, {}), group, p)
-
-    def _check_state(self, index: int, saved: dict[str, Any], group: dict[str, Any], p: Tensor) -> None:
+    def _expected(self, group: dict[str, Any], p: Tensor) -> dict[str, torch.Size]:
+        """The entries that the state of a parameter may have, and their shapes; first the rows, last the counter."""
         rows = (self._num_rows,) if self._keeps_rows else ()
-        expected = dict.fromkeys(
-            ("subproblems", "master", *self._base.moments(group), *self._copies), torch.Size((*rows, *p.shape))
-        )
-        expected["step"] = torch.Size((self._num_rows,) if self._num_rows > 1 else ())
-        if rows and "subproblems" not in saved:
-            raise ValueError(
-                f"expected the parameters of {self._num_rows} subproblems (`subproblems`) for parameter {index}"
-            )
-        for key, shape in expected.items():
-            if saved.get(key) is None:
-                continue
-            value = torch.as_tensor(saved[key])
-            if value.shape != shape and not (key == "step" and value.numel() == shape.numel()):
-                raise ValueError(
-                    f"expected `{key}` of shape {list(shape)} for parameter {index} ({self._num_rows} subproblems), "
-                    f"got {list(value.shape)}: the state belongs to another number of subproblems or another model"
-                )
+        rows_key = "subproblems" if rows else "master" if p.dtype.itemsize == 2 else None
+        keys = [*([rows_key] if rows_key else []), *self._buffers(group)]
+        step = torch.Size((self._num_rows,) if self._num_rows > 1 else ())
+        return {**dict.fromkeys(keys, torch.Size((*rows, *p.shape))), "step": step}
+
+    def _check_entries(self, shown: Any, group: dict[str, Any], p: Tensor) -> None:
+        """Raises TypeError or ValueError unless a state is one that this parameter can have."""
+        if not isinstance(shown, dict):
+            raise TypeError(f"expected optimizer.state[p] as a dict, got {type(shown).__name__}")
+        for key, shape in self._expected(group, p).items():
+            if shown.get(key) is not None:
+                check_entry(key, shown[key], shape, f"a parameter of shape {list(p.shape)}")
+
+    def _read_shown(self) -> None:
+        """Takes in what others did to the state and to the groups since the last step."""
+        raise NotImplementedError
 
     def _parameters(self) -> list[tuple[dict[str, Any], Tensor]]:
         raise NotImplementedError
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and deepcopy: the buffers are left out and made anew from ``state``."""
-        left_out = {
-            "_flat",
-            "_groups",
-            "_late_flags",
-            "_tables",
-            "_shown",
-            "_stateless",
-            "_zero_grad_profile_name",
-            "step",
-        }  # step: a scheduler's wrapper of it
-        own = {key: value for key, value in self.__dict__.items() if key not in left_out and not key.endswith("_hooks")}
-        own["_now"] = Now(row=self._now.row)
-        own["state"] = {p: _cloned(state) for p, state in self.state.items()}
-        return own
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:  # dicts of torch.optim and of older versions lack some of our options
-            for key, value in self.defaults.items():
-                if key != "differentiable":  # which torch has just put there
-                    group.setdefault(key, value)
-        if "_num_rows" in state:  # unpickled or copied; load_state_dict comes by here with two keys only
-            self.state = defaultdict(dict, self.state)
-            kept = self._export_state()
-            self._build()
-            self._import_state(kept)
 
     def _build(self) -> None:
         raise NotImplementedError
 
 
-def _cloned(state: Any) -> Any:
+def _same(shown: Any, own: dict[str, Any]) -> bool:
+    """True if a state still is the tensors that it was given (in any case if these are all, in their order)."""
+    return isinstance(shown, dict) and len(shown) == len(own) and all(map(is_, shown.values(), own.values()))
+
+
+def cloned(state: Any) -> Any:
     if isinstance(state, Tensor):
         return state.detach().clone()
     if isinstance(state, dict):
-        return {key: _cloned(value) for key, value in state.items()}
+        return {key: cloned(value) for key, value in state.items()}
     if isinstance(state, list):
-        return [_cloned(value) for value in state]
+        return [cloned(value) for value in state]
     return state

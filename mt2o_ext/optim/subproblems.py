@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -220,12 +221,19 @@ class OneModel(TaskGradients):
         rows[self._now.row] = [buffer.detach().clone() for buffer in self._model_buffers]
         return rows
 
-    def _check_buffers(self, rows: list[list[Tensor]]) -> None:
-        shapes, expected = (
-            [[list(buffer.shape) for buffer in row] for row in side] for side in (rows, self._row_buffers)
-        )
+    def _check_buffers(self, rows: Any) -> None:
+        expected = [[list(buffer.shape) for buffer in row] for row in self._row_buffers]
+        if not isinstance(rows, (list, tuple)) or not all(isinstance(row, (list, tuple)) for row in rows):
+            raise TypeError(f"expected `buffers` as a list of those of each subproblem, got {rows!r:.80}")
+        for buffer in (buffer for row in rows for buffer in row):
+            if not isinstance(buffer, Tensor) or buffer.is_complex() or buffer.device.type == "meta":
+                raise TypeError(f"expected model buffers as tensors of real numbers with values, got {buffer!r:.80}")
+            if buffer.is_floating_point() and bool(buffer.isnan().any()):
+                raise ValueError("expected model buffers as numbers, got NaN")
+        shapes = [[list(buffer.shape) for buffer in row] for row in rows]
         if shapes != expected:
-            raise ValueError(f"expected model buffers of shapes {expected[0]}, got {shapes[0]}: pass the same buffers=")
+            got = shapes[0] if shapes else shapes
+            raise ValueError(f"expected model buffers of shapes {expected[0]}, got {got}: pass the same buffers=")
 
     @torch.no_grad()
     def _import_buffers(self, rows: list[list[Tensor]]) -> None:

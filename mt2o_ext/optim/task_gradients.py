@@ -47,8 +47,14 @@ class TaskGradients(FlatOptimizer):
         self._slots = TaskSlots(self._flat, self._tasks_of, self._num_tasks)
         if self._weigher is not None and self._flat:
             trunks = self._trunks()
-            count = sum(len(flat.parameters) for flat in trunks)
-            self._weigher.bind(count, self._flat[0].device, [flat.dtype for flat in trunks])
+            columns = [numel for flat in trunks for numel in flat.numels]
+            self._weigher.bind(
+                len(columns),
+                self._flat[0].device,
+                [flat.dtype for flat in trunks],
+                columns=columns,
+                widths=[flat.row for flat in trunks],
+            )
 
     def _is_head(self, index: int) -> bool:
         return bool(self._tasks_of[index]) and self._tasks_of[index][0] is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 from .. import capture
 from ..flat_gradients import FlatGradients
 from ..ops import gram_accuracy, length_accuracy
+from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..ranks import Ranks
 from ..weighting import Draw, Needs, Weighting, WeightingContext
+from .entries import generator_state, member, tensors_of
 from .options import check_generator
 
 __all__ = ["READS_GRADIENTS", "Weigher", "largest_weights"]
@@ -60,6 +63,12 @@ class Weigher:
                 "use it alone, weighting(cross=...), with weights of your own"
             )
         check_generator(generator)
+        limit = MAX_ROWS if weighting.needs & GRAMS else MAX_TASKS if weighting.needs & READS_GRADIENTS else math.inf
+        if preferences.shape[1] > limit:
+            raise ValueError(
+                f"num_tasks must be at most {limit} with {type(weighting).__name__}, not {preferences.shape[1]}: the "
+                "kernels hold no more task gradients at once"
+            )
         if generator is None:
             draws = Needs.DRAWS in weighting.needs  # else torch's own numbers go on as if nobody had been here
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if draws else 0)
@@ -71,6 +80,8 @@ class Weigher:
         self.steps = 0
         self.epoch = 0
         self._shape: tuple[int, torch.device] | None = None
+        self._columns: list[int] | None = None
+        self._widths: list[int] = []
         self._dtypes: list[torch.dtype] = [torch.float64]
         self._before: dict[str, Tensor] | None = None
         self._key: Tensor | None = None
@@ -81,14 +92,33 @@ class Weigher:
 
     # ------------------------------------------------------------------ where it works
     def bind(
-        self, num_segments: int, device: torch.device, dtypes: Iterable[torch.dtype], *, forget: bool = True
+        self,
+        num_segments: int,
+        device: torch.device,
+        dtypes: Iterable[torch.dtype],
+        *,
+        columns: Sequence[int] = (),
+        widths: Sequence[int] = (),
+        forget: bool = True,
     ) -> None:
         """Prepares for this many tensors; of a new number of them, a weighting that remembers each starts anew.
 
         dtypes: of the gradients.
+        columns: the sizes of all tensors, buffer after buffer: of others, what is kept for each element starts anew.
+        widths: the columns of the buffers.
         forget: at the first time, forget what the weighting remembers of an earlier use.
         """
         self._dtypes = list(dtypes) or [torch.float64]
+        self._widths = list(widths)
+        known, self._columns = self._columns, list(columns)
+        if known not in (None, self._columns) and self.weighting.forget_columns():
+            name = type(self.weighting).__name__
+            warnings.warn(
+                f"the state of the weighting starts anew: {name} remembers each element of the gradients, and the "
+                "parameters are others now",
+                UserWarning,
+                stacklevel=2,
+            )
         if self._shape == (num_segments, device):
             return
         state = {} if self._shape is None and forget else self.weighting.state_dict()
@@ -275,20 +305,31 @@ class Weigher:
             "epoch": self.epoch,
         }
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where the state is that of another weighting."""
+    def loaded(self, state: dict[str, Any]) -> Callable[[], None]:
+        """Checks what ``state_dict`` gave; what takes it over, and cannot fail.
+
+        Raises ValueError or TypeError where the state is that of another weighting.
+        """
+        where = f"the weighting {type(self.weighting).__name__}"
+        given = tensors_of(state, "weighting", where)
+        numbers = generator_state(state, self.generator, where)
+        steps, epoch = (int(member(state, key, (), where)) for key in ("steps", "epoch"))
         other = copy.deepcopy(self.weighting)  # with its parts
         assert self._shape is not None
         rows, tasks = self.preferences.shape
         other.bind(rows, tasks, *self._shape)
-        other.load_state_dict({key: value.to(self._shape[1]) for key, value in state["weighting"].items()})
+        weighting = {key: value.to(self._shape[1]) for key, value in given.items()}
+        other.load_state_dict(weighting)
+        if self._widths:
+            other.check_columns(self._widths)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        device = self.preferences.device
-        self.weighting.load_state_dict({key: value.to(device) for key, value in state["weighting"].items()})
-        self.generator.set_state(state["generator"].cpu())
-        self.steps, self.epoch = int(state["steps"]), int(state["epoch"])
-        self._before = None
+        def commit() -> None:
+            self.weighting.load_state_dict(weighting)
+            self.generator.set_state(numbers)
+            self.steps, self.epoch = steps, epoch
+            self._before = None
+
+        return commit
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy, which generators do not know."""

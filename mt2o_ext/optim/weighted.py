@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..collect import collect_sequential, collect_sum, weighted_sum
 from ..ops import Order, combine_
+from ..ops.limits import MAX_TASKS
 from ..ranks import together
 from ..weighting import Needs, Weighting
+from .entries import member, member_dict
 from .losses import as_list, backward_done, check_losses
 from .options import check_one_row, check_task_options
 from .rules import AdamW, BaseRule, as_base_rule
@@ -95,6 +97,8 @@ class WeightedFused(TaskGradients):
         self._accumulate = accumulate
         self._weigher = Weigher(weighting, table, generator)
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
+        if keeps_tasks and num_tasks > MAX_TASKS:
+            raise ValueError(f"num_tasks must be at most {MAX_TASKS} where task gradients are kept, not {num_tasks}")
         self._copies = ["ema"] * (ema is not None)
         base = as_base_rule(base)
         self._shown: ShownGradients | None = None
@@ -104,6 +108,8 @@ class WeightedFused(TaskGradients):
             num_rows=1, num_tasks=num_tasks if keeps_tasks else 1, stacked=False, ema=ema,
             max_norm=max_norm, skip_all=True, process_group=process_group,
         )  # fmt: skip
+
+    _family = "weighted"
 
     def __repr__(self) -> str:
         assert self._weigher is not None
@@ -208,6 +214,7 @@ class WeightedFused(TaskGradients):
         assert self._weigher is not None
         stacked = check_losses(losses, self._num_tasks, None)
         self._warn_if_alone()
+        self._read_shown()
         own = stacked.detach().double().unsqueeze(0)
         scalars = self._scale(as_list(losses), scaler)
         self._weigher.draw_ahead()
@@ -260,6 +267,8 @@ class WeightedFused(TaskGradients):
         Raises RuntimeError, and changes nothing, if there is no gradient at all.
         """
         assert self._weigher is not None
+        if closure is None and self._only_asked_for_state():
+            return None
         result: Tensor | None = None
         with together(self._ranks):
             if closure is not None:
@@ -374,20 +383,20 @@ class WeightedFused(TaskGradients):
         state = self._weigher.state_dict()
         if self._num_tasks == 1 and not state["weighting"]:
             return {}  # the dict of torch.optim
-        return {"weighted": {**state, "skipped": self._skipped.clone()}}
+        return {**state, "skipped": self._skipped.clone()}
 
-    def _check_state_dict(self, loaded: dict[str, Any]) -> None:
+    def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
         assert self._weigher is not None
-        super()._check_state_dict(loaded)
-        shared = loaded["state"].get("weighted")
-        if shared is not None:
-            self._weigher.check_state(shared)
-        elif self._num_tasks > 1 and loaded["state"]:
-            raise ValueError("expected the state of a WeightedFused of several tasks, got one of another optimizer")
+        if shared is None:
+            if self._num_tasks > 1 and state:
+                raise ValueError("expected the state of a WeightedFused of several tasks, got one of another optimizer")
+            return lambda: None
+        shared = member_dict({"weighted": shared}, "weighted", "the first group")
+        weigh = self._weigher.loaded(shared)
+        skipped = member(shared, "skipped", (1,), "the optimizer")
 
-    def _import_shared(self, state: dict[Any, Any]) -> None:
-        shared = state.get("weighted")
-        if shared is not None:
-            assert self._weigher is not None
-            self._weigher.load_state_dict(shared)
-            self._skipped.copy_(shared["skipped"])
+        def commit() -> None:
+            weigh()
+            self._skipped.copy_(skipped)
+
+        return commit

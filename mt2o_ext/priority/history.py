@@ -119,7 +119,7 @@ class HistoryRecorder:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        empty = torch.zeros(0, len(self.layers), self.num_tasks + 1)
+        empty = torch.zeros(0, len(self.layers), self.num_tasks + 1, dtype=torch.float32)
         return {
             "phases": torch.tensor(list(self.phases), dtype=torch.uint8),
             "steps": torch.tensor(self.steps, dtype=torch.int64),

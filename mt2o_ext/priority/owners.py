@@ -23,11 +23,11 @@ class LayerSums:
 
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
         total, widest = sum(sizes), max(sizes)
-        index = torch.full((len(sizes), widest), total)  # the column behind the last: zero
+        index = torch.full((len(sizes), widest), total, dtype=torch.int64)  # the column behind the last: zero
         layer = []
         begin = 0
         for number, size in enumerate(sizes):
-            index[number, :size] = torch.arange(begin, begin + size)
+            index[number, :size] = torch.arange(begin, begin + size, dtype=torch.int64)
             layer += [number] * size
             begin += size
         self.index = index.to(device)
@@ -55,7 +55,7 @@ def channel_owners(strengths: Tensor, layers: LayerSums, *, faithful: bool) -> T
     shares = torch.where(sums > 0, strengths / sums, 0.0)
     top = shares.amax(dim=0)
     num_tasks = len(strengths)
-    task = torch.arange(num_tasks, device=strengths.device).unsqueeze(1)
+    task = torch.arange(num_tasks, dtype=torch.int64, device=strengths.device).unsqueeze(1)
     first = torch.where(shares == top, task, num_tasks).amin(dim=0)
     if not faithful:
         others = torch.where(task == first, 0.0, shares).amax(dim=0) if num_tasks > 1 else torch.zeros_like(top)

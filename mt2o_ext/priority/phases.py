@@ -58,7 +58,7 @@ class PhaseDraw:
             probability = float(self.schedule(min(progress, 1.0)))
             if not 0.0 <= probability <= 1.0:
                 raise ValueError(f"schedule must give a probability, not {probability}")
-            self.phase = 1 if torch.rand((), generator=self.generator).item() < probability else 2
+            self.phase = 1 if torch.rand((), dtype=torch.float32, generator=self.generator).item() < probability else 2
         self.steps += 1
         if self.shuffle:
             return self.phase, torch.randperm(num_tasks, generator=self.generator).tolist()

@@ -57,7 +57,9 @@ class Projection:
         self.owners = torch.full((first,), -1, dtype=torch.int64, device=device)
         self.layers = LayerSums([c.channels for c in self.connections], device) if self.connections else None
         # Sums of 16-bit gradients are rounded once, in the step; those of others take the place of the first task's.
-        self._wide = torch.zeros(1, 1, flat.row, device=device) if flat.values is not flat.theta else None
+        self._wide = (
+            torch.zeros(1, 1, flat.row, dtype=torch.float32, device=device) if flat.values is not flat.theta else None
+        )
 
     def combine(self, ranks: Ranks | None = None) -> None:
         """Finds the owners from the model as it is (on the first rank), and the combined gradient from those of
@@ -94,10 +96,10 @@ class Projection:
         """float32 [layers, T + 1]: the part of each layer's channels that each task owns, and that none owns."""
         tasks = self.flat.num_tasks
         if self.layers is None:
-            return torch.zeros(0, tasks + 1, device=self.flat.device)
+            return torch.zeros(0, tasks + 1, dtype=torch.float32, device=self.flat.device)
         of_layer = self.layers.padded(torch.where(self.owners < 0, tasks, self.owners), -1)
         counts = torch.stack([(of_layer == task).sum(dim=1) for task in range(tasks + 1)], dim=1)
-        return counts / counts.sum(dim=1, keepdim=True)
+        return counts.float() / counts.sum(dim=1, keepdim=True)
 
 
 def _record(layer: int, first_channel: int, offset: int, part: ChannelRange) -> PriorityRecord:

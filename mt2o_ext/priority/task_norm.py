@@ -181,7 +181,7 @@ class TaskGroupNorm(TaskNorm):
         super().__init__(norm, num_tasks)
         groups: int = norm.num_groups  # type: ignore[assignment]
         device = next((p.device for p in norm.parameters()), None)
-        self.register_buffer("group_var", torch.ones(num_tasks, groups, device=device))
+        self.register_buffer("group_var", torch.ones(num_tasks, groups, dtype=torch.float32, device=device))
 
     def forward(self, input: Tensor, task: int | None = None) -> Tensor:
         task = self.task if task is None else task

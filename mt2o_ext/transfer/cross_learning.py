@@ -34,8 +34,8 @@ class CrossLearning(TransferRule):
         self.per_segment = isinstance(eps, Sequence)
         self.eps = [check_real("eps", e) for e in (eps if isinstance(eps, Sequence) else [eps])]
         self.iterations = check_count("iterations", iterations)
-        self._radius = torch.empty(0)
-        self._coefficients = torch.empty(0)
+        self._radius = torch.empty(0, dtype=torch.float64)
+        self._coefficients = torch.empty(0, dtype=torch.float64)
 
     def bind(self, preferences: Tensor) -> None:
         super().bind(preferences)

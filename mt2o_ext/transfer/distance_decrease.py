@@ -23,8 +23,8 @@ class DistanceDecrease(TransferRule):
 
     def __init__(self, *, every: int = 1) -> None:
         super().__init__(every=every)
-        self._distance = torch.empty(0)
-        self._largest_mean = torch.empty(0)
+        self._distance = torch.empty(0, dtype=torch.float64)
+        self._largest_mean = torch.empty(0, dtype=torch.float64)
 
     def bind(self, preferences: Tensor) -> None:
         super().bind(preferences)

@@ -65,6 +65,17 @@ class Weighting(ABC):
         for part in self._parts().values():
             part.bind(num_rows, num_tasks, num_segments, device)
 
+    def forget_columns(self) -> bool:
+        """Forgets what is kept for each element of the gradients, which have other elements now; True if there was
+        anything."""
+        forgotten = [part.forget_columns() for part in self._parts().values()]
+        return any(forgotten)
+
+    def check_columns(self, widths: Sequence[int]) -> None:
+        """Raises ValueError unless what is kept for each element is that of gradients [K, T, P], P of these widths."""
+        for part in self._parts().values():
+            part.check_columns(widths)
+
     def needs_at(self, step: int) -> Needs:
         """What `weights` reads after ``step`` finished steps: less than ``needs`` where old weights are kept."""
         return self.needs

@@ -36,7 +36,7 @@ class FAMO(Weighting):
         super().__init__()
         self.adam = TableAdam(lr, weight_decay)
         self.lower_bound = check_per_task("lower_bound", lower_bound)
-        self._bound = torch.empty(0)
+        self._bound = torch.empty(0, dtype=torch.float64)
 
     def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
         self._bound = per_task("lower_bound", self.lower_bound, num_tasks, device)

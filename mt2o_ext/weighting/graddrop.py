@@ -36,9 +36,9 @@ class GradDrop(Weighting):
 
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.finite is not None
-        subproblem = torch.arange(len(rows[0]), device=rows[0].device)[:, None]
+        subproblem = torch.arange(len(rows[0]), dtype=torch.int64, device=rows[0].device)[:, None]
         for stream, matrix in enumerate(rows):
-            columns = torch.arange(matrix.shape[-1], device=matrix.device)
+            columns = torch.arange(matrix.shape[-1], dtype=torch.int64, device=matrix.device)
             for block in blocks(matrix.shape[-1]):
                 uniform = drawn(context).uniform(stream, subproblem, columns[block][None])
                 gradient = matrix[..., block].double()

@@ -24,7 +24,7 @@ class LinearWeighting(Weighting):
     def __init__(self, values: float | Sequence[float] | None = None) -> None:
         super().__init__()
         self.values = None if values is None else check_per_task("values", values)
-        self._values = torch.empty(0)
+        self._values = torch.empty(0, dtype=torch.float64)
 
     def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
         if self.values is not None:

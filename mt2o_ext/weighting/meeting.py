@@ -17,7 +17,7 @@ def projected(gram: Tensor, order: Tensor, *, visit_self: bool) -> Tensor:
     visit_self: a row meets its own original too, from which it may by then point away.
     """
     rows = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
-    own = torch.arange(gram.shape[-1], device=gram.device)
+    own = torch.arange(gram.shape[-1], dtype=torch.int64, device=gram.device)
     for met in order.unbind(-1):
         other, squared = _met(gram, met)
         product = (rows * other).sum(-1)
@@ -31,7 +31,7 @@ def projected(gram: Tensor, order: Tensor, *, visit_self: bool) -> Tensor:
 def aligned(gram: Tensor, order: Tensor, targets: Tensor, decay: float, rtol: float) -> tuple[Tensor, Tensor]:
     """GradVac whose targets move only when it acts: coefficients and targets, both [K, T, T]."""
     rows = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
-    own = torch.arange(gram.shape[-1], device=gram.device)
+    own = torch.arange(gram.shape[-1], dtype=torch.int64, device=gram.device)
     for met in order.unbind(-1):
         other, squared = _met(gram, met)
         length = torch.where(are_rounding(gram, rows, rtol), 0.0, (rows * (rows @ gram)).sum(-1).clamp(min=0).sqrt())

@@ -19,12 +19,14 @@ def task_names(context: WeightingContext) -> Tensor:
     """int64 [T]."""
     if context.tasks is not None:
         return context.tasks
-    return torch.arange(context.preferences.shape[1], device=context.preferences.device)
+    return torch.arange(context.preferences.shape[1], dtype=torch.int64, device=context.preferences.device)
 
 
 def subproblem_and_task(context: WeightingContext) -> tuple[Tensor, Tensor]:
     """int64 [K, 1] and [1, T]: the ids of numbers [K, T]."""
-    return torch.arange(len(context.preferences), device=context.preferences.device)[:, None], task_names(context)[None]
+    return torch.arange(len(context.preferences), dtype=torch.int64, device=context.preferences.device)[
+        :, None
+    ], task_names(context)[None]
 
 
 def meeting_orders(context: WeightingContext, stream: int = 0) -> Tensor:

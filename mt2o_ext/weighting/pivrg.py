@@ -40,7 +40,7 @@ class PIVRG(Weighting):
         """Gives D, [T] or [K, T], in percent, after an evaluation; a positive number is worse."""
         self._check_bound()
         old = self._state["degradation"]
-        new = torch.as_tensor(degradation).detach().to(old)
+        new = torch.as_tensor(degradation, dtype=torch.float64).detach().to(old)
         if new.shape not in (old.shape, old.shape[1:]):
             raise ValueError(f"expected degradation [T] or [K, T] of {tuple(old.shape)}, got {tuple(new.shape)}")
         self._state["degradation"] = new.expand_as(old).clone()

@@ -77,7 +77,7 @@ class Relative(_RowScaling):
     def __init__(self, inner: Weighting, loss_ref: float | Sequence[float] | None = None) -> None:
         super().__init__(inner)
         self.loss_ref = None if loss_ref is None else check_per_task("loss_ref", loss_ref, positive=True)
-        self._given = torch.empty(0)
+        self._given = torch.empty(0, dtype=torch.float64)
         if loss_ref is None:
             self.degree = 0.0
             self.loss_domain = LossDomain.POSITIVE_AT_FIRST

@@ -32,6 +32,25 @@ class RowWeighting(Weighting):
     def state_dict(self) -> State:
         return super().state_dict() | {_PREFIX + name: tensor for name, tensor in self._memory.items()}
 
+    def forget_columns(self) -> bool:
+        forgotten = bool(self._memory)
+        self._memory = {}
+        return super().forget_columns() or forgotten
+
+    def check_columns(self, widths: Sequence[int]) -> None:
+        super().check_columns(widths)
+        assert self._shape is not None
+        rows, tasks, _ = self._shape
+        for key, table in self._memory.items():
+            index = key.rpartition(".")[2]
+            fits = index.isdigit() and int(index) < len(widths)
+            shapes = [[rows, tasks, widths[int(index)]], [rows, widths[int(index)]]] if fits else []
+            if list(table.shape) not in shapes or not table.is_floating_point():
+                raise ValueError(
+                    f"{type(self).__name__} expected {key} as real numbers of a shape of {shapes}, got {table.dtype} "
+                    f"{list(table.shape)}: load the state of the same model"
+                )
+
     def _check_state(self, state: State) -> None:
         super()._check_state({key: tensor for key, tensor in state.items() if not key.startswith(_PREFIX)})
 

@@ -41,7 +41,7 @@ class STCH(Weighting):
         self.loss_domain = LossDomain.POSITIVE if ideal is None else LossDomain.ANY
         self.degree = 0.0 if ideal is None else None
         self.means = EpochMeans()
-        self._ideal = torch.empty(0)
+        self._ideal = torch.empty(0, dtype=torch.float64)
 
     def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
         if self.ideal is not None:

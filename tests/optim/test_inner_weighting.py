@@ -137,7 +137,7 @@ def test_infinities_skip_rows_and_their_state(skip: str) -> None:
     model = make_model()
     optimizer = several(model, weighting=NashMTL(), skip_nonfinite=skip)
     train(optimizer, model, Batches(), 2)
-    before, state = rows(optimizer, model), optimizer.state_dict()["state"]["mt2o"]["weighting"]["weighting"]
+    before, state = rows(optimizer, model), optimizer.state_dict()["param_groups"][0]["mt2o"]["weighting"]["weighting"]
     batches = Batches(5)
     with pytest.warns(UserWarning, match="subproblem 1"):  # noqa: PT031
         for k in optimizer.subproblems():
@@ -145,7 +145,7 @@ def test_infinities_skip_rows_and_their_state(skip: str) -> None:
             losses = task_losses(model(x), y)
             optimizer.backward(losses * float("inf") if k == 1 else losses)
         optimizer.step()
-    after = optimizer.state_dict()["state"]["mt2o"]["weighting"]["weighting"]
+    after = optimizer.state_dict()["param_groups"][0]["mt2o"]["weighting"]["weighting"]
     for k, (row, old) in enumerate(zip(rows(optimizer, model), before, strict=True)):
         kept = k == 1 or skip == "all"
         assert torch.equal(row[0], old[0]) == kept

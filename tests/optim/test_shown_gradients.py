@@ -197,12 +197,12 @@ def test_an_infinite_gradient_of_the_users_skips_the_step() -> None:
     optimizer = weighted(model, "gradvac")
     optimizer.backward(model.losses(batch_of(0)))
     optimizer.step()
-    before = [values(model), optimizer.state_dict()["state"]["weighted"]["weighting"]]
+    before = [values(model), optimizer.state_dict()["param_groups"][0]["weighted"]["weighting"]]
     optimizer.backward(model.losses(batch_of(1)))
     model.trunk[0].weight.grad[0, 0] = torch.inf
     with pytest.warns(UserWarning, match="infinite or NaN"):
         optimizer.step()
-    after = [values(model), optimizer.state_dict()["state"]["weighted"]["weighting"]]
+    after = [values(model), optimizer.state_dict()["param_groups"][0]["weighted"]["weighting"]]
     assert all(torch.equal(p, q) for p, q in zip(before[0], after[0], strict=True))
     assert all(torch.equal(before[1][key], after[1][key]) for key in before[1])  # and nothing was learned
 

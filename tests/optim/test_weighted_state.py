@@ -130,7 +130,7 @@ def test_a_step_with_infinities_is_skipped_whole(name: str, where: str, value: f
     assert after["skipped"].tolist() == [1]
     for saved in (before, after):
         saved.pop("skipped")
-        shared = saved["state"]["state"]["weighted"]
+        shared = saved["state"]["param_groups"][0]["weighted"]
         shared.pop("skipped")
         shared.pop("generator")  # goes on, so that all ranks agree
     assert_same(after, before)
@@ -188,9 +188,9 @@ def test_a_group_added_later_keeps_the_state_of_the_weighting() -> None:
     extra = nn.Parameter(torch.ones(3))
     model, optimizer = make("gram, previous weights", torch.float32)
     run(optimizer, model, range(3))
-    before = optimizer.state_dict()["state"]["weighted"]["weighting"]
+    before = optimizer.state_dict()["param_groups"][0]["weighted"]["weighting"]
     optimizer.add_param_group({"params": [extra]})
-    assert_same(optimizer.state_dict()["state"]["weighted"]["weighting"], before)
+    assert_same(optimizer.state_dict()["param_groups"][0]["weighted"]["weighting"], before)
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "task": 1})
     run(optimizer, model, range(3, 5))
     model = Towers()
