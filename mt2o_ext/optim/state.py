@@ -176,7 +176,8 @@ class StateInBuffers(torch.optim.Optimizer):
                 self._start_anew(flat, segment, key, buffers)
         if self._keeps_rows:
             self._attach_row(flat, segment)
-        if segment not in self._stateless[index]:
+        missing = any(value is None for value in changes.values())
+        if missing and segment not in self._stateless[index]:
             self._stateless[index].append(segment)
         self._remember(p)
 
