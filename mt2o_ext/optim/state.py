@@ -118,7 +118,7 @@ class StateInBuffers(torch.optim.Optimizer):
         for key, name in moments.items():
             if state.get(key) is None:
                 state[key] = self._view(flat, flat.buffer(name), segment)
-        for key in self._base.shown:
+        for key in self._base.shown if self._num_rows == 1 else ():
             state.setdefault(key, None)
         for name in self._copies:
             if name not in state:
