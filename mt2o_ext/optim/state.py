@@ -118,7 +118,7 @@ class StateInBuffers(torch.optim.Optimizer):
         for key, name in moments.items():
             if state.get(key) is None:
                 state[key] = self._view(flat, flat.buffer(name), segment)
-        for key in self._base.shown:
+        for key in self._base.shown if self._num_rows == 1 else ():
             state.setdefault(key, None)
         for name in self._copies:
             if name not in state:
@@ -176,7 +176,8 @@ class StateInBuffers(torch.optim.Optimizer):
                 self._start_anew(flat, segment, key, buffers)
         if self._keeps_rows:
             self._attach_row(flat, segment)
-        if segment not in self._stateless[index]:
+        missing = any(value is None for value in changes.values())
+        if missing and segment not in self._stateless[index]:
             self._stateless[index].append(segment)
         self._remember(p)
 
