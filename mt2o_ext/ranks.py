@@ -137,7 +137,7 @@ class Ranks:
 
     def _exchange(self, numbers: list[int]) -> list[list[int]]:
         """The numbers of all ranks; always as many, so that one call meets another one."""
-        mine = torch.tensor(numbers)
+        mine = torch.tensor(numbers, dtype=torch.int64)
         others = [torch.empty_like(mine) for _ in range(self.size)]
         try:
             dist.all_gather(others, mine, group=self._hosts)

@@ -392,7 +392,8 @@ class FlatOptimizer(SavedState, ReportsSkips, torch.optim.Optimizer):
         """The divisor of sums over the ranks, from that of one rank's gradients."""
         if self._ranks is None:
             return factor
-        return torch.full((1,), float(self._ranks.size), device=device) * (1.0 if factor is None else factor)
+        size = torch.full((1,), float(self._ranks.size), dtype=torch.float32, device=device)
+        return size if factor is None else size * factor
 
     def _joint(self, losses: Tensor) -> Tensor:
         """The mean over the ranks."""

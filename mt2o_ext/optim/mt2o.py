@@ -308,22 +308,25 @@ class MT2OFused(OneModel):
     def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
         """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself."""
         with torch.enable_grad(), closing(self._rounds()) as rounds:  # closed: back at the subproblem shown before
-            for k in rounds:
-                losses = closure()
-                if backward_done(losses, self._num_tasks):
-                    if k > 0:
-                        self.zero_grad()
-                        raise TypeError(f"expected losses of subproblem {k} as of those before, got {losses!r}")
-                    return losses.detach() if isinstance(losses, Tensor) else None
-                assert losses is not None
-                if k == 0:
-                    self.zero_grad()
-                try:
-                    self.backward(losses)
-                except BaseException:
-                    self.zero_grad()
-                    raise
+            next(rounds)
+            losses = closure()
+            if backward_done(losses, self._num_tasks):
+                return losses.detach() if isinstance(losses, Tensor) else None
+            self.zero_grad()
+            try:
+                self._backward_of(losses, 0)
+                for k in rounds:
+                    self._backward_of(closure(), k)
+            except BaseException:
+                self.zero_grad()
+                raise
         return self._last_losses()
+
+    def _backward_of(self, losses: Losses | None, k: int) -> None:
+        if backward_done(losses, self._num_tasks):
+            raise TypeError(f"expected losses of subproblem {k} as of those before, got {losses!r}")
+        assert losses is not None
+        self.backward(losses)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients, those of all subproblems."""

@@ -207,7 +207,7 @@ class WeightedFused(TaskGradients):
         if refused is not None and not (self._host_knows(refused) and not bool(refused.any())):
             out.copy_(torch.where(refused.unsqueeze(1), torch.zeros_like(out), out))
         if self._now.unscaled and self._now.scaler is not None:  # as a scaler expects to find it
-            out.mul_(self._now.scaler.scale(torch.ones((), device=out.device)).to(out.dtype))
+            out.mul_(self._now.scaler.scale(torch.ones((), dtype=torch.float32, device=out.device)).to(out.dtype))
 
     def _collect_losses(self, losses: Losses, scaler: Any, retain_graph: bool) -> None:
         """Backward of T losses into the buffers."""
