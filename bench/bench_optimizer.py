@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bench.measure import interleaved, milliseconds, ratio, table, write
-from mt2o_ext import AdamW, MT2OFused
+from mt2o_ext import MT2OFused
+from mt2o_ext.base import AdamW
 
 NOTES = (
     "K = 1, T = 1, AdamW. ms of optimizer.step(), medians; MT2OFused's includes what torch's does not: the gradients "

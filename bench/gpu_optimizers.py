@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from bench.gpu_timing import on_the_clock, release, wait
 from bench.network_shapes import Shape
-from mt2o_ext import ConnectionStrengthFused, MT2OFused, Spectral, TaskBatchNorm, WeightedFused, find_connections
-from mt2o_ext.priority import phase_two
+from mt2o_ext import ConnectionStrengthFused, MT2OFused, WeightedFused
+from mt2o_ext.priority import TaskBatchNorm, find_connections, phase_two
+from mt2o_ext.transfer import Spectral
 from mt2o_ext.weighting import CAGrad, UPGrad
 
 WARM_UP, STEPS = 3, 20

@@ -16,7 +16,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench.measure import table
-from mt2o_ext import Hat, MT2OFused, Spectral, WeightedFused
+from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext.transfer import Hat, Spectral
 from mt2o_ext.weighting import CAGrad
 from tools.gpu_check.runner import write_json
 

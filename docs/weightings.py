@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from mt2o_ext import LossDomain
 from mt2o_ext import weighting as W
-from mt2o_ext.weighting import Draw, Needs, Weighting, WeightingContext
+from mt2o_ext.weighting import Draw, LossDomain, Needs, Weighting, WeightingContext
 from mt2o_ext.weighting.shorthand import METHODS
 
 PAGE = Path(__file__).with_name("weightings.md")
@@ -57,7 +56,7 @@ differ from one another or from ours. `docs/weightings.py` writes this page from
 
 ```python
 import torch
-from mt2o_ext import CAGrad, Ema, UPGrad, as_weighting
+from mt2o_ext.weighting import CAGrad, Ema, UPGrad, as_weighting
 
 jacobian = torch.tensor([[1.0, 0.0, 2.0], [-2.0, 1.0, 0.0]])  # the gradients of T = 2 tasks, one in each row
 weights = CAGrad(c=0.4)(jacobian @ jacobian.T)  # from their Gram matrix [T, T]; the answer is float64 [T]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from mt2o_ext import find_connections
 from mt2o_ext.demo.__main__ import main
 from mt2o_ext.demo.connection_strength import ARMS, delta, spread
 from mt2o_ext.demo.three_tasks import TASKS, ThreeTaskNet, evaluate, make_turned_digits, task_loss, turned
+from mt2o_ext.priority import find_connections
 
 for package in ("matplotlib", "mlxtend"):
     pytest.importorskip(package, reason=f"the demo needs {package}")

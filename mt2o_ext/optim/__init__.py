@@ -1,9 +1,7 @@
 """The optimizers."""
 
 from .connection_strength import ConnectionStrengthFused
-from .moments import Moments
 from .mt2o import MT2OFused
-from .rules import SGD, Adam, AdamW, BaseRule
 from .weighted import WeightedFused
 
-__all__ = ["SGD", "Adam", "AdamW", "BaseRule", "ConnectionStrengthFused", "MT2OFused", "Moments", "WeightedFused"]
+__all__ = ["ConnectionStrengthFused", "MT2OFused", "WeightedFused"]

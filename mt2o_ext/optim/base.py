@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base import BaseRule
 from ..flat import FlatParameters
 from ..flat_gradients import to_device
 from ..ops import FIELDS, Order, combine_, step_
@@ -18,7 +19,6 @@ from ..transfer.checks import check_positive
 from .nonfinite import LateFlags
 from .now import Now
 from .parameters import check_memory, check_parameters
-from .rules import BaseRule
 from .saved import SavedState
 from .skipped import NONFINITE, SkippedSteps
 from .skips import ReportsSkips

@@ -15,8 +15,8 @@ from ..flat import FlatParameters
 from ..ops import Order, combine_, transfer_
 from ..preferences import check_preferences
 from ..transfer import Identity, TransferContext, TransferRule
+from ..transfer.moments import Moments
 from .entries import member, tensors_of
-from .moments import Moments
 
 __all__ = ["Blend"]
 

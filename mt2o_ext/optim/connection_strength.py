@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import capture
+from ..base import AdamW, BaseRule, as_base_rule
 from ..ops import Order
 from ..ops.limits import MAX_OWNERS
 from ..priority.connection import Connection
@@ -21,7 +22,6 @@ from ..ranks import together
 from .base import FlatOptimizer
 from .entries import generator_state, member, member_dict
 from .losses import check_losses
-from .rules import AdamW, BaseRule, as_base_rule
 
 __all__ = ["ConnectionStrengthFused"]
 

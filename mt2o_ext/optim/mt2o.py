@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base import AdamW, BaseRule, as_base_rule
 from ..flat import FlatParameters
 from ..ops.limits import MAX_ROWS
 from ..preferences import check_preferences, default_preferences
 from ..ranks import together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
+from ..transfer.moments import Moments
 from ..weighting import Weighting
 from .blend import Blend
 from .entries import member, member_dict
 from .losses import as_list, backward_done, check_losses, check_running_statistics
-from .moments import Moments
 from .nonfinite import LateFlags
 from .options import check_idle_task_options, check_task_options
-from .rules import AdamW, BaseRule, as_base_rule
 from .skipped import RefusedLosses, Refuser
 from .subproblems import OneModel
 from .weigher import Weigher

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base import BaseRule
 from ..flat import FlatParameters
 from .entries import ENTRIES, check_entry
 from .now import Now
-from .rules import BaseRule
 
 __all__ = ["StateInBuffers", "cloned"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base import AdamW, BaseRule, as_base_rule
 from ..collect import collect_sequential, collect_sum, weighted_sum
 from ..ops import Order, combine_
 from ..ops.limits import MAX_TASKS
@@ -17,7 +18,6 @@ from ..weighting import Needs, Weighting
 from .entries import member, member_dict
 from .losses import as_list, backward_done, check_losses
 from .options import check_one_row, check_task_options
-from .rules import AdamW, BaseRule, as_base_rule
 from .shown import ShownGradients
 from .skipped import NONFINITE, OF_WEIGHTED_SUM
 from .task_gradients import TaskGradients

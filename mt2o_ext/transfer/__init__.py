@@ -10,6 +10,7 @@ from mt2o_ext.transfer.cross_learning import CrossLearning
 from mt2o_ext.transfer.distance_decrease import DistanceDecrease
 from mt2o_ext.transfer.hat import Hat
 from mt2o_ext.transfer.mixing import MGD, Mean, Neighbours
+from mt2o_ext.transfer.moments import Moments
 from mt2o_ext.transfer.schedule import Constant, CosineDecay, ExponentialDecay, LinearDecay, Schedule, WithLearningRate
 from mt2o_ext.transfer.spectral import Spectral
 from mt2o_ext.transfer.user import UserTransfer, as_transfer_rule
@@ -25,6 +26,7 @@ __all__ = [
     "Identity",
     "LinearDecay",
     "Mean",
+    "Moments",
     "Neighbours",
     "Schedule",
     "Spectral",

@@ -4,6 +4,7 @@ Most read only the Gram matrix of the task gradients, T x T numbers; the others 
 first. All are usable alone, ``CAGrad()(jacobian @ jacobian.T)``, and from K subproblems at once.
 """
 
+from mt2o_ext.loss_domain import LossDomain
 from mt2o_ext.weighting.aligned_mtl import AlignedMTL
 from mt2o_ext.weighting.base import Weighting
 from mt2o_ext.weighting.cagrad import CAGrad
@@ -76,6 +77,7 @@ __all__ = [
     "GradVac",
     "LinearWeighting",
     "LogLosses",
+    "LossDomain",
     "MoCo",
     "MoDo",
     "MomentumConFIG",

@@ -21,27 +21,22 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from towers import WEIGHTINGS, Towers, weighted
 
-from mt2o_ext import (
-    PBI,
-    AdamW,
-    ConnectionStrengthFused,
+from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, _native
+from mt2o_ext.base import AdamW
+from mt2o_ext.optim.blend import Blend
+from mt2o_ext.optim.nonfinite import LateCopy
+from mt2o_ext.priority import find_connections
+from mt2o_ext.scalarization import PBI, Log
+from mt2o_ext.transfer import (
     CrossLearning,
     DistanceDecrease,
     Hat,
-    Log,
     Mean,
     Moments,
-    MT2OFused,
     Neighbours,
     Spectral,
-    SubproblemBank,
-    WeightedBackward,
-    _native,
-    find_connections,
+    WithLearningRate,
 )
-from mt2o_ext.optim.blend import Blend
-from mt2o_ext.optim.nonfinite import LateCopy
-from mt2o_ext.transfer import WithLearningRate
 
 _setup_privateuseone_for_python_backend("gpu")
 GPU = torch.device("gpu", 0)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import ConnectionStrengthFused, TaskBatchNorm, find_connections, select_task
-from mt2o_ext.priority import phase_two
+from mt2o_ext import ConnectionStrengthFused
+from mt2o_ext.priority import TaskBatchNorm, find_connections, phase_two, select_task
 
 TASKS = 3
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import SGD, Adam, AdamW, BaseRule, MT2OFused, WeightedFused
+from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext.base import SGD, Adam, AdamW, BaseRule
 
 Kind = type[MT2OFused] | type[WeightedFused]
 Single = Callable[..., MT2OFused | WeightedFused]

@@ -13,15 +13,9 @@ from torch import distributed as dist
 from towers import WEIGHTINGS, Towers, batch_of, values, weighted
 from worlds import Check
 
-from mt2o_ext import (
-    SGD,
-    ConnectionStrengthFused,
-    MT2OFused,
-    SmoothTchebycheff,
-    SubproblemBank,
-    WeightedBackward,
-    WeightedFused,
-)
+from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
+from mt2o_ext.base import SGD
+from mt2o_ext.scalarization import SmoothTchebycheff
 from mt2o_ext.weighting import DWA, FAMO, MGDA, CAGrad, PCGrad, UncertaintyWeighting, UPGrad, Weighting
 
 STEPS = 3

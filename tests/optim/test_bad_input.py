@@ -10,7 +10,9 @@ import torch
 from problems import Batches, assert_same, make_model, snapshot, task_losses, train
 from torch import Tensor, nn
 
-from mt2o_ext import SGD, Adam, AdamW, Hat, Mean, Moments, MT2OFused, Spectral, SubproblemBank, TransferContext
+from mt2o_ext import MT2OFused, SubproblemBank
+from mt2o_ext.base import SGD, Adam, AdamW
+from mt2o_ext.transfer import Hat, Mean, Moments, Spectral, TransferContext
 
 P = nn.Parameter
 

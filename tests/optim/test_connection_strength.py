@@ -12,8 +12,8 @@ import torch
 from priority_model import TASKS, Batches, Network, network, optimizer_of, same_parameters
 from torch import Tensor, nn
 
-from mt2o_ext import SGD, Adam, AdamW, BaseRule, find_connections
-from mt2o_ext.priority import mixed, phase_one, phase_two, sequential
+from mt2o_ext.base import SGD, Adam, AdamW, BaseRule
+from mt2o_ext.priority import find_connections, mixed, phase_one, phase_two, sequential
 from mt2o_ext.priority.phases import PhaseDraw
 
 RULES: dict[str, tuple[BaseRule, Callable[..., torch.optim.Optimizer]]] = {

@@ -23,7 +23,9 @@ from problems import (
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from mt2o_ext import AdamW, Hat, MT2OFused, SubproblemBank, _native
+from mt2o_ext import MT2OFused, SubproblemBank, _native
+from mt2o_ext.base import AdamW
+from mt2o_ext.transfer import Hat
 
 
 # ---------------------------------------------------------------------- closure, hooks

@@ -12,7 +12,9 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from towers import Towers, batch_of, weighted
 
-from mt2o_ext import SGD, AdamW, DistanceDecrease, MT2OFused, WeightedFused
+from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext.base import SGD, AdamW
+from mt2o_ext.transfer import DistanceDecrease
 from mt2o_ext.weighting import FAMO, MoCo
 
 Made = tuple[nn.Module, Any, Callable[[int], object]]  # model, optimizer, one step on the batch of a seed

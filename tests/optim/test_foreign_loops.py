@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import SGD, AdamW, MT2OFused, WeightedFused
+from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext.base import SGD, AdamW
 
 K = 3
 BATCH = torch.linspace(-1, 1, 20).reshape(5, 4)

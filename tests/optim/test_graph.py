@@ -14,20 +14,19 @@ from problems import assert_same, make_model, parameters, task_losses
 from torch import Tensor, nn
 from towers import WEIGHTINGS, Towers, batch_of, values, weighted
 
-from mt2o_ext import (
-    SGD,
-    AdamW,
-    ConnectionStrengthFused,
+from mt2o_ext import ConnectionStrengthFused, MT2OFused
+from mt2o_ext.base import SGD, AdamW
+from mt2o_ext.transfer import (
     CrossLearning,
     DistanceDecrease,
     Hat,
     Identity,
+    LinearDecay,
     Mean,
-    MT2OFused,
     Spectral,
     TransferRule,
+    WithLearningRate,
 )
-from mt2o_ext.transfer import LinearDecay, WithLearningRate
 from mt2o_ext.weighting import CAGrad, Needs, UPGrad
 
 __all__ = ["graphs"]

@@ -14,7 +14,8 @@ from problems import Batches, Twin, assert_same, make_model, parameters, rows, s
 from torch import nn
 from towers import Towers, batch_of, values, weighted
 
-from mt2o_ext import SGD, WeightedFused
+from mt2o_ext import WeightedFused
+from mt2o_ext.base import SGD
 
 Optimizer = torch.optim.Optimizer
 

@@ -12,7 +12,10 @@ from problems import Batches, assert_same, make_model, rows, several, snapshot, 
 from torch import nn
 from towers import Towers, batch_of
 
-from mt2o_ext import SGD, Linear, Mean, MT2OFused, SmoothTchebycheff, SubproblemBank, WeightedFused
+from mt2o_ext import MT2OFused, SubproblemBank, WeightedFused
+from mt2o_ext.base import SGD
+from mt2o_ext.scalarization import Linear, SmoothTchebycheff
+from mt2o_ext.transfer import Mean
 from mt2o_ext.weighting import (
     FAMO,
     MGDA,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from mt2o_ext import SGD, Adam, AdamW, ConnectionStrengthFused, MT2OFused, WeightedFused, _native
+from mt2o_ext import ConnectionStrengthFused, MT2OFused, WeightedFused, _native
+from mt2o_ext.base import SGD, Adam, AdamW
 from mt2o_ext.ops import limits
 
 HEADER = Path(__file__).parents[2] / "csrc" / "core" / "arguments.h"

@@ -14,7 +14,9 @@ from problems import Batches, assert_same, make_model, task_losses
 from torch import Tensor, nn
 from towers import Towers, batch_of, weighted
 
-from mt2o_ext import SGD, Adam, DistanceDecrease, MT2OFused, WeightedFused
+from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext.base import SGD, Adam
+from mt2o_ext.transfer import DistanceDecrease
 from mt2o_ext.weighting import CAGrad, MoCo
 
 Made = tuple[nn.Module, Any, Callable[[int], object]]

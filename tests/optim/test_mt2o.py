@@ -10,8 +10,10 @@ import torch
 from problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 from torch import Tensor, nn
 
-from mt2o_ext import SGD, Hat, Mean, Moments, MT2OFused, Neighbours, Spectral, TransferContext, even, riesz_energy
-from mt2o_ext.transfer import as_transfer_rule
+from mt2o_ext import MT2OFused
+from mt2o_ext.base import SGD
+from mt2o_ext.preferences import even, riesz_energy
+from mt2o_ext.transfer import Hat, Mean, Moments, Neighbours, Spectral, TransferContext, as_transfer_rule
 
 K = 5
 

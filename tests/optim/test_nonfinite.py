@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import Batches, assert_same, make_model, rows, set_gradients, several, snapshot, task_losses, train
 
-from mt2o_ext import Hat, Mean, Moments, Spectral
+from mt2o_ext.transfer import Hat, Mean, Moments, Spectral
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mt2o_ext import SGD, MT2OFused, WeightedBackward, WeightedFused
+from mt2o_ext import MT2OFused, WeightedBackward, WeightedFused
+from mt2o_ext.base import SGD
 
 WEIGHTINGS = ("ls", "upgrad", "cagrad", "gls", "moco")
 

@@ -17,22 +17,11 @@ from problems import Batches, assert_same, make_model, rows, several, task_losse
 from torch import Tensor, nn
 from towers import Towers, batch_of, values, weighted
 
-from mt2o_ext import (
-    SGD,
-    Linear,
-    Log,
-    LossDomain,
-    MT2OFused,
-    Scalarization,
-    SmoothTchebycheff,
-    SubproblemBank,
-    Tchebycheff,
-    WeightedBackward,
-    WeightedFused,
-    weighted_backward,
-)
+from mt2o_ext import MT2OFused, SubproblemBank, WeightedBackward, WeightedFused, weighted_backward
+from mt2o_ext.base import SGD
 from mt2o_ext.optim.skipped import SkippedSteps, Skips
-from mt2o_ext.weighting import GLS, STCH, GradNorm, LinearWeighting, UncertaintyWeighting
+from mt2o_ext.scalarization import Linear, Log, Scalarization, SmoothTchebycheff, Tchebycheff
+from mt2o_ext.weighting import GLS, STCH, GradNorm, LinearWeighting, LossDomain, UncertaintyWeighting
 
 
 @contextmanager

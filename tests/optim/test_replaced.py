@@ -18,7 +18,7 @@ from problems import (
 )
 from torch import nn
 
-from mt2o_ext import SGD
+from mt2o_ext.base import SGD
 
 
 @pytest.mark.parametrize("base", ["adamw", "momentum"])

@@ -8,7 +8,8 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from mt2o_ext import SGD, AdamW, WeightedFused
+from mt2o_ext import WeightedFused
+from mt2o_ext.base import SGD, AdamW
 from mt2o_ext.weighting import DualProj, PerSegment, UPGrad, Weighting
 
 

@@ -11,7 +11,8 @@ from priority_model import Batches, network, optimizer_of
 from torch import Tensor, nn
 from towers import Towers, batch_of, values, weighted
 
-from mt2o_ext import SGD, MT2OFused, WeightedBackward, WeightedFused
+from mt2o_ext import MT2OFused, WeightedBackward, WeightedFused
+from mt2o_ext.base import SGD
 from mt2o_ext.priority import mixed
 
 # From the losses alone, from the Gram matrix, from the rows, per tensor, of one task.

@@ -23,7 +23,9 @@ from problems import (
 )
 from torch import nn
 
-from mt2o_ext import SGD, Adam, AdamW, CrossLearning, DistanceDecrease, Hat, MT2OFused, Spectral
+from mt2o_ext import MT2OFused
+from mt2o_ext.base import SGD, Adam, AdamW
+from mt2o_ext.transfer import CrossLearning, DistanceDecrease, Hat, Spectral
 
 
 @pytest.fixture(params=TWINS, ids=str)

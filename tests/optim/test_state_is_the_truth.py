@@ -26,7 +26,8 @@ from problems import (
 from torch import Tensor, nn
 from towers import Towers, run, values, weighted
 
-from mt2o_ext import SGD, MT2OFused
+from mt2o_ext import MT2OFused
+from mt2o_ext.base import SGD
 
 Change = Callable[[torch.optim.Optimizer, list[nn.Parameter]], object]
 

@@ -9,7 +9,8 @@ import torch
 from problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 from torch import nn
 
-from mt2o_ext import SGD, MT2OFused, SubproblemBank, stack
+from mt2o_ext import MT2OFused, SubproblemBank, stack
+from mt2o_ext.base import SGD
 
 K = 5
 

@@ -10,7 +10,8 @@ from problems import TWINS, assert_same
 from torch import Tensor, nn
 from towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
-from mt2o_ext import SGD, WeightedFused, flat_gradients
+from mt2o_ext import WeightedFused, flat_gradients
+from mt2o_ext.base import SGD
 from mt2o_ext.weighting import (
     CAGrad,
     Every,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from towers import Towers, batch_of, weighted
 
-from mt2o_ext import SGD, WeightedFused
+from mt2o_ext import WeightedFused
+from mt2o_ext.base import SGD
 from mt2o_ext.weighting import (
     EDM,
     IMTLG,

@@ -14,7 +14,8 @@ from problems import assert_same
 from torch import nn
 from towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
-from mt2o_ext import Adam, WeightedFused
+from mt2o_ext import WeightedFused
+from mt2o_ext.base import Adam
 from mt2o_ext.weighting import FAMO, CAGrad, GradVac, NashMTL, PCGrad, PerSegment
 
 

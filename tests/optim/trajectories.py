@@ -15,21 +15,11 @@ import torch
 from priority_model import network
 from torch import Tensor, nn
 
-from mt2o_ext import (
-    SGD,
-    AdamW,
-    ConnectionStrengthFused,
-    Hat,
-    Mean,
-    Moments,
-    MT2OFused,
-    Spectral,
-    TransferContext,
-    WeightedFused,
-    find_connections,
-)
+from mt2o_ext import ConnectionStrengthFused, MT2OFused, WeightedFused
+from mt2o_ext.base import SGD, AdamW
 from mt2o_ext.optim.base import FlatOptimizer
-from mt2o_ext.priority import mixed
+from mt2o_ext.priority import find_connections, mixed
+from mt2o_ext.transfer import Hat, Mean, Moments, Spectral, TransferContext
 
 STEPS = 20
 INFINITE = 7  # at this step one gradient is, where a scaler looks for it

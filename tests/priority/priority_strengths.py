@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import TaskBatchNorm, TaskGroupNorm, TaskNorm
 from mt2o_ext.ops import PriorityRecord
+from mt2o_ext.priority import TaskBatchNorm, TaskGroupNorm, TaskNorm
 
 
 def randomised(norm: nn.Module) -> TaskNorm:

@@ -5,7 +5,7 @@ import torch
 from priority_strengths import explicit_strengths, randomised
 from torch import nn
 
-from mt2o_ext import Connection, TaskBatchNorm, TaskLayerNorm, TaskNorm, find_connections
+from mt2o_ext.priority import Connection, TaskBatchNorm, TaskLayerNorm, TaskNorm, find_connections
 
 LAYERS = {
     "convolution": (nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)),

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from priority_strengths import channel_of_elements, filters, randomised
 from torch import Tensor, nn
 
-from mt2o_ext import Connection, TaskNorm
 from mt2o_ext.ops import PriorityRecord
-from mt2o_ext.priority import channel_owners
+from mt2o_ext.priority import Connection, TaskNorm, channel_owners
 from mt2o_ext.priority.owners import TIE, LayerSums
 
 CPU = torch.device("cpu")

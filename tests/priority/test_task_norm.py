@@ -7,7 +7,7 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
 
-from mt2o_ext import (
+from mt2o_ext.priority import (
     TaskBatchNorm,
     TaskBatchNorm1d,
     TaskBatchNorm2d,

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from weighting_problems import VARIANTS, every_weighting, steps
 
-from mt2o_ext import SGD, LossDomain, MT2OFused, WeightedBackward, WeightedFused
+from mt2o_ext import MT2OFused, WeightedBackward, WeightedFused
 from mt2o_ext import weighting as W
-from mt2o_ext.weighting import Needs
+from mt2o_ext.base import SGD
+from mt2o_ext.weighting import LossDomain, Needs
 from mt2o_ext.weighting.shorthand import METHODS
 
 LATER_ANY = LossDomain.POSITIVE_AT_FIRST

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from weighting_problems import normal
 
-from mt2o_ext import SGD, WeightedFused, weighted_backward
+from mt2o_ext import WeightedFused, weighted_backward
+from mt2o_ext.base import SGD
 from mt2o_ext.ops import length_accuracy
 from mt2o_ext.weighting import (
     EDM,

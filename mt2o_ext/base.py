@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..ops import Rule
+from .ops import Rule
 
 __all__ = ["SGD", "Adam", "AdamW", "BaseRule", "as_base_rule"]
 
@@ -151,5 +151,5 @@ def as_base_rule(base: BaseRule | str) -> BaseRule:
     if isinstance(base, str) and base.lower() in _BY_NAME:
         return _BY_NAME[base.lower()]()
     raise ValueError(
-        f"base must be SGD(...), Adam(...) or AdamW(...) of mt2o_ext, or one of {sorted(_BY_NAME)}; got {base!r}"
+        f"base must be SGD(...), Adam(...) or AdamW(...) of mt2o_ext.base, or one of {sorted(_BY_NAME)}; got {base!r}"
     )

@@ -6,7 +6,9 @@ from enum import Enum
 
 from torch import Tensor
 
-from ..transfer import Hat, Spectral, TransferRule
+from .base import TransferRule
+from .hat import Hat
+from .spectral import Spectral
 
 __all__ = ["Moments"]
 
