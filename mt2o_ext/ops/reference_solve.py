@@ -76,24 +76,11 @@ def power_barrier_(
         b = given[rows.present]
         if bool((b <= 0).any()):
             return torch.full((rows.tasks + 1,), math.nan, dtype=torch.float64)
+        if _cancel(rows, max(rtol, least_rtol(len(rows)))):
+            return torch.cat([torch.zeros(rows.tasks, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])
         barrier = rows.lengths ** (power - 1) * b**power
         y = barrier ** (1 / (1 + power))
-        least = max(rtol, least_rtol(len(rows)))
-
-        def attained() -> bool:
-            square = y @ rows.cosines @ y
-            return bool((square >= 0.5 * (barrier * y ** (1 - power)).sum()) & (square >= least * y.square().sum()))
-
-        # With a ridge there is a solution even where rows cancel each other.
-        ridge = max(1e-10, least)
-        y = _barrier_newton(rows.cosines, barrier, y, power, ridge)
-        while not attained() and ridge > least:
-            ridge = max(1e-2 * ridge, least)
-            y = _barrier_newton(rows.cosines, barrier, y, power, ridge)
-        if attained():
-            y = _barrier_newton(rows.cosines, barrier, y, power, 0.0)
-        if not attained():
-            return torch.cat([torch.zeros(rows.tasks, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])
+        y = _barrier_newton(rows.cosines, barrier, y, power)
         x = y / rows.lengths * rows.scale ** (-1 / (1 + power))
         return torch.cat([rows.all_tasks(x), _barrier_residual(rows.cosines, barrier, y, power)[None]])
 
@@ -103,13 +90,19 @@ def power_barrier_(
     residual.copy_(both[:, -1])
 
 
+def _cancel(rows: Rows, rtol: float) -> bool:
+    """The least norm in the convex hull of the rows, all of length one, is rounding."""
+    units = Rows(rows.cosines)
+    least = on_simplex(units, torch.zeros(len(rows), dtype=torch.float64), 1.0)
+    return bool(least @ rows.cosines @ least <= rtol * least.square().sum())
+
+
 def _barrier_residual(c: Tensor, barrier: Tensor, y: Tensor, power: float) -> Tensor:
     return ((c @ y) * y**power / barrier - 1).abs().max()
 
 
-def _barrier_newton(cosines: Tensor, barrier: Tensor, start: Tensor, power: float, ridge: float) -> Tensor:
+def _barrier_newton(c: Tensor, barrier: Tensor, start: Tensor, power: float) -> Tensor:
     """y > 0 with C y = barrier / y^power, by a damped Newton method; the best iterate."""
-    c = cosines + ridge * torch.eye(len(cosines), dtype=torch.float64)
     y, best, least = start, start, math.inf
     for _ in range(50):
         residual = float(_barrier_residual(c, barrier, y, power))

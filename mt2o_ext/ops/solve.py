@@ -132,7 +132,7 @@ def power_barrier_(
 
     Args:
         weights: float64 [K, T], x, written; all 0 where positive combinations of rows cancel, so that there is no
-            solution (x'Qx of the best x is below half of what it must be, or rounding).
+            solution (the shortest vector in the convex hull of the rows, each divided by its length, is rounding).
         residual: float64 [K], written: the largest |(Qx)_i x_i^p / b_i^p - 1|; about 1e-13 for norms within a factor of
             1e4 and p <= 2; 1 where there is no solution.
         gram: float64 [K, T, T].

@@ -134,6 +134,35 @@ TEST(conflict_averse) {
   });
 }
 
+TEST(two_equal_rows_share) {
+  Vector gram(4, 3.), workspace(solve_workspace(2)), w(2);
+  solve_one(MinimumNorm{{1, 2, gram.data(), workspace.data(), 0}, nullptr, w.data()}, 0);
+  CHECK_EQUAL(w[0], 0.5);
+  CHECK_EQUAL(w[1], 0.5);
+}
+
+// On one support |J'v|^2 is a quadratic of the size of v: where it is the last one, a single step arrives.
+TEST(the_crossing_is_exact_on_a_support) {
+  for (const bool oriented : {false, true})
+    for (const double farther : {1.001, 3., 1e6}) {
+      Problem p(Kind::normal, 8);
+      solve::Workspace w = solve::workspace_of(p.all(), 0);
+      const solve::Rows rows = solve::rows_of(p.gram.data(), p.tasks, w);
+      double* scratch = solve::take(w, p.tasks);
+      solve::Simplex s = solve::simplex_of(rows, w);
+      for (int64_t t = 0; t < p.tasks && oriented; ++t) s.set.linear[t] = 0.2 * std::sin(double(t));
+      solve::start(s, rows, 100.);
+      solve::minimise(s.set);
+      const int64_t support = s.set.factor.count;
+      const double reach = farther * std::sqrt(solve::square_norm(s));
+      const double size = solve::crossing_on_support(s, 100., reach, scratch);
+      s.set.total = size * s.shortest;
+      solve::minimise(s.set);
+      CHECK_EQUAL(s.set.factor.count, support);
+      CHECK_NEAR(std::sqrt(solve::square_norm(s)) / reach, 1., 1e-14);
+    }
+}
+
 TEST(barrier) {
   for (const double power : {0.3, 0.5, 1., 2.})
     for_problems([power](Problem& p) {

@@ -90,11 +90,16 @@ def orders(batch: int, tasks: int, seed: int = 0) -> Tensor:
 
 
 def project(
-    backend: Backend, gram: Tensor, order: Tensor | None = None, targets: Tensor | None = None, decay: float = 0.0
+    backend: Backend,
+    gram: Tensor,
+    order: Tensor | None = None,
+    targets: Tensor | None = None,
+    decay: float = 0.0,
+    rtol: float = 0.0,
 ) -> Tensor:
     weights = empty(*gram.shape[:2])
     order = orders(*gram.shape[:2]) if order is None else order
-    backend.solve.project_(weights, targets, scratch(gram), gram, order, decay=decay, rtol=0.0)
+    backend.solve.project_(weights, targets, scratch(gram), gram, order, decay=decay, rtol=rtol)
     return weights
 
 

@@ -82,6 +82,54 @@ def test_rows_that_cancel_have_no_solution(backend: Backend, power: float) -> No
         assert float(residual) == 1.0
 
 
+@pytest.mark.parametrize("power", [0.2, 1.0, 2.0])
+def test_a_few_rows_that_cancel_have_no_solution_among_others(backend: Backend, power: float) -> None:
+    """However many others there are: a pair, and three rows whose sum is zero."""
+    for tasks in (t for t in sizes(backend) if t >= 3):
+        for seed in range(4):
+            pair = gram_problem("scaled", tasks, seed).rows
+            pair[1] = -pair[0] * (1 + seed)
+            three = gram_problem("scaled", tasks, seed).rows
+            three[1] = -pair[0] - three[2]
+            for rows in (pair, three):
+                gram = GramProblem("some cancel", rows).gram[None]
+                x, residual = power_barrier(backend, gram, power=power)
+                assert not bool(x.any()), (tasks, seed)
+                assert float(residual) == 1.0
+
+
+def nearly_opposite(angle: float) -> Tensor:
+    """Two rows of length one and their Gram matrix: cosine angle - 1."""
+    return torch.tensor([[[1.0, angle - 1], [angle - 1, 1.0]]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("power", [0.2, 1.0, 6.0])
+def test_there_is_a_solution_as_long_as_the_sum_is_more_than_rounding(backend: Backend, power: float) -> None:
+    """Two rows, x_1 = x_2: |J'x|^2 is `angle` times the sum of (x_t |g_t|)^2, and rtol the least that counts."""
+    for rtol in (2.0**-20, 2.0**-40):
+        for angle in (rtol * (1 + 2.0**-4), rtol * (1 - 2.0**-4)):
+            x, residual = power_barrier(backend, nearly_opposite(angle), power=power, rtol=rtol)
+            assert bool((x > 0).all()) == (angle > rtol), (rtol, angle)
+            assert (float(residual) < 1) == (angle > rtol)
+
+
+def test_rows_are_no_more_accurate_than_the_arithmetic(backend: Backend) -> None:
+    """Whatever rtol says: of T rows, 8 T 2^-52."""
+    for angle, solvable in ((2.0**-50, False), (2.0**-46, True)):
+        x, _ = power_barrier(backend, nearly_opposite(angle), rtol=0.0)
+        assert bool((x > 0).all()) == solvable
+
+
+@pytest.mark.parametrize("power", [0.2, 1.0, 2.0, 20.0])
+def test_rows_that_nearly_cancel_are_a_formula(backend: Backend, power: float) -> None:
+    """angle x = x^-p.  The solution is far away: Newton's steps lengthen x by a factor of at most 1 + 1/p."""
+    for exponent in (-20, -30, -40):
+        angle = 2.0**exponent
+        x, _ = power_barrier(backend, nearly_opposite(angle), power=power)
+        expected = angle ** (-1 / (1 + power))
+        assert bool(((x / expected - 1).abs() <= 2.0**-50 / angle).all())
+
+
 def test_targets_must_be_positive(backend: Backend) -> None:
     gram = gram_problem("random", 3).gram.expand(3, 3, 3).contiguous()
     b = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, -1.0], [1.0, 1.0, 1.0]], dtype=torch.float64)

@@ -71,6 +71,65 @@ def test_equals_highs(backend: Backend, data: st.DataObject, relax: bool, seed: 
     check(backend, problem, 1 / rays, rays, relax)  # descent
 
 
+def losses_off_the_ray(rays: Tensor, by: float, seed: int = 0) -> Tensor:
+    """Their non-uniformity is about by^2 / 2."""
+    steps = torch.randn(len(rays), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    steps = (steps - steps.mean()) / (steps - steps.mean()).square().mean().sqrt()
+    return (1 + by * steps) / rays
+
+
+@pytest.mark.parametrize("relax", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_near_the_ray_equals_highs(backend: Backend, kind: str, relax: bool) -> None:
+    """On both sides of the tolerance of 1e-4."""
+    rays = torch.linspace(1.0, 2.0, 5, dtype=torch.float64)
+    for seed in range(4):
+        for by in (1e-6, 1e-3, 0.9e-2, 2e-2):
+            check(backend, gram_problem(kind, 5, seed), losses_off_the_ray(rays, by, seed), rays, relax)
+
+
+def test_only_on_the_ray_to_rounding_nothing_has_to_be_kept(backend: Backend) -> None:
+    rays = torch.tensor([[1.0, 3.0, 7.0, 11.0]], dtype=torch.float64)
+    grams = torch.cat([gram_problem("conflicting", 4, seed).gram[None] for seed in range(8)])
+    for by, differs in ((2.0**-52, False), (1e-10, True)):
+        losses = losses_off_the_ray(rays[0], by)[None].repeat(8, 1)
+        kept, relaxed = (descent(backend, grams, losses, rays.repeat(8, 1), relax=relax) for relax in (False, True))
+        assert torch.equal(kept, relaxed) != differs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_of_zero_equals_highs(backend: Backend, kind: str) -> None:
+    losses = torch.tensor([0.0, 1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
+    for seed in range(4):
+        check(backend, gram_problem(kind, 5, seed), losses, torch.ones_like(losses), relax=False)
+
+
+def test_where_every_loss_rises_all_rows_count(backend: Backend) -> None:
+    """The worst task has the shortest row of all that point one way: along J'a every loss rises."""
+    direction = torch.linspace(1.0, 2.0, 6, dtype=torch.float64)
+    rows = torch.tensor([[0.1], [10.0], [5.0]], dtype=torch.float64) * direction
+    rows = rows + 0.01 * gram_problem("random", 3).rows[:, :6]
+    problem = GramProblem("one way", rows)
+    losses = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
+    share = losses / losses.sum()
+    logs = (3 * share).log()
+    assert bool((problem.gram @ (logs - share @ logs) < 0).all())
+    check(backend, problem, losses, torch.ones_like(losses), relax=False)
+
+
+def test_the_scale_of_losses_and_rays(backend: Backend) -> None:
+    """That of the losses changes nothing; with that of the rays go the bounds of the rows off the ray."""
+    rays = torch.linspace(1.0, 2.0, 5, dtype=torch.float64)
+    for seed in range(4):
+        problem = gram_problem("conflicting", 5, seed)
+        for by in (1e-3, 0.5):
+            losses = losses_off_the_ray(rays, by, seed)
+            plain = descent(backend, problem.gram[None], losses[None], rays[None])
+            for factor in (2.0**-60, 2.0**60):
+                assert torch.equal(descent(backend, problem.gram[None], factor * losses[None], rays[None]), plain)
+            check(backend, problem, losses, 2.0**-60 * rays, relax=False)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_tasks(backend: Backend, kind: str) -> None:
     for tasks in (t for t in sizes(backend) if 16 <= t <= 64):

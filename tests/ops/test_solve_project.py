@@ -87,6 +87,25 @@ def test_a_target_of_one_is_not_acted_on(backend: Backend) -> None:
     assert torch.equal(project(backend, problem.gram[None], None, targets), torch.ones(1, 3, dtype=torch.float64))
 
 
+def test_a_row_that_became_rounding_meets_no_other(backend: Backend) -> None:
+    """Row 0 and its near opposite, made orthogonal: |J'c|^2 = 2 angle - angle^2, of parts 1 + (1 - angle)^2."""
+
+    def weight_of_the_third(angle: float, rtol: float) -> float:
+        gram = torch.eye(3, dtype=torch.float64)
+        gram[0, 1] = gram[1, 0] = angle - 1
+        targets = torch.full((1, 3, 3), -1.0, dtype=torch.float64)
+        targets[0, 0] = torch.tensor([-1.0, 0.0, 0.5])
+        order = torch.tensor([[[0, 1, 2]] * 3])
+        return float(project(backend, gram[None], order, targets, rtol=rtol)[0, 2])
+
+    for angle in (2.0**-20, 2.0**-40):
+        assert weight_of_the_third(angle, rtol=angle * (1 + 2.0**-4)) == 1
+        assert weight_of_the_third(angle, rtol=angle * (1 - 2.0**-4)) > 1
+    # Whatever rtol says, of T rows 8 T 2^-52 is rounding.
+    assert weight_of_the_third(2.0**-50, rtol=0.0) == 1
+    assert weight_of_the_third(2.0**-46, rtol=0.0) > 1
+
+
 def test_targets_stay_where_something_is_not_finite(backend: Backend) -> None:
     gram = torch.stack([gram_problem("conflicting", 3).gram] * 2)
     gram[0, 1, 2] = torch.nan

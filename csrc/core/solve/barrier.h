@@ -1,6 +1,6 @@
 // x > 0 with (Qx)_i = (b_i / x_i)^p: Nash-MTL (p = 1), FairGrad (p = 1 / alpha), PIVRG (p = 1/2).
 #pragma once
-#include "factor.h"
+#include "simplex.h"
 
 namespace mt2o::solve {
 
@@ -8,17 +8,12 @@ namespace mt2o::solve {
 struct Barrier {
   int64_t size;
   const double* cosines;
-  double power, ridge;
+  double power;
   double* target;                // B
   double *y, *best;              // [size]
-  double *image, *trial, *step;  // scratch [size]; image: (C + ridge) y
+  double *image, *trial, *step;  // scratch [size]; image: C y
   double* hessian;               // scratch [size][size]
 };
-
-MT2O_HD void image_of(const Barrier& b, const double* y, double* image) {
-  multiply(image, b.cosines, y, b.size);
-  axpy(image, b.ridge, y, b.size);
-}
 
 // The largest |(Cy)_i y_i^p / B_i - 1|; b.image is that of y.  NaN counts as infinite.
 MT2O_HD double residual_of(const Barrier& b, const double* y) {
@@ -33,22 +28,21 @@ MT2O_HD double residual_of(const Barrier& b, const double* y) {
 // The derivative along the step at y (1 + length step); values of the function itself would cancel.
 MT2O_HD double slope_at(const Barrier& b, double length) {
   for (int64_t i = 0; i < b.size; ++i) b.trial[i] = b.y[i] * (1. + length * b.step[i]);
-  image_of(b, b.trial, b.image);
+  multiply(b.image, b.cosines, b.trial, b.size);
   double slope = 0.;
   for (int64_t i = 0; i < b.size; ++i)
     slope += b.y[i] * b.step[i] * (b.image[i] - b.target[i] * power(b.trial[i], -b.power));
   return slope;
 }
 
-// b.step: Newton's in dy / y, from the Hessian D (C + ridge + diag(p B y^(-p-1))) D, D = diag(y).  b.image is that of
-// y.
+// b.step: Newton's in dy / y, from the Hessian D (C + diag(p B y^(-p-1))) D, D = diag(y).  b.image is that of y.
 MT2O_HD double newton_slope(Barrier& b, Factor& f) {
   const int64_t n = b.size;
   f.count = 0;
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < n; ++j) b.hessian[i * n + j] = b.y[i] * b.cosines[i * n + j] * b.y[j];
     const double pull = b.target[i] * power(b.y[i], -b.power) * b.y[i];
-    b.hessian[i * n + i] += b.ridge * b.y[i] * b.y[i] + b.power * pull;
+    b.hessian[i * n + i] += b.power * pull;
     b.trial[i] = b.step[i] = pull - b.image[i] * b.y[i];
     append(f, i);
   }
@@ -60,7 +54,7 @@ MT2O_HD double newton_slope(Barrier& b, Factor& f) {
 MT2O_HD double newton(Barrier& b, Factor& f) {
   double least = infinity();
   for (int iteration = 0; iteration < 50; ++iteration) {
-    image_of(b, b.y, b.image);
+    multiply(b.image, b.cosines, b.y, b.size);
     const double residual = residual_of(b, b.y);
     if (residual < least) least = residual, copy(b.best, b.y, b.size);
     if (residual <= 1e-15 || (residual <= 1e-12 && residual > least)) break;
@@ -78,14 +72,25 @@ MT2O_HD double newton(Barrier& b, Factor& f) {
   return least;
 }
 
-// True if y'Cy is what a solution's must be, at least by half, and more than rounding; rows that cancel each other have
-// no solution.
-MT2O_HD bool attained(const Barrier& b, double rtol) {
-  double wanted = 0.;
-  for (int64_t i = 0; i < b.size; ++i) wanted += b.target[i] * power(b.y[i], -b.power) * b.y[i];
+// True if y proves that no rows cancel: (Cy)_i >= c > 0 for all i means z'Cz >= c^2 z'z / y'Cy for all z >= 0, as
+// c sum z <= z'Cy.
+MT2O_HD bool proves_solvable(const Barrier& b, double rtol) {
   multiply(b.image, b.cosines, b.y, b.size);
-  const double square = dot(b.image, b.y, b.size);
-  return square >= 0.5 * wanted && square >= rtol * dot(b.y, b.y, b.size);
+  double least = b.image[0];
+  for (int64_t i = 1; i < b.size; ++i) least = lesser(least, b.image[i]);
+  return least > 0. && least * least > rtol * dot(b.image, b.y, b.size);
+}
+
+// True if rows cancel each other, so that there is no solution: the least norm in the convex hull of the rows, all of
+// length one, is rounding.  w is given back.
+MT2O_HD bool cancel(const Rows& rows, double rtol, Workspace w) {
+  Rows units = rows;
+  units.lengths = take(w, rows.count);
+  fill(units.lengths, rows.count, 1.);
+  Simplex s = simplex_of(units, w);
+  start(s, units, 1.);
+  minimise(s.set);
+  return square_norm(s) <= rtol * dot(s.set.y, s.set.y, rows.count);
 }
 
 }  // namespace mt2o::solve
@@ -110,25 +115,19 @@ MT2O_HD void solve_one(const PowerBarrier& s, int64_t k) {
   b.size = n, b.cosines = rows.cosines, b.power = s.power;
   b.target = solve::take(w, n), b.y = solve::take(w, n), b.best = solve::take(w, n);
   b.image = solve::take(w, n), b.trial = solve::take(w, n), b.step = solve::take(w, n);
+  const solve::Workspace after = w;
   b.hessian = solve::take(w, n * n);
   solve::Factor f = solve::factor_of({b.hessian, n, nullptr}, 0., w);
   for (int64_t i = 0; i < n; ++i) {
     b.target[i] = solve::power(rows.lengths[i], s.power - 1.) * solve::power(target[rows.tasks_of[i]], s.power);
     b.y[i] = solve::power(b.target[i], 1. / (1. + s.power));
   }
-  // With a ridge there is a solution in any case.  Where it is the ridge that carries it, a smaller one is tried, down
-  // to the rows' accuracy; without any, from there, the exact one.
-  s.residual[k] = 1.;
+  s.residual[k] = solve::newton(b, f);
   const double rtol = solve::greater(s.all.rtol, solve::least_rtol(n));
-  b.ridge = solve::greater(1e-10, rtol);
-  for (solve::newton(b, f); !solve::attained(b, rtol); solve::newton(b, f)) {
-    if (b.ridge <= rtol) return;
-    b.ridge = solve::greater(1e-2 * b.ridge, rtol);
+  if (!solve::proves_solvable(b, rtol) && solve::cancel(rows, rtol, after)) {
+    s.residual[k] = 1.;
+    return;
   }
-  b.ridge = 0.;
-  const double residual = solve::newton(b, f);
-  if (!solve::attained(b, rtol)) return;
-  s.residual[k] = residual;
   solve::to_weights(weights, rows, b.y, solve::power(rows.scale, -1. / (1. + s.power)));
 }
 
