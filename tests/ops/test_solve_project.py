@@ -145,6 +145,15 @@ def test_eigenvalues_of_a_diagonal_matrix_are_exact(backend: Backend) -> None:
     assert bool((vectors.abs().sum(1) == 1).all())
 
 
+def test_small_eigenvalues_of_short_rows_keep_their_digits(backend: Backend) -> None:
+    """Two rows, one of them short: the product of the eigenvalues is the determinant s^2 (1 - c^2)."""
+    for length in (2.0**-10, 2.0**-70, 2.0**-200):
+        gram = torch.tensor([[[1.0, 0.5 * length], [0.5 * length, length**2]]], dtype=torch.float64)
+        for each in (gram, gram.flip(1, 2)):
+            (values,), _ = eigen(backend, each)
+            assert math.isclose(float(values.prod()), 0.75 * length**2, rel_tol=1e-14)
+
+
 def test_only_the_lower_triangle_counts() -> None:
     """Where the two triangles differ by rounding, results are those of one of them, bit for bit."""
     gram = gram_problem("random", 6).gram[None]

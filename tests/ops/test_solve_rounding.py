@@ -103,12 +103,23 @@ def test_a_penalty_that_rounding_exceeds_is_raised(backend: Backend) -> None:
     gram = torch.tensor([[[1.0, -1, 0], [-1, 1 - 2e-6, 0], [0, 0, 1]]], dtype=torch.float64)
     weights = dual_cone(backend, gram, torch.eye(3, dtype=torch.float64)[None], rtol=1e-15)
     assert bool((weights.abs() <= 4).all())
+    # No Gram matrix of anything.
+    gram = torch.tensor([[[1.0, -2.0], [-2.0, 1.0]]], dtype=torch.float64)
+    weights = dual_cone(backend, gram, torch.eye(2, dtype=torch.float64)[None], rtol=1e-15)
+    assert bool((weights.abs() <= 4).all())
 
 
 def test_the_penalty_is_what_it_is_said_to_be(backend: Backend) -> None:
     """Two rows at an obtuse angle: z = c / (1 + rtol), for c = -cosine."""
     gram = torch.tensor([[[4.0, -1.0], [-1.0, 1.0]]], dtype=torch.float64)
     lower = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
-    for rtol in (0.0, 1e-3, 0.5):
+    for rtol, penalty in ((0.0, 16 * 2.0**-52), (1e-3, 1e-3), (0.5, 0.5)):  # of T rows, at least 8 T 2^-52
         z = dual_cone(backend, gram, lower, rtol=rtol)[0, 0, 1]
-        assert abs(float(z) - 1 / (1 + rtol)) < 1e-13
+        assert abs(float(z) - 1 / (1 + penalty)) <= 2.0**-50
+
+
+def test_a_conflict_below_a_part_in_1e13_is_none(backend: Backend) -> None:
+    for cosine, acts in ((-3e-13, True), (-3e-14, False)):
+        gram = torch.tensor([[[1.0, cosine], [cosine, 1.0]]], dtype=torch.float64)
+        z = float(dual_cone(backend, gram, torch.tensor([[[1.0, 0.0]]], dtype=torch.float64))[0, 0, 1])
+        assert abs(z - (-cosine if acts else 0.0)) <= 1e-15 * abs(cosine) * 16

@@ -14,7 +14,7 @@ from mt2o_ext import weighting as W
 from mt2o_ext.weighting.shorthand import METHODS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "weightings.py"
-NO_METHODS = ("Draw", "Needs", "Weighting", "WeightingContext")
+NO_METHODS = ("Draw", "LossDomain", "Needs", "Weighting", "WeightingContext")
 
 
 def test_names_give_methods_with_their_defaults():

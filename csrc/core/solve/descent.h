@@ -42,7 +42,7 @@ MT2O_HD void balance(DescentProgram& p, const Rows& rows, double longest, const 
   }
   for (int64_t i = 0; i < n; ++i) {
     const bool is_worst = weighted[rows.tasks_of[i]] == worst;
-    if (any && moved[i] > 0. && !is_worst) continue;
+    if (moved[i] > 0. && !is_worst) continue;
     products_with(rows, longest, i, p.matrix + p.conditions * n);
     p.bound[p.conditions++] = any && !is_worst ? moved[i] : 0.;
   }
