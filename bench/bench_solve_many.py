@@ -18,7 +18,7 @@ from bench.measure import interleaved, milliseconds, ratio, table, write
 from mt2o_ext.weighting import MGDA, UPGrad
 
 NOTES = (
-    "ms for the weights of one float32 Gram matrix of T gradients of 4 T columns, ours and TorchJD's in turn, the "
+    "One thread. ms for the weights of one float32 Gram matrix of T gradients of 4 T columns, ours and TorchJD's in turn, the "
     "median; ~: a single run, because it took more than 0.3 s. Easy: the gradients have a common part, few pairs "
     "conflict; hard: they have none, half of the pairs conflict. longer: |J'w| over the mean length "
     "of the rows, at most 1 where a projection does not lengthen."
@@ -64,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few tasks and rounds, nothing is written")
     quick = parser.parse_args().quick
+    torch.set_num_threads(1)  # else the threads of the one spin while the other is timed
     sizes, rounds = ((16,), 2) if quick else ((16, 32, 64, 128, 256), 7)
     rows = [measure(name, kind, tasks, rounds) for name in METHODS for kind in ("easy", "hard") for tasks in sizes]
     print(table(rows))

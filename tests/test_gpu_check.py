@@ -236,9 +236,11 @@ def test_the_commit_can_be_given() -> None:
 
 
 def test_makefile_and_script_start_it() -> None:
-    help_text = subprocess.check_output(["make", "-s", "help"], cwd=ROOT, text=True)
+    help_text = subprocess.check_output(["make", "-s", "--no-print-directory", "help"], cwd=ROOT, text=True)
     assert re.search(r"make gpu-check +.*six minutes", help_text)
-    started = subprocess.check_output(["make", "-n", "gpu-check", "OUT=here", "PYTHON=that"], cwd=ROOT, text=True)
+    started = subprocess.check_output(
+        ["make", "-sn", "--no-print-directory", "gpu-check", "OUT=here", "PYTHON=that"], cwd=ROOT, text=True
+    )
     assert started.strip() == 'PYTHON="that" tools/gpu_check.sh --out "here"'
     script = ROOT / "tools" / "gpu_check.sh"
     help_text = subprocess.check_output([script, "--help"], text=True, env=os.environ | {"PYTHON": sys.executable})

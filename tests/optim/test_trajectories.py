@@ -72,12 +72,16 @@ def assert_same(actual: Trajectory, expected: Trajectory) -> None:
             assert same_numbers(ours[name], value), f"step {step}, {name}: {differ} of {value.numel()} differ"
 
 
-def assert_near(actual: Trajectory, expected: Trajectory) -> None:
+def assert_near(actual: Trajectory, expected: Trajectory, *, rounded_gradient: bool = False) -> None:
     """Sums in another order are products good to 1e-7 of the rows' lengths, and weights or a mix of them as good but
     for the condition of a small problem, here below ten: so far apart, of the way that was gone, may the ends be.
-    Every step rounds once more to float32; what was rounded to 16 bits is as near as they allow.
+    Every step rounds once more to float32; what was rounded to 16 bits is as near as they allow.  WeightedFused rounds
+    the combined gradient of 16-bit parameters to ``.grad``: of the few elements that lie between two numbers some go
+    the other way in a step or two.
     """
-    start = expected.points[0]
+    start = before = expected.points[0]
+    turned = torch.finfo(torch.bfloat16).eps if rounded_gradient else 0.0
+    longest = dict.fromkeys(start, torch.zeros((), dtype=torch.float64))
     size = {tensor: torch.zeros_like(value, dtype=torch.float64) for tensor, value in start.items()}
     for step, (ours, theirs) in enumerate(zip(actual.points, expected.points, strict=True)):
         assert ours.keys() == theirs.keys() and torch.equal(ours["scale"], theirs["scale"])
@@ -85,7 +89,13 @@ def assert_near(actual: Trajectory, expected: Trajectory) -> None:
             way = (value.double() - start[tensor].double()).abs().max()
             size[tensor] = torch.maximum(size[tensor], value.double().abs())  # that was rounded so far
             shown = torch.finfo(value.dtype).eps if value.dtype == torch.bfloat16 else 0.0
-            assert_within(ours[tensor], value, 1e-6 * way + (shown + step * 2.0**-23) * size[tensor])
+            allowed = 1e-6 * way + (shown + step * 2.0**-23) * size[tensor]
+            longest[tensor] = torch.maximum(longest[tensor], (value.double() - before[tensor].double()).abs().max())
+            beyond = (ours[tensor].double() - value.double()).abs() > allowed
+            if float(beyond.double().mean()) > 0.002 * (turned > 0):
+                assert_within(ours[tensor], value, allowed)
+            assert_within(ours[tensor], value, allowed + 2 * turned * longest[tensor])
+        before = theirs
 
 
 @pytest.fixture(params=[CUDA, EMULATED], ids=lambda backend: backend.name)
@@ -102,7 +112,11 @@ def test_column_by_column_the_same_bits(other: Backend, name: str) -> None:
 
 @pytest.mark.parametrize("name", BY_INNER_PRODUCTS)
 def test_by_inner_products_the_same_way_but_for_roundings(other: Backend, name: str) -> None:
-    assert_near(along(BY_INNER_PRODUCTS[name], other), along(BY_INNER_PRODUCTS[name], CPU))
+    assert_near(
+        along(BY_INNER_PRODUCTS[name], other),
+        along(BY_INNER_PRODUCTS[name], CPU),
+        rounded_gradient=name.startswith("WeightedFused") and "bfloat16" in name,
+    )
 
 
 # ---------------------------------------------------------------------- that these comparisons see
@@ -127,4 +141,4 @@ def test_inner_products_that_are_a_little_wrong_are_seen(name: str) -> None:
     right = along(BY_INNER_PRODUCTS[name], CPU)
     wrong = along(BY_INNER_PRODUCTS[name], CPU, gram_=lambda gram: gram[..., 0, 0].mul_(1.001))
     with pytest.raises(AssertionError, match=r"\d+ of \d+ differ"):
-        assert_near(wrong, right)
+        assert_near(wrong, right, rounded_gradient=name.startswith("WeightedFused") and "bfloat16" in name)
