@@ -18,10 +18,10 @@ from bench.measure import interleaved, milliseconds, ratio, table, write
 from mt2o_ext.weighting import MGDA, UPGrad
 
 NOTES = (
-    "One thread. ms for the weights of one float32 Gram matrix of T gradients of 4 T columns, ours and TorchJD's in turn, the "
-    "median; ~: a single run, because it took more than 0.3 s. Easy: the gradients have a common part, few pairs "
-    "conflict; hard: they have none, half of the pairs conflict. longer: |J'w| over the mean length "
-    "of the rows, at most 1 where a projection does not lengthen."
+    "One thread. ms for the weights of one float32 Gram matrix of T gradients of 4 T columns, ours and TorchJD's in "
+    "turn, the median; ~: a single run, because it took more than 0.3 s. Easy: the gradients have a common part, few "
+    "pairs conflict; hard: they have none, half of the pairs conflict. longer: |J'w| over the mean length of the rows, "
+    "at most 1 where a projection does not lengthen."
 )
 SLOW = 0.3  # seconds
 

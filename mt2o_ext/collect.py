@@ -47,7 +47,9 @@ class Slot:
     def __init__(self, flat: FlatGradients, row: int, task: int, segment: int, *, head: bool = False) -> None:
         self.head = head
         self._flat, self._at, self._segment = flat, row * flat.num_tasks + task, segment
-        self.place = flat.place(row, task, segment)
+        self.place = place = flat.place(row, task, segment)
+        self._like = (place.dtype, place.device, place.shape, place.stride())
+        self._without_gaps = place.is_contiguous() or not flat.stacked
 
     @property
     def direct(self) -> bool:
@@ -56,10 +58,8 @@ class Slot:
         Not where the parameter was converted or laid out anew since the buffers were made, nor of a bank, whose
         gradients have gaps here, which torch does not want.
         """
-        p, place = self.parameter, self.place
-        if any(getattr(p, kind) != getattr(place, kind) for kind in ("dtype", "device", "shape")):
-            return False
-        return p.stride() == place.stride() and (place.is_contiguous() or not self._flat.stacked)
+        p = self.parameter
+        return self._without_gaps and (p.dtype, p.device, p.shape, p.stride()) == self._like
 
     def move(self, p: Tensor) -> None:
         """Adds a complete ``.grad`` and takes it away."""
@@ -169,11 +169,16 @@ def collect_sum(
     unwanted = [p for p in others if p.requires_grad and id(p) not in known]
     if new := [slot.place for slot in live if not slot.filled]:
         torch._foreach_zero_(new)
-    handles = [slot.parameter.register_post_accumulate_grad_hook(slot.move) for slot in live if not slot.direct]
+    direct = [slot.direct for slot in live]
+    handles = [
+        slot.parameter.register_post_accumulate_grad_hook(slot.move)
+        for slot, one in zip(live, direct, strict=True)
+        if not one
+    ]
     try:
         with grads_kept([*parameters, *unwanted]):
-            for slot, p in zip(live, parameters, strict=True):
-                p.grad = slot.place if slot.direct else None
+            for slot, p, one in zip(live, parameters, direct, strict=True):
+                p.grad = slot.place if one else None
             versions = [slot.place._version for slot in live]
             torch.autograd.backward(loss, inputs=parameters if short else None, retain_graph=retain_graph)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from . import capture
 from .ops import combine_, finite_, gram_, plan_layout
 
-__all__ = ["FlatGradients", "dense_strides", "to_device"]
+__all__ = ["FlatGradients", "check_dense", "dense_strides", "to_device"]
 
 
 def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
@@ -36,6 +36,16 @@ def to_device(table: Tensor, device: torch.device) -> Tensor:
         "take one such step outside of the capture first, and give lr as a tensor on the device if it changes",
     )
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
+
+
+def check_dense(grads: Iterable[Tensor | None]) -> None:
+    """Raises TypeError for a gradient that is not dense."""
+    for grad in grads:
+        if grad is not None and grad.layout != torch.strided:
+            raise TypeError(
+                f"expected dense gradients, got one of layout {grad.layout} for a parameter of shape "
+                f"{list(grad.shape)}; build the embedding with sparse=False"
+            )
 
 
 class FlatGradients:
@@ -110,8 +120,8 @@ class FlatGradients:
 
         Raises TypeError, before anything is copied, for gradients that are not dense.
         """
-        self.check_dense()
         grads = [p.grad for p in self.parameters]
+        check_dense(grads)
         there = [grad is not None for grad in grads]
         row = row * self.num_tasks + task
         before = self.filled[row] if detach else [False] * len(grads)
@@ -126,15 +136,6 @@ class FlatGradients:
         if detach:
             for p in self.parameters:
                 p.grad = None
-
-    def check_dense(self) -> None:
-        """Raises TypeError for a ``.grad`` that is not dense."""
-        for grad in (p.grad for p in self.parameters):
-            if grad is not None and grad.layout != torch.strided:
-                raise TypeError(
-                    f"expected dense gradients, got one of layout {grad.layout} for a parameter of shape "
-                    f"{list(grad.shape)}; build the embedding with sparse=False"
-                )
 
     def take_gradients(self, segment: int, other: FlatGradients, other_segment: int) -> None:
         """Copies the gradients of a parameter, where they are there, from the buffer it was in before."""

@@ -175,6 +175,7 @@ class SavedState(StateInBuffers):
             "_shown",
             "_stateless",
             "_attached",
+            "_seen",
             "_zero_grad_profile_name",
             "step",
         }  # step: a scheduler's wrapper of it

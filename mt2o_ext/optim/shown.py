@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..flat_gradients import FlatGradients
+from ..flat_gradients import FlatGradients, check_dense
 from ..ops import finite_
 
 __all__ = ["ShownGradients"]
@@ -89,7 +89,7 @@ class ShownGradients:
         if torch.compiler.is_compiling():  # in-place changes are there; what was replaced is not looked for
             return [row.unsqueeze(1) for row in self._rows]
         for flat in self._flats:
-            flat.check_dense()
+            check_dense(p.grad for p in flat.parameters)
         for flat, views in zip(self._flats, self._views, strict=True):
             there = [p.grad is not None for p in flat.parameters]
             flat.filled = [there, *([False] * len(there) for _ in flat.filled[1:])]

@@ -13,6 +13,7 @@ parameter, the parameter counts.
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -35,6 +36,7 @@ class StateInBuffers(torch.optim.Optimizer):
     _groups: list[list[int]]  # for each buffer, the parameter group of each of its segments
     _stateless: list[list[int]]  # for each buffer, the segments whose state is not complete
     _attached: dict[Tensor, dict[str, Any]]  # of each parameter in a buffer, the views that ``self.state`` was given
+    _seen: list[Any] | None  # all that ``self.state`` held when it was last found to be these
     _moments: list[dict[str, str]]  # of each group
     _num_rows: int
     _stacked: bool
@@ -70,6 +72,7 @@ class StateInBuffers(torch.optim.Optimizer):
         self._stateless = [list(range(len(flat.parameters))) for flat in self._flat]
         self._moments = [self._base.moments(group) for group in self.param_groups]
         self._attached = {}
+        self._seen = None
         for flat in self._flat:
             for segment, p in enumerate(flat.parameters):
                 if self._keeps_rows:
@@ -85,6 +88,7 @@ class StateInBuffers(torch.optim.Optimizer):
     def _remember(self, p: Tensor) -> None:
         """Notes what stands in the state of a parameter, to see at the next step what somebody else did to it."""
         if not torch.compiler.is_compiling():  # else the next step takes its own views in, which changes nothing
+            self._seen = None
             self._attached[p] = {key: value for key, value in self.state.get(p, {}).items() if key in ENTRIES}
 
     def _attach_state(self, moments: list[dict[str, str]]) -> None:
@@ -137,9 +141,15 @@ class StateInBuffers(torch.optim.Optimizer):
         """
         if not isinstance(self.state, dict):
             raise TypeError(f"expected optimizer.state as a dict, got {type(self.state).__name__}")
+        states = self.state.values()
+        plain = set(map(type, states)) <= {dict}
+        shown = [*states, *chain.from_iterable(map(dict.values, states))] if plain else []
+        if self._seen is not None and plain and len(shown) == len(self._seen) and all(map(is_, shown, self._seen)):
+            return
         get, nothing = self.state.get, dict[str, Any]()
         changed = {p for p, own in self._attached.items() if not _same(get(p, nothing), own)}
         if not changed:
+            self._seen = shown
             return
         groups = {p: group for group, p in self._parameters()}
         found = []

@@ -149,7 +149,7 @@ class TaskGradients(FlatOptimizer):
                     flat.grads.div_(factor.to(flat.dtype))
                 self._now.unscaled, factor = True, None  # so does _divisor now
             weigher.weighting.transform_([flat.grads for flat in trunks], context)
-        if due & GRAMS or Needs.ROWS not in due:
+        if self._reads_squares():
             segments = weigher.segment_grams(trunks, factor)
             gram = segments.sum(1)
             squares = gram.diagonal(dim1=1, dim2=2)
@@ -161,6 +161,13 @@ class TaskGradients(FlatOptimizer):
         weigher.last_weights = weigher.weighting.weights(context)
         found = self._with_refusals(found)
         return found, self._rows_to_skip(found)
+
+    def _reads_squares(self) -> bool:
+        """Whether the Gram matrix, or its diagonal, is taken: for the weighting, or to see whether the weights of
+        several gradients fit these gradients' type."""
+        assert self._weigher is not None
+        due = self._weigher.due()
+        return bool(due & GRAMS) or (self._task_rows > 1 and Needs.ROWS not in due)
 
     def _refusers(self) -> Sequence[Refuser]:
         return () if self._weigher is None else (self._weigher.weighting,)
@@ -176,7 +183,7 @@ class TaskGradients(FlatOptimizer):
         self._now.unscaled = False
         found = self._with_losses(self._with_infinities(torch.zeros_like(self._skipped, dtype=torch.float32)), losses)
         for index, flat in enumerate(self._flat):
-            if self._is_head(index) or Needs.ROWS in weigher.due():  # else the squares of the gradients tell
+            if self._is_head(index) or Needs.ROWS in weigher.due() or not self._reads_squares():  # else these tell
                 flat.find_nonfinite(found)
         return self._weigh(losses, found)
 
