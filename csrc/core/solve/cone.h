@@ -2,8 +2,8 @@
 // (DualProj, UPGrad: Quinton & Rey, 2024).
 //
 // A Gram matrix that was rounded is indefinite where the rows depend on each other: without a penalty v'Qv would fall
-// without end along some v.  With rtol sum (z_t |g_t|)^2, z = v - u, where rtol T bounds the rounding, it is strictly
-// convex, and no longer than J'u (up to rtol), whatever was rounded: v = u is among the candidates.
+// without end along some v.  With rtol sum (z_t |g_t|)^2 added, z = v - u, where rtol bounds the rounding, it is
+// strictly convex, and no longer than J'u (up to rtol), whatever was rounded: v = u is among the candidates.
 #pragma once
 #include "active_set.h"
 
