@@ -59,8 +59,8 @@ def gram_error(p: Problem, rows: Tensor, others: Tensor | None, **kind: bool) ->
     out = torch.zeros(1, len(NUMELS), K, K, dtype=torch.float64, device=p.device)
     partials = torch.zeros(1, len(p.chunks), sums, dtype=torch.float64, device=p.device)
     expected = out.clone()
-    ops.gram_(out, partials, rows, others, p.chunks, **kind)
-    reference.gram_(expected, partials, wide(rows), None if others is None else wide(others), p.chunks, **kind)
+    ops.gram_(out, partials, rows, others, p.chunks, None, **kind)
+    reference.gram_(expected, partials, wide(rows), None if others is None else wide(others), p.chunks, None, **kind)
     lengths = [gram_lengths(p, rows, **kind), gram_lengths(p, rows if others is None else others, **kind)]
     return largest((out - expected) / (lengths[0][..., :, None] * lengths[1][..., None, :]))
 
@@ -68,7 +68,7 @@ def gram_error(p: Problem, rows: Tensor, others: Tensor | None, **kind: bool) ->
 def gram_lengths(p: Problem, rows: Tensor, **kind: bool) -> Tensor:
     squares = torch.zeros(1, len(NUMELS), K, dtype=torch.float64, device=p.device)
     partials = torch.zeros(1, len(p.chunks), K, dtype=torch.float64, device=p.device)
-    reference.gram_(squares, partials, wide(rows), None, p.chunks, diagonal=True, **kind)
+    reference.gram_(squares, partials, wide(rows), None, p.chunks, None, diagonal=True, **kind)
     return squares.sqrt()
 
 

@@ -254,6 +254,7 @@ class StepProblem:
     active: Tensor | None
     grad_scale: Tensor | None
     found_inf: Tensor | None
+    addresses: Tensor | None = None
 
     @staticmethod
     def sample(

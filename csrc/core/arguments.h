@@ -19,12 +19,24 @@ struct Chunk {
   int64_t segment, begin, end;
 };
 
+// Task gradients [K][T][P]: in one buffer, or each tensor of them in memory of its own; core/gradients.h finds them.
+//
+// addresses[k][t][s] says where column 0 would be if the gradient of segment s were a part of a row as long as the
+// buffer's: the address of its first element, a multiple of 16 bytes, less the first column of the segment.  That
+// memory is no longer than the tensor: nothing behind the columns of a chunk may be read.
+struct Gradients {
+  const void* values;  // not looked at where there are addresses
+  Type type;
+  int64_t row, task;         // values[k][t] begins at k * row + t * task
+  const int64_t* addresses;  // or nullptr
+  int64_t addresses_row, addresses_task;
+};
+constexpr int64_t no_gradient = 1;  // instead of an address: counts as zeros, of which nothing is read
+
 // out[k] = sum_t weights[k][t] grads[k][t]
 struct Combine {
   int64_t rows, tasks;
-  const void* grads;
-  Type grads_type;
-  int64_t grads_row, grads_task;  // grads[k][t] begins at k * grads_row + t * grads_task
+  Gradients grads;
   void* out;
   Type out_type;  // float32, or the type of grads
   int64_t out_row;
@@ -35,9 +47,9 @@ struct Combine {
 // partials[b][c][q] = sum over chunk c of rows[b][i] others[b][j]; q: see core/gram.h
 struct Gram {
   int64_t batch, rows, num_chunks;
-  const void *values, *others;
-  Type type;
-  int64_t row, batch_stride, others_row, others_batch_stride;
+  Gradients values;    // [batch][rows]; behind addresses neither crossed nor centred
+  const void* others;  // of the type of values
+  int64_t others_row, others_batch_stride;
   bool cross;        // others are a second set of rows; if not, they are the rows themselves
   bool centre;       // subtract from each column its mean over the rows, and over the others
   bool diagonal;     // j = i only
@@ -101,22 +113,18 @@ struct Step {
   void* low_precision;                                        // parameters of 16 bits, rounded from theta; or nullptr
   Type low_type;
   int64_t low_row;
-  const void* grads;
-  Type grads_type;
-  int64_t grads_row, grads_task;
+  Gradients grads;
   const double* weights;           // [K][T], or nullptr: all one
   const StepConstants* constants;  // [K][S]
   PackedMix mix;
   const Chunk* chunks;
-  int64_t tile;
+  int64_t tile;  // at most step_tile
 };
 
 // found[k] = 1 where any grads[k][t] holds an infinity or a NaN; other entries are left as they are
 struct Finite {
   int64_t rows, tasks;
-  const void* grads;
-  Type grads_type;
-  int64_t grads_row, grads_task;
+  Gradients grads;
   float* found;
   const Chunk* chunks;
 };

@@ -16,13 +16,14 @@ bool all_finite(const G* values, int64_t n) {
 }
 
 void finite(const Finite& s, int64_t first, int64_t last) {
-  with_type(s.grads_type, [&](auto grads) {
+  with_type(s.grads.type, [&](auto grads) {
     using G = typename decltype(grads)::type;
     for (int64_t c = first; c < last; ++c)
       for (int64_t k = 0; k < s.rows; ++k)
         for (int64_t t = 0; t < s.tasks; ++t) {
-          const G* row = static_cast<const G*>(s.grads) + k * s.grads_row + t * s.grads_task;
-          if (all_finite(row + s.chunks[c].begin, s.chunks[c].end - s.chunks[c].begin)) continue;
+          const Chunk& chunk = s.chunks[c];
+          const G* values = gradient_at<G>(s.grads, k, t, chunk.segment, chunk.begin);
+          if (!values || all_finite(values, chunk.end - chunk.begin)) continue;
           const float one = 1.f;  // several threads may say so at once
           __atomic_store(s.found + k, &one, __ATOMIC_RELAXED);
         }

@@ -8,18 +8,17 @@ constexpr int64_t gram_scratch = 256 * 1024;  // bytes of a thread's stack, for 
 // Some columns of one set of rows or of two.
 template <class S>
 struct GramTile {
-  Rows<S> rows, others;  // others.values: nullptr if they are the rows themselves
+  Rows<S> rows, others;  // others.of: nullptr if they are the rows themselves
   int64_t count, columns;
 };
 
 // Where rows that cannot be used as they are are written to.
 template <class S>
 struct Scratch {
-  S* values;
-  int64_t row;
-  S* operator[](int64_t i) const { return values + i * row; }
-  Scratch from(int64_t i) const { return {values + i * row, row}; }
-  Rows<S> rows() const { return {values, row}; }
+  S* const* of;
+  S* operator[](int64_t i) const { return of[i]; }
+  Scratch from(int64_t i) const { return {of + i}; }
+  Rows<S> rows() const { return {of}; }
 };
 
 #include "gram_few.h"
@@ -34,7 +33,7 @@ inline int64_t gram_columns(int64_t rows, int64_t size) {
 // Rows of a tile less their mean.  Taken from differences to the first row, which are exact or nearly so where the rows
 // are close to one another: the mean itself would carry a rounding error of the size of the rows.
 template <class G>
-void centre_rows(Rows<G> rows, int64_t count, int64_t n, Scalar<G>* out, int64_t stride) {
+void centre_rows(Rows<G> rows, int64_t count, int64_t n, Scratch<Scalar<G>> out) {
   using N = Number<G>;
   const N share = set1(Scalar<G>(1) / Scalar<G>(count));
   for_groups<N>(n, [&](int64_t p, auto left) {
@@ -42,18 +41,21 @@ void centre_rows(Rows<G> rows, int64_t count, int64_t n, Scalar<G>* out, int64_t
     N sum = first - first;
     for (int64_t i = 1; i < count; ++i) {
       const N difference = load(rows[i] + p, left) - first;
-      store(out + i * stride + p, difference);
+      store(out[i] + p, difference);
       sum = sum + difference;
     }
     const N mean = sum * share;
-    store(out + p, first - first - mean);
-    for (int64_t i = 1; i < count; ++i) store(out + i * stride + p, load(out + i * stride + p) - mean);
+    store(out[0] + p, first - first - mean);
+    for (int64_t i = 1; i < count; ++i) store(out[i] + p, load(out[i] + p) - mean);
   });
 }
 template <class G>
-void widen_rows(Rows<G> rows, int64_t count, int64_t n, Scalar<G>* out, int64_t stride) {
-  for (int64_t i = 0; i < count; ++i)
-    for_groups<Number<G>>(n, [&](int64_t p, auto left) { store(out + i * stride + p, load(rows[i] + p, left)); });
+void widen_rows(Rows<G> rows, int64_t count, int64_t n, Scratch<Scalar<G>> out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const G* from = rows[i];
+    Scalar<G>* into = out[i];
+    for_groups<Number<G>>(n, [&](int64_t p, auto left) { store(into + p, load(from + p, left)); });
+  }
 }
 
 // The sums of one chunk of one batch.
@@ -61,52 +63,65 @@ template <class G>
 class GramChunk {
  public:
   using S = Scalar<G>;
-  GramChunk(const Gram& s, int64_t batch, const Chunk& chunk, double* out) : s_(s), chunk_(chunk), out_(out) {
-    rows_ = {static_cast<const G*>(s.values) + batch * s.batch_stride, s.row};
-    if (s.cross) others_ = {static_cast<const G*>(s.others) + batch * s.others_batch_stride, s.others_row};
-  }
+  GramChunk(const Gram& s, int64_t batch, const Chunk& chunk, double* out)
+      : s_(s), batch_(batch), chunk_(chunk), out_(out) {}
 
-  void run(S* scratch) const {
+  // columns: of a tile, at most.
+  void run(Scratch<S> scratch, int64_t columns) {
     for (int64_t q = 0; q < gram_sums(s_); ++q) out_[q] = 0.;
     // A row that is squared straight from the memory is read in one run.
-    const int64_t columns = gram_columns((s_.cross ? 2 : 1) * s_.rows, sizeof(S));
     const int64_t step = s_.diagonal && !s_.centre ? chunk_.end - chunk_.begin : columns;
-    for (int64_t p = chunk_.begin; p < chunk_.end; p += step)
-      add_tile(p, least(step, chunk_.end - p), scratch, columns + 16);
+    for (int64_t p = chunk_.begin; p < chunk_.end; p += step) add_tile(p, least(step, chunk_.end - p), scratch);
   }
 
  private:
   bool wide() const { return s_.diagonal || s_.rows <= gram_few; }
 
-  void add_tile(int64_t p, int64_t n, S* scratch, int64_t stride) const {
-    const GramTile<G> tile = {
-        {rows_.values + p, rows_.row}, {others_.values ? others_.values + p : nullptr, others_.row}, s_.rows, n};
+  // The rows and others from column p on.
+  GramTile<G> tile_at(int64_t p, int64_t n) {
+    const G** others = rows_ + s_.rows;
+    for (int64_t i = 0; i < s_.rows; ++i) {
+      rows_[i] = gradient_at<G>(s_.values, batch_, i, chunk_.segment, p);
+      if (!rows_[i] && !s_.diagonal) rows_[i] = reinterpret_cast<const G*>(zeros);
+      if (s_.cross)
+        others[i] = static_cast<const G*>(s_.others) + batch_ * s_.others_batch_stride + i * s_.others_row + p;
+    }
+    return {{rows_}, {s_.cross ? others : nullptr}, s_.rows, n};
+  }
+
+  void add_tile(int64_t p, int64_t n, Scratch<S> scratch) {
+    const GramTile<G> tile = tile_at(p, n);
     if (!s_.centre && wide()) return gram_wide(tile, s_.diagonal, out_);
     if constexpr (sizeof(S) == sizeof(G))
-      if (!s_.centre) return gram_many(tile, {scratch, stride}, out_);
-    S* other_scratch = scratch + s_.rows * stride;
+      if (!s_.centre) return gram_many(tile, scratch, out_);
+    const Scratch<S> other_scratch = scratch.from(s_.rows);
     const auto prepare = s_.centre ? centre_rows<G> : widen_rows<G>;
-    GramTile<S> prepared = {{scratch, stride}, {nullptr, stride}, s_.rows, n};
-    prepare(tile.rows, s_.rows, n, scratch, stride);
+    GramTile<S> prepared = {scratch.rows(), {nullptr}, s_.rows, n};
+    prepare(tile.rows, s_.rows, n, scratch);
     if (s_.cross) {
-      prepared.others.values = other_scratch;
-      prepare(tile.others, s_.rows, n, other_scratch, stride);
+      prepared.others = other_scratch.rows();
+      prepare(tile.others, s_.rows, n, other_scratch);
     }
-    wide() ? gram_wide(prepared, s_.diagonal, out_) : gram_many(prepared, {scratch, stride}, out_);
+    wide() ? gram_wide(prepared, s_.diagonal, out_) : gram_many(prepared, scratch, out_);
   }
 
   const Gram& s_;
+  const int64_t batch_;
   const Chunk& chunk_;
   double* out_;
-  Rows<G> rows_, others_ = {nullptr, 0};
+  const G* rows_[2 * max_rows];
 };
 
 void gram(const Gram& s, int64_t first, int64_t last) {
-  with_type(s.type, [&](auto type) {
+  with_type(s.values.type, [&](auto type) {
     using G = typename decltype(type)::type;
-    alignas(64) Scalar<G> scratch[gram_scratch / sizeof(Scalar<G>)];
+    using S = Scalar<G>;
+    alignas(64) S memory[gram_scratch / sizeof(S)];
+    S* scratch[2 * max_rows];
+    const int64_t rows = (s.cross ? 2 : 1) * s.rows, columns = gram_columns(rows, sizeof(S));
+    for (int64_t i = 0; i < rows; ++i) scratch[i] = memory + i * (columns + 16);
     for (int64_t b = 0; b < s.batch; ++b)
       for (int64_t c = first; c < last; ++c)
-        GramChunk<G>(s, b, s.chunks[c], s.partials + (b * s.num_chunks + c) * gram_sums(s)).run(scratch);
+        GramChunk<G>(s, b, s.chunks[c], s.partials + (b * s.num_chunks + c) * gram_sums(s)).run({scratch}, columns);
   });
 }

@@ -3,12 +3,12 @@
 // A sum has sixteen lanes (eight of double), which the order of its columns depends on; neither the block that a pair
 // is computed in nor the number of registers that a sum takes (a part of it in each) changes a bit.
 
+// Rows, each where it lies; of a diagonal, a row that is not there is nullptr.
 template <class S>
 struct Rows {
-  const S* values;
-  int64_t row;  // distance between rows
-  const S* operator[](int64_t i) const { return values + i * row; }
-  Rows from(int64_t i) const { return {values + i * row, row}; }
+  const S* const* of;
+  const S* operator[](int64_t i) const { return of[i]; }
+  Rows from(int64_t i) const { return {of + i}; }
 };
 
 // What is taken of each number: all of it, or one part.

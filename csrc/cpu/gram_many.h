@@ -29,7 +29,9 @@ __attribute__((noinline)) bool divide_rows(Rows<float>& x, int64_t count, int64_
   if (!any) return false;
   for (int64_t i = 0; i < count; ++i) {
     const F16 inverse = set1(gram_power(-exponents[i]));
-    for_groups<F16>(n, [&](int64_t p, auto left) { store(to[i] + p, load(x[i] + p, left) * inverse, left); });
+    const float* from = x[i];
+    float* into = to[i];
+    for_groups<F16>(n, [&](int64_t p, auto left) { store(into + p, load(from + p, left) * inverse, left); });
   }
   x = to.rows();
   return true;
@@ -113,5 +115,5 @@ void gram_cross(const GramTile<S>& tile, Scratch<S> scratch, double* out) {
 
 template <class S>
 void gram_many(const GramTile<S>& tile, Scratch<S> scratch, double* out) {
-  tile.others.values ? gram_cross(tile, scratch, out) : gram_all_pairs(tile, scratch, out);
+  tile.others.of ? gram_cross(tile, scratch, out) : gram_all_pairs(tile, scratch, out);
 }

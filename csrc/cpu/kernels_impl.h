@@ -5,6 +5,7 @@
 #include <immintrin.h>
 #endif
 #include "../core/blend.h"
+#include "../core/gradients.h"
 #include "../core/gram.h"
 #include "../core/priority.h"
 #include "../core/rules.h"

@@ -5,17 +5,17 @@
 
 // Advances the moments of one row over a tile; sink(i, left, x, u) takes the old value and the update.
 template <Rule rule, class S, class G, class Sink>
-void advance_row(const Step& s, const StepConstants& constants, int64_t k, int64_t p, int64_t n, Sink sink) {
+void advance_row(const Step& s, const StepConstants& constants, int64_t k, int64_t segment, int64_t p, int64_t n,
+                 Sink sink) {
   using N = Number<S>;
   const auto c = row_constants<N>(constants, [](double x) { return set1(S(x)); });
-  const RowWeights<S> weights(s.weights ? s.weights + k * s.tasks : nullptr, s.tasks);
-  const G* grads = static_cast<const G*>(s.grads) + k * s.grads_row + p;
+  const WeightedGradients<G> grads(s.grads, s.weights, s.tasks, k, segment, p);
   const int64_t at = k * s.row + p;
   const S* theta = static_cast<const S*>(s.theta) + at;
   const auto moment = [&](void* rows) { return rows ? static_cast<S*>(rows) + at : nullptr; };
   S *m = moment(s.exp_avg), *v = moment(s.exp_avg_sq), *top = moment(s.max_exp_avg_sq);
   for_groups<N>(n, [&](int64_t i, auto left) {
-    const N g = c.gradient * combined(grads + i, s.grads_task, weights, s.tasks, left), x = load(theta + i, left);
+    const N g = c.gradient * grads.combined(i, left), x = load(theta + i, left);
     if constexpr (rule == Rule::sgd) {
       sink(i, left, x, sgd(c, g, x));
     } else {
@@ -69,7 +69,7 @@ struct ChunkStep {
     for (int64_t k = 0; k < s.rows; ++k) {
       if (inactive(k)) continue;
       S* theta = static_cast<S*>(s.theta) + k * s.row + p;
-      advance_row<rule, S, G>(s, constants(k), k, p, n,
+      advance_row<rule, S, G>(s, constants(k), k, chunk.segment, p, n,
                               [&](int64_t i, auto left, auto x, auto u) { store(theta + i, x + u, left); });
     }
   }
@@ -80,15 +80,15 @@ struct ChunkStep {
     const auto at = [&](const void* rows) {
       return rows ? reinterpret_cast<const char*>(static_cast<const S*>(rows) + p) : nullptr;
     };
-    constexpr int64_t size = sizeof(S), grads_size = sizeof(G);
+    constexpr int64_t size = sizeof(S);
     return {{at(s.theta), at(s.exp_avg), at(s.exp_avg_sq)},
-            reinterpret_cast<const char*>(static_cast<const G*>(s.grads) + p),
             s.row * size,
-            s.grads_row * grads_size,
-            s.grads_task * grads_size,
-            s.tasks,
             size,
-            grads_size};
+            &s.grads,
+            s.tasks,
+            sizeof(G),
+            chunk.segment,
+            p};
   }
 
   template <Base base>
@@ -102,7 +102,7 @@ struct ChunkStep {
         for_groups<Number<S>>(n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(row + i, left)); });
         continue;
       }
-      advance_row<rule, S, G>(s, constants(k), k, p, n, [&](int64_t i, auto left, auto x, auto u) {
+      advance_row<rule, S, G>(s, constants(k), k, chunk.segment, p, n, [&](int64_t i, auto left, auto x, auto u) {
         const auto sum = x + u;
         if (mix.identity[k])
           store(row + i, sum, left);
@@ -164,7 +164,7 @@ void step_with_rule(const Step& s, int64_t first, int64_t last) {
   }
 }
 void step(const Step& s, int64_t first, int64_t last) {
-  with_type(s.grads_type, [&](auto grads) {
+  with_type(s.grads.type, [&](auto grads) {
     using G = typename decltype(grads)::type;
     step_with_rule<Scalar<G>, G>(s, first, last);
   });

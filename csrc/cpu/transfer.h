@@ -32,17 +32,20 @@ struct Mix {
   }
 };
 
-// What to ask the memory for while the arithmetic of a blend leaves it idle: the next tile of each of these rows.
+// What to ask the memory for while the arithmetic of a blend leaves it idle: the next tile of each of these rows, and
+// their gradients.
 struct Ahead {
-  const char *streams[3], *grads;             // theta and its moments: nullptr where there is none
-  int64_t row, grads_row, grads_task, tasks;  // distances in bytes
-  int64_t size, grads_size;                   // of an element
+  const char* streams[3];  // theta and its moments: nullptr where there is none
+  int64_t row, size;       // distance and element, in bytes
+  const Gradients* grads;
+  int64_t tasks, grads_size, segment, column;
 
   void operator()(int64_t k, int64_t i) const {
     for (const char* stream : streams)
       if (stream) __builtin_prefetch(stream + k * row + i * size, 1, 2);
     for (int64_t t = 0; t < tasks; ++t)
-      __builtin_prefetch(grads + k * grads_row + t * grads_task + i * grads_size, 0, 2);
+      if (const char* values = gradient_bytes(*grads, grads_size, k, t, segment, column + i))
+        __builtin_prefetch(values, 0, 2);
   }
 };
 

@@ -4,10 +4,11 @@
 
 namespace mt2o::ops {
 
-void combine_(Tensor out, Tensor grads, Tensor weights, Tensor chunks) {
+void combine_(Tensor out, Tensor grads, Tensor weights, Tensor chunks, MaybeTensor addresses) {
   const Kernels& level = kernels();
-  Combine s = combine_arguments(out, grads, weights);
-  const Chunks all = chunks_of(chunks, -1, out.size(1));
+  Combine s = combine_arguments(out, grads, weights, addresses);
+  check_addresses(s.grads, addresses);
+  const Chunks all = chunks_of(chunks, segments_of(addresses), out.size(1));
   s.chunks = all.data;
   parallel_chunks(all, [&](int64_t first, int64_t last) { level.combine(s, first, last); });
 }

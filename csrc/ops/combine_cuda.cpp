@@ -4,10 +4,11 @@
 
 namespace mt2o::ops {
 
-static void combine_cuda_(Tensor out, Tensor grads, Tensor weights, Tensor chunks) {
+static void combine_cuda_(Tensor out, Tensor grads, Tensor weights, Tensor chunks, MaybeTensor addresses) {
   const CurrentDevice device(out, "out");
   device.check(grads, "grads"), device.check(weights, "weights"), device.check(chunks, "chunks");
-  Combine s = combine_arguments(out, grads, weights);
+  device.check(addresses, "addresses");
+  Combine s = combine_arguments(out, grads, weights, addresses);
   s.chunks = chunk_table(chunks).data;
   check_launched(cuda::combine(s, extent_of(chunks, out), device.stream()), "combine_");
 }

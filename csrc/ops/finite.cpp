@@ -4,10 +4,11 @@
 
 namespace mt2o::ops {
 
-void finite_(Tensor found_inf, Tensor grads, Tensor chunks) {
+void finite_(Tensor found_inf, Tensor grads, Tensor chunks, MaybeTensor addresses) {
   const Kernels& level = kernels();
-  Finite s = finite_arguments(found_inf, grads);
-  const Chunks all = chunks_of(chunks, -1, grads.size(2));
+  Finite s = finite_arguments(found_inf, grads, addresses);
+  check_addresses(s.grads, addresses);
+  const Chunks all = chunks_of(chunks, segments_of(addresses), grads.size(2));
   s.chunks = all.data;
   parallel_chunks(all, [&](int64_t first, int64_t last) { level.finite(s, first, last); });
 }

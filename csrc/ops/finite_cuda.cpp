@@ -4,10 +4,11 @@
 
 namespace mt2o::ops {
 
-static void finite_cuda_(Tensor found_inf, Tensor grads, Tensor chunks) {
+static void finite_cuda_(Tensor found_inf, Tensor grads, Tensor chunks, MaybeTensor addresses) {
   const CurrentDevice device(grads, "grads");
   device.check(found_inf, "found_inf"), device.check(chunks, "chunks");
-  Finite s = finite_arguments(found_inf, grads);
+  device.check(addresses, "addresses");
+  Finite s = finite_arguments(found_inf, grads, addresses);
   s.chunks = chunk_table(chunks).data;
   check_launched(cuda::finite(s, extent_of(chunks, grads), device.stream()), "finite_");
 }

@@ -25,9 +25,11 @@ static void add_chunks(const Gram& s, const Chunks& chunks, int64_t segments, do
       for (int64_t j = 0; j < i; ++j) gram[j * s.rows + i] = gram[i * s.rows + j];
 }
 
-void gram_(Tensor out, Tensor partials, Tensor rows, MaybeTensor others, Tensor chunks, bool centre, bool diagonal) {
+void gram_(Tensor out, Tensor partials, Tensor rows, MaybeTensor others, Tensor chunks, MaybeTensor addresses,
+           bool centre, bool diagonal) {
   const Kernels& level = kernels();
-  Gram s = gram_arguments(out, partials, rows, others, chunks.size(0), centre, diagonal);
+  Gram s = gram_arguments(out, partials, rows, others, addresses, chunks.size(0), centre, diagonal);
+  check_addresses(s.values, addresses);
   const int64_t segments = out.size(1);
   const Chunks all = chunks_of(chunks, segments, rows.size(2));
   s.chunks = all.data;

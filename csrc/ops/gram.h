@@ -2,19 +2,18 @@
 #pragma once
 #include "../core/gram.h"
 
-#include "tensors.h"
+#include "gradients.h"
 
 namespace mt2o::ops {
 
 // All but the chunks.
 inline Gram gram_arguments(const Tensor& out, const Tensor& partials, const Tensor& rows, const MaybeTensor& others,
-                           int64_t num_chunks, bool centre, bool diagonal) {
-  check_rows(rows, "rows", 3);
+                           const MaybeTensor& addresses, int64_t num_chunks, bool centre, bool diagonal) {
+  STD_TORCH_CHECK(out.dim() == (diagonal ? 3 : 4), "mt2o_ext: out must be [B, S, R, R], of a diagonal [B, S, R]");
   Gram s = {};
+  s.values = gradients_of(rows, "rows", addresses, addresses.has_value() ? out.size(1) : -1);
   s.batch = rows.size(0), s.rows = rows.size(1), s.num_chunks = num_chunks;
   STD_TORCH_CHECK(s.rows >= 1 && s.rows <= max_rows, "mt2o_ext: 1 to ", max_rows, " rows, not ", s.rows);
-  s.values = rows.const_data_ptr(), s.type = type_of(rows, "rows");
-  s.batch_stride = rows.stride(0), s.row = rows.stride(1);
   s.cross = others.has_value();
   if (s.cross) {
     check_rows(*others, "others", 3);
@@ -25,7 +24,8 @@ inline Gram gram_arguments(const Tensor& out, const Tensor& partials, const Tens
     s.others_batch_stride = others->stride(0), s.others_row = others->stride(1);
   }
   s.centre = centre, s.diagonal = diagonal;
-  STD_TORCH_CHECK(out.dim() == (diagonal ? 3 : 4), "mt2o_ext: out must be [B, S, R, R], of a diagonal [B, S, R]");
+  STD_TORCH_CHECK(!s.values.addresses || (!s.cross && !s.centre),
+                  "mt2o_ext: rows behind addresses are neither centred nor multiplied with others");
   if (diagonal)
     check_table(out, "out", ScalarType::Double, {s.batch, out.size(1), s.rows});
   else

@@ -7,19 +7,20 @@
 #define MT2O_DEFINE(library, m) STABLE_TORCH_LIBRARY(library, m)  // the name of a library is itself a macro
 
 MT2O_DEFINE(MT2O_LIBRARY, m) {
-  m.def("combine_(Tensor(a!) out, Tensor grads, Tensor weights, Tensor chunks) -> ()");
+  m.def("combine_(Tensor(a!) out, Tensor grads, Tensor weights, Tensor chunks, Tensor? addresses=None) -> ()");
   m.def(
-      "gram_(Tensor(a!) out, Tensor(b!) partials, Tensor rows, Tensor? others, Tensor chunks, *, bool centre, "
-      "bool diagonal) -> ()");
+      "gram_(Tensor(a!) out, Tensor(b!) partials, Tensor rows, Tensor? others, Tensor chunks, "
+      "Tensor? addresses=None, *, bool centre, bool diagonal) -> ()");
   m.def("transfer_(Tensor(a!) theta, Tensor mix, Tensor chunks) -> ()");
   m.def(
       "step_(Tensor(a!) theta, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor(d!)? max_exp_avg_sq, Tensor(e!)? ema, "
       "Tensor(f!)? low_precision, Tensor(g!) step, Tensor(h!) constants, Tensor grads, Tensor? weights, Tensor? mix, "
-      "Tensor segments, Tensor chunks, Tensor? active, Tensor? grad_scale, Tensor? found_inf, *, int rule, int order) -> ()");
+      "Tensor segments, Tensor chunks, Tensor? active, Tensor? grad_scale, Tensor? found_inf, Tensor? addresses=None, "
+      "*, int rule, int order) -> ()");
   m.def(
       "priority_(Tensor(a!) out, Tensor(b!) dots, Tensor(c!) coefficients, Tensor grads, Tensor owners, Tensor records, "
       "Tensor chunks) -> ()");
-  m.def("finite_(Tensor(a!) found_inf, Tensor grads, Tensor chunks) -> ()");
+  m.def("finite_(Tensor(a!) found_inf, Tensor grads, Tensor chunks, Tensor? addresses=None) -> ()");
 
   // Family `solve`: float64, gram [K, T, T]; workspace [K, >= solve_workspace(T)] is scratch.
   m.def("minimum_norm_(Tensor(a!) weights, Tensor(b!) workspace, Tensor gram, Tensor? linear) -> ()");

@@ -8,12 +8,13 @@ namespace mt2o::ops {
 void step_(Tensor theta, MaybeTensor exp_avg, MaybeTensor exp_avg_sq, MaybeTensor max_exp_avg_sq, MaybeTensor ema,
            MaybeTensor low_precision, Tensor step, Tensor constants, Tensor grads, MaybeTensor weights, MaybeTensor mix,
            Tensor segments, Tensor chunks, MaybeTensor active, MaybeTensor grad_scale, MaybeTensor found_inf,
-           int64_t rule, int64_t order) {
+           MaybeTensor addresses, int64_t rule, int64_t order) {
   const Kernels& level = kernels();
-  const StepTensors tensors = {theta,  exp_avg,   exp_avg_sq, max_exp_avg_sq, ema,  low_precision,
-                               step,   constants, grads,      weights,        mix,  segments,
-                               chunks, active,    grad_scale, found_inf,      rule, order};
+  const StepTensors tensors = {
+      theta, exp_avg,  exp_avg_sq, max_exp_avg_sq, ema,        low_precision, step,      constants, grads, weights,
+      mix,   segments, chunks,     active,         grad_scale, found_inf,     addresses, rule,      order};
   Step s = step_arguments(tensors);
+  check_addresses(s.grads, addresses);
   const StepCounters counters = step_counters(tensors, s);
   const Chunks all = chunks_of(chunks, s.segments, theta.size(1));
   s.chunks = all.data;

@@ -1,7 +1,7 @@
 // The arguments of `step`, checked, but for the mix, which each backend takes in its own form.
 #pragma once
 #include "../core/rules.h"
-#include "tensors.h"
+#include "gradients.h"
 
 namespace mt2o::ops {
 
@@ -12,7 +12,7 @@ struct StepTensors {
   Tensor step, constants, grads;
   MaybeTensor weights, mix;
   Tensor segments, chunks;
-  MaybeTensor active, grad_scale, found_inf;
+  MaybeTensor active, grad_scale, found_inf, addresses;
   int64_t rule, order;
 };
 
@@ -34,15 +34,15 @@ inline void check_low_precision(const Tensor& low, const Step& s, int64_t column
 // All but the chunks and the mix.
 inline Step step_arguments(const StepTensors& t) {
   check_rows(t.theta, "theta", 2);
-  check_rows(t.grads, "grads", 3);
   STD_TORCH_CHECK(t.rule >= 0 && t.rule <= int64_t(Rule::amsgrad) && t.order >= 0 && t.order <= 1,
                   "mt2o_ext: unknown rule or order");
   Step s = {};
+  s.grads = gradients_of(t.grads, "grads", t.addresses, t.addresses.has_value() ? t.segments.size(0) : -1);
   s.rows = t.theta.size(0), s.tasks = t.grads.size(1), s.segments = t.segments.size(0);
   s.rule = Rule(t.rule), s.order = Order(t.order);
-  s.type = type_of(t.theta, "theta"), s.grads_type = type_of(t.grads, "grads");
+  s.type = type_of(t.theta, "theta");
   STD_TORCH_CHECK(s.type == Type::float32 || s.type == Type::float64, "mt2o_ext: theta must be float32 or float64");
-  STD_TORCH_CHECK((s.type == Type::float64) == (s.grads_type == Type::float64),
+  STD_TORCH_CHECK((s.type == Type::float64) == (s.grads.type == Type::float64),
                   "mt2o_ext: float64 grads belong to float64 theta");
   STD_TORCH_CHECK(s.rows >= 1 && s.rows <= max_rows, "mt2o_ext: 1 to ", max_rows, " rows, not ", s.rows);
   STD_TORCH_CHECK(s.tasks >= 1 && s.tasks <= max_tasks, "mt2o_ext: 1 to ", max_tasks, " tasks, not ", s.tasks);
@@ -60,7 +60,6 @@ inline Step step_arguments(const StepTensors& t) {
     s.low_type = type_of(*low, "low_precision");
     s.low_precision = low->mutable_data_ptr(), s.low_row = low->stride(0);
   }
-  s.grads = t.grads.const_data_ptr(), s.grads_row = t.grads.stride(0), s.grads_task = t.grads.stride(1);
   s.weights = t.weights.has_value() ? const_data<double>(*t.weights) : nullptr;
   s.tile = step_tile;
   return s;

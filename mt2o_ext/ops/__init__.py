@@ -9,8 +9,13 @@ chunks.  Matrices of rows have contiguous rows, a multiple of 16 elements apart,
 all memory of torch's does, but not every view of it); ``chunks`` int64 [C, 3] (segment, begin, end) comes from
 :func:`plan_layout`.  Small tables are float64.  All results are written into arguments: in steady state nothing is
 allocated.
+
+Gradients [K, T, P] lie in one buffer, or each tensor of them somewhere else: then a table ``addresses`` says where
+(:func:`address_table`), nothing is copied, and the results have the same bits.  The argument that would be the buffer
+then tells the shape, the dtype and the device alone: ``torch.empty(1, dtype=...).expand(K, T, P)`` takes no memory.
 """
 
+from .addresses import NO_GRADIENT, address_table, can_read_addresses
 from .combine import combine_
 from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
@@ -31,10 +36,13 @@ from .transfer import transfer_
 
 __all__ = [
     "FIELDS",
+    "NO_GRADIENT",
     "NUM_CONSTANTS",
     "Order",
     "PriorityRecord",
     "Rule",
+    "address_table",
+    "can_read_addresses",
     "combine_",
     "conflict_averse_",
     "descent_",

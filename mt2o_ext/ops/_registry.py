@@ -35,6 +35,17 @@ def compiled(tensor: Tensor) -> bool:
     return _native.available(tensor.device)
 
 
+def check_addresses(addresses: Tensor | None, grads: Tensor, name: str, segments: int | None = None) -> None:
+    """Checks the shape of a table of addresses, for fakes."""
+    if addresses is not None:
+        torch._check(
+            addresses.dim() == 3
+            and addresses.shape[:2] == grads.shape[:2]
+            and (segments is None or addresses.shape[2] == segments),
+            lambda: f"addresses must be [K, T, S] where {name} are {list(grads.shape)}, not {list(addresses.shape)}",
+        )
+
+
 def changed(tensors: Iterable[Tensor | None]) -> None:
     """Tells autograd that tensors were written to: an operator from C++ does not do so itself, and a later backward
     through an overwritten value would be silently wrong."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._registry import changed, compiled, register_fake
+from ._registry import changed, check_addresses, compiled, register_fake
 
 
 def gram_accuracy(dtype: torch.dtype) -> float:
@@ -29,6 +29,7 @@ def gram_(
     rows: Tensor,
     others: Tensor | None,
     chunks: Tensor,
+    addresses: Tensor | None = None,
     *,
     centre: bool = False,
     diagonal: bool = False,
@@ -48,12 +49,14 @@ def gram_(
         rows: [B, R, P], R <= 256; float32, float64, bfloat16 or float16.
         others: a second set of rows, of the shape and the dtype of ``rows``; None: the rows themselves.
         chunks: int64 [C, 3].
+        addresses: int64 [B, R, S] from :func:`address_table`: where the rows lie, instead of in ``rows``, of which only
+            the shape, the dtype and the device count then; or None.  Not with others, and not centred.
         centre: subtract from every column its mean over the R rows first (for the parameters of K subproblems), and
             over the others.
         diagonal: only the products j = i: squares of rows, or of each row with its other.
     """
     function = torch.ops.mt2o_ext.gram_ if compiled(out) else reference.gram_
-    function(out, partials, rows, others, chunks, centre=centre, diagonal=diagonal)
+    function(out, partials, rows, others, chunks, addresses, centre=centre, diagonal=diagonal)
     changed([out, partials])
 
 
@@ -64,10 +67,16 @@ def _(
     rows: Tensor,
     others: Tensor | None,
     chunks: Tensor,
+    addresses: Tensor | None = None,
     *,
     centre: bool,
     diagonal: bool,
 ) -> None:
+    check_addresses(addresses, rows, "rows", out.shape[1])
+    torch._check(
+        addresses is None or (others is None and not centre),
+        lambda: "rows behind addresses are neither centred nor multiplied with others",
+    )
     batch, num_rows, _ = rows.shape
     torch._check(
         others is None or others.shape == rows.shape,

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .reference_gradients import gathered
+
 # Columns of the table of hyper-parameters, one row per segment; for SGD, beta1 is the momentum.
 FIELDS = (
     "lr", "weight_decay", "decoupled", "beta1", "beta2", "eps", "dampening", "nesterov", "maximize", "amsgrad",
@@ -52,7 +54,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def combine_(out: Tensor, grads: Tensor, weights: Tensor, chunks: Tensor) -> None:
+def combine_(out: Tensor, grads: Tensor, weights: Tensor, chunks: Tensor, addresses: Tensor | None = None) -> None:
+    grads = gathered(grads, addresses, chunks)
     dtype = _wide(grads.dtype)
     for _, begin, end in _segments(chunks):
         out[:, begin:end] = torch.einsum("kt,ktp->kp", weights.to(dtype), grads[..., begin:end].to(dtype)).to(out.dtype)
@@ -64,6 +67,7 @@ def gram_(
     rows: Tensor,
     others: Tensor | None,
     chunks: Tensor,
+    addresses: Tensor | None = None,
     *,
     centre: bool = False,
     diagonal: bool = False,
@@ -72,6 +76,9 @@ def gram_(
         values = values.double()
         return values - values.mean(dim=1, keepdim=True) if centre else values
 
+    if addresses is not None and (centre or others is not None):
+        raise RuntimeError("rows behind addresses are neither centred nor multiplied with others")
+    rows = gathered(rows, addresses, chunks)
     out.zero_()
     for segment, begin, end in _segments(chunks):
         x = prepared(rows[..., begin:end])
@@ -101,7 +108,8 @@ def _blended(values: Tensor, base: Tensor, mix: Tensor, segment: int) -> Tensor:
     return torch.where(takes, base + coupling @ (values - values[:1]), base)
 
 
-def finite_(found_inf: Tensor, grads: Tensor, chunks: Tensor) -> None:
+def finite_(found_inf: Tensor, grads: Tensor, chunks: Tensor, addresses: Tensor | None = None) -> None:
+    grads = gathered(grads, addresses, chunks)
     for _, begin, end in _segments(chunks):
         bad = ~torch.isfinite(grads[..., begin:end]).all(dim=2).all(dim=1)
         found_inf.masked_fill_(bad, 1.0)
@@ -157,11 +165,13 @@ def step_(
     active: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    addresses: Tensor | None = None,
     *,
     rule: int,
     order: int,
 ) -> None:
     rows = theta.shape[0]
+    grads = gathered(grads, addresses, chunks)
     taking_part = torch.ones_like(step, dtype=torch.bool) if active is None else active.clone()
     if found_inf is not None:
         taking_part &= (found_inf == 0).expand(rows).unsqueeze(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._registry import changed, compiled, register_fake
+from ._registry import changed, check_addresses, compiled, register_fake
 from .reference import FIELDS, NUM_CONSTANTS
 
 __all__ = ["FIELDS", "NUM_CONSTANTS", "Order", "Rule", "step_"]
@@ -47,6 +47,7 @@ def step_(
     active: Tensor | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    addresses: Tensor | None = None,
     *,
     rule: Rule,
     order: Order = Order.CONSENSUS,
@@ -69,11 +70,13 @@ def step_(
         active: bool [K, S], or None (all).  Where False, nothing is touched: no parameter, moment or counter.
         grad_scale: float32 [1]: gradients are divided by it.
         found_inf: float32 [K] or [1]: where nonzero, the row is skipped as if inactive.
+        addresses: int64 [K, T, S] from :func:`address_table`: where the gradients lie, instead of in ``grads``, of
+            which only the shape, the dtype and the device count then; or None.
     """
     function = torch.ops.mt2o_ext.step_ if compiled(theta) else reference.step_
     function(
         theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, low_precision, step, constants, grads, weights, mix, segments,
-        chunks, active, grad_scale, found_inf, rule=int(rule), order=int(order),
+        chunks, active, grad_scale, found_inf, addresses, rule=int(rule), order=int(order),
     )  # fmt: skip
     changed([theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, low_precision, step])
 
@@ -96,12 +99,14 @@ def _(
     active: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
+    addresses: Tensor | None = None,
     *,
     rule: int,
     order: int,
 ) -> None:
     rows, columns = theta.shape
     num_segments = segments.shape[0]
+    check_addresses(addresses, grads, "grads", num_segments)
     for name, tensor in (
         ("exp_avg", exp_avg),
         ("exp_avg_sq", exp_avg_sq),

@@ -17,6 +17,7 @@ def run(
     *,
     centre: bool = False,
     diagonal: bool = False,
+    addresses: Tensor | None = None,
 ) -> Tensor:
     """What the backend makes of them: [B, S, R, R], of a diagonal [B, S, R]."""
     batch, count, _ = rows.shape
@@ -24,7 +25,7 @@ def run(
     shape = (count,) if diagonal else (count, count)
     out = torch.full((batch, len(layout.numels), *shape), torch.nan, dtype=torch.float64)
     partials = torch.full((batch, len(layout.chunks), sums), torch.nan, dtype=torch.float64)
-    backend.gram_(out, partials, rows, others, layout.chunks, centre=centre, diagonal=diagonal)
+    backend.gram_(out, partials, rows, others, layout.chunks, addresses, centre=centre, diagonal=diagonal)
     return out
 
 

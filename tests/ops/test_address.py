@@ -23,8 +23,12 @@ def rows_of(case: str) -> Iterator[tuple[int, str]]:
     """Where in the arguments of a case rows are, and their names."""
     operator, arguments = CASES[case]
     names = signature(getattr(ops, operator)).parameters
-    for position, (name, value) in enumerate(zip(names, arguments(Sampler(Layout((1,))))[0], strict=False)):
-        if value is not None and (name in MATRICES or (name == "out" and operator != "gram_")):  # (gram's is a table)
+    given = dict(zip(names, arguments(Sampler(Layout((1,))))[0], strict=False))
+    unread = {"grads", "rows"} if given.get("addresses") is not None else set()
+    for position, (name, value) in enumerate(given.items()):
+        if name in unread or value is None:
+            continue
+        if name in MATRICES or (name == "out" and operator != "gram_"):  # (gram's is a table)
             yield position, name
 
 

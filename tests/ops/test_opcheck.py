@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
 from samplers import CPU, Layout, Sampler, StepProblem, same_bits
+from scattered import Scattered, scattered
 from torch import Tensor
 
 from mt2o_ext import ops
@@ -42,6 +44,23 @@ def gram_arguments(sampler: Sampler, *, cross: bool = False, centre: bool = Fals
     partials = torch.zeros(2, len(chunks), 3 if diagonal else 9 if cross else 6, dtype=torch.float64)
     rows, others = clean(sampler.rows(2, 3)), clean(sampler.rows(2, 3)) if cross else None
     return [out, partials, rows, others, chunks], {"centre": centre, "diagonal": diagonal}
+
+
+@cache  # the same memory for every call
+def addressed(numels: tuple[int, ...], rows: int, tasks: int) -> Scattered:
+    layout = Layout(numels)
+    return scattered(Sampler(layout).rows(rows, tasks), layout)
+
+
+def by_address(operator: str, arguments: Callable[[Sampler], Arguments], sampler: Sampler) -> Arguments:
+    """The same arguments, but that the gradients lie somewhere else."""
+    names = list(signature(getattr(ops, operator)).parameters)
+    at, last = names.index("rows" if operator == "gram_" else "grads"), names.index("addresses")
+    positional, named = arguments(sampler)
+    rows, tasks, _ = positional[at].shape
+    apart = addressed(sampler.layout.numels, rows, tasks)
+    positional[at] = apart.like
+    return [*positional[:last], apart.addresses], named
 
 
 def transfer_arguments(sampler: Sampler) -> Arguments:
@@ -96,6 +115,11 @@ CASES: dict[str, tuple[str, Callable[[Sampler], Arguments]]] = {
     "priority": ("priority_", priority_arguments),
     "step": ("step_", step_arguments),
     "plain step": ("step_", plain_step_arguments),
+    "combine by address": ("combine_", partial(by_address, "combine_", combine_arguments)),
+    "gram by address": ("gram_", partial(by_address, "gram_", gram_arguments)),
+    "diagonal by address": ("gram_", partial(by_address, "gram_", partial(gram_arguments, diagonal=True))),
+    "finite by address": ("finite_", partial(by_address, "finite_", finite_arguments)),
+    "step by address": ("step_", partial(by_address, "step_", step_arguments)),
 }
 EACH_CASE = pytest.mark.parametrize("case", CASES)
 
@@ -230,6 +254,10 @@ WRONG: dict[str, tuple[str, int, Callable[[Tensor], Tensor], str]] = {
     "step: low precision of 32 bits": ("step", 5, Tensor.float, "low_precision must be bfloat16 or float16"),
     "step: one flag too many": ("step", 15, lambda f: torch.zeros(4), "found_inf must be float32, [1] or [K]"),
     "step: int flags": ("step", 13, Tensor.int, "active must be contiguous, of shape [3, 2]"),
+    "combine: a task too few": ("combine by address", 4, lambda a: a[:, :1], "addresses must be int64 [K, T, S]"),
+    "finite: int32 addresses": ("finite by address", 3, Tensor.int, "addresses must be int64 [K, T, S]"),
+    "gram: a segment too few": ("gram by address", 5, lambda a: a[..., :1], "addresses must be int64 [K, T, S]"),
+    "step: addresses apart": ("step by address", 16, lambda a: a.mT.contiguous().mT, "contiguous along S"),
     "step: two scales": ("step", 14, lambda s: torch.ones(2), "grad_scale must be one float32"),
 }
 
@@ -282,7 +310,13 @@ def test_wrong_chunks_are_refused(case: str, wrong: str) -> None:
     check_refused(case, positional, named, message)
 
 
-@pytest.mark.parametrize(("case", "position"), [("gram", 4), ("cross gram", 4), ("diagonal", 4), ("step", 12)])
+@pytest.mark.parametrize(
+    ("case", "position"),
+    [
+        ("gram", 4), ("cross gram", 4), ("diagonal", 4), ("step", 12), ("combine by address", 3),
+        ("finite by address", 2), ("gram by address", 4), ("step by address", 12),
+    ],
+)  # fmt: skip
 def test_a_segment_that_is_not_there_is_refused(case: str, position: int) -> None:
     positional, named = arguments_of(case)
     positional[position] = altered(positional[position], (-1, 0), 2)
