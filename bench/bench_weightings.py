@@ -17,8 +17,8 @@ from torch import Tensor
 from bench import floor
 from bench.measure import interleaved, lower_of, milliseconds, power, ratio, table, write
 from bench.weighting_peers import METHODS, PEERS
-from mt2o_ext import ops
-from mt2o_ext.flat_gradients import FlatGradients
+from mt2o_ext.gradients.layout import Layout
+from mt2o_ext.gradients.table import GradientTable
 
 NOTES = (
     "Gram matrix + T x T solver + combination into an existing gradient. x bytes: median per-round ratio to moving "
@@ -32,25 +32,24 @@ SLOW = 0.3
 LARGEST = 1 << 27  # bytes that the floor moves; more is taken in proportion
 
 
-def gradients(tasks: int, columns: int) -> FlatGradients:
+def gradients(tasks: int, columns: int) -> GradientTable:
     """T conflicting rows: a common direction, noise, and norms from 0.1 to 3."""
     generator = torch.Generator().manual_seed(0)
-    flat = FlatGradients([torch.empty(columns)], num_tasks=tasks)
+    grads = GradientTable(Layout([torch.empty(columns)]), tasks)
     common = torch.randn(columns, generator=generator)
-    for task, row in enumerate(flat.grads[0, :, :columns]):
+    for task, row in enumerate(grads.flat()[0, :, :columns]):
         size = 0.1 * 30 ** (task / (tasks - 1))
         row.normal_(generator=generator).add_(common, alpha=(-1) ** task * 0.3 + 0.2).mul_(size / columns**0.5)
-    flat.filled = [[True] for _ in range(tasks)]
-    return flat
+    grads.fill([[True] for _ in range(tasks)])
+    return grads
 
 
-def ours(name: str, flat: FlatGradients) -> tuple[Callable[[], Tensor], Tensor]:
+def ours(name: str, grads: GradientTable) -> tuple[Callable[[], Tensor], Tensor]:
     weighting, generator = METHODS[name][0](), torch.Generator().manual_seed(0)
-    out = torch.zeros(1, flat.row)
+    out = torch.zeros(1, grads.layout.width)
 
     def run() -> Tensor:
-        weights = weighting(flat.gram().sum(1), generator=generator)
-        ops.combine_(out, flat.grads, weights, flat.chunks)
+        grads.combine(out, weighting(grads.gram().sum(1), generator=generator))
         return out
 
     return run, out
@@ -75,11 +74,11 @@ def peers(name: str, rows: Tensor, most: float) -> tuple[dict[str, Callable[[], 
 
 
 def measure(name: str, tasks: int, columns: int, rounds: int, most: float) -> dict[str, Any]:
-    flat = gradients(tasks, columns)
-    rows = flat.grads[0, :, :columns]
+    grads = gradients(tasks, columns)
+    rows = grads.flat()[0, :, :columns]
     if rows.numel() <= most:
         rows = rows.contiguous()  # as peers would have them
-    run, out = ours(name, flat)
+    run, out = ours(name, grads)
     weights, target = torch.full((tasks,), 1 / tasks), torch.zeros(columns)
     num_bytes = 8 * tasks * columns + 4 * columns
     part = min(1.0, LARGEST / num_bytes)

@@ -9,10 +9,10 @@ what was built and checks it.
 from . import base, pareto, preferences, priority, scalarization, transfer, weighting
 from ._native import backend_info
 from .bank import SubproblemBank
+from .gradients.weighted_backward import WeightedBackward, weighted_backward
 from .optim import ConnectionStrengthFused, MT2OFused, WeightedFused
 from .pareto import ParetoFront
 from .streams import repeat, stack
-from .weighted_backward import WeightedBackward, weighted_backward
 
 __version__ = "0.1.0"
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .flat_gradients import FlatGradients
+from .gradients.table import GradientTable
 
 __all__ = ["Ranks", "RanksError", "as_ranks", "describe", "together", "warning_of_drift"]
 
@@ -83,18 +83,16 @@ class Ranks:
         same.set_state(state)
         return same
 
-    def reduce_(self, flats: Sequence[FlatGradients], call: dict[str, Any], num_tasks: int | None = None) -> None:
-        """Sums the gradients (of the first tasks only) over the ranks, each buffer in one call.
+    def reduce_(self, tables: Sequence[GradientTable], call: dict[str, Any]) -> None:
+        """Sums the gradients over the ranks, those of each table in one call.
 
         What is there on any rank is there on all of them afterwards; on the others it counted as zero.
 
         call: as of `agree`.
         """
-        union = iter(self.merge(call, [filled for flat in flats for filled in flat.filled]))
-        for flat in flats:
-            flat.clear_missing(num_tasks)
-            flat.filled = [next(union) for _ in flat.filled]
-            self.add_(flat.grads[:, :num_tasks])
+        union = iter(self.merge(call, [filled for table in tables for filled in table.filled]))
+        for table in tables:
+            self.add_(table.fill([next(union) for _ in table.filled]))
 
     @torch.no_grad()
     def average_grad_(self, parameters: Sequence[Tensor], call: dict[str, Any]) -> None:

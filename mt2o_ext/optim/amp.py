@@ -1,74 +1,82 @@
-"""What ``torch.amp.GradScaler`` asks of an optimizer that divides by its factor inside of the step."""
+"""The factor of a ``torch.amp.GradScaler``, which an optimizer divides by inside of its step.
+
+``scaler.step(optimizer)`` calls ``step`` with two attributes set: ``grad_scale`` and ``found_inf``.  The scaler looks
+for infinities in ``.grad``.  Gradients that lie elsewhere it does not see: it is told what the step itself found,
+before ``scaler.update()`` asks.  That needs the scaler itself, so ``backward`` takes it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .now import Now
-
-__all__ = ["ScaledGradients"]
+__all__ = ["Scaling", "scaled"]
 
 
-class ScaledGradients(torch.optim.Optimizer):
-    """``scaler.step(optimizer)`` calls ``step`` with two attributes set: ``grad_scale`` and ``found_inf``.
+def scaled(losses: list[Tensor], scaler: Any) -> list[Tensor]:
+    """The losses times the factor of a scaler, if there is one."""
+    return losses if scaler is None else [scaler.scale(loss) for loss in losses]
 
-    The scaler looks for infinities in ``.grad``.  Gradients that lie in buffers only it does not see: it is told what
-    the step itself found, before ``scaler.update()`` asks.  That needs the scaler itself, so ``backward`` takes it.
+
+class Scaling(NamedTuple):
+    """The scaler's part in one step.
+
+    under_scaler: the step is called by ``scaler.step(optimizer)``.
+    grad_scale: one number, what gradients in ``.grad`` have still to be divided by, or None.
+    found_inf: one number, not zero if the scaler has found an infinity in ``.grad``, or None.
+    scaler: the one that ``backward`` was given, or None.
     """
 
-    _step_supports_amp_scaling = True
-    _now: Now
+    under_scaler: bool
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+    scaler: Any
 
-    def _scale(self, losses: list[Tensor], scaler: Any) -> list[Tensor]:
-        """The losses times the scaler's factor."""
-        if scaler is None or not scaler.is_enabled():
-            return losses
-        self._now.scaler = scaler
-        return [scaler.scale(loss) for loss in losses]
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer, scaler: Any) -> Scaling:
+        """The scaling of the step that begins."""
+        found = getattr(optimizer, "found_inf", None)
+        return cls(
+            hasattr(optimizer, "found_inf"),
+            getattr(optimizer, "grad_scale", None),
+            found if isinstance(found, Tensor) else None,
+            scaler,
+        )
 
-    @property
-    def _under_scaler(self) -> bool:
-        """True within ``scaler.step(optimizer)``."""
-        return hasattr(self, "found_inf")
+    def factor(self, device: torch.device) -> Tensor | None:
+        """float32 [1], what gradients in ``.grad`` have still to be divided by, or None."""
+        return None if self.grad_scale is None else self.grad_scale.to(device, torch.float32).reshape(1)
 
-    def _factor(self, device: torch.device) -> Tensor | None:
-        """float32 [1], what the gradients have still to be divided by."""
-        scale = getattr(self, "grad_scale", None)
-        return None if scale is None else scale.to(device, torch.float32).reshape(1)
+    def kept_factor(self, device: torch.device) -> Tensor | None:
+        """The same of gradients that nobody but the step can have unscaled."""
+        factor = self.factor(device)
+        if self.scaler is None or factor is not None:
+            return factor
+        return self.scaler.scale(torch.ones(1, dtype=torch.float32, device=device))
 
-    def _remembered_factor(self, device: torch.device) -> Tensor | None:
-        """The same of gradients that nobody but ``step`` can have unscaled."""
-        if self._now.scaler is None:
-            return self._factor(device)
-        factor = self._factor(device)
-        one = torch.ones(1, dtype=torch.float32, device=device)
-        return self._now.scaler.scale(one) if factor is None else factor
-
-    def _with_infinities(self, found: Tensor) -> Tensor:
+    def with_infinities(self, found: Tensor) -> Tensor:
         """found, float32 [K], with what the scaler has found in ``.grad``."""
-        other = getattr(self, "found_inf", None)
-        return torch.maximum(found, other.to(found).reshape(1)) if isinstance(other, Tensor) else found
+        return found if self.found_inf is None else torch.maximum(found, self.found_inf.to(found).reshape(1))
 
-    def _check_scaler(self) -> None:
+    def check_known(self) -> None:
         """Raises RuntimeError where the scaler could not be told what the step finds."""
-        if self._under_scaler and not isinstance(self.found_inf, Tensor) and self._now.scaler is None:  # type: ignore[attr-defined]
+        if self.under_scaler and self.found_inf is None and self.scaler is None:
             raise RuntimeError(
                 "scaler.step(optimizer) needs the scaler at backward already: optimizer.backward(losses, scaler=scaler)"
             )
 
-    def _check_not_unscaled(self) -> None:
+    def check_not_unscaled(self) -> None:
         """Raises RuntimeError where the scaler has divided the ``.grad`` of one of several rows."""
-        if self._under_scaler and self.grad_scale is None:  # type: ignore[attr-defined]
+        if self.under_scaler and self.grad_scale is None:
             raise RuntimeError(
                 "scaler.unscale_(optimizer) sees the gradients of one subproblem only: divide each by "
                 "scaler.get_scale() in the loop, and call optimizer.step(), or leave it to scaler.step(optimizer)"
             )
 
-    def _tell_scaler(self, found: Tensor) -> None:
-        if self._under_scaler and self._now.scaler is not None:
+    def tell(self, optimizer: torch.optim.Optimizer, found: Tensor) -> None:
+        """Tells the scaler what the step found, float32 [K], not zero where a gradient was infinite or NaN."""
+        if self.under_scaler and self.scaler is not None:
             # There is no public way to report what was found outside of `.grad`.
-            self._now.scaler._found_inf_per_device(self)[found.device] = found.amax()
-        self._now.scaler = None
+            self.scaler._found_inf_per_device(optimizer)[found.device] = found.amax()

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import capture
-from ..flat import FlatParameters
+from ..device import capturing, kept_in_place, refuse_in_graph, warn_in_graph
+from ..entries import member, tensors_of
 from ..ops import Order, combine_, transfer_
 from ..preferences import check_preferences
 from ..transfer import Identity, TransferContext, TransferRule
 from ..transfer.moments import Moments
-from .entries import member, tensors_of
+from .flat import FlatParameters
 
 __all__ = ["Blend"]
 
@@ -59,18 +59,18 @@ class Blend:
             self.rule.load_state_dict({key: value.to(device) for key, value in state.items()})
 
     def matrices(
-        self, flats: Sequence[FlatParameters], skipped: Tensor, losses: Tensor | None, lr: float | Tensor
+        self, flats: Sequence[FlatParameters], losses: Tensor | None, lr: float | Tensor
     ) -> list[Tensor | None]:
         """For each buffer M [K, K] or [S, K, K], or None where no transfer is due.
 
-        skipped: float32 [K], not zero where a subproblem is skipped.  losses: float64 [K, T], or None.
+        losses: float64 [K, T], or None.
         """
         nothing: list[Tensor | None] = [None] * len(flats)
         if isinstance(self.rule, Identity) or len(self.preferences) == 1 or not flats:
             return nothing
-        captured = capture.running(skipped.device)
+        captured = capturing(self.preferences.device)
         if captured:
-            self._check_capture(skipped.device)
+            self._check_capture(self.preferences.device)
         if not self.rule.due(self.steps):
             return nothing
         before = self.rule.state_dict() if captured else {}
@@ -81,16 +81,15 @@ class Blend:
             return nothing
         self.moments.check_matrix(mix, self.rule)
         if before:
-            self.rule.load_state_dict(capture.in_place(before, self.rule.state_dict()))
-        parts = split_matrices(mix, flats, len(self.preferences))
-        return [hold_rows(flat, part, skipped) for flat, part in zip(flats, parts, strict=True)]
+            self.rule.load_state_dict(kept_in_place(before, self.rule.state_dict()))
+        return list(split_matrices(mix, flats, len(self.preferences)))
 
     def _check_capture(self, device: torch.device) -> None:
         if self.rule.counts_steps:
             name = type(self.rule).__name__
-            capture.refuse(device, f"{name} with a strength that goes by the number of steps", "take a constant one")
+            refuse_in_graph(device, f"{name} with a strength that goes by the number of steps", "take a constant one")
         if self.rule.every > 1:
-            capture.warn(
+            warn_in_graph(
                 device,
                 f"a transfer every {self.rule.every} steps",
                 f"capture {self.rule.every} steps as one graph, or a multiple of that",
@@ -162,10 +161,12 @@ def split_matrices(mix: Tensor, flats: Sequence[FlatParameters], num_rows: int) 
     )
 
 
-def hold_rows(flat: FlatParameters, mix: Tensor, skipped: Tensor) -> Tensor:
-    """M with rows of the identity where the step touches nothing: skipped subproblems, tensors without a gradient."""
-    eye = torch.eye(flat.num_rows, dtype=mix.dtype, device=mix.device)
-    active = flat.active()
+def hold_rows(mix: Tensor, active: Tensor | None, skipped: Tensor) -> Tensor:
+    """M with rows of the identity where the step touches nothing: skipped subproblems, tensors without a gradient.
+
+    active: bool [K, S], the tensors that are updated; None: all.  skipped: float32 [K], not zero where skipped.
+    """
+    eye = torch.eye(mix.shape[-1], dtype=mix.dtype, device=mix.device)
     if active is None:
         return torch.where(skipped.unsqueeze(1) != 0, eye, mix)
     held = ~active | (skipped.unsqueeze(1) != 0)  # [K, S]

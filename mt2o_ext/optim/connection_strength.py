@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import capture
 from ..base import AdamW, BaseRule, as_base_rule
-from ..ops import Order
+from ..device import refuse_in_graph
+from ..entries import generator_state, member, member_dict
+from ..gradients.losses import check_losses
+from ..gradients.table import GradientTable, Source
+from ..gradients.tasks import Combination
 from ..ops.limits import MAX_OWNERS
 from ..priority.connection import Connection
 from ..priority.history import HistoryRecorder, PriorityHistory
@@ -19,9 +22,10 @@ from ..priority.phases import PhaseDraw
 from ..priority.projection import Projection
 from ..priority.schedule import mixed
 from ..ranks import together
-from .base import FlatOptimizer
-from .entries import generator_state, member, member_dict
-from .losses import check_losses
+from .amp import Scaling
+from .base import FlatOptimizer, nothing_left
+from .buffers import Buffers
+from .step import StepInputs
 
 __all__ = ["ConnectionStrengthFused"]
 
@@ -104,19 +108,15 @@ class ConnectionStrengthFused(FlatOptimizer):
         self._draw = PhaseDraw(schedule, total_steps, steps_per_epoch, shuffle=shuffle, seed=seed)
         self._connections = _checked(connections, num_tasks)
         self._phase = 0  # of the step that runs
-        self._copies = []
         self._used = [c for c in self._connections if mode == "general" or c.in_the_paper]
         base = as_base_rule(base)
         super().__init__(
             params,
             {"lr": lr, **base.defaults()},
             base,
-            num_rows=1,
-            num_tasks=num_tasks,
-            stacked=False,
-            ema=None,
+            Buffers(1, num_tasks, stacked=False),
+            heads_of=num_tasks if num_tasks > 1 else None,
             max_norm=max_norm,
-            skip_all=True,
             process_group=process_group,
         )
         names = [c.name for c in self._used]
@@ -126,13 +126,13 @@ class ConnectionStrengthFused(FlatOptimizer):
         self._used = self._trained(self._used)
         super()._build()
         self._projections: list[Projection | None] = []  # of each buffer; heads have none
-        for flat, groups in zip(self._flat, self._groups, strict=True):
-            shared = self.param_groups[groups[0]].get("task") is None
+        for flat, tasks in zip(self._buffers.flats, self._buffers.tasks, strict=True):
             held = set(map(id, flat.parameters))
             here = [c for c in self._used if id(c.weight) in held]
+            shared = tasks[0] is None
             self._projections.append(Projection(flat, here, faithful=self._mode == "faithful") if shared else None)
         built = [c for projection in self._projections if projection for c in projection.connections]
-        self._order = torch.tensor([built.index(c) for c in self._used], dtype=torch.int64).to(self._skipped.device)
+        self._order = torch.tensor([built.index(c) for c in self._used], dtype=torch.int64).to(self._buffers.device)
 
     def _trained(self, connections: Sequence[Connection]) -> list[Connection]:
         """The connections whose weight is among the shared parameters; of the others only frozen ones are let pass."""
@@ -143,7 +143,7 @@ class ConnectionStrengthFused(FlatOptimizer):
                 raise ValueError(f"{connection.name}: its weight is not among the parameters (only frozen ones may be)")
             if group is not None and group.get("task") is not None:
                 raise ValueError(f"{connection.name}: its weight is in a group with task=, so it is not shared")
-        return [connection for connection in connections if id(connection.weight) in groups]
+        return [c for c in connections if id(c.weight) in groups and self._is_held(c.weight)]
 
     _family = "connection_strength"
 
@@ -159,7 +159,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         return True
 
     def _description(self) -> dict[str, Any]:
-        own = {"num_tasks": self._num_tasks, "mode": self._mode, "total_steps": self._draw.total_steps}
+        own = {"mode": self._mode, "total_steps": self._draw.total_steps}
         own |= {"steps_per_epoch": self._draw.steps_per_epoch, "shuffle": self._draw.shuffle}
         return {**super()._description(), **own, "connections": [c.name for c in self._connections]}
 
@@ -167,12 +167,11 @@ class ConnectionStrengthFused(FlatOptimizer):
         if self._ranks is not None:
             self._draw.share(self._ranks)
 
-    def _reduce(self, task: int | None) -> None:
+    def _reduce(self, tables: Sequence[GradientTable], task: int | None) -> None:
         """Sums gradients over the ranks, after a look at whether all are at the same step."""
         if self._ranks is not None:
             place = {"call": "step()", "number of steps": self._draw.steps, "phase": self._phase, "task": task}
-            call = {**place, **self._call("step()")}
-            self._ranks.reduce_(self._flat, call, 1 if self._phase == 1 else None)
+            self._ranks.reduce_(tables, {**place, **self._call("step()")})
 
     # ------------------------------------------------------------------ the step
     @torch._disable_dynamo
@@ -196,7 +195,9 @@ class ConnectionStrengthFused(FlatOptimizer):
             self._warn_once(
                 "total_steps", f"this is step {self._draw.total_steps + 1} of {self._draw.total_steps}: phase 2 stays"
             )
-        capture.refuse(self._skipped.device, "ConnectionStrengthFused", "it draws phase and order of tasks on the host")
+        refuse_in_graph(
+            self._buffers.device, "ConnectionStrengthFused", "it draws phase and order of tasks on the host"
+        )
         self._warn_if_alone()
         before, phase = self._draw.state_dict(), self._phase
         self._phase, order = self._draw.next(self._num_tasks)
@@ -212,15 +213,17 @@ class ConnectionStrengthFused(FlatOptimizer):
 
     def _learn(self, closure: Callable[[int], Tensor], order: Sequence[int]) -> Tensor:
         """Phase 1: a step for each task, of the parameters that its loss has a gradient for."""
-        losses = torch.zeros(self._num_tasks, dtype=torch.float64, device=self._skipped.device)
+        losses = torch.zeros(self._num_tasks, dtype=torch.float64, device=self._buffers.device)
         for task in order:
             with together(self._ranks):
                 self.zero_grad()
-                own = self._backward(closure, task, row_of_task=0)
-                self._refresh_segments()
-            self._reduce(task)
+                own = self._backward(closure, task)
+                tables = [flat.combined for flat in self._buffers.flats]
+                self._take(tables, task, 0)
+                self._buffers.refresh(self.param_groups, self._base, None)
+            self._reduce(tables, task)
             losses[task] = self._joint(own)
-            self._take_step(losses[task].reshape(1, 1))
+            self._take_step(tables, losses[task].reshape(1, 1))
         self.zero_grad()
         return losses
 
@@ -228,56 +231,65 @@ class ConnectionStrengthFused(FlatOptimizer):
         """Phase 2: one step with the gradients of all tasks."""
         with together(self._ranks):
             self.zero_grad()
-            own = torch.stack([self._backward(closure, task, row_of_task=task) for task in range(self._num_tasks)])
-            self._refresh_segments()
-        self._reduce(None)
-        losses = self._joint(own)
-        self._take_step(losses.reshape(1, -1))
+            losses = []
+            for task in range(self._num_tasks):
+                losses.append(self._backward(closure, task))
+                tables = [flat.tasks for flat in self._buffers.flats]
+                self._take(tables, task, task)
+            self._buffers.refresh(self.param_groups, self._base, None)
+        self._reduce(tables, None)
+        joint = self._joint(torch.stack(losses))
+        self._take_step(tables, joint.reshape(1, -1))
         self.zero_grad()
-        return losses
+        return joint
 
-    def _backward(self, closure: Callable[[int], Tensor], task: int, *, row_of_task: int) -> Tensor:
+    def _backward(self, closure: Callable[[int], Tensor], task: int) -> Tensor:
         with torch.enable_grad():
             loss = check_losses([closure(task)], 1, None).sum()
             loss.backward()
-        flats = self._synchronize()
-        for flat, groups in zip(flats, self._groups, strict=True):
-            for p, group in zip(flat.parameters, groups, strict=True):
-                if self.param_groups[group].get("task", task) not in (task, None):
-                    p.grad = None  # of another task's head
-            flat.collect_gradients(0, task=row_of_task if flat.num_tasks > 1 else 0, detach=True)
+        self._synchronize()
         return loss.detach().double()
 
-    def _take_step(self, losses: Tensor) -> None:
-        if not any(flat.any_filled() for flat in self._flat):
+    def _take(self, tables: Sequence[GradientTable], task: int, row: int) -> None:
+        """Moves ``.grad`` to this task's row of the tables (to the only one of heads), but for heads of others."""
+        for table, tasks in zip(tables, self._buffers.tasks, strict=True):
+            for p, of_task in zip(table.layout.parameters, tasks, strict=True):
+                if of_task not in (task, None):
+                    p.grad = None
+            table.take(task=row if table.num_tasks > 1 else 0)
+
+    def _take_step(self, tables: Sequence[GradientTable], losses: Tensor) -> None:
+        if not any(any(table.reached()) for table in tables):
             raise RuntimeError("the loss has no gradient for any parameter of this optimizer")
-        found = self._find_nonfinite(losses)
-        if not self._nothing_left(found):
-            if self._phase == 2:
-                self._project()
-            self._apply(found, [None] * len(self._flat), Order.CONSENSUS)
-        self._count_skipped(found, found)
+        scaling = Scaling.of(self, None)
+        found = self._find_nonfinite(tables, losses, scaling)
+        if not nothing_left(found):
+            combinations = (
+                self._project(tables) if self._phase == 2 else [Combination(table.source(), None) for table in tables]
+            )
+            divisor = self._of_all_ranks(scaling.factor(self._buffers.device))
+            self._apply(
+                [
+                    StepInputs.of(table, gradients, divisor, found)
+                    for table, gradients in zip(tables, combinations, strict=True)
+                ]
+            )
+        self._count_skipped(found, found, scaling)
 
-    def _find_nonfinite(self, losses: Tensor | None) -> Tensor:
-        found = torch.zeros(1, dtype=torch.float32, device=self._skipped.device)
-        for flat in self._flat:
-            flat.find_nonfinite(found, 1 if self._phase == 1 else None)
-        return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, 1.0)
-
-    def _project(self) -> None:
+    def _project(self, tables: Sequence[GradientTable]) -> list[Combination]:
+        """The gradients of phase 2: projected where a table is of shared parameters."""
+        projected = [
+            None if projection is None else projection.combine(self._ranks) for projection in self._projections
+        ]
         projections = [projection for projection in self._projections if projection]
-        for projection in projections:
-            projection.combine(self._ranks)
         if projections:
             shares = torch.cat([p.shares() for p in projections])[self._order] if self._recorder.due() else None
             coefficients = torch.cat([p.coefficients for p in projections])[self._order]
             self._recorder.add_projection(shares, coefficients)
-
-    def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
-        projection = self._projections[index]
-        if self._phase == 1 or projection is None:
-            return self._flat[index].grads[:, :1], None
-        return projection.combined, None
+        return [
+            Combination(table.source() if combined is None else Source(combined, None), None)
+            for table, combined in zip(tables, projected, strict=True)
+        ]
 
     # ------------------------------------------------------------------ diagnostics
     @property
@@ -295,7 +307,7 @@ class ConnectionStrengthFused(FlatOptimizer):
             "draw": self._draw.state_dict(),
             "history": self._recorder.state_dict(),
             "phase": self._phase,
-            "skipped": self._skipped.clone(),
+            "skipped": self._report.counts.clone(),
         }
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
@@ -313,7 +325,7 @@ class ConnectionStrengthFused(FlatOptimizer):
             self._draw.load_state_dict(drawn)
             self._recorder.load_state_dict(recorded)
             self._phase = phase
-            self._skipped.copy_(skipped)
+            self._report.counts.copy_(skipped)
 
         return commit
 

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
-from ..flat import FlatParameters
+from ..device import LateFlags
+from ..entries import member, member_dict
+from ..gradients.losses import as_list, backward_done, check_losses, check_running_statistics
+from ..gradients.options import check_idle_task_options, check_task_options
+from ..gradients.skipped import RefusedLosses, Refuser
+from ..gradients.table import check_dense
+from ..gradients.tasks import Combination, TaskGradients
+from ..gradients.weigher import Weigher, undone_on_error
 from ..ops.limits import MAX_ROWS
 from ..preferences import check_preferences, default_preferences
 from ..ranks import together
@@ -18,14 +25,12 @@ from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
 from ..transfer.moments import Moments
 from ..weighting import Weighting
-from .blend import Blend
-from .entries import member, member_dict
-from .losses import as_list, backward_done, check_losses, check_running_statistics
-from .nonfinite import LateFlags
-from .options import check_idle_task_options, check_task_options
-from .skipped import RefusedLosses, Refuser
+from .amp import Scaling, scaled
+from .base import nothing_left, with_losses
+from .blend import Blend, hold_rows
+from .buffers import Buffers
+from .step import Plan, StepInputs, moments_of
 from .subproblems import OneModel
-from .weigher import Weigher
 
 __all__ = ["MT2OFused"]
 
@@ -133,26 +138,33 @@ class MT2OFused(OneModel):
         self._scalarization = None if scalarization is None else as_scalarization(scalarization)
         chosen = self._scalarization
         self._refused = None if chosen is None else RefusedLosses(chosen, num_subproblems)
-        self._heads, self._collecting = heads, collect
-        self._weigher = None
+        tasks: TaskGradients | None = None
         if weighting is None:
             check_idle_task_options(heads, collect, generator)
         else:
             checked = check_task_options(weighting, heads, collect)
             seen = preferences if scalarization is None else torch.full_like(preferences, 1 / num_tasks)
-            self._weigher = Weigher(checked, seen, generator)
+            tasks = TaskGradients(Weigher(checked, seen, generator), num_tasks, heads, collect)
         if transfer is True:
             transfer = Spectral() if num_subproblems > 1 else None
         self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments)
-        self._losses: list[Tensor | None] = [None] * (1 if stacked else num_subproblems)
+        self._late_flags: dict[str, LateFlags] = {}
         base = as_base_rule(base)
-        skip_all = skip_nonfinite == "all"
-        defaults = {"lr": lr, "transfer": True, **base.defaults()}
-        self._copies = ["ema"] * (ema is not None) + ["transfer_base"] * self._blend.rule.relative
+        refusers: list[Refuser] = [] if tasks is None else [tasks.weigher.weighting]
         super().__init__(
-            params, defaults, base, num_rows=num_subproblems, num_tasks=1 if weighting is None else num_tasks,
-            stacked=stacked, ema=ema, max_norm=max_norm, skip_all=skip_all, process_group=process_group,
-        )  # fmt: skip
+            params,
+            {"lr": lr, "transfer": True, **base.defaults()},
+            base,
+            Buffers(num_subproblems, 1 if tasks is None else num_tasks, stacked=stacked),
+            tasks=tasks,
+            heads_of=None if tasks is None else num_tasks,
+            ema=ema,
+            copies=["ema"] * (ema is not None) + ["transfer_base"] * self._blend.rule.relative,
+            max_norm=max_norm,
+            skip_all=skip_nonfinite == "all",
+            refusers=refusers if self._refused is None else [*refusers, self._refused],
+            process_group=process_group,
+        )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
         self._keep_buffers(buffers)
         if start is not None:
@@ -164,26 +176,27 @@ class MT2OFused(OneModel):
             start(k)
             self._synchronize()
         if self._ranks is not None:
-            self._ranks.share_([values for flat in self._flat for values in (flat.theta, flat.values)])
-        self._start_copies()
+            self._ranks.share_([values for flat in self._buffers.flats for values in (flat.theta, flat.values)])
+        self._views.start_copies()
 
     def _build(self) -> None:
         super()._build()
-        for flat in self._flat[:1]:
-            self._blend.to(flat.device)
+        self._late_flags.clear()
+        self._blend.to(self._buffers.device)
 
     _family = "mt2o"
 
     def __repr__(self) -> str:
         options = (
-            f"num_tasks={self._num_tasks}, num_subproblems={self._num_rows}, scalarization={self._scalarization}, "
-            f"weighting={None if self._weigher is None else type(self._weigher.weighting).__name__}, "
+            f"num_tasks={self._num_tasks}, num_subproblems={self._buffers.num_rows}, "
+            f"scalarization={self._scalarization}, "
+            f"weighting={None if self._tasks is None else type(self._tasks.weigher.weighting).__name__}, "
             f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}, ema={self._ema}"
         )
         return super().__repr__().replace(" (", f" ({options}", 1)
 
     def _works_in_wrapper(self) -> bool:
-        return self._weigher is None
+        return self._tasks is None
 
     def _description(self) -> dict[str, Any]:
         blend = self._blend
@@ -213,54 +226,77 @@ class MT2OFused(OneModel):
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
             retain_graph: as in ``torch.autograd.backward``.
 
-        Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph.
+        Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph.  A
+        call that fails in the backward pass leaves other subproblems' gradients as they are, and this one's too unless
+        it had some already: then they have been added to.  (With a weighting these are dropped.)
         """
-        stacked = check_losses(losses, self._num_tasks, self._num_rows if self._stacked else None)
+        buffers, row = self._buffers, self._row
+        stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
         self._warn_if_alone()
-        row = 0 if self._stacked else self._now.row
-        if self._keeps_rows and not self._model_buffers and not self._now.graph_checked:
+        if buffers.keeps_rows and not self._model_buffers and not self._now.graph_checked:
             check_running_statistics(stacked, self._warn_once)
         self._now.graph_checked = True
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
         detached = stacked.detach().double()
-        preferences = self._blend.preferences if self._stacked else self._blend.preferences[row]
-        coefficients = torch.ones_like(detached)
-        if self._scalarization is not None and self._refused is not None:
-            seen = self._seen_by_all(detached)
-            self._refused.see(seen, None if self._stacked else row)
-            coefficients = self._scalarization.coefficients(seen, preferences)
-        self._count_call(row)
-        before = self._losses[row]
-        self._losses[row] = detached if before is None else before + detached  # as gradients add up over micro-batches
-        if self._weigher is None:
-            [total] = self._scale([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
-            total.backward(retain_graph=retain_graph)
-            return
-        self._read_shown()
-        self._weigher.draw_ahead()
-        if self._scalarization is not None:
-            coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is
-        if self._stacked:
-            parts = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
+        seen = self._seen_by_all(detached)
+        coefficients = self._coefficients(seen)
+        if self._tasks is None:
+            [total] = scaled([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
+            self._backward_into_grad(total, retain_graph)
         else:
-            parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
-        self._collect(self._scale(parts, scaler), row, retain_graph=retain_graph)
+            self._read_shown()
+            self._tasks.weigher.draw_ahead()
+            if self._scalarization is not None:
+                coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is
+            if buffers.stacked:
+                parts = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
+            else:
+                parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
+            try:
+                self._tasks.collect(scaled(parts, scaler), row, retain_graph=retain_graph)
+            except BaseException:  # the row has lost the gradients of earlier calls as well
+                self._forget_row(row)
+                raise
+        self._now.batch.add_losses(row, detached if buffers.stacked else detached.unsqueeze(0))
+        self._now.batch.scaler = scaler
+        if self._refused is not None:
+            self._refused.see(seen, None if buffers.stacked else row)
+        if self._ranks is not None:
+            self._ranks.count(row)
 
-    def _refusers(self) -> Sequence[Refuser]:
-        return super()._refusers() if self._refused is None else (*super()._refusers(), self._refused)
+    def _coefficients(self, losses: Tensor) -> Tensor:
+        """float64, like losses [T] or [K, T]: the factors of the losses in the scalarized sum."""
+        if self._scalarization is None:
+            return torch.ones_like(losses)
+        preferences = self._blend.preferences if self._buffers.stacked else self._blend.preferences[self._row]
+        return self._scalarization.coefficients(losses, preferences)
 
     def _seen_by_all(self, losses: Tensor) -> Tensor:
         """The losses that coefficients are made of: the means over the ranks, unless they make no difference."""
-        if self._ranks is None or isinstance(self._scalarization, Linear):
+        if self._ranks is None or self._scalarization is None or isinstance(self._scalarization, Linear):
             return losses
         self._ranks.agree(self._call(f"backward() of subproblem {self._now.row}"))
         return self._ranks.mean(losses)
 
-    def _last_losses(self) -> Tensor | None:
-        """float64 [K, T], or None where a subproblem has none yet."""
-        losses = [losses for losses in self._losses if losses is not None]
-        if len(losses) < len(self._losses):
-            return None
-        return losses[0] if self._stacked else torch.stack(losses)
+    def _backward_into_grad(self, loss: Tensor, retain_graph: bool) -> None:
+        """Backward as torch's own; one that fails leaves no gradient where there was none."""
+        empty = [p for p in self._buffers.parameters() if p.grad is None]
+        try:
+            loss.backward(retain_graph=retain_graph)
+        except BaseException:
+            for p in empty:
+                p.grad = None
+            raise
+
+    def _forget(self) -> None:
+        super()._forget()
+        if self._refused is not None:
+            self._refused.forget()
+
+    def _forget_row(self, row: int) -> None:
+        self._now.batch.losses[row] = None
+        if self._refused is not None:
+            self._refused.forget(row)
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -283,27 +319,22 @@ class MT2OFused(OneModel):
         with together(self._ranks):
             if closure is not None:
                 result = self._run(closure)
-            self._collect_gradients()
-            self._refresh_segments()
-        self._reduce()
-        last = self._last_losses()
-        last = None if last is None else self._joint(last)
-        found, skipped = self._find_rows_to_skip(last)
-        if not self._nothing_left(skipped):
-            blend, flats = self._blend, self._flat
-            if last is not None and blend.rule.fixed:
-                self._check_own_batches(last)
-            matrices = blend.matrices(flats, skipped, last, self.param_groups[0]["lr"])
-            self._apply(skipped, blend.before_step(flats, matrices, skipped), blend.order)
-            blend.after_step(flats, matrices)
-            if self._weigher is not None:
-                self._weigher.done()
-        self._await_feedback(last, skipped)
-        self._count_skipped(found, skipped)
-        self._forget_losses()
-        if self._weigher is not None or self._keeps_rows or self._ranks is not None:  # used up
-            self._forget()
-        return result if result is None or result.dim() == 0 else last
+            scaling = self._prepare()
+        self._reduce(scaling)
+        losses = self._now.batch.all_losses()
+        losses = None if losses is None else self._joint(losses)
+        blend, tasks = self._blend, self._tasks
+        found = self._find(losses, scaling)
+        if tasks is not None:
+            tasks.transform(self._now.batch, losses, found, self._divisor(scaling), self._report.rows_to_skip)
+        with undone_on_error(blend.rule, *([] if tasks is None else [tasks.weigher.weighting])):
+            plan = self._plan(found, losses, scaling)
+            if not nothing_left(plan.skipped):
+                self._transfer_and_apply(plan, losses)
+        self._await_feedback(losses, plan.skipped)
+        self._count_skipped(plan.found, plan.skipped, scaling)
+        self._forget()
+        return result if result is None or result.dim() == 0 else losses
 
     def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
         """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself."""
@@ -320,7 +351,7 @@ class MT2OFused(OneModel):
             except BaseException:
                 self.zero_grad()
                 raise
-        return self._last_losses()
+        return self._now.batch.all_losses()
 
     def _backward_of(self, losses: Losses | None, k: int) -> None:
         if backward_done(losses, self._num_tasks):
@@ -328,38 +359,85 @@ class MT2OFused(OneModel):
         assert losses is not None
         self.backward(losses)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets all gradients, those of all subproblems."""
-        super().zero_grad(set_to_none)
-        self._now.scaler = None
-        self._forget_calls()
-        self._forget_losses()
-
-    def _forget_losses(self) -> None:
-        self._losses[:] = [None] * len(self._losses)
-        if self._refused is not None:
-            self._refused.forget()
-
-    def _collect_gradients(self) -> None:
+    def _prepare(self) -> Scaling:
+        """Takes in what others did since the last step, and the gradients."""
         self._warn_if_alone()
-        flats = self._synchronize()
-        self._check_scaler()
-        if self._keeps_rows:
-            if self._weigher is None:
-                self._check_not_unscaled()
-            self._store_gradients(flats)
-        elif self._weigher is None:
+        self._synchronize()
+        scaling = Scaling.of(self, self._now.batch.scaler)
+        scaling.check_known()
+        flats = self._buffers.flats
+        if self._buffers.keeps_rows:
+            if self._tasks is None:
+                scaling.check_not_unscaled()
+            self._store_gradients()
+        elif self._tasks is None:
+            check_dense(p.grad for p in self._buffers.parameters())
             for flat in flats:
-                flat.collect_gradients(0, detach=False)
-        if flats and not any(flat.any_filled() for flat in flats):
+                flat.tasks.take(keep=True)
+        if flats and not self._has_gradients():
             raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
-        if self._keeps_rows:
-            self._warn_of_missing_rows(flats)
+        if self._buffers.keeps_rows:
+            self._warn_of_missing_rows()
+        self._buffers.refresh(self.param_groups, self._base, self._ema)
+        return scaling
 
-    def _warn_of_missing_rows(self, flats: list[FlatParameters]) -> None:
+    def _reduce(self, scaling: Scaling) -> None:
+        """Sums gradients over the ranks, after a look at whether all are at the same step."""
+        if self._ranks is not None:
+            self._check_scaler_of_ranks(scaling)
+            self._ranks.reduce_([flat.tasks for flat in self._buffers.flats], self._call("step()"))
+
+    def _divisor(self, scaling: Scaling) -> Tensor | None:
+        """float32 [1], what the gradients are divided by, or None."""
+        device = self._buffers.device
+        factor = scaling.factor(device) if self._tasks is None else scaling.kept_factor(device)
+        return self._of_all_ranks(factor)
+
+    def _find(self, losses: Tensor | None, scaling: Scaling) -> Tensor:
+        """float32 [K], what is found in the gradients and losses before anything is weighed."""
+        if self._tasks is None:
+            return self._find_nonfinite([flat.tasks for flat in self._buffers.flats], losses, scaling)
+        found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
+        self._tasks.find_nonfinite(found)
+        return found
+
+    def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:
+        """The step without its transfer; task gradients are weighed for it."""
+        tasks, tables = self._tasks, [flat.tasks for flat in self._buffers.flats]
+        divisor, rows_to_skip = self._divisor(scaling), self._report.rows_to_skip
+        if tasks is None:
+            combinations = [Combination(table.source(), None) for table in tables]
+        else:
+            weighed = tasks.weigh(self._now.batch, losses, found, divisor, rows_to_skip)
+            self._now.weights, found = weighed.weights, weighed.found
+            combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
+        found = self._report.with_refusals(found)
+        skipped = rows_to_skip(found)
+        inputs = [
+            StepInputs.of(table, gradients, divisor, skipped)
+            for table, gradients in zip(tables, combinations, strict=True)
+        ]
+        return Plan(found, skipped, inputs)
+
+    def _transfer_and_apply(self, plan: Plan, losses: Tensor | None) -> None:
+        blend, flats = self._blend, self._buffers.flats
+        if losses is not None and blend.rule.fixed:
+            self._check_own_batches(losses)
+        matrices = [
+            None if mix is None else hold_rows(mix, given.active, plan.skipped)
+            for mix, given in zip(blend.matrices(flats, losses, self.param_groups[0]["lr"]), plan.inputs, strict=True)
+        ]
+        moments_of(self._buffers, self._base, self.param_groups)  # there is memory for them before theta changes
+        mixes = blend.before_step(flats, matrices, plan.skipped)
+        self._apply([given._replace(mix=mix) for given, mix in zip(plan.inputs, mixes, strict=True)], blend.order)
+        blend.after_step(flats, matrices)
+        if self._tasks is not None:
+            self._tasks.weigher.done()
+
+    def _warn_of_missing_rows(self) -> None:
         """Warns where some subproblems have gradients and others none: their parameters stay as they are."""
-        there = [flat.rows_with_gradients() for flat in flats]
-        missing = [k for k in range(self._num_rows) if not any(rows[k] for rows in there)]
+        there = [flat.tasks.rows_with_gradients() for flat in self._buffers.flats]
+        missing = [k for k in range(self._buffers.num_rows) if not any(rows[k] for rows in there)]
         if missing:
             self._warn_once(
                 "missing rows",
@@ -380,31 +458,54 @@ class MT2OFused(OneModel):
         if "shared batch" in late and late["shared batch"].known() and late.pop("shared batch").raised():
             self._warn_once(
                 "shared batch",
-                f"all {self._num_rows} subproblems started with exactly the same losses: they seem to share their "
-                f"mini-batches. Transfer by a fixed rule ({type(self._blend.rule).__name__}) averages gradient noise; "
-                "shared batches leave none: draw one for each subproblem (repeat(loader), stack(...)).",
+                f"all {self._buffers.num_rows} subproblems started with exactly the same losses: they seem to share "
+                f"their mini-batches. Transfer by a fixed rule ({type(self._blend.rule).__name__}) averages gradient "
+                "noise; shared batches leave none: draw one for each subproblem (repeat(loader), stack(...)).",
             )
+
+    # ------------------------------------------------------------------ what weightings learn from
+    @property
+    def weights(self) -> Tensor | None:
+        """float64 [K, T] (per tensor: [K, S, T]), the weights of the last step; NaN where it was skipped."""
+        return self._last_weights()
+
+    @torch.no_grad()
+    def feedback(self, losses: Losses) -> None:
+        """For weightings that learn from it (FAMO): the losses of the last mini-batches again, after the step.
+
+        losses: T scalars or [T]; [K, T] of several subproblems.
+        """
+        if self._tasks is None:
+            raise RuntimeError("this optimizer learns nothing from feedback: it has no weighting")
+        self._tasks.weigher.check_feedback()
+        num_rows = self._buffers.num_rows if self._buffers.num_rows > 1 else None
+        self._learn_from(check_losses(losses, self._num_tasks, num_rows, graph=False).detach().double())
+
+    def epoch_end(self) -> None:
+        """Counts an epoch, for weightings that go by them (DWA)."""
+        if self._tasks is not None:
+            self._tasks.weigher.epoch += 1
 
     # ------------------------------------------------------------------ state
     def _export_shared(self) -> dict[str, Any]:
-        if self._num_rows == 1 and self._weigher is None:
+        if self._buffers.num_rows == 1 and self._tasks is None:
             return {}
-        shared = {**self._blend.state_dict(), "skipped": self._skipped.clone(), "buffers": self._export_buffers()}
-        return shared if self._weigher is None else {**shared, "weighting": self._weigher.state_dict()}
+        shared = {**self._blend.state_dict(), "skipped": self._report.counts.clone(), "buffers": self._export_buffers()}
+        return shared if self._tasks is None else {**shared, "weighting": self._tasks.weigher.state_dict()}
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
-        expected = (self._num_rows, self._num_tasks)
+        expected = (self._buffers.num_rows, self._num_tasks)
         if shared is None:
-            if self._num_rows > 1:
+            if self._buffers.num_rows > 1:
                 raise ValueError(
                     f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of 1 (or of "
                     "another optimizer)"
                 )
-            if self._weigher is not None:
+            if self._tasks is not None:
                 raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
             return lambda: None
         shared = member_dict({"mt2o": shared}, "mt2o", "the first group")
-        if (self._weigher is not None) != ("weighting" in shared):
+        if (self._tasks is not None) != ("weighting" in shared):
             raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
         found = tuple(getattr(shared.get("preferences"), "shape", ()))
         if len(found) == 2 and found != expected:
@@ -412,15 +513,16 @@ class MT2OFused(OneModel):
                 f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of {found[0]} and "
                 f"{found[1]}"
             )
-        skipped = member(shared, "skipped", (self._num_rows,), "the optimizer")
+        skipped = member(shared, "skipped", (self._buffers.num_rows,), "the optimizer")
         self._check_buffers(shared.get("buffers"))
         blend = self._blend.loaded(shared)
-        weigher, where = self._weigher, "the optimizer"
-        weigh = None if weigher is None else weigher.loaded(member_dict(shared, "weighting", where))
+        weigh = None
+        if self._tasks is not None:
+            weigh = self._tasks.weigher.loaded(member_dict(shared, "weighting", "the optimizer"))
 
         def commit() -> None:
             self._blend = blend
-            self._skipped.copy_(skipped)
+            self._report.counts.copy_(skipped)
             self._import_buffers(shared["buffers"])
             if weigh is not None:
                 weigh()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
+
+from ..gradients.tasks import Batch
 
 __all__ = ["Loop", "Now"]
 
@@ -28,9 +29,8 @@ class Now:
 
     row: the subproblem that the model shows.  detached: its parameters are tensors of their own.  averaged: and running
     averages.  loops: over subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.
-    scaler: the GradScaler of the backward passes since the last step.  unscaled: whether the gradients in the buffers
-    have been divided by its factor.  shown: whether ``.grad`` holds the combined gradient of the next step.
-    grad_norm: float64 [K], of the last step, where it was measured.
+    batch: what backward left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.  grad_norm:
+    float64 [K], of the last step, where it was measured.  warned: what there is one warning of in a lifetime.
     """
 
     row: int = 0
@@ -38,7 +38,7 @@ class Now:
     averaged: bool = False
     loops: list[Loop] = field(default_factory=list)
     graph_checked: bool = False
-    scaler: Any = None
-    unscaled: bool = False
-    shown: bool = False
+    batch: Batch = field(default_factory=Batch)
+    weights: Tensor | None = None
     grad_norm: Tensor | None = None
+    warned: set[str] = field(default_factory=set)

@@ -9,19 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .entries import check_entry, member_dict
+from ..base import BaseRule
+from ..entries import check_entry, member_dict
+from ..gradients.parameters import check_parameters
+from ..gradients.tasks import Batch
+from .buffers import Buffers
 from .now import Now
-from .state import StateInBuffers, cloned
+from .state import StateViews, cloned
 
 __all__ = ["SavedState"]
 
 FAMILIES = ("weighted", "mt2o", "connection_strength")
 
 
-class SavedState(StateInBuffers):
+class SavedState(torch.optim.Optimizer):
     """The part of an optimizer that is saved, loaded, copied and pickled."""
 
     _family: str  # key of what is kept for no parameter in particular
+    _base: BaseRule
+    _buffers: Buffers
+    _views: StateViews
+    _now: Now
+    _copies: list[str]  # buffers that begin as copies of theta, also their keys in the state
 
     @torch._disable_dynamo
     def state_dict(self) -> dict[str, Any]:
@@ -37,8 +46,8 @@ class SavedState(StateInBuffers):
                 next((group for group in groups if group["params"]), groups[0])[self._family] = shared
 
         self._read_shown()
-        if self._keeps_rows:  # which is no dict of torch.optim: one before the first step has room for all that follow
-            self._attach_all()
+        if self._buffers.keeps_rows:  # no dict of torch.optim: one before the first step has room for all that follow
+            self._views.attach_all(self.state, self.param_groups)
         known = {p for _, p in self._parameters()}
         taken_out = [p for p in self.state if isinstance(p, Tensor) and p not in known]
         strangers = {p: self.state.pop(p) for p in taken_out}
@@ -75,8 +84,10 @@ class SavedState(StateInBuffers):
             values = {p: final["state"].get(i, {}) for i, (_, p) in zip(ids, self._parameters(), strict=True)}
             for group in self.param_groups:
                 group.pop(self._family, None)
-            self.state = defaultdict(dict)
-            self._import_state(values)
+            self.state = defaultdict(dict, {p: dict(state) for p, state in values.items() if state})
+            if not self._buffers.is_of(self.param_groups, self._is_held):  # frozen parameters that were trained
+                self._build()
+            self._views.import_(self.state, values, self.param_groups)
             for commit in commits:
                 commit()
 
@@ -96,15 +107,19 @@ class SavedState(StateInBuffers):
         """Whether this is the step that torch's distributed state dicts make to see the state of a new optimizer: of
         learning rate 0, with gradients of 0 in ``.grad``.  Then all state is shown, and there is nothing else to do.
         """
-        if torch.compiler.is_compiling() or any(self._attached.values()):
+        if torch.compiler.is_compiling() or self._views.shows_any:
             return False
-        if any(flat.any_filled() for flat in self._flat) or any(float(group["lr"]) != 0 for group in self.param_groups):
+        if self._has_gradients() or any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
         grads = [p.grad for _, p in self._parameters() if p.requires_grad]
         if any(grad is None or grad.layout != torch.strided or bool(grad.any()) for grad in grads):
             return False
-        self._attach_all()
+        self._views.attach_all(self.state, self.param_groups)
         return True
+
+    def _has_gradients(self) -> bool:
+        """True if there are gradients for the next step that are not in ``.grad``."""
+        return any(any(flat.tasks.reached()) for flat in self._buffers.flats)
 
     # ------------------------------------------------------------------ what belongs to no parameter
     def _export_shared(self) -> dict[str, Any]:
@@ -145,18 +160,22 @@ class SavedState(StateInBuffers):
         """complete: the dict is ours, so that nothing that we keep may be missing."""
         groups = [group for group in loaded["param_groups"] for _ in group["params"]]
         ids = [i for group in loaded["param_groups"] for i in group["params"]]
+        keeps_rows = self._buffers.keeps_rows
         for index, (i, options, (_, p)) in enumerate(zip(ids, groups, self._parameters(), strict=True)):
-            saved, where = loaded["state"].get(i, {}), f"parameter {index} ({self._num_rows} subproblems)"
+            saved, where = loaded["state"].get(i, {}), f"parameter {index} ({self._buffers.num_rows} subproblems)"
             if not isinstance(saved, dict):
                 raise TypeError(f"expected the state of {where} as a dict, got {saved!r:.80}")
-            expected = self._expected({**self.defaults, **options}, p)
+            if not saved and not self._is_held(p):
+                continue  # frozen then and now
+            check_parameters([p], None, self._buffers.num_rows if self._buffers.stacked else None)
+            expected = self._views.expected({**self.defaults, **options}, p)
             there = {key for key in expected if saved.get(key) is not None}
             for key in there:
                 check_entry(key, saved[key], expected[key], where)
             needed = set(self._base.needed) if there & {*self._base.needed} else set()
-            if complete and (there or self._keeps_rows):
+            if complete and (there or keeps_rows):
                 needed |= set(self._copies)
-            if self._keeps_rows:
+            if keeps_rows:
                 needed |= {"subproblems", "step"}
             if missing := sorted(needed - there):
                 raise ValueError(f"expected `{missing[0]}` of {where}, got none")
@@ -164,23 +183,24 @@ class SavedState(StateInBuffers):
     def _check_options(self, options: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def _is_held(self, p: Tensor) -> bool:
+        raise NotImplementedError
+
+    def _parameters(self) -> list[tuple[dict[str, Any], Tensor]]:
+        raise NotImplementedError
+
+    def _read_shown(self) -> None:
+        raise NotImplementedError
+
+    def _build(self) -> None:
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ copies
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the buffers are left out and made anew from ``state``."""
-        left_out = {
-            "_flat",
-            "_groups",
-            "_late_flags",
-            "_tables",
-            "_shown",
-            "_stateless",
-            "_attached",
-            "_seen",
-            "_zero_grad_profile_name",
-            "step",
-        }  # step: a scheduler's wrapper of it
+        left_out = {"_views", "_zero_grad_profile_name", "step"}  # step: a scheduler's wrapper of it
         own = {key: value for key, value in self.__dict__.items() if key not in left_out and not key.endswith("_hooks")}
-        own["_now"] = Now(row=self._now.row)
+        own["_now"] = Now(row=self._now.row, batch=self._new_batch(), warned=set(self._now.warned))
         own["state"] = {p: cloned(state) for p, state in self.state.items()}
         return own
 
@@ -190,8 +210,12 @@ class SavedState(StateInBuffers):
             for key, value in self.defaults.items():
                 if key != "differentiable":  # which torch has just put there
                     group.setdefault(key, value)
-        if "_num_rows" in state:  # unpickled or copied; load_state_dict comes by here with two keys only
+        if "_buffers" in state:  # unpickled or copied; load_state_dict comes by here with two keys only
             self.state = defaultdict(dict, self.state)
-            kept = self._export_state()
+            kept = {p: dict(own) for p, own in self.state.items() if isinstance(p, Tensor)}
+            self._views = StateViews(self._buffers, self._base, self._copies)
             self._build()
-            self._import_state(kept)
+            self._views.import_(self.state, kept, self.param_groups)
+
+    def _new_batch(self) -> Batch:
+        raise NotImplementedError

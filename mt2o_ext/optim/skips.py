@@ -1,4 +1,4 @@
-"""What an optimizer says of the steps that it skips."""
+"""Steps that an optimizer skips: counted, explained, warned of."""
 
 from __future__ import annotations
 
@@ -9,82 +9,103 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from ..device import host_knows
+from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM, REASONS, Refuser, SkippedSteps
 from ..loss_domain import Reason
-from .amp import ScaledGradients
-from .skipped import NONFINITE, OF_WEIGHTED_SUM, REASONS, Refuser, SkippedSteps
 
-__all__ = ["ReportsSkips"]
+__all__ = ["SkipReport"]
 
 
-class ReportsSkips(ScaledGradients):
-    """The part of an optimizer that counts skipped steps, finds out why, and warns."""
+class SkipReport:
+    """Counts the skipped steps of K subproblems, finds out why, and warns.
 
-    _num_rows: int
-    _skip_all: bool
-    _skipped: Tensor
-    _skips: SkippedSteps
+    Args:
+        num_rows: K.
+        skip_all: what is found in one row skips the step of all.
+        refusers: who may refuse a step for what is finite; of two that do the last one is told of.
 
-    @staticmethod
-    def _host_knows(tensor: Tensor) -> bool:
-        raise NotImplementedError
+    Attributes:
+        counts: int64 [K].
+    """
 
-    def _count_skipped(self, found: Tensor, skipped: Tensor) -> None:
-        """Counts skipped rows and warns, of each reason once, and again while nothing is learned; if they are on a GPU,
-        at a later step.
+    def __init__(self, num_rows: int, *, skip_all: bool, refusers: Sequence[Refuser]) -> None:
+        self.skip_all = skip_all
+        self.counts = torch.zeros(num_rows, dtype=torch.int64)
+        self._refusers = list(refusers)
+        self._skips = SkippedSteps(num_rows)
 
-        found: float32 [K], the number of what was found in a row, see `_reasons`; 0: nothing.
-        """
-        self._skipped += (skipped != 0).to(self._skipped)
-        infinite = ((found == NONFINITE) | (found == OF_WEIGHTED_SUM)).to(found)
-        self._tell_scaler(infinite)
-        if self._under_scaler:  # which looks for infinities: these are no surprise
-            found = found * (1 - infinite)
-        if torch.compiler.is_compiling():
-            return
-        if self._host_knows(skipped) and not bool(skipped.any()):
-            self._skips.nothing_skipped()
-            return
-        self._skips.add(self._refusals(found), skipped)
-        self._warn_of_skipped()
+    def to(self, device: torch.device) -> None:
+        if self.counts.device != device:
+            self.counts = self.counts.to(device)
+            self._skips.to(device)
 
-    def _refusers(self) -> Sequence[Refuser]:
-        """Who may refuse a step for what is finite; of two that do the last one is told of."""
-        return ()
+    def nothing_found(self) -> Tensor:
+        """float32 [K] of zeros, to write what is found to."""
+        return torch.zeros(len(self.counts), dtype=torch.float32, device=self.counts.device)
 
-    def _reasons(self) -> Sequence[Reason]:
-        """The words for what is found in a row, counted from 1."""
-        return (*REASONS, *chain.from_iterable(refuser.reasons for refuser in self._refusers()))
+    def rows_to_skip(self, found: Tensor) -> Tensor:
+        """float32 [K], not zero in rows whose step is skipped, from what was found in each row."""
+        return found.amax().expand_as(found).contiguous() if self.skip_all else found
 
-    def _with_refusals(self, found: Tensor) -> Tensor:
+    def with_refusals(self, found: Tensor) -> Tensor:
         """found, with the number of the reason in each row that was refused."""
-        refusers = self._refusers()
-        for index, refuser in enumerate(refusers):
+        for index, refuser in enumerate(self._refusers):
             refused = refuser.refused
-            if refused is None or (self._host_knows(refused) and not bool(refused.any())):
+            if refused is None or (host_knows(refused) and not bool(refused.any())):
                 continue
             refusals = refuser.refusals()
             assert refusals is not None
-            before = len(REASONS) + sum(len(other.reasons) for other in refusers[:index])
+            before = len(REASONS) + sum(len(other.reasons) for other in self._refusers[:index])
             found = torch.where(refused, (refusals[:, 0] + before).to(found), found)
         return found
 
-    def _refusals(self, found: Tensor) -> Tensor:
+    def count(self, found: Tensor, skipped: Tensor, *, expected: bool, weights: Tensor | None = None) -> None:
+        """Counts skipped rows and warns, of each reason once, and again while nothing is learned; if they are on a GPU,
+        at a later step.
+
+        Args:
+            found: float32 [K], the number of what was found in a row, see `_reasons`; 0: nothing.
+            skipped: float32 [K], not zero in rows whose step is skipped.
+            expected: infinities are no surprise: a GradScaler looks for them.
+            weights: float64 [1, T], with which losses were added up before their backward, or None.
+        """
+        self.counts += (skipped != 0).to(self.counts)
+        if expected:
+            found = found * (1 - infinite(found))
+        if torch.compiler.is_compiling():
+            return
+        if host_knows(skipped) and not bool(skipped.any()):
+            self._skips.nothing_skipped()
+            return
+        self._skips.add(self._refusals(found, weights), skipped)
+        self.warn(stacklevel=5)
+
+    def _reasons(self) -> Sequence[Reason]:
+        """The words for what is found in a row, counted from 1."""
+        return (*REASONS, *chain.from_iterable(refuser.reasons for refuser in self._refusers))
+
+    def _refusals(self, found: Tensor, weights: Tensor | None) -> Tensor:
         """float64 [K, 3]: ``found``, and the task and the value that its words are about."""
         numbers = found.double().unsqueeze(1)
         table = torch.cat([numbers, torch.zeros_like(numbers).expand(-1, 2)], 1)
         offset = len(REASONS)
-        for refuser in self._refusers():
+        for refuser in self._refusers:
             end = offset + len(refuser.reasons)
             refusals = refuser.refusals()
             if refusals is not None:
                 own = torch.cat([numbers, refusals[:, 1:]], 1)
                 table = torch.where((numbers > offset) & (numbers <= end), own, table)
             offset = end
+        if weights is not None:
+            at = weights.abs().argmax(1, keepdim=True)
+            largest = torch.cat([numbers, at.double(), weights.gather(1, at)], 1)
+            table = torch.where(numbers == OF_WEIGHTED_SUM, largest, table)
         return table
 
-    def _warn_of_skipped(self, *, wait: bool = False) -> None:
-        several = self._num_rows > 1
-        whom = (" for all" if self._skip_all else " for it") if several else ""
+    def warn(self, *, wait: bool = False, stacklevel: int = 3) -> None:
+        """Warns of what is news; wait: the host may wait for the device to learn of it."""
+        several = len(self.counts) > 1
+        whom = (" for all" if self.skip_all else " for it") if several else ""
         for skips in self._skips.news(wait=wait):
             reason = self._reasons()[skips.reason - 1]
             fact = reason.of(skips.rows if several else None, skips.task, skips.value)
@@ -94,11 +115,9 @@ class ReportsSkips(ScaledGradients):
                 what = f"this step was skipped{whom}, nothing of it was changed."
             counted = "Later ones are counted in optimizer.skipped_steps, and told of again while nothing is learned."
             text = " ".join(filter(None, [f"{fact}: {what}", reason.remedy, counted]))
-            warnings.warn(text, UserWarning, stacklevel=3)
+            warnings.warn(text, UserWarning, stacklevel=stacklevel)
 
-    @property
-    def skipped_steps(self) -> Tensor:
-        """int64 [K]: how many steps of each subproblem were skipped: for an infinite or NaN gradient or loss, or for a
-        loss that the weighting or the scalarization is not defined for."""
-        self._warn_of_skipped(wait=True)
-        return self._skipped.clone()
+
+def infinite(found: Tensor) -> Tensor:
+    """float32 [K], 1 where what was found is an infinity or NaN."""
+    return ((found == NONFINITE) | (found == OF_WEIGHTED_SUM)).to(found)

@@ -13,6 +13,7 @@ parameter, the parameter counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -21,177 +22,192 @@ import torch
 from torch import Tensor
 
 from ..base import BaseRule
-from ..flat import FlatParameters
-from .entries import ENTRIES, check_entry
-from .now import Now
+from ..entries import ENTRIES, check_entry
+from .buffers import Buffers
+from .flat import FlatParameters
 
-__all__ = ["StateInBuffers", "cloned"]
+__all__ = ["StateViews", "cloned"]
+
+State = dict[Any, Any]  # ``optimizer.state``
+Groups = Sequence[dict[str, Any]]  # ``optimizer.param_groups``
 
 
-class StateInBuffers(torch.optim.Optimizer):
-    """The part of an optimizer that keeps ``self.state`` and the buffers one and the same."""
+class StateViews:
+    """Keeps ``optimizer.state`` and the buffers one and the same.
 
-    _base: BaseRule
-    _flat: list[FlatParameters]
-    _groups: list[list[int]]  # for each buffer, the parameter group of each of its segments
-    _stateless: list[list[int]]  # for each buffer, the segments whose state is not complete
-    _attached: dict[Tensor, dict[str, Any]]  # of each parameter in a buffer, the views that ``self.state`` was given
-    _seen: list[Any] | None  # all that ``self.state`` held when it was last found to be these
-    _moments: list[dict[str, str]]  # of each group
-    _num_rows: int
-    _stacked: bool
-    _now: Now
-    _copies: list[str]  # buffers that begin as copies of theta, also their keys in the state
+    Args:
+        buffers: of the optimizer.
+        base: its base rule.
+        copies: names of buffers that begin as copies of theta; also their keys in the state.
+    """
+
+    def __init__(self, buffers: Buffers, base: BaseRule, copies: Sequence[str]) -> None:
+        self._buffers = buffers
+        self._base = base
+        self._copies = list(copies)
+        self._stateless: list[list[int]] = []  # for each buffer, the segments whose state is not complete
+        self._moments: list[dict[str, str]] = []  # of each group
+        self._attached: dict[Tensor, dict[str, Any]] = {}  # of each parameter, the views that ``state`` was given
+        self._seen: list[Any] | None = None  # all that ``state`` held when it was last found to be these
+
+    def holds(self, p: Tensor) -> bool:
+        """True if a parameter has views here, so that it was in the buffers."""
+        return p in self._attached
 
     @property
-    def _keeps_rows(self) -> bool:
-        """True if the parameters show one of several rows, so that the state has to hold them all."""
-        return self._num_rows > 1 and not self._stacked
+    def shows_any(self) -> bool:
+        """True if the state shows anything."""
+        return any(self._attached.values())
 
-    def _start_copies(self) -> None:
-        for flat in self._flat:
+    def start_copies(self) -> None:
+        """Lets the copies begin where theta is."""
+        for flat in self._buffers.flats:
             for name in self._copies:
                 flat.buffer(name).copy_(flat.theta)
 
     def _rows_key(self, flat: FlatParameters) -> str | None:
         """State key of theta itself, where the parameters alone do not hold it."""
-        if self._keeps_rows:
+        if self._buffers.keeps_rows:
             return "subproblems"
         return None if flat.values is flat.theta else "master"
 
     def _view(self, flat: FlatParameters, buffer: Tensor, segment: int) -> Tensor:
         rows = flat.rows_of(buffer, segment)
-        return rows if self._num_rows > 1 else rows[0] if not self._stacked else rows
+        return rows[0] if self._buffers.num_rows == 1 and not self._buffers.stacked else rows
 
     def _step_view(self, flat: FlatParameters, segment: int) -> Tensor:
-        return flat.step[:, segment] if self._num_rows > 1 else flat.step[0, segment]
+        return flat.step[:, segment] if self._buffers.num_rows > 1 else flat.step[0, segment]
 
     # ------------------------------------------------------------------ views
-    def _attach_rows(self) -> None:
-        """Makes ``self.state`` views of what is there before the first step: all rows of theta, and its copies."""
-        self._stateless = [list(range(len(flat.parameters))) for flat in self._flat]
-        self._moments = [self._base.moments(group) for group in self.param_groups]
+    def attach_rows(self, state: State, groups: Groups) -> None:
+        """Makes ``state`` views of what is there before the first step: all rows of theta, and its copies."""
+        flats = self._buffers.flats
+        self._stateless = [list(range(len(flat.parameters))) for flat in flats]
+        self._moments = [self._base.moments(group) for group in groups]
         self._attached = {}
         self._seen = None
-        for flat in self._flat:
+        for flat in flats:
             for segment, p in enumerate(flat.parameters):
-                if self._keeps_rows:
-                    self._attach_row(flat, segment)
-                self._remember(p)
+                if self._buffers.keeps_rows:
+                    self._attach_row(state, flat, segment)
+                self._remember(state, p)
 
-    def _attach_row(self, flat: FlatParameters, segment: int) -> None:
-        state = self.state.setdefault(flat.parameters[segment], {})
-        state["subproblems"] = self._view(flat, flat.theta, segment)
+    def _attach_row(self, state: State, flat: FlatParameters, segment: int) -> None:
+        own = state.setdefault(flat.parameters[segment], {})
+        own["subproblems"] = self._view(flat, flat.theta, segment)
         for name in self._copies:
-            state[name] = self._view(flat, flat.buffer(name), segment)
+            own[name] = self._view(flat, flat.buffer(name), segment)
 
-    def _remember(self, p: Tensor) -> None:
+    def _remember(self, state: State, p: Tensor) -> None:
         """Notes what stands in the state of a parameter, to see at the next step what somebody else did to it."""
         if not torch.compiler.is_compiling():  # else the next step takes its own views in, which changes nothing
             self._seen = None
-            self._attached[p] = {key: value for key, value in self.state.get(p, {}).items() if key in ENTRIES}
+            self._attached[p] = {key: value for key, value in state.get(p, {}).items() if key in ENTRIES}
 
-    def _attach_state(self, moments: list[dict[str, str]]) -> None:
-        """Makes ``self.state`` views of the buffers, for every parameter that has taken its first step.
+    def attach(self, state: State, moments: list[dict[str, str]], reached: Sequence[Sequence[bool]]) -> None:
+        """Makes ``state`` views of the buffers, for every parameter that has taken its first step.
 
-        moments: of each group, state key -> buffer.
+        moments: of each group, state key -> buffer.  reached: for each buffer, the parameters with a gradient.
         """
         if moments != self._moments:  # a group has switched something on
-            self._stateless = [list(range(len(flat.parameters))) for flat in self._flat]
+            self._stateless = [list(range(len(flat.parameters))) for flat in self._buffers.flats]
             self._moments = moments
-        for index, (flat, groups) in enumerate(zip(self._flat, self._groups, strict=True)):
+        for index, (flat, groups) in enumerate(zip(self._buffers.flats, self._buffers.groups, strict=True)):
             without = []
             for segment in self._stateless[index]:
-                if any(filled[segment] for filled in flat.filled):
-                    self._attach_one(flat, segment, moments[groups[segment]])
+                if reached[index][segment]:
+                    self._attach_one(state, flat, segment, moments[groups[segment]])
                 else:
                     without.append(segment)
             self._stateless[index] = without
 
-    def _attach_all(self) -> None:
+    def attach_all(self, state: State, groups: Groups) -> None:
         """The same for every parameter in the buffers, also without a step: zeros, where nothing was learned."""
-        moments = [self._base.moments(group) for group in self.param_groups]
-        for flat, groups in zip(self._flat, self._groups, strict=True):
-            for segment, group in enumerate(groups):
-                self._attach_one(flat, segment, moments[group])
+        moments = [self._base.moments(group) for group in groups]
+        for flat, of_segments in zip(self._buffers.flats, self._buffers.groups, strict=True):
+            for segment, group in enumerate(of_segments):
+                self._attach_one(state, flat, segment, moments[group])
 
-    def _attach_one(self, flat: FlatParameters, segment: int, moments: dict[str, str]) -> None:
-        state = self.state.setdefault(flat.parameters[segment], {})
-        if self._base.counts_steps or self._num_rows > 1:
-            state.setdefault("step", self._step_view(flat, segment))
+    def _attach_one(self, state: State, flat: FlatParameters, segment: int, moments: dict[str, str]) -> None:
+        num_rows = self._buffers.num_rows
+        own = state.setdefault(flat.parameters[segment], {})
+        if self._base.counts_steps or num_rows > 1:
+            own.setdefault("step", self._step_view(flat, segment))
         for key, name in moments.items():
-            if state.get(key) is None:
-                state[key] = self._view(flat, flat.buffer(name), segment)
-        for key in self._base.shown if self._num_rows == 1 else ():
-            state.setdefault(key, None)
+            if own.get(key) is None:
+                own[key] = self._view(flat, flat.buffer(name), segment)
+        for key in self._base.shown if num_rows == 1 else ():
+            own.setdefault(key, None)
         for name in self._copies:
-            if name not in state:
-                state[name] = self._view(flat, flat.buffer(name), segment)
+            if name not in own:
+                own[name] = self._view(flat, flat.buffer(name), segment)
         rows_key = self._rows_key(flat)
-        if rows_key and rows_key not in state:
-            state[rows_key] = self._view(flat, flat.theta, segment)
-        self._remember(flat.parameters[segment])
+        if rows_key and rows_key not in own:
+            own[rows_key] = self._view(flat, flat.theta, segment)
+        self._remember(state, flat.parameters[segment])
 
     # ------------------------------------------------------------------ what others did to the state
-    def _read_state(self) -> None:
-        """Takes in what was done to ``self.state`` since the last step, as torch.optim would: what is missing starts
-        anew, what was replaced counts.  (The rows of K subproblems are parameters: without their entry they stay.)
+    def read(self, state: Any, groups: Groups) -> None:
+        """Takes in what was done to ``state`` since the last step, as torch.optim would: what is missing starts anew,
+        what was replaced counts.  (The rows of K subproblems are parameters: without their entry they stay.)
 
         Compares identities only.  Raises TypeError or ValueError, before anything is changed, for what fits no entry.
         """
-        if not isinstance(self.state, dict):
-            raise TypeError(f"expected optimizer.state as a dict, got {type(self.state).__name__}")
-        states = self.state.values()
+        if not isinstance(state, dict):
+            raise TypeError(f"expected optimizer.state as a dict, got {type(state).__name__}")
+        states = state.values()
         plain = set(map(type, states)) <= {dict}
         shown = [*states, *chain.from_iterable(map(dict.values, states))] if plain else []
         if self._seen is not None and plain and len(shown) == len(self._seen) and all(map(is_, shown, self._seen)):
             return
-        get, nothing = self.state.get, dict[str, Any]()
-        changed = {p for p, own in self._attached.items() if not _same(get(p, nothing), own)}
+        nothing = dict[str, Any]()
+        changed = {p for p, own in self._attached.items() if not _same(state.get(p, nothing), own)}
         if not changed:
             self._seen = shown
             return
-        groups = {p: group for group, p in self._parameters()}
+        group_of = {p: group for group in groups for p in group["params"]}
         found = []
-        for index, flat in enumerate(self._flat):
+        for index, flat in enumerate(self._buffers.flats):
             for segment, p in enumerate(flat.parameters):
-                if p in changed and p in groups:
-                    found.append((index, segment, groups[p], self._changes(p, groups[p])))
+                if p in changed and p in group_of:
+                    found.append((index, segment, group_of[p], self._changes(state, p, group_of[p])))
         with torch.no_grad():
             for index, segment, group, changes in found:
-                self._take_changes(index, segment, group, changes)
+                self._take_changes(state, index, segment, group, changes)
 
-    def _changes(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor | None]:
+    def _changes(self, state: State, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor | None]:
         """The entries of a parameter's state that are not the ones they were; None: missing."""
-        shown, own = self.state.get(p, {}), self._attached[p]
+        shown, own = state.get(p, {}), self._attached[p]
         if not isinstance(shown, dict):
             raise TypeError(f"expected optimizer.state[p] as a dict, got {type(shown).__name__}")
         changes: dict[str, Tensor | None] = {}
-        for key, shape in self._expected(group, p).items():
+        for key, shape in self.expected(group, p).items():
             value = shown.get(key)
             if value is not own.get(key):
                 where = f"a parameter of shape {list(p.shape)}"
                 changes[key] = None if value is None else check_entry(key, value, shape, where).detach().clone()
         return changes  # copies: a value may be the view of another parameter's
 
-    def _take_changes(self, index: int, segment: int, group: dict[str, Any], changes: dict[str, Tensor | None]) -> None:
-        flat = self._flat[index]
-        p, buffers = flat.parameters[segment], self._buffers(group)
-        state = self.state.setdefault(p, {})
+    def _take_changes(
+        self, state: State, index: int, segment: int, group: dict[str, Any], changes: dict[str, Tensor | None]
+    ) -> None:
+        flat = self._buffers.flats[index]
+        p, buffers = flat.parameters[segment], self._buffers_of(group)
+        own = state.setdefault(p, {})
         for key, value in changes.items():
             if value is not None:
-                state[key] = self._take(flat, segment, key, buffers, value)
+                own[key] = self._take(flat, segment, key, buffers, value)
             else:
-                state.pop(key, None)
+                own.pop(key, None)
                 self._start_anew(flat, segment, key, buffers)
-        if self._keeps_rows:
-            self._attach_row(flat, segment)
+        if self._buffers.keeps_rows:
+            self._attach_row(state, flat, segment)
         missing = any(value is None for value in changes.values())
         if missing and segment not in self._stateless[index]:
             self._stateless[index].append(segment)
-        self._remember(p)
+        self._remember(state, p)
 
-    def _buffers(self, group: dict[str, Any]) -> dict[str, str]:
+    def _buffers_of(self, group: dict[str, Any]) -> dict[str, str]:
         """State key -> buffer, of a parameter in this group."""
         return {**self._base.moments(group), **{name: name for name in self._copies}}
 
@@ -201,7 +217,7 @@ class StateInBuffers(torch.optim.Optimizer):
             flat.step[:, segment] = value.to(flat.step).reshape(-1)
             return self._step_view(flat, segment)
         if key == self._rows_key(flat):
-            flat.load_theta(segment, value, keep_values=not self._keeps_rows)
+            flat.load_theta(segment, value, keep_values=not self._buffers.keeps_rows)
             return self._view(flat, flat.theta, segment)
         view = self._view(flat, flat.buffer(buffers[key]), segment)
         view.copy_(value)
@@ -211,7 +227,7 @@ class StateInBuffers(torch.optim.Optimizer):
 
     def _start_anew(self, flat: FlatParameters, segment: int, key: str, buffers: dict[str, str]) -> None:
         if key == self._rows_key(flat):
-            if not self._keeps_rows:
+            if not self._buffers.keeps_rows:
                 flat.load_theta(segment, flat.rows_of(flat.values, segment), keep_values=False)
         elif key in self._copies:
             flat.rows_of(flat.buffer(key), segment).copy_(flat.rows_of(flat.theta, segment))
@@ -220,64 +236,55 @@ class StateInBuffers(torch.optim.Optimizer):
         if key in ("step", "momentum_buffer"):  # without its buffer, SGD's next step is the first
             flat.step[:, segment] = 0
 
-    # ------------------------------------------------------------------ in and out
-    def _export_state(self) -> dict[Tensor, dict[str, Any]]:
-        return {p: dict(state) for p, state in self.state.items() if isinstance(p, Tensor)}
-
-    def _import_state(self, values: dict[Tensor, dict[str, Any]]) -> None:
-        """Copies state into the buffers and makes ``self.state`` views of them; what is not in it starts anew."""
-        for flat, groups in zip(self._flat, self._groups, strict=True):
+    # ------------------------------------------------------------------ in
+    def import_(self, state: State, values: dict[Tensor, dict[str, Any]], groups: Groups) -> None:
+        """Copies state into the buffers and makes ``state`` views of them; what is not in it starts anew."""
+        for flat, of_segments in zip(self._buffers.flats, self._buffers.groups, strict=True):
             flat.step.zero_()
             for buffer in flat.buffers.values():
                 buffer.zero_()
-            for segment, (p, group) in enumerate(zip(flat.parameters, groups, strict=True)):
+            for segment, (p, group) in enumerate(zip(flat.parameters, of_segments, strict=True)):
                 saved = values.get(p, {})
-                self.state.pop(p, None)
-                if state := self._import_one(flat, segment, group, saved):
-                    self.state[p] = state
-        self._attach_rows()
+                state.pop(p, None)
+                if own := self._import_one(flat, segment, groups[group], saved):
+                    state[p] = own
+        self.attach_rows(state, groups)
 
-    def _import_one(self, flat: FlatParameters, segment: int, group: int, saved: dict[str, Any]) -> dict[str, Any]:
-        state: dict[str, Any] = {}
-        buffers, rows_key = self._buffers(self.param_groups[group]), self._rows_key(flat)
+    def _import_one(
+        self, flat: FlatParameters, segment: int, group: dict[str, Any], saved: dict[str, Any]
+    ) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        buffers, rows_key = self._buffers_of(group), self._rows_key(flat)
         for key in [*([rows_key] if rows_key else []), *buffers, "step"]:  # first the rows, which copies begin from
             if saved.get(key) is not None:
                 value = torch.as_tensor(saved[key], dtype=torch.float32 if key == "step" else None)
-                state[key] = self._take(flat, segment, key, buffers, value)
+                own[key] = self._take(flat, segment, key, buffers, value)
             elif key in self._copies:
                 self._start_anew(flat, segment, key, buffers)
         for key in self._base.shown:
             if key in saved:
-                state.setdefault(key, None)
+                own.setdefault(key, None)
         ours = {"step", "subproblems", "master", *buffers}
-        state.update((key, value) for key, value in saved.items() if key not in ours and value is not None)
-        return state
+        own.update((key, value) for key, value in saved.items() if key not in ours and value is not None)
+        return own
 
-    def _expected(self, group: dict[str, Any], p: Tensor) -> dict[str, torch.Size]:
+    # ------------------------------------------------------------------ checks
+    def expected(self, group: dict[str, Any], p: Tensor) -> dict[str, torch.Size]:
         """The entries that the state of a parameter may have, and their shapes; first the rows, last the counter."""
-        rows = (self._num_rows,) if self._keeps_rows else ()
+        num_rows = self._buffers.num_rows
+        rows = (num_rows,) if self._buffers.keeps_rows else ()
         rows_key = "subproblems" if rows else "master" if p.dtype.itemsize == 2 else None
-        keys = [*([rows_key] if rows_key else []), *self._buffers(group)]
-        step = torch.Size((self._num_rows,) if self._num_rows > 1 else ())
+        keys = [*([rows_key] if rows_key else []), *self._buffers_of(group)]
+        step = torch.Size((num_rows,) if num_rows > 1 else ())
         return {**dict.fromkeys(keys, torch.Size((*rows, *p.shape))), "step": step}
 
-    def _check_entries(self, shown: Any, group: dict[str, Any], p: Tensor) -> None:
+    def check_entries(self, shown: Any, group: dict[str, Any], p: Tensor) -> None:
         """Raises TypeError or ValueError unless a state is one that this parameter can have."""
         if not isinstance(shown, dict):
             raise TypeError(f"expected optimizer.state[p] as a dict, got {type(shown).__name__}")
-        for key, shape in self._expected(group, p).items():
+        for key, shape in self.expected(group, p).items():
             if shown.get(key) is not None:
                 check_entry(key, shown[key], shape, f"a parameter of shape {list(p.shape)}")
-
-    def _read_shown(self) -> None:
-        """Takes in what others did to the state and to the groups since the last step."""
-        raise NotImplementedError
-
-    def _parameters(self) -> list[tuple[dict[str, Any], Tensor]]:
-        raise NotImplementedError
-
-    def _build(self) -> None:
-        raise NotImplementedError
 
 
 def _same(shown: Any, own: dict[str, Any]) -> bool:

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flat import FlatParameters
+from ..gradients.losses import as_losses
 from ..pareto import ParetoFront
-from .losses import as_losses
+from .base import FlatOptimizer
 from .now import Loop
-from .task_gradients import TaskGradients
 
 __all__ = ["OneModel"]
 
 
-class OneModel(TaskGradients):
+class OneModel(FlatOptimizer):
     """Switching between subproblems of one ordinary model.
 
     The parameters are views into the row that is active: switching copies nothing.  Buffers (BatchNorm statistics) are
@@ -37,42 +36,45 @@ class OneModel(TaskGradients):
         self._model_buffers = list(buffers)
         if any(not isinstance(buffer, Tensor) for buffer in self._model_buffers):
             raise TypeError("buffers: expected tensors, as model.buffers() gives them")
-        if self._model_buffers and self._stacked:
+        if self._model_buffers and self._buffers.stacked:
             raise ValueError("buffers= is for one model; with stacked=True the bank keeps those of each subproblem")
         if self._ranks is not None:
             shapes = [{"shape": list(buffer.shape), "dtype": str(buffer.dtype)} for buffer in self._model_buffers]
             self._ranks.agree({"call": "buffers=", "number of buffers": len(shapes), "buffer": shapes})
             self._ranks.share_(self._model_buffers)
-        self._row_buffers = [[buffer.detach().clone() for buffer in self._model_buffers] for _ in range(self._num_rows)]
+        self._row_buffers = [
+            [buffer.detach().clone() for buffer in self._model_buffers] for _ in range(self._buffers.num_rows)
+        ]
 
-    def _synchronize(self) -> list[FlatParameters]:
+    def _synchronize(self) -> None:
         if self._now.averaged:
             raise RuntimeError("the parameters are running averages now: leave the context that shows them first")
-        return super()._synchronize()
+        super()._synchronize()
 
     @torch.no_grad()
     def _leave(self) -> None:
         """Stores what belongs to the active subproblem: its parameters, gradients and buffers."""
-        flats = self._synchronize()
-        if self._keeps_rows:
-            self._store_gradients(flats)
+        self._synchronize()
+        if self._buffers.keeps_rows:
+            self._store_gradients()
         for kept, buffer in zip(self._row_buffers[self._now.row], self._model_buffers, strict=True):
             kept.copy_(buffer)
 
-    def _store_gradients(self, flats: list[FlatParameters]) -> None:
-        if self._weigher is not None:  # they are in the buffers since backward
+    def _store_gradients(self) -> None:
+        if self._tasks is not None:  # they are in the tables since backward
             return
         try:
-            for flat in flats:
-                flat.collect_gradients(self._now.row, detach=True)
+            for flat in self._buffers.flats:
+                flat.tasks.take(self._now.row)
         except TypeError:
             self.zero_grad()  # nothing half-stored, and the way back to another subproblem is free
             raise
 
     @torch.no_grad()
     def _enter(self, row: int) -> None:
-        for flat in self._flat:
+        for flat in self._buffers.flats:
             flat.activate(row)
+        torch.clear_autocast_cache()  # it knows tensors by their identity: the parameters show other values now
         for kept, buffer in zip(self._row_buffers[row], self._model_buffers, strict=True):
             buffer.copy_(kept)
         self._now.row = row
@@ -84,13 +86,13 @@ class OneModel(TaskGradients):
 
     def _detach(self, name: str | None) -> None:
         with torch.inference_mode(False):  # parameters cannot become inference tensors
-            for flat in self._flat:
+            for flat in self._buffers.flats:
                 flat.detach_values(name, self._now.row)
         self._now.detached = True
 
     def _rounds(self) -> Generator[int, None, None]:
         """One round for each subproblem; a single one if they are stacked."""
-        if self._stacked:
+        if self._buffers.stacked:
             yield 0
         else:
             yield from self.subproblems()
@@ -106,7 +108,7 @@ class OneModel(TaskGradients):
         loop = Loop(self._now.row, self._now.detached)
         self._now.loops.append(loop)
         try:
-            for row in range(self._num_rows):
+            for row in range(self._buffers.num_rows):
                 if self._now.loops[-1] is not loop:
                     raise RuntimeError(
                         "another loop over subproblems() began inside of this one and has not ended: leave it first"
@@ -145,8 +147,8 @@ class OneModel(TaskGradients):
         dropped.
         """
         self._check_one_model()
-        if not 0 <= k < self._num_rows:
-            raise IndexError(f"expected a subproblem 0 .. {self._num_rows - 1}, got {k}")
+        if not 0 <= k < self._buffers.num_rows:
+            raise IndexError(f"expected a subproblem 0 .. {self._buffers.num_rows - 1}, got {k}")
         if ema:
             self._check_average("ema=True")
         before, detached = self._now.row, self._now.detached
@@ -160,7 +162,7 @@ class OneModel(TaskGradients):
             self._now.averaged = False
             if not ema:
                 self._leave()
-            elif self._keeps_rows:  # those of the subproblems are stored
+            elif self._buffers.keeps_rows:  # those of the subproblems are stored
                 for _, p in self._parameters():
                     p.grad = None
             self._now.detached = False
@@ -169,7 +171,7 @@ class OneModel(TaskGradients):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """With stacked=True: in this context all subproblems are their running averages; changes are dropped."""
-        if not self._stacked:
+        if not self._buffers.stacked:
             raise RuntimeError("averaged() is for stacked=True; use subproblem(k, ema=True)")
         self._check_average("averaged()")
         self._synchronize()
@@ -179,7 +181,7 @@ class OneModel(TaskGradients):
             yield
         finally:
             self._now.averaged = self._now.detached = False
-            for flat in self._flat:
+            for flat in self._buffers.flats:
                 flat.activate(0)
 
     # ------------------------------------------------------------------ the front
@@ -199,15 +201,15 @@ class OneModel(TaskGradients):
             reference: the hypervolume's reference point, one value per task.
             task_names: for plots and tables.
         """
-        if self._stacked:
+        if self._buffers.stacked:
             if ema:
                 with self.averaged():
                     return self.front(evaluate, reference=reference, task_names=task_names)
             with torch.no_grad():
-                rows = as_losses(evaluate(), (self._num_rows, self._num_tasks))
+                rows = as_losses(evaluate(), (self._buffers.num_rows, self._num_tasks))
         else:
             collected = []
-            for k in range(self._num_rows):
+            for k in range(self._buffers.num_rows):
                 with self.subproblem(k, ema=ema), torch.no_grad():
                     collected.append(as_losses(evaluate(), (self._num_tasks,)))
             rows = torch.stack(collected)
@@ -247,7 +249,7 @@ class OneModel(TaskGradients):
             raise ValueError(f"{what} needs an optimizer with a running average: MT2OFused(..., ema=0.98)")
 
     def _check_one_model(self) -> None:
-        if self._stacked:
+        if self._buffers.stacked:
             raise RuntimeError(
                 "with stacked=True all subproblems are in the bank's parameters at once: use bank.subproblem(k), and "
                 "optimizer.averaged() for the running average"

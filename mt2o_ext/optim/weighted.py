@@ -10,25 +10,30 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
-from ..collect import collect_sequential, collect_sum, weighted_sum
-from ..ops import Order, combine_
+from ..device import host_knows
+from ..entries import member, member_dict
+from ..gradients.collect import TaskSlots, collect_sequential, collect_sum, weighted_sum
+from ..gradients.losses import as_list, backward_done, check_losses
+from ..gradients.options import check_one_row, check_task_options
+from ..gradients.shown import ShownGradients
+from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
+from ..gradients.table import GradientTable, check_dense
+from ..gradients.tasks import Combination, TaskGradients
+from ..gradients.weigher import READS_GRADIENTS, Weigher, undone_on_error
 from ..ops.limits import MAX_TASKS
 from ..ranks import together
 from ..weighting import Needs, Weighting
-from .entries import member, member_dict
-from .losses import as_list, backward_done, check_losses
-from .options import check_one_row, check_task_options
-from .shown import ShownGradients
-from .skipped import NONFINITE, OF_WEIGHTED_SUM
-from .task_gradients import TaskGradients
-from .weigher import READS_GRADIENTS, Weigher
+from .amp import Scaling, scaled
+from .base import FlatOptimizer, nothing_left, with_losses
+from .buffers import Buffers
+from .step import Plan, StepInputs
 
 __all__ = ["WeightedFused"]
 
 Losses = Tensor | Sequence[Tensor]
 
 
-class WeightedFused(TaskGradients):
+class WeightedFused(FlatOptimizer):
     """Trains one model on T losses with a weighting of their gradients: CAGrad, Nash-MTL, UPGrad, FAMO, ...
 
         theta <- theta - base rule(sum_t w_t g_t),     w from the Gram matrix of the g_t, from the losses, ...
@@ -58,6 +63,8 @@ class WeightedFused(TaskGradients):
         heads: "plain": heads get their own task's gradient; "weighted": times the task's weight.
         collect: "sequential": a backward pass for each loss; "batched": one for all through ``torch.func.vmap``, which
             can be faster on models of many small operations.
+        show_grad: leave the combined gradient in ``.grad`` (default), which takes a pass over it.  False: ``.grad``
+            stays empty, and ``step`` combines within the fused update, as ``step(closure)`` does.
         accumulate: keep task gradients also where the weighting needs only losses, so that it sees those of all
             ``backward`` calls before a step; without it such a weighting takes one call for each step.
         ema: decay of a running average of the parameters (``state[p]["ema"]``), or None.
@@ -85,6 +92,7 @@ class WeightedFused(TaskGradients):
         preferences: Tensor | Sequence[float] | None = None,
         heads: str = "plain",
         collect: str = "sequential",
+        show_grad: bool = True,
         accumulate: bool = False,
         ema: float | None = None,
         max_norm: float | None = None,
@@ -93,29 +101,47 @@ class WeightedFused(TaskGradients):
     ) -> None:
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
-        self._num_tasks, self._heads, self._collecting = num_tasks, heads, collect
-        self._accumulate = accumulate
-        self._weigher = Weigher(weighting, table, generator)
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
         if keeps_tasks and num_tasks > MAX_TASKS:
             raise ValueError(f"num_tasks must be at most {MAX_TASKS} where task gradients are kept, not {num_tasks}")
-        self._copies = ["ema"] * (ema is not None)
         base = as_base_rule(base)
-        self._shown: ShownGradients | None = None
-        self._taken: list[Tensor] = []
+        self._num_tasks = num_tasks
+        self._accumulate = accumulate
+        self._show_grad = show_grad
+        self._shown: dict[bool, ShownGradients] = {}
+        tasks = TaskGradients(Weigher(weighting, table, generator), num_tasks, heads, collect)
         super().__init__(
-            params, {"lr": lr, **base.defaults()}, base,
-            num_rows=1, num_tasks=num_tasks if keeps_tasks else 1, stacked=False, ema=ema,
-            max_norm=max_norm, skip_all=True, process_group=process_group,
-        )  # fmt: skip
+            params,
+            {"lr": lr, **base.defaults()},
+            base,
+            Buffers(1, num_tasks if keeps_tasks else 1, stacked=False),
+            tasks=tasks,
+            heads_of=num_tasks,
+            ema=ema,
+            copies=["ema"] * (ema is not None),
+            max_norm=max_norm,
+            refusers=[weighting],
+            process_group=process_group,
+        )
 
     _family = "weighted"
+    _tasks: TaskGradients
 
     def __repr__(self) -> str:
-        assert self._weigher is not None
         name = type(self._weigher.weighting).__name__
-        options = f"num_tasks={self._num_tasks}, weighting={name}, heads={self._heads!r}, ema={self._ema}"
+        options = f"num_tasks={self._num_tasks}, weighting={name}, heads={self._tasks.heads!r}, ema={self._ema}"
         return super().__repr__().replace(" (", f" ({options}", 1)
+
+    @property
+    def _weigher(self) -> Weigher:
+        return self._tasks.weigher
+
+    def _build(self) -> None:
+        super()._build()
+        flats = self._buffers.flats
+        # A sum that was weighted before its backward needs one gradient of each parameter.
+        self._early_slots = TaskSlots([flat.combined for flat in flats], self._buffers.tasks, self._num_tasks)
+        self._shown.clear()
 
     # ------------------------------------------------------------------ losses and gradients
     def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
@@ -132,24 +158,27 @@ class WeightedFused(TaskGradients):
 
         Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph;
         RuntimeError for a second call before ``step`` where the weighting needs ``accumulate=True`` for it, or where
-        ``.grad`` was changed since the first.
+        ``.grad`` was changed since the first.  A call that fails in the backward pass drops the batch, with the calls
+        before it: some of their gradients have been added to.
         """
         check_losses(losses, self._num_tasks, None)
         if not self._shows:
-            return self._collect_losses(losses, scaler, retain_graph)
-        first = not self._now.shown
-        if not first and self._shown_gradients().dropped():
+            self._collect(losses, scaler, retain_graph)
+            return
+        if self._now.batch.shown and self._shown_gradients().dropped():
             self._forget()
-            first = True
+        first = not self._now.batch.shown
         if first:
             self._shown_gradients().begin()
         else:
             self._check_second_backward()
-        self._collect_losses(losses, scaler, retain_graph)
-        self._now.shown = True
-        with self._all_or_nothing(), torch.no_grad():
-            self._show(first)
-        return None
+        self._collect(losses, scaler, retain_graph)
+        try:
+            with torch.no_grad():
+                self._show(first)
+        except BaseException:
+            self._drop()
+            raise
 
     @property
     def _shows(self) -> bool:
@@ -158,12 +187,15 @@ class WeightedFused(TaskGradients):
         Not where it is that of several ranks, nor of task gradients that are kept together for a weighting which
         changes them (and remembers): these are combined in the step.
         """
-        assert self._weigher is not None
         several = self._accumulate and Needs.ROWS in self._weigher.weighting.needs
-        return self._ranks is None and not several
+        return self._show_grad and self._ranks is None and not several
+
+    @property
+    def _weighs_early(self) -> bool:
+        """Whether the weights of the next step are made from the losses, before their backward."""
+        return not self._accumulate and not self._weigher.reads_gradients()
 
     def _check_second_backward(self) -> None:
-        assert self._weigher is not None
         if Needs.ROWS in self._weigher.weighting.needs:
             raise RuntimeError(
                 f"{type(self._weigher.weighting).__name__} has learned from the gradients of the backward() before: "
@@ -172,64 +204,67 @@ class WeightedFused(TaskGradients):
         self._shown_gradients().check_unchanged()
 
     def _shown_gradients(self) -> ShownGradients:
-        if self._shown is None:
-            combined = [
-                flat.num_tasks > 1 or (self._is_head(index) and self._heads == "weighted" and self._task_rows > 1)
-                for index, flat in enumerate(self._flat)
-            ]
-            self._shown = ShownGradients(self._flat, combined)
-        return self._shown
-
-    def _build(self) -> None:
-        super()._build()
-        self._shown = None
+        early = self._weighs_early
+        if early not in self._shown:
+            tables = [flat.combined if early else flat.tasks for flat in self._buffers.flats]
+            plain = self._tasks.heads == "plain"
+            apart = [not early and not (plain and self._tasks.is_head(index)) for index in range(len(tables))]
+            self._shown[early] = ShownGradients(tables, apart)
+        return self._shown[early]
 
     def _show(self, first: bool) -> None:
         """Weighs the gradients that are there and puts their combination into ``.grad``."""
-        weigher = self._weigher
-        assert weigher is not None
-        if weigher.early_weights is None:
-            if Needs.ROWS not in weigher.weighting.needs:  # else it has learned from them for good
-                weigher.undo()
-                weigher.remember()
-            self._find_rows_to_skip(weigher.losses)
-        self._shown_gradients().show(self._write_combined, first=first)
+        weigher, batch = self._weigher, self._now.batch
+        batch.shown = True
+        if batch.early_weights is not None:
+            self._shown_gradients().show(lambda index, out: None, first=first)
+            return
+        losses, factor = batch.all_losses(), Scaling.of(self, batch.scaler).kept_factor(self._buffers.device)
+        found = with_losses(self._report.nothing_found(), losses)
+        self._tasks.find_nonfinite(found)
+        self._tasks.transform(batch, losses, found, factor, self._report.rows_to_skip)
+        if Needs.ROWS not in weigher.weighting.needs:  # else it has learned from them for good
+            weigher.undo()
+            weigher.remember()
+        weighed = self._tasks.weigh(batch, losses, found, factor, self._report.rows_to_skip)
+        self._now.weights = weighed.weights
+        refused = weigher.weighting.refused
+        some = refused is not None and not (host_knows(refused) and not bool(refused.any()))
 
-    def _write_combined(self, index: int, out: Tensor) -> None:
-        """The combined gradient of a buffer; zero where the weighting refuses the step, which skips it by that."""
-        grads, weights = self._combination(index)
-        if weights is None:
-            out.copy_(grads[:, 0])
-        else:
-            combine_(out, grads, weights, self._flat[index].chunks)
-        assert self._weigher is not None
-        refused = self._weigher.weighting.refused
-        if refused is not None and not (self._host_knows(refused) and not bool(refused.any())):
-            out.copy_(torch.where(refused.unsqueeze(1), torch.zeros_like(out), out))
-        if self._now.unscaled and self._now.scaler is not None:  # as a scaler expects to find it
-            out.mul_(self._now.scaler.scale(torch.ones((), dtype=torch.float32, device=out.device)).to(out.dtype))
+        def combine(index: int, out: Tensor) -> None:
+            self._tasks.combine_into(index, weighed.applied, out)
+            if some and refused is not None:  # the step is skipped for that; what stands in `.grad` are numbers
+                out.copy_(torch.where(refused.unsqueeze(1), torch.zeros_like(out), out))
 
-    def _collect_losses(self, losses: Losses, scaler: Any, retain_graph: bool) -> None:
-        """Backward of T losses into the buffers."""
-        assert self._weigher is not None
+        self._shown_gradients().show(combine, first=first)
+
+    def _collect(self, losses: Losses, scaler: Any, retain_graph: bool) -> None:
+        """Backward of T losses into the tables."""
         stacked = check_losses(losses, self._num_tasks, None)
         self._warn_if_alone()
         self._read_shown()
-        own = stacked.detach().double().unsqueeze(0)
-        scalars = self._scale(as_list(losses), scaler)
+        own = stacked.detach().double()
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        scalars = scaled(as_list(losses), scaler)
         self._weigher.draw_ahead()
-        if not self._accumulate and not self._weigher.reads_gradients():
-            weights = self._weights_early(own)
-            self._collect_early(scalars, weights[0], retain_graph)
-        else:
-            self._collect(scalars, 0, retain_graph=retain_graph)
-        before = self._weigher.losses
-        self._weigher.losses = own if before is None else before + own
-        self._count_call(0)
+        batch = self._now.batch
+        if self._weighs_early:
+            batch.early_weights = self._weights_early(own.unsqueeze(0))
+        try:
+            if batch.early_weights is not None:
+                self._collect_early(scalars, batch.early_weights[0], retain_graph)
+            else:
+                self._tasks.collect(scalars, 0, retain_graph=retain_graph)
+        except BaseException:
+            self._drop()
+            raise
+        batch.add_losses(0, own.unsqueeze(0))
+        batch.scaler = scaler
+        if self._ranks is not None:
+            self._ranks.count(0)
 
     def _weights_early(self, losses: Tensor) -> Tensor:
-        assert self._weigher is not None
-        if self._weigher.early_weights is None:
+        if self._now.batch.early_weights is None:
             if self._ranks is not None:
                 self._ranks.agree(self._call("backward()"))
             return self._weigher.weigh_early(self._joint(losses))
@@ -238,19 +273,19 @@ class WeightedFused(TaskGradients):
                 "the weights are made from the losses before backward: for several backward() calls before a step, "
                 f"make WeightedFused(..., accumulate=True) (weighting: {type(self._weigher.weighting).__name__})"
             )
-        return self._weigher.early_weights
+        return self._now.batch.early_weights
 
     def _collect_early(self, losses: Sequence[Tensor], weights: Tensor, retain_graph: bool) -> None:
         """One backward of the weighted sum; heads that are not weighted first, on their own short ways."""
-        trunk, heads = self._slots.shared(0), self._slots.heads(0)
+        slots = self._early_slots
+        trunk, heads = slots.shared(0), slots.heads(0)
         total = weighted_sum(losses, weights)
-        with self._all_or_nothing():
-            if self._heads == "weighted":
-                collect_sum(total, [*trunk, *chain.from_iterable(heads)], retain_graph=retain_graph)
-                return
-            if any(heads):
-                collect_sequential(losses, heads, short=True, retain_graph=True)
-            collect_sum(total, trunk, self._slots.head_parameters(), retain_graph=retain_graph)
+        if self._tasks.heads == "weighted":
+            collect_sum(total, [*trunk, *chain.from_iterable(heads)], retain_graph=retain_graph)
+            return
+        if any(heads):
+            collect_sequential(losses, heads, short=True, retain_graph=True)
+        collect_sum(total, trunk, slots.head_parameters(), retain_graph=retain_graph)
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -266,30 +301,27 @@ class WeightedFused(TaskGradients):
         Returns the losses, float64 [T], if there was a closure that returned them, else None.
         Raises RuntimeError, and changes nothing, if there is no gradient at all.
         """
-        assert self._weigher is not None
         if closure is None and self._only_asked_for_state():
             return None
         result: Tensor | None = None
         with together(self._ranks):
             if closure is not None:
                 result = self._run(closure)
-            if not self._now.shown:
-                self._check_scaler()
-            self._take_gradients()
-            self._refresh_segments()
-        self._reduce()
-        losses = None if self._weigher.losses is None else self._joint(self._weigher.losses)
-        found, skipped = self._find_rows_to_skip(losses)
-        if self._nothing_left(skipped):
-            self._weigher.undo()
-        else:
-            self._apply(skipped, [None] * len(self._flat), Order.CONSENSUS)
-            if not self._host_knows(skipped):
-                self._weigher.undo_where(skipped)
-            self._weigher.done()
-        self._await_feedback(losses, skipped)
-        self._count_skipped(found, skipped)
-        self._forget()
+            scaling = self._prepare()
+        self._reduce(scaling)
+        batch = self._now.batch
+        losses = batch.all_losses()
+        losses = None if losses is None else self._joint(losses)
+        found = self._find(losses, scaling)
+        if not self._is_combined:
+            self._tasks.transform(batch, losses, found, self._divisor(scaling), self._report.rows_to_skip)
+        with undone_on_error(self._weigher.weighting):
+            plan = self._plan(found, losses, scaling)
+            if nothing_left(plan.skipped):
+                self._weigher.undo()
+            else:
+                self._apply(plan.inputs)
+        self._finish(plan, losses, scaling)
         if result is None or result.dim() == 0 or losses is None:  # the closure did backward itself
             return result
         if closure is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
@@ -307,86 +339,135 @@ class WeightedFused(TaskGradients):
             assert losses is not None
             check_losses(losses, self._num_tasks, None)
             self._forget()
-            self._collect_losses(losses, None, False)  # combined within the step: nobody can look in between
-        assert self._weigher is not None and self._weigher.losses is not None
-        return self._weigher.losses[0]
+            self._collect(losses, None, False)  # combined within the step: nobody can look in between
+        losses_of_batch = self._now.batch.all_losses()
+        assert losses_of_batch is not None
+        return losses_of_batch[0]
 
-    def _take_gradients(self) -> None:
-        assert self._weigher is not None
+    @property
+    def _is_combined(self) -> bool:
+        """Whether the gradients of the next step are one of each parameter already: shown in ``.grad``, weighted before
+        their backward, or those of a single task that the user's own backward left."""
+        batch = self._now.batch
+        return batch.shown or batch.early_weights is not None or (self._num_tasks == 1 and batch.losses[0] is None)
+
+    def _prepare(self) -> Scaling:
+        """Takes in what others did since the last step, and the gradients."""
         self._warn_if_alone()
-        flats = self._synchronize()
-        if self._now.shown:
-            self._taken = self._shown_gradients().take()
-        elif self._num_tasks == 1 and self._weigher.losses is None:
-            for flat in flats:
-                flat.collect_gradients(0, detach=False)
-        if flats and not any(flat.any_filled() for flat in flats):
-            raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
-
-    def _find_rows_to_skip(self, losses: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert self._weigher is not None
-        weights = self._weigher.early_weights
-        if weights is None and self._now.shown and self._taken:
-            found = self._with_refusals(self._find_nonfinite(losses))
-            return found, self._rows_to_skip(found)
-        if weights is None:
-            return super()._find_rows_to_skip(losses)
-        finite_losses = self._with_losses(torch.zeros_like(self._skipped, dtype=torch.float32), losses) == 0
-        found = self._find_nonfinite(losses)
-        found = torch.where((found == NONFINITE) & finite_losses, float(OF_WEIGHTED_SUM), found)
-        self._weigher.last_weights = weights
-        found = self._with_refusals(found)
-        return found, self._rows_to_skip(found)
-
-    def _refusals(self, found: Tensor) -> Tensor:
-        refusals = super()._refusals(found)
-        assert self._weigher is not None
-        weights = self._weigher.early_weights
-        if weights is None:
-            return refusals
-        at = weights.abs().argmax(1, keepdim=True)
-        largest = torch.cat([refusals[:, :1], at.double(), weights.gather(1, at)], 1)
-        return torch.where(found[:, None] == OF_WEIGHTED_SUM, largest, refusals)
-
-    def _mark_nonfinite(self, found: Tensor) -> None:
-        if self._taken:
-            self._shown_gradients().find_nonfinite(found)
+        self._synchronize()
+        batch = self._now.batch
+        scaling = Scaling.of(self, batch.scaler)
+        if batch.shown or (self._is_combined and batch.early_weights is None):
+            check_dense(p.grad for p in self._buffers.parameters())
+            for flat in self._buffers.flats:
+                flat.combined.take(keep=True)
         else:
-            super()._mark_nonfinite(found)
+            scaling.check_known()
+        if self._buffers.flats and not any(any(table.reached()) for table in self._step_tables):
+            raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
+        self._buffers.refresh(self.param_groups, self._base, self._ema)
+        return scaling
 
-    def _divisor(self, device: torch.device) -> Tensor | None:
+    @property
+    def _step_tables(self) -> list[GradientTable]:
+        combined = self._is_combined
+        return [flat.combined if combined else flat.tasks for flat in self._buffers.flats]
+
+    def _divisor(self, scaling: Scaling) -> Tensor | None:
+        """float32 [1], what the gradients of the next step are divided by, or None."""
+        device = self._buffers.device
         # Of gradients in .grad a scaler says itself what they have still to be divided by.
-        return self._factor(device) if self._taken else super()._divisor(device)
+        shown = self._now.batch.shown
+        return scaling.factor(device) if shown else self._of_all_ranks(scaling.kept_factor(device))
 
-    def _combination(self, index: int) -> tuple[Tensor, Tensor | None]:
-        if self._taken:
-            return self._taken[index], None
-        if self._weigher is None or self._weigher.early_weights is None:
-            return super()._combination(index)
-        return self._flat[index].grads[:, :1], None  # combined in backward, into the place of the first task
+    def _find(self, losses: Tensor | None, scaling: Scaling) -> Tensor:
+        """float32 [1], what is found in the gradients and losses before anything is weighed."""
+        if not self._is_combined:
+            found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
+            self._tasks.find_nonfinite(found)
+            return found
+        found = self._find_nonfinite(self._step_tables, losses, scaling)
+        if self._now.batch.early_weights is None:
+            return found
+        finite = with_losses(self._report.nothing_found(), losses) == 0
+        return torch.where((found == NONFINITE) & finite, float(OF_WEIGHTED_SUM), found)
+
+    def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:
+        """The step of the gradients that are there; task gradients are weighed for it."""
+        batch, tasks, tables = self._now.batch, self._tasks, self._step_tables
+        divisor, rows_to_skip = self._divisor(scaling), self._report.rows_to_skip
+        if self._is_combined:
+            combinations = [Combination(table.source(), None) for table in tables]
+            if batch.early_weights is not None:
+                self._now.weights = batch.early_weights
+        else:
+            weighed = tasks.weigh(batch, losses, found, divisor, rows_to_skip)
+            self._now.weights, found = weighed.weights, weighed.found
+            combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
+        found = self._report.with_refusals(found)
+        skipped = rows_to_skip(found)
+        inputs = [
+            StepInputs.of(table, gradients, divisor, skipped)
+            for table, gradients in zip(tables, combinations, strict=True)
+        ]
+        return Plan(found, skipped, inputs)
+
+    def _finish(self, plan: Plan, losses: Tensor | None, scaling: Scaling) -> None:
+        """Counts the step, and uses its gradients up."""
+        weigher, skipped = self._weigher, plan.skipped
+        if not nothing_left(skipped):
+            if not host_knows(skipped):
+                weigher.undo_where(skipped)
+            weigher.done()
+        self._await_feedback(losses, skipped)
+        self._count_skipped(plan.found, skipped, scaling, self._now.batch.early_weights)
+        self._drop()
+
+    def _reduce(self, scaling: Scaling) -> None:
+        """Sums gradients over the ranks, after a look at whether all are at the same step."""
+        if self._ranks is not None:
+            self._check_scaler_of_ranks(scaling)
+            self._ranks.reduce_(self._step_tables, self._call("step()"))
+
+    def _drop(self) -> None:
+        """Drops the batch, also what of it stands in ``.grad``."""
+        for shown in self._shown.values():
+            shown.forget(used=self._now.batch.shown)
+        super()._forget()
 
     def _forget(self) -> None:
         super()._forget()
-        if self._shown is not None:
-            self._shown.forget(used=bool(self._taken))
-        self._taken = []
-        self._now.shown = False
+        for shown in self._shown.values():
+            shown.forget(used=False)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradients since the last step, in ``.grad`` and kept apart."""
-        super().zero_grad(set_to_none)
-        self._forget()
+    # ------------------------------------------------------------------ what weightings learn from
+    @property
+    def weights(self) -> Tensor | None:
+        """float64 [1, T] (per tensor: [1, S, T]), the weights of the last step; NaN where it was skipped."""
+        return self._last_weights()
+
+    @torch.no_grad()
+    def feedback(self, losses: Losses) -> None:
+        """For weightings that learn from it (FAMO): the losses of the last mini-batch again, after the step.
+
+        losses: T scalars or [T].
+        """
+        self._weigher.check_feedback()
+        after = check_losses(losses, self._num_tasks, None, graph=False).detach().double()
+        self._learn_from(after)
+
+    def epoch_end(self) -> None:
+        """Counts an epoch, for weightings that go by them (DWA)."""
+        self._weigher.epoch += 1
 
     # ------------------------------------------------------------------ state
     def _export_shared(self) -> dict[str, Any]:
-        assert self._weigher is not None
         state = self._weigher.state_dict()
         if self._num_tasks == 1 and not state["weighting"]:
             return {}  # the dict of torch.optim
-        return {**state, "skipped": self._skipped.clone()}
+        return {**state, "skipped": self._report.counts.clone()}
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
-        assert self._weigher is not None
         if shared is None:
             if self._num_tasks > 1 and state:
                 raise ValueError("expected the state of a WeightedFused of several tasks, got one of another optimizer")
@@ -397,6 +478,6 @@ class WeightedFused(TaskGradients):
 
         def commit() -> None:
             weigh()
-            self._skipped.copy_(skipped)
+            self._report.counts.copy_(skipped)
 
         return commit

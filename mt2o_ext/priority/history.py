@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..flat_gradients import to_device
+from ..device import to_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..flat import FlatParameters
-from ..flat_gradients import to_device
+from ..device import to_device
 from ..ops import PriorityRecord, plan_priority, priority_
+from ..optim.flat import FlatParameters
 from ..ranks import Ranks
 from .connection import ChannelRange, Connection
 from .owners import LayerSums, channel_owners
@@ -50,7 +50,7 @@ class Projection:
         for segment, (offset, numel) in enumerate(zip(flat.offsets, flat.numels, strict=True)):
             if segment not in owned and numel > 0:
                 records.append(PriorityRecord(-1, 0, 1, offset, numel, 1))
-        device, tasks = flat.device, flat.num_tasks
+        device, tasks = flat.device, flat.tasks.num_tasks
         self._records, self._chunks = (table.to(device) for table in plan_priority(records))
         self._dots = torch.zeros(len(self._chunks), tasks, tasks, dtype=torch.float64, device=device)
         self.coefficients = torch.zeros(len(self.connections), tasks, dtype=torch.float64, device=device)
@@ -58,12 +58,14 @@ class Projection:
         self.layers = LayerSums([c.channels for c in self.connections], device) if self.connections else None
         # Sums of 16-bit gradients are rounded once, in the step; those of others take the place of the first task's.
         self._wide = (
-            torch.zeros(1, 1, flat.row, dtype=torch.float32, device=device) if flat.values is not flat.theta else None
+            torch.zeros(1, 1, flat.width, dtype=torch.float32, device=device) if flat.values is not flat.theta else None
         )
 
-    def combine(self, ranks: Ranks | None = None) -> None:
-        """Finds the owners from the model as it is (on the first rank), and the combined gradient from those of
-        all tasks."""
+    def combine(self, ranks: Ranks | None = None) -> Tensor:
+        """Finds the owners from the model as it is (on the first rank); returns the combined gradient, [1, 1, P].
+
+        It may take the place of the first task's gradients.
+        """
         if self.layers is not None:
             strengths = torch.cat([c.strengths().to(self.flat.device) for c in self.connections], dim=1)
             owners = channel_owners(strengths, self.layers, faithful=self.faithful)
@@ -75,26 +77,22 @@ class Projection:
             self.owners.copy_(owners)
             if ranks is not None:
                 ranks.from_first_(self.owners)
-        grads = self.flat.grads[0]
-        out_row = self.combined[0, 0]
-        priority_(out_row, self._dots, self.coefficients, grads, self.owners, self._records, self._chunks)
-
-    @property
-    def combined(self) -> Tensor:
-        """[1, 1, P], the gradient for the step."""
-        return self.flat.grads[:, :1] if self._wide is None else self._wide
+        grads = self.flat.tasks.flat()
+        out = grads[:, :1] if self._wide is None else self._wide
+        priority_(out[0, 0], self._dots, self.coefficients, grads[0], self.owners, self._records, self._chunks)
+        return out
 
     def _without_all_gradients(self) -> list[int]:
         """The connections that some task gave no gradient."""
         return [
             layer
             for layer, segments in enumerate(self._segments)
-            if not all(filled[segment] for filled in self.flat.filled for segment in segments)
+            if not all(filled[segment] for filled in self.flat.tasks.filled for segment in segments)
         ]
 
     def shares(self) -> Tensor:
         """float32 [layers, T + 1]: the part of each layer's channels that each task owns, and that none owns."""
-        tasks = self.flat.num_tasks
+        tasks = self.flat.tasks.num_tasks
         if self.layers is None:
             return torch.zeros(0, tasks + 1, dtype=torch.float32, device=self.flat.device)
         of_layer = self.layers.padded(torch.where(self.owners < 0, tasks, self.owners), -1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext import capture
+from mt2o_ext.device import capturing, kept_in_place
 from mt2o_ext.loss_domain import LossDomain, Reason
 from mt2o_ext.weighting.context import Needs, WeightingContext
 from mt2o_ext.weighting.draw import Draw
@@ -277,8 +277,8 @@ class Weighting(ABC):
 
     def _settle(self, before: State) -> None:
         """In a CUDA graph the new state takes the place of the old one."""
-        if capture.running(self._device):
-            self._state = capture.in_place(before, self._state)
+        if capturing(self._device):
+            self._state = kept_in_place(before, self._state)
 
     def _check_bound(self) -> None:
         if self._shape is None:

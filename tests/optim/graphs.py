@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mt2o_ext import capture
-from mt2o_ext.optim.base import FlatOptimizer
+from mt2o_ext import device
 
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "item", "masked_select", "unique")
 
@@ -66,9 +65,7 @@ class OnCpu:
     @contextmanager
     def capturing(self) -> Iterator[None]:
         with self.patch.context() as patch:
-            patch.setattr(capture, "running", lambda device: True)
-            patch.setattr(capture, "generator", lambda device: torch.default_generator)
-            patch.setattr(FlatOptimizer, "_host_knows", staticmethod(lambda tensor: False))
+            patch.setattr(device, "_records", lambda device: True)
             yield
 
     def record(self, step: Callable[[], Any]) -> Callable[[], None]:

@@ -23,8 +23,8 @@ from towers import WEIGHTINGS, Towers, weighted
 
 from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, _native
 from mt2o_ext.base import AdamW
+from mt2o_ext.device import LateCopy
 from mt2o_ext.optim.blend import Blend
-from mt2o_ext.optim.nonfinite import LateCopy
 from mt2o_ext.priority import find_connections
 from mt2o_ext.scalarization import PBI, Log
 from mt2o_ext.transfer import (

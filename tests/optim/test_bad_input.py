@@ -70,7 +70,6 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no parameter": (lambda: make([]), ValueError, "empty parameter list"),
     "no tensor": (lambda: make([1.0]), TypeError, "expected tensors"),
     "a set": (lambda: make([{"params": {P(torch.ones(2))}}]), TypeError, "ordered"),
-    "integers": (lambda: make([torch.ones(2, dtype=torch.int64)]), TypeError, "int64"),
     "complex": (lambda: make([P(torch.ones(2, dtype=torch.complex64))]), TypeError, "complex64"),
     "sparse": (lambda: make([P(torch.ones(2, 2).to_sparse())]), TypeError, "layout"),
     "meta": (lambda: make([P(torch.ones(2, device="meta"))]), ValueError, "one device"),

@@ -13,7 +13,7 @@ from samplers import CUDA
 from torch import Tensor
 
 from mt2o_ext import MT2OFused, WeightedFused
-from mt2o_ext.optim.nonfinite import LateFlags
+from mt2o_ext.device import LateFlags
 from mt2o_ext.weighting import GradNorm
 
 needs_gpu = pytest.mark.skipif(bool(CUDA.missing), reason=CUDA.missing)

@@ -19,7 +19,7 @@ from towers import Towers, batch_of, values, weighted
 
 from mt2o_ext import MT2OFused, SubproblemBank, WeightedBackward, WeightedFused, weighted_backward
 from mt2o_ext.base import SGD
-from mt2o_ext.optim.skipped import SkippedSteps, Skips
+from mt2o_ext.gradients.skipped import SkippedSteps, Skips
 from mt2o_ext.scalarization import Linear, Log, Scalarization, SmoothTchebycheff, Tchebycheff
 from mt2o_ext.weighting import GLS, STCH, GradNorm, LinearWeighting, LossDomain, UncertaintyWeighting
 

@@ -12,7 +12,7 @@ import torch
 from towers import Towers, batch_of, weighted
 
 from mt2o_ext import MT2OFused, WeightedBackward
-from mt2o_ext.optim.weigher import PATIENCE
+from mt2o_ext.gradients.weigher import PATIENCE
 from mt2o_ext.weighting import DWA, FAMO, RLW, STCH, CAGrad, Ema, GradNorm, Weighting
 
 LEARNING = {"DWA": DWA, "STCH": STCH, "GradNorm": lambda: GradNorm(first_epoch=True), "Ema of DWA": lambda: Ema(DWA())}
@@ -96,9 +96,9 @@ def test_feedback_that_did_not_come_is_noticed_once(kind: str) -> None:
 @KINDS
 def test_who_gives_feedback_is_not_warned(kind: str) -> None:
     loop = Loop(kind, FAMO())
-    logits = loop.made._weigher.weighting.state_dict()["logits"].clone()
+    logits = loop.made._tasks.weigher.weighting.state_dict()["logits"].clone()
     assert warned(lambda: [(loop.step(), loop.feedback()) for _ in range(3)]) == []  # type: ignore[func-returns-value]
-    assert not torch.equal(loop.made._weigher.weighting.state_dict()["logits"], logits)
+    assert not torch.equal(loop.made._tasks.weigher.weighting.state_dict()["logits"], logits)
 
 
 @KINDS

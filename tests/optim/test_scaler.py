@@ -34,7 +34,7 @@ def test_weighted(name: str) -> None:
         plain.step()
     assert scaler.get_scale() == SCALE
     torch.testing.assert_close(values(models[0]), values(models[1]), rtol=1e-6, atol=1e-7)
-    assert not hasattr(scaled, "grad_scale") and scaled._now.scaler is None
+    assert not hasattr(scaled, "grad_scale") and scaled._now.batch.scaler is None
 
 
 @pytest.mark.parametrize("name", ["gram", "losses", "rows, memory"])

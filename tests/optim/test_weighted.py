@@ -10,8 +10,9 @@ from problems import TWINS, assert_same
 from torch import Tensor, nn
 from towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
-from mt2o_ext import WeightedFused, flat_gradients
+from mt2o_ext import WeightedFused
 from mt2o_ext.base import SGD
+from mt2o_ext.gradients import table
 from mt2o_ext.weighting import (
     CAGrad,
     Every,
@@ -105,14 +106,14 @@ def test_weightings_of_losses_run_no_gram_pass_and_keep_no_task_gradients(monkey
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("no weighting asked for products of gradients")
 
-    monkeypatch.setattr(flat_gradients, "gram_", never)
+    monkeypatch.setattr(table, "gram_", never)
     for name in ("sum", "random", "losses", "epochs", "feedback"):
         model = Towers()
         optimizer = weighted(model, WEIGHTINGS[name]())
         run(optimizer, model, range(2))
-        assert [flat.num_tasks for flat in optimizer._flat] == [1, 1]
+        assert [flat.tasks.num_tasks for flat in optimizer._buffers.flats] == [1, 1]
     optimizer = weighted(Towers(), "cagrad")
-    assert [flat.num_tasks for flat in optimizer._flat] == [3, 1]
+    assert [flat.tasks.num_tasks for flat in optimizer._buffers.flats] == [3, 1]
     p = optimizer.param_groups[0]["params"][0]
     with pytest.raises(AssertionError, match="asked"):
         optimizer.step(lambda: [p.sum(), p.square().sum(), (3 * p).sum()])
@@ -131,8 +132,8 @@ def test_one_backward_through_the_trunk_where_losses_are_enough() -> None:
 def test_old_weights_take_one_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     model, grams = Towers(), []
     optimizer = weighted(model, Every(NashMTL(), 3))
-    gram_ = flat_gradients.gram_
-    monkeypatch.setattr(flat_gradients, "gram_", lambda *a, **k: (grams.append(1), gram_(*a, **k)))
+    gram_ = table.gram_
+    monkeypatch.setattr(table, "gram_", lambda *a, **k: (grams.append(1), gram_(*a, **k)))
     calls: list[int] = []
     model.trunk[0].weight.register_hook(lambda grad: calls.append(1))
     seen = []
@@ -146,8 +147,8 @@ def test_old_weights_take_one_backward(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_squares_alone_read_no_products(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = []
-    gram_ = flat_gradients.gram_
-    monkeypatch.setattr(flat_gradients, "gram_", lambda *a, **k: (kinds.append(k.get("diagonal")), gram_(*a, **k)))
+    gram_ = table.gram_
+    monkeypatch.setattr(table, "gram_", lambda *a, **k: (kinds.append(k.get("diagonal")), gram_(*a, **k)))
     model = Towers()
     run(weighted(model, WEIGHTINGS["squares"]()), model, range(1))
     assert kinds == [True]
@@ -247,8 +248,8 @@ def test_steady_state_makes_no_new_buffers() -> None:
     def places() -> list[int]:
         buffers = [
             tensor
-            for flat in optimizer._flat
-            for tensor in (flat.grads, flat.theta, *flat.buffers.values(), *flat._grams.get(False, ()))
+            for flat in optimizer._buffers.flats
+            for tensor in (flat.theta, *flat.buffers.values(), *flat.tasks._grams.get(False, ()))
         ]
         return [tensor.data_ptr() for tensor in (*model.parameters(), *buffers)]
 

@@ -76,7 +76,7 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def now(optimizer: FlatOptimizer, scaler: torch.amp.GradScaler | None = None) -> dict[str, Tensor]:
     """Parameters of all rows as they are shown and, of 16 bits, the float32 numbers behind them; the scale."""
     found = {} if scaler is None else {"scale": torch.tensor(scaler.get_scale())}
-    for index, flat in enumerate(optimizer._flat):
+    for index, flat in enumerate(optimizer._buffers.flats):
         for segment in range(len(flat.parameters)):
             found |= tensors_in(flat.rows_of(flat.theta, segment), f"buffer {index}, tensor {segment}")
             if flat.values is not flat.theta:

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .collect import Slot, TaskSlots, collect_gram, collect_sequential, grads_kept, gram_of, weighted_sum
-from .flat_gradients import FlatGradients
-from .ops import combine_
-from .optim.losses import as_list, check_losses
-from .optim.options import check_one_row, check_task_options, members_of
-from .optim.parameters import check_parameters
-from .optim.skipped import SkippedSteps
-from .optim.weigher import READS_GRADIENTS, Weigher
-from .ranks import as_ranks, describe, together, warning_of_drift
-from .weighting import Needs, Weighting, WeightingContext, as_weighting
+from ..ranks import as_ranks, describe, together, warning_of_drift
+from ..weighting import Needs, Weighting, WeightingContext, as_weighting
+from .collect import Slot, collect_gram, collect_sequential, grads_kept, gram_of, weighted_sum
+from .layout import Layout
+from .losses import as_list, check_losses
+from .options import check_one_row, check_task_options, members_of
+from .parameters import check_parameters
+from .skipped import SkippedSteps
+from .table import GradientTable
+from .tasks import Batch, TaskGradients
+from .weigher import READS_GRADIENTS, Weigher
 
 __all__ = ["WeightedBackward", "weighted_backward"]
 
@@ -110,8 +111,9 @@ class WeightedBackward:
             raise ValueError(
                 f"store=False is for weightings of the Gram matrix or losses, not {type(weighting).__name__}"
             )
-        self._num_tasks, self._heads, self._collecting, self._store = num_tasks, heads, collect, store
+        self._num_tasks, self._store = num_tasks, store
         self._weigher = Weigher(weighting, table, generator)
+        self._tasks = TaskGradients(self._weigher, num_tasks, heads, collect)
         self._members = list(members_of(params, num_tasks))
         check_parameters([p for p, _ in self._members], None, None)
         if all(task is not None for _, task in self._members):
@@ -129,7 +131,8 @@ class WeightedBackward:
         """Makes sure that all ranks are about to do the same, from the same parameters and random numbers."""
         assert self._ranks is not None
         groups = [{"params": [p], "task": task} for p, task in self._members]
-        own = {"num_tasks": self._num_tasks, "heads": self._heads, "collect": self._collecting, "store": self._store}
+        tasks = self._tasks
+        own = {"num_tasks": self._num_tasks, "heads": tasks.heads, "collect": tasks.collecting, "store": self._store}
         self._ranks.agree({"call": "WeightedBackward", **own, **self._weigher.description(), **describe(groups)})
         self._ranks.share_([p.data for p, _ in self._members])
         self._weigher.share(self._ranks)
@@ -140,29 +143,29 @@ class WeightedBackward:
         if kinds == self._kinds:
             return
         self._kinds = kinds
-        self._trunks, trunk_tasks = self._buffers(head=False)
-        self._head_buffers, head_tasks = self._buffers(head=True)
-        self._slots = TaskSlots([*self._trunks, *self._head_buffers], [*trunk_tasks, *head_tasks], self._num_tasks)
-        self._head_tasks = head_tasks
-        self._combined = [torch.zeros_like(flat.grads[:, 0]) for flat in self._trunks]
-        count = sum(len(flat.parameters) for flat in self._trunks)
-        dtypes = [flat.dtype for flat in self._trunks]
-        self._weigher.bind(count, self._members[0][0].device, dtypes, forget=self._forget)
+        shared, heads = self._tables(head=False), self._tables(head=True)
+        self._tasks.bind(
+            [table for table, _ in [*shared, *heads]],
+            [tasks for _, tasks in [*shared, *heads]],
+            forget=self._forget,
+        )
         self._forget = False
+        self._trunks = self._tasks.trunks
+        self._combined = [_row(table.layout) for table in self._trunks]
 
-    def _buffers(self, *, head: bool) -> tuple[list[FlatGradients], list[list[int | None]]]:
-        """Gradients of shared parameters or of heads, one buffer for each dtype, and their tasks."""
+    def _tables(self, *, head: bool) -> list[tuple[GradientTable, list[int | None]]]:
+        """Gradients of shared parameters or of heads, a table for each dtype, and the tasks of the parameters."""
         found: dict[torch.dtype, list[tuple[Tensor, int | None]]] = {}
         for p, task in self._members:
             if (task is not None) == head:
                 found.setdefault(p.dtype, []).append((p, task))
         weighting = self._weigher.weighting
         rows = self._store and (weighting.per_segment or bool(weighting.needs & READS_GRADIENTS))
-        flats = [
-            FlatGradients([p for p, _ in members], num_tasks=self._num_tasks if rows and not head else 1)
+        num_tasks = self._num_tasks if rows and not head else 1
+        return [
+            (GradientTable(Layout([p for p, _ in members]), num_tasks), [task for _, task in members])
             for members in found.values()
         ]
-        return flats, [[task for _, task in members] for members in found.values()]
 
     # ------------------------------------------------------------------ the call
     def __call__(
@@ -192,8 +195,7 @@ class WeightedBackward:
             stacked = check_losses(losses, self._num_tasks, None)
             self._check_way(points)
             self._build()
-        for flat in (*self._trunks, *self._head_buffers):
-            flat.forget_gradients()
+        self._forget_gradients()
         scalars = as_list(losses)
         if scaler is not None and scaler.is_enabled():
             scalars = [scaler.scale(loss) for loss in scalars]
@@ -207,10 +209,15 @@ class WeightedBackward:
         else:
             weights = self._from_buffer(scalars, table, factor, retain_graph)
         self._fill_heads(weights)
+        self._forget_gradients()
         self._warn_of_refused(weights)
         weigher.await_feedback(table)
         weigher.done()
         return weights[0].clone()
+
+    def _forget_gradients(self) -> None:
+        for table in self._tasks.tables:
+            table.forget()
 
     @torch.no_grad()
     def _warn_of_refused(self, weights: Tensor) -> None:
@@ -276,16 +283,16 @@ class WeightedBackward:
         self._ranks.agree(self._call(call))
         return self._ranks.mean(losses)
 
-    def _reduce(self, flats: Sequence[FlatGradients]) -> None:
+    def _reduce(self, tables: Sequence[GradientTable]) -> None:
         if self._ranks is not None:
-            self._ranks.reduce_(flats, self._call("gradients"))
-            for flat in flats:
-                flat.grads.div_(self._ranks.size)
+            self._ranks.reduce_(tables, self._call("gradients"))
+            for table in tables:
+                table.flat().div_(self._ranks.size)
 
     @contextmanager
     def _averaged(self) -> Iterator[list[Tensor]]:
         """What backward adds to ``.grad`` of the shared parameters here is averaged over the ranks first."""
-        parameters = [p for flat in self._trunks for p in flat.parameters if p.requires_grad]
+        parameters = [p for table in self._trunks for p in table.layout.parameters if p.requires_grad]
         if self._ranks is None:
             yield parameters
             return
@@ -304,7 +311,7 @@ class WeightedBackward:
             for p, old in zip(parameters, before, strict=True):
                 if old is not None:
                     p.grad = old if p.grad is None else old.add_(p.grad)
-        self._reduce(self._head_buffers)
+        self._reduce(self._heads)
 
     # ------------------------------------------------------------------ three ways
     @torch.no_grad()
@@ -331,41 +338,27 @@ class WeightedBackward:
     ) -> Tensor:
         """T gradients in the buffer, their Gram matrix, their combination."""
         with together(self._ranks):
-            self._slots.collect(losses, 0, self._collecting, retain_graph=retain_graph)
-        self._reduce([*self._trunks, *self._head_buffers])
-        weigher, due = self._weigher, self._weigher.due()
-        context = weigher.context(table, None)
+            self._tasks.collect(losses, 0, retain_graph=retain_graph)
+        self._reduce(self._tasks.tables)
         with torch.no_grad():
-            for flat in self._trunks:
-                flat.clear_missing()
-            if Needs.ROWS in due:
-                self._transform(context, factor)
-            if due & (Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL):
-                scale = None if Needs.ROWS in due else factor
-                context = _with_gram(context, weigher.segment_grams(self._trunks, scale))
-            weights = weigher.weighting.weights(context)
-            self._combine(weights if Needs.ROWS not in due or factor is None else weights * factor.double())
-        return weights
-
-    def _transform(self, context: WeightingContext, factor: Tensor | None) -> None:
-        """What a weighting remembers of gradients must not carry the factor of one step."""
-        if factor is not None:
-            for flat in self._trunks:
-                flat.grads.div_(factor.to(flat.dtype))
-        self._weigher.weighting.transform_([flat.grads for flat in self._trunks], context)
+            batch, found = Batch(), torch.zeros(1, dtype=torch.float32, device=table.device)
+            self._tasks.transform(batch, table, found, factor)
+            weighed = self._tasks.weigh(batch, table, found, factor)
+            self._combine(weighed.applied)
+        return weighed.weights
 
     def _in_two_passes(self, losses: Sequence[Tensor], stacked: Tensor, table: Tensor, retain_graph: bool) -> Tensor:
         """The weights first (of the losses, or of a Gram matrix that is added up on the way), then one backward."""
         segments = None
         if self._weigher.due() & READS_GRADIENTS:
-            segments = collect_gram(stacked, [p for flat in self._trunks for p in flat.parameters])
+            segments = collect_gram(stacked, [p for table in self._trunks for p in table.layout.parameters])
         weights = self._weigh(table, segments, None)
         with self._averaged() as parameters:
-            if any(self._slots.heads(0)):
-                collect_sequential(losses, self._slots.heads(0), short=True, retain_graph=True)
+            if any(self._tasks.slots.heads(0)):
+                collect_sequential(losses, self._tasks.slots.heads(0), short=True, retain_graph=True)
             if parameters:
                 total = weighted_sum(losses, weights[0])
-                with grads_kept(self._slots.head_parameters()):
+                with grads_kept(self._tasks.slots.head_parameters()):
                     total.backward(retain_graph=retain_graph)
         return weights
 
@@ -380,8 +373,8 @@ class WeightedBackward:
         """Weights by the gradients of a representation, whose combination then goes through the trunk."""
         with together(self._ranks):
             rows = [
-                self._by_features(points, loss, self._slots.heads(0)[task], retain_graph or task + 1 < len(losses))
-                for task, loss in enumerate(losses)
+                self._by_features(points, loss, heads, retain_graph or task + 1 < len(losses))
+                for task, (loss, heads) in enumerate(zip(losses, self._tasks.slots.heads(0), strict=True))
             ]
         if self._ranks is not None:
             self._ranks.agree(self._call("gradients by features"))
@@ -417,35 +410,38 @@ class WeightedBackward:
         grads = torch.autograd.grad(loss, inputs, retain_graph=retain_graph, allow_unused=True)
         for slot, grad in zip(live, grads[len(points) :], strict=True):
             if grad is not None:
-                slot.place.copy_(grad)
-                slot.mark()
+                slot.put(grad, copy=True)
         return [torch.zeros_like(z) if grad is None else grad for z, grad in zip(points, grads, strict=False)]
 
     # ------------------------------------------------------------------ into .grad
     def _combine(self, weights: Tensor) -> None:
-        fresh = all(p.grad is None for flat in self._trunks for p in flat.parameters)
-        before = 0
-        for flat, buffer in zip(self._trunks, self._combined, strict=True):
-            out = buffer if fresh else torch.zeros_like(buffer)
-            count = len(flat.parameters)
-            if weights.dim() == 2:
-                combine_(out, flat.grads, weights, flat.chunks)
-            else:
-                flat.combine_by_segment(out, weights[:, before : before + count])
-            before += count
-            active = [any(filled[segment] for filled in flat.filled) for segment in range(count)]
-            for segment, p in enumerate(flat.parameters):
-                if active[segment]:
-                    _add_to_grad(p, flat.rows_of(out, segment)[0], own=not fresh)
+        fresh = all(p.grad is None for table in self._trunks for p in table.layout.parameters)
+        for index, (table, buffer) in enumerate(zip(self._tasks.tables, self._combined, strict=False)):
+            out = buffer if fresh else _row(table.layout)
+            self._tasks.combine_into(index, weights, out)
+            reached = table.reached()
+            for segment, p in enumerate(table.layout.parameters):
+                if reached[segment]:
+                    _add_to_grad(p, table.layout.rows_of(out, segment)[0], own=not fresh)
+
+    @property
+    def _heads(self) -> list[GradientTable]:
+        return self._tasks.tables[len(self._trunks) :]
 
     def _fill_heads(self, weights: Tensor) -> None:
         with torch.no_grad():
-            for flat, tasks in zip(self._head_buffers, self._head_tasks, strict=True):
-                for segment, (p, task) in enumerate(zip(flat.parameters, tasks, strict=True)):
-                    if flat.filled[0][segment]:
-                        grad = flat.rows_of(flat.grads, segment)[0]
-                        weighted = grad.clone() if self._heads == "plain" else grad * weights[0, task].to(grad)
-                        _add_to_grad(p, weighted, own=False)
+            for task, slots in enumerate(self._tasks.slots.heads(0)):
+                for slot in slots:
+                    grad = slot.table.at(0, 0, slot.segment)
+                    if grad is not None:
+                        plain = self._tasks.heads == "plain"
+                        weighted = grad if plain else grad * weights[0, task].to(grad)
+                        _add_to_grad(slot.parameter, weighted, own=self._ranks is not None)
+
+
+def _row(layout: Layout) -> Tensor:
+    """Zeros [1, P] in the parameters' dtype."""
+    return torch.zeros(1, layout.width, dtype=layout.dtype, device=layout.device)
 
 
 def _add_to_grad(p: Tensor, grad: Tensor, *, own: bool) -> None:

@@ -5,36 +5,61 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .. import capture
-from ..flat_gradients import FlatGradients
+from ..device import capturing, graph_generator, warn_in_graph
+from ..entries import generator_state, member, tensors_of
 from ..ops import gram_accuracy, length_accuracy
 from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..ranks import Ranks
 from ..weighting import Draw, Needs, Weighting, WeightingContext
-from .entries import generator_state, member, tensors_of
 from .options import check_generator
+from .table import GradientTable
 
-__all__ = ["READS_GRADIENTS", "Weigher", "largest_weights"]
+__all__ = ["READS_GRADIENTS", "Weigher", "largest_weights", "undone_on_error"]
 
 GRAMS = Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL
 READS_GRADIENTS = GRAMS | Needs.ROWS
 PATIENCE = 100  # steps without an `epoch_end` until there is a warning
 
 
-def largest_weights(squares: Tensor, flats: Sequence[FlatGradients]) -> Tensor:
+def largest_weights(squares: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
     """float64 [K, T]: with weights up to these no sum of w_t g_t can be infinite in the type that it is added up in.
 
     squares: float64 [K, T], |g_t|^2.
     """
-    limit = min(torch.finfo(torch.promote_types(flat.dtype, torch.float32)).max for flat in flats)
+    limit = min(torch.finfo(torch.promote_types(dtype, torch.float32)).max for dtype in dtypes)
     lengths = squares.sqrt().clamp(min=1.0)  # at least 1: the weights themselves become numbers of this type
     return limit / (squares.shape[1] * lengths)
+
+
+class Learner(Protocol):
+    """A piece that learns from a step: a weighting, a transfer rule.  Its state is never written to in place."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+def undone_on_error(*learners: Learner) -> AbstractContextManager[None]:
+    """What these have learned in this context is taken back if it ends with an exception."""
+    return nullcontext() if torch.compiler.is_compiling() else _undone_on_error(learners)
+
+
+@contextmanager
+def _undone_on_error(learners: Sequence[Learner]) -> Iterator[None]:
+    before = [learner.state_dict() for learner in learners]
+    try:
+        yield
+    except BaseException:
+        for learner, state in zip(learners, before, strict=True):
+            learner.load_state_dict(state)
+        raise
 
 
 class Weigher:
@@ -48,9 +73,6 @@ class Weigher:
     Attributes:
         steps: steps taken.  epoch: epochs ended.
         ranks: of data parallelism, or None; see `share`.
-        losses: float64 [1, T] or None, those of the next step, where the optimizer keeps one row.
-        early_weights: float64 [1, T], with which gradients have been combined already, or None.
-        last_weights: float64 [K, T] or [K, S, T], of the last step, or None.
         last_losses: float64 [K, T], of the last step until there was feedback, or None.
 
     (torch.compile keeps what a step writes to this object, but not what it writes to the optimizer itself.)
@@ -85,9 +107,6 @@ class Weigher:
         self._dtypes: list[torch.dtype] = [torch.float64]
         self._before: dict[str, Tensor] | None = None
         self._key: Tensor | None = None
-        self.losses: Tensor | None = None
-        self.early_weights: Tensor | None = None
-        self.last_weights: Tensor | None = None
         self.last_losses: Tensor | None = None
 
     # ------------------------------------------------------------------ where it works
@@ -161,10 +180,10 @@ class Weigher:
     def reads_gradients(self) -> bool:
         return bool(self.due() & READS_GRADIENTS) or self.weighting.per_segment
 
-    def segment_grams(self, flats: Sequence[FlatGradients], factor: Tensor | None) -> Tensor:
-        """float64 [K, S, T, T] of all tensors of these buffers, whose gradients have to be divided by factor."""
+    def segment_grams(self, tables: Sequence[GradientTable], factor: Tensor | None) -> Tensor:
+        """float64 [K, S, T, T] of all parameters of these tables, whose gradients have to be divided by factor."""
         diagonal = not self.due() & (Needs.GRAM | Needs.SEGMENTS)
-        grams = [flat.gram(diagonal=diagonal) for flat in flats]
+        grams = [table.gram(diagonal=diagonal) for table in tables]
         segments = grams[0] if len(grams) == 1 else torch.cat(grams, 1)
         if diagonal:
             segments = torch.diag_embed(segments)
@@ -181,7 +200,7 @@ class Weigher:
         dtypes = dtypes or self._dtypes
         if self.weighting.needs & (Needs.EPOCHS | Needs.STEPS):
             name = type(self.weighting).__name__
-            capture.warn(
+            warn_in_graph(
                 self.preferences.device,
                 f"the weights of {name}, which go by the number of steps or epochs,",
                 "capture as many steps as it has a period of, and anew for each epoch",
@@ -199,7 +218,7 @@ class Weigher:
 
     def draw_ahead(self) -> None:
         """Draws the key of the next step, so that a compiled step need not know generators."""
-        drawn = self._key is not None and not capture.running(self.preferences.device)
+        drawn = self._key is not None and not capturing(self.preferences.device)
         if Needs.DRAWS in self.weighting.needs and not drawn:
             self._key = self._new_key()
 
@@ -210,9 +229,9 @@ class Weigher:
         something else.
         """
         device = self.preferences.device
-        if not capture.running(device):
+        if not capturing(device):
             return Draw.new(self.generator).key
-        key = Draw.new(capture.generator(device)).key
+        key = Draw.new(graph_generator(device)).key
         return key if self.ranks is None else self.ranks.from_first_(key.to(device))
 
     def _draw(self) -> Draw:
@@ -224,13 +243,12 @@ class Weigher:
     def weigh_early(self, losses: Tensor) -> Tensor:
         """The weights [1, T] by losses [1, T] alone, before there are gradients; `undo` until `done`."""
         self.remember()
-        self.early_weights = self.weighting.weights(self.context(losses, None))
-        return self.early_weights
+        return self.weighting.weights(self.context(losses, None))
 
     def remember(self) -> None:
         """Notes what the weighting knows, for `undo` until `done`."""
         self._before = self.weighting.state_dict()
-        if capture.running(self.preferences.device):  # which changes the state in place
+        if capturing(self.preferences.device):  # which changes the state in place
             self._before = {key: tensor.clone() for key, tensor in self._before.items()}
 
     def undo(self) -> None:
@@ -260,9 +278,9 @@ class Weigher:
             )
 
     def forget(self) -> None:
-        """Drops what belongs to the next step, and what was learned for it."""
+        """Drops what was drawn and learned for the next step."""
         self.undo()
-        self.losses = self.early_weights = self._key = None
+        self._key = None
 
     # ------------------------------------------------------------------ feedback
     def await_feedback(self, losses: Tensor | None) -> None:

@@ -1,29 +1,31 @@
-"""Collecting the gradients of T losses straight into flat buffers, without a copy of the whole in between.
+"""Collecting the gradients of T losses, without a copy of the whole in between.
 
-Two ways, both with no more memory than the buffer and the gradients of one parameter:
+Two ways, both with no more memory than the gradients themselves and those of one parameter:
 
-* sequential: T times backward over the graph, which is kept until the last one.  ``.grad`` points into the buffer
-  meanwhile, so that autograd adds each gradient where it belongs.  Works with everything that backward works with.
+* sequential: T times backward over the graph, which is kept until the last one.  ``.grad`` is empty meanwhile, so that
+  autograd hands over the tensors that it made; or it is the gradient of an earlier call, to which autograd adds.  Works
+  with everything that backward works with.
 * batched: one backward for all losses through ``torch.func.vmap``; every parameter's T gradients are taken as soon as
   they are complete.  Faster where operations are small, but only for graphs whose backward has batching rules: not for
   compiled models, nor for sparse gradients.
 
-``.grad`` of the buffers' parameters is left as it was.  Sequential passes go through the whole graph, as torch's own
+``.grad`` of the tables' parameters is left as it was.  Sequential passes go through the whole graph, as torch's own
 backward does: a pass that was limited to the parameters asked for (``inputs=``) would not reach those inside of
 reentrant checkpoints and of functions that close over them.  So they also give gradients to parameters of nobody here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .flat_gradients import FlatGradients, to_device
-from .ops import gram_, plan_layout
+from ..device import to_device
+from ..ops import gram_, plan_layout
+from .table import GradientTable
 
 __all__ = [
     "Slot",
@@ -38,119 +40,92 @@ __all__ = [
 ]
 
 
-class Slot:
-    """Where the gradient of one task by one parameter goes; several gradients add up until they are forgotten.
+class Slot(NamedTuple):
+    """The place of the gradient of one task by one parameter; several gradients add up until they are forgotten.
 
     head: the parameter belongs to a head.
     """
 
-    def __init__(self, flat: FlatGradients, row: int, task: int, segment: int, *, head: bool = False) -> None:
-        self.head = head
-        self._flat, self._at, self._segment = flat, row * flat.num_tasks + task, segment
-        self.place = place = flat.place(row, task, segment)
-        self._like = (place.dtype, place.device, place.shape, place.stride())
-        self._without_gaps = place.is_contiguous() or not flat.stacked
-
-    @property
-    def direct(self) -> bool:
-        """True if ``.grad`` may point here.
-
-        Not where the parameter was converted or laid out anew since the buffers were made, nor of a bank, whose
-        gradients have gaps here, which torch does not want.
-        """
-        p = self.parameter
-        return self._without_gaps and (p.dtype, p.device, p.shape, p.stride()) == self._like
-
-    def move(self, p: Tensor) -> None:
-        """Adds a complete ``.grad`` and takes it away."""
-        assert p.grad is not None
-        self.place.add_(p.grad)
-        p.grad = None
+    table: GradientTable
+    row: int
+    task: int
+    segment: int
+    head: bool = False
 
     @property
     def parameter(self) -> Tensor:
-        return self._flat.parameters[self._segment]
+        return self.table.layout.parameters[self.segment]
 
     @property
-    def filled(self) -> bool:
-        return self._flat.filled[self._at][self._segment]
+    def accumulator(self) -> Tensor | None:
+        """The gradient that is there already, if autograd may add to it: not one of a parameter that was converted or
+        laid out anew since the table was made."""
+        grad, p = self.table.at(self.row, self.task, self.segment), self.parameter
+        like = grad is not None and (p.dtype, p.device, p.shape) == (grad.dtype, grad.device, grad.shape)
+        return grad if like else None
 
-    def mark(self) -> None:
-        self._flat.filled[self._at][self._segment] = True
-
-
-class SlotOfAll:
-    """Where the gradients of all tasks by one parameter go at once; of a head, only those of its own task.
-
-    task: the task of a head, None for a shared parameter.
-    """
-
-    def __init__(self, flat: FlatGradients, row: int, segment: int, task: int | None) -> None:
-        tasks = range(flat.num_tasks) if task is None else [0]
-        self.slots = [Slot(flat, row, one, segment) for one in tasks]
-        self.task = task
-        self.place = flat.places(row, segment) if task is None else self.slots[0].place
-        self.parameter = flat.parameters[segment]
-
-    def take(self, grads: Tensor) -> None:
-        """grads: [T, *shape]."""
-        new = grads if self.task is None else grads[self.task]
-        if self.slots[0].filled:
-            self.place.add_(new)
-        else:
-            self.place.copy_(new)
-        for slot in self.slots:
-            slot.mark()
+    def put(self, grad: Tensor, *, copy: bool = False) -> None:
+        self.table.put(self.row, self.task, self.segment, grad, copy=copy)
 
 
 class TaskSlots:
-    """The slots of several buffers.
+    """The slots of several tables.
 
     Args:
-        flats: buffers of shared parameters, which keep T gradients (or one: of a weighted sum), and of heads.
-        tasks: for each buffer, the task of each of its parameters; None: shared.
+        tables: of shared parameters, which keep T gradients (or one: of a weighted sum), and of heads.
+        tasks: for each table, the task of each of its parameters; None: shared.
         num_tasks: T.
     """
 
-    def __init__(self, flats: Sequence[FlatGradients], tasks: Sequence[Sequence[int | None]], num_tasks: int) -> None:
-        self._flats, self._tasks, self._num_tasks = flats, tasks, num_tasks
+    def __init__(self, tables: Sequence[GradientTable], tasks: Sequence[Sequence[int | None]], num_tasks: int) -> None:
+        self._tables, self._tasks, self._num_tasks = list(tables), list(tasks), num_tasks
         self._rows: dict[int, list[list[Slot]]] = {}
 
     def of_row(self, row: int) -> list[list[Slot]]:
-        """For each task, where its gradients of this row go: shared parameters and its own heads."""
+        """For each task, the slots of this row: shared parameters and the task's own heads."""
         if row not in self._rows:
             slots: list[list[Slot]] = [[] for _ in range(self._num_tasks)]
-            for flat, segment, task in self._segments():
+            for table, segment, task in self._segments():
                 if task is not None:
-                    slots[task].append(Slot(flat, row, 0, segment, head=True))
+                    slots[task].append(Slot(table, row, 0, segment, head=True))
                     continue
-                for one in range(flat.num_tasks):
-                    slots[one].append(Slot(flat, row, one, segment))
+                for one in range(table.num_tasks):
+                    slots[one].append(Slot(table, row, one, segment))
             self._rows[row] = slots
         return self._rows[row]
 
     def shared(self, row: int) -> list[Slot]:
-        """Where a weighted sum goes: the places of the first task."""
+        """The slots of a weighted sum: those of the first task."""
         return [slot for slot in self.of_row(row)[0] if not slot.head]
 
     def heads(self, row: int) -> list[list[Slot]]:
+        """For each task, the slots of its heads."""
         return [[slot for slot in slots if slot.head] for slots in self.of_row(row)]
 
     def head_parameters(self) -> list[Tensor]:
-        return [flat.parameters[segment] for flat, segment, task in self._segments() if task is not None]
+        return [table.layout.parameters[segment] for table, segment, task in self._segments() if task is not None]
 
     def collect(self, losses: Sequence[Tensor], row: int, how: str, *, retain_graph: bool) -> None:
         """Backward of T scalar losses, "sequential" or "batched"."""
+        slots = self.of_row(row)
         if how == "sequential":
-            collect_sequential(losses, self.of_row(row), self.head_parameters(), retain_graph=retain_graph)
+            collect_sequential(losses, slots, self.head_parameters(), retain_graph=retain_graph)
         else:
-            slots = [SlotOfAll(flat, row, segment, task) for flat, segment, task in self._segments()]
-            collect_batched(torch.stack(list(losses)), slots, retain_graph=retain_graph)
+            of_parameter: dict[Tensor, list[tuple[int, Slot]]] = {}
+            for task, of_task in enumerate(slots):
+                for slot in of_task:
+                    of_parameter.setdefault(slot.parameter, []).append((task, slot))
+            collect_batched(torch.stack(list(losses)), of_parameter, retain_graph=retain_graph)
 
-    def _segments(self) -> Iterator[tuple[FlatGradients, int, int | None]]:
-        for flat, tasks in zip(self._flats, self._tasks, strict=True):
+    def forget(self, row: int) -> None:
+        """Drops the gradients of one row."""
+        for table in self._tables:
+            table.forget(row)
+
+    def _segments(self) -> Iterator[tuple[GradientTable, int, int | None]]:
+        for table, tasks in zip(self._tables, self._tasks, strict=True):
             for segment, task in enumerate(tasks):
-                yield flat, segment, task
+                yield table, segment, task
 
 
 def collect_sum(
@@ -167,26 +142,15 @@ def collect_sum(
     parameters = [slot.parameter for slot in live]
     known = set(map(id, parameters))
     unwanted = [p for p in others if p.requires_grad and id(p) not in known]
-    if new := [slot.place for slot in live if not slot.filled]:
-        torch._foreach_zero_(new)
-    direct = [slot.direct for slot in live]
-    handles = [
-        slot.parameter.register_post_accumulate_grad_hook(slot.move)
-        for slot, one in zip(live, direct, strict=True)
-        if not one
-    ]
-    try:
-        with grads_kept([*parameters, *unwanted]):
-            for slot, p, one in zip(live, parameters, direct, strict=True):
-                p.grad = slot.place if one else None
-            versions = [slot.place._version for slot in live]
-            torch.autograd.backward(loss, inputs=parameters if short else None, retain_graph=retain_graph)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for slot, version in zip(live, versions, strict=True):
-        if slot.place._version != version:  # something was added: an unused parameter gets nothing
-            slot.mark()
+    with grads_kept([*parameters, *unwanted]):
+        for slot, p in zip(live, parameters, strict=True):
+            p.grad = slot.accumulator
+        torch.autograd.backward(loss, inputs=parameters if short else None, retain_graph=retain_graph)
+        found = [p.grad for p in parameters]
+    with torch.no_grad():
+        for slot, grad in zip(live, found, strict=True):
+            if grad is not None:  # else the parameter has no part in the loss
+                slot.put(grad)
 
 
 @contextmanager
@@ -221,12 +185,20 @@ def collect_sequential(
         collect_sum(loss, of_task, others, short=short, retain_graph=retain_graph or task < last)
 
 
-def collect_batched(losses: Tensor, slots: Sequence[SlotOfAll], *, retain_graph: bool) -> None:
-    """losses: [T], of one graph.
+def collect_batched(losses: Tensor, slots: Mapping[Tensor, Sequence[tuple[int, Slot]]], *, retain_graph: bool) -> None:
+    """losses: [T], of one graph; slots: for each parameter, the tasks whose gradients are wanted, and their slots.
 
     Raises RuntimeError where the graph has an operation that vmap cannot do, or sparse gradients.
     """
-    _batched_backward(losses, [(slot.parameter, slot.take) for slot in slots], retain_graph)
+
+    def taker(of_tasks: Sequence[tuple[int, Slot]]) -> Callable[[Tensor], None]:
+        def take(grads: Tensor) -> None:
+            for task, slot in of_tasks:
+                slot.put(grads[task], copy=True)  # of a tensor that may be the gradient of others too
+
+        return take
+
+    _batched_backward(losses, [(p, taker(of_tasks)) for p, of_tasks in slots.items()], retain_graph)
 
 
 def collect_gram(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext.flat import FlatParameters
-from mt2o_ext.flat_gradients import dense_strides
+from mt2o_ext.gradients.layout import dense_strides
+from mt2o_ext.optim.flat import FlatParameters
 
 SHAPES = [(3, 5), (), (0,), (17,), (2, 3, 4, 5)]
 
@@ -33,9 +33,13 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 def test_parameters_become_views_of_aligned_rows(dtype: torch.dtype) -> None:
     parameters, flat = make(dtype)
     expected = torch.float64 if dtype == torch.float64 else torch.float32
-    assert flat.theta.dtype == expected and flat.values.dtype == flat.grads.dtype == dtype
+    assert flat.theta.dtype == expected and flat.values.dtype == dtype
     assert (flat.values is flat.theta) == (dtype == expected)
-    assert flat.theta.shape == (3, flat.row) and flat.row % 16 == 0 and all(offset % 16 == 0 for offset in flat.offsets)
+    assert (
+        flat.theta.shape == (3, flat.width)
+        and flat.width % 16 == 0
+        and all(offset % 16 == 0 for offset in flat.offsets)
+    )
     before = values(parameters)
     for row in (1, 2, 0):
         flat.activate(row)
@@ -115,50 +119,6 @@ def test_masters_change_only_where_the_16_bit_value_did(dtype: torch.dtype) -> N
     assert torch.equal(master, expected)
 
 
-def test_gradients_are_collected_added_and_forgotten() -> None:
-    parameters, flat = make()
-    for p in parameters[1:]:
-        p.grad = torch.ones_like(p)
-    flat.collect_gradients(1, detach=True)
-    assert all(p.grad is None for p in parameters)
-    parameters[0].grad, parameters[3].grad = torch.ones(3, 5), torch.ones(17)
-    flat.collect_gradients(1, detach=True)
-    grads = flat.grads.squeeze(1)
-    assert [flat.rows_of(grads, i)[1].unique().tolist() for i in range(5)] == [[1.0], [1.0], [], [2.0], [1.0]]
-    assert flat.filled == [[False] * 5, [True] * 5, [False] * 5] and not grads[0].any()
-    active = flat.active()
-    assert active is not None and active.tolist() == flat.filled
-    flat.forget_gradients()
-    assert not flat.any_filled()
-    parameters[3].grad = torch.full((17,), 5.0)
-    flat.collect_gradients(1, detach=False)
-    assert parameters[3].grad is not None and flat.filled[1] == [False, False, False, True, False]
-    assert (flat.rows_of(grads, 3)[1] == 5).all()
-
-
-def test_what_is_left_of_an_earlier_gradient_does_not_count() -> None:
-    parameters, flat = make()
-    found = torch.zeros(3)
-    parameters[0].grad = torch.full((3, 5), float("nan"))
-    flat.collect_gradients(2, detach=True)
-    flat.find_nonfinite(found)
-    assert found.tolist() == [0, 0, 1]
-    flat.forget_gradients()
-    parameters[3].grad = torch.ones(17)
-    flat.collect_gradients(2, detach=True)
-    flat.find_nonfinite(found.zero_())
-    assert found.tolist() == [0, 0, 0]
-
-
-def test_a_gradient_that_is_not_dense_copies_nothing() -> None:
-    parameters, flat = make()
-    parameters[3].grad = torch.ones(17)
-    parameters[0].grad = torch.ones(3, 5).to_sparse()
-    with pytest.raises(TypeError, match="sparse=False"):
-        flat.collect_gradients(0, detach=True)
-    assert not flat.any_filled() and not flat.grads.any() and parameters[3].grad is not None
-
-
 def test_centred_gram_per_tensor() -> None:
     parameters, flat = make(torch.float64)
     for row in range(3):
@@ -186,23 +146,3 @@ def test_activation_is_seen_by_autograd() -> None:
     flat.activate(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
-
-
-def test_gradients_of_several_tasks() -> None:
-    """One row of gradients for each task of each subproblem; a tensor is active where any task has a gradient."""
-    parameters = [torch.nn.Parameter(torch.randn(3, 2)), torch.nn.Parameter(torch.randn(5))]
-    flat = FlatParameters(parameters, 2, num_tasks=3)
-    assert flat.grads.shape == (2, 3, flat.row)
-    expected = torch.zeros(2, 3, flat.row)
-    for row, task, segment in ((0, 2, 0), (1, 0, 0), (1, 1, 1)):
-        p, first = parameters[segment], flat.offsets[segment]
-        p.grad = torch.randn_like(p)
-        expected[row, task, first : first + p.numel()] = p.grad.flatten()
-        flat.collect_gradients(row, task=task, detach=True)
-        assert p.grad is None
-    assert torch.equal(flat.grads, expected)
-    active = flat.active()
-    assert active is not None and active.tolist() == [[True, False], [True, True]]
-    flat.forget_gradients()
-    flat.clear_missing()
-    assert not flat.grads.any() and not flat.any_filled()

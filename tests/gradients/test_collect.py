@@ -1,4 +1,4 @@
-"""Task gradients in flat buffers: what torch.autograd.grad gives, in place, and nothing else changed."""
+"""Task gradients in tables: those of torch.autograd.grad, and nothing else changed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.measure import peak_bytes
-from mt2o_ext.collect import TaskSlots, collect_gram, collect_sum
-from mt2o_ext.flat_gradients import FlatGradients
+from mt2o_ext.gradients.collect import TaskSlots, collect_gram, collect_sum
+from mt2o_ext.gradients.layout import Layout
+from mt2o_ext.gradients.table import GradientTable
 
 T = 3
 WAYS = ["sequential", "batched"]
@@ -37,11 +38,15 @@ class Model(nn.Module):
         return [p for name, p in self.named_parameters() if not name.startswith("heads")]
 
 
-def make(dtype: torch.dtype = torch.float32) -> tuple[Model, FlatGradients, FlatGradients, TaskSlots, Tensor]:
+def make(dtype: torch.dtype = torch.float32) -> tuple[Model, GradientTable, GradientTable, TaskSlots, Tensor]:
     model = Model(dtype)
-    trunk, heads = FlatGradients(model.shared(), num_tasks=T), FlatGradients(list(model.heads.parameters()))
-    tasks = [[None] * len(trunk.parameters), [task for task in range(T) for _ in range(2)]]
+    trunk, heads = table_of(model.shared(), num_tasks=T), table_of(list(model.heads.parameters()))
+    tasks = [[None] * len(trunk.layout.parameters), [task for task in range(T) for _ in range(2)]]
     return model, trunk, heads, TaskSlots([trunk, heads], tasks, T), torch.randn(4, 2, 4, 4).to(dtype)
+
+
+def table_of(parameters: list[nn.Parameter], num_rows: int = 1, *, num_tasks: int = 1) -> GradientTable:
+    return GradientTable(Layout(parameters, num_rows), num_tasks)
 
 
 def expected_of(model: Model, x: Tensor, parameters: list[nn.Parameter]) -> list[list[Tensor | None]]:
@@ -53,7 +58,8 @@ def expected_of(model: Model, x: Tensor, parameters: list[nn.Parameter]) -> list
     return rows
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
+def close(actual: Tensor | None, expected: Tensor) -> None:
+    assert actual is not None
     factor = 8 * torch.finfo(expected.dtype).eps
     torch.testing.assert_close(actual, expected, rtol=factor, atol=factor * max(1.0, expected.abs().max().item()))
 
@@ -63,38 +69,36 @@ def close(actual: Tensor, expected: Tensor) -> None:
 def test_gradients_of_trunk_and_heads(how: str, dtype: torch.dtype) -> None:
     model, trunk, heads, slots, x = make(dtype)
     slots.collect(model.losses(x), 0, how, retain_graph=False)
-    for task, row in enumerate(expected_of(model, x, trunk.parameters)):
+    for task, row in enumerate(expected_of(model, x, trunk.layout.parameters)):
         for segment, grad in enumerate(row):
             assert trunk.filled[task][segment] == (grad is not None)
             if grad is not None:
-                close(trunk.place(0, task, segment), grad)
-    for segment, p in enumerate(heads.parameters):
+                close(trunk.at(0, task, segment), grad)
+    for segment, p in enumerate(heads.layout.parameters):
         [own] = torch.autograd.grad(model.losses(x)[segment // 2], [p])
-        close(heads.place(0, 0, segment), own)
+        close(heads.at(0, 0, segment), own)
     assert all(heads.filled[0])
 
 
 @pytest.mark.parametrize("how", WAYS)
 def test_several_calls_add_up_until_they_are_forgotten(how: str) -> None:
-    model, trunk, heads, slots, x = make()
-    trunk.grads.fill_(torch.nan)  # what is left from an earlier step does not count
-    heads.grads.fill_(torch.nan)
+    model, trunk, _, slots, x = make()
     slots.collect(model.losses(x), 0, how, retain_graph=False)
     slots.collect(model.losses(2 * x), 0, how, retain_graph=False)
-    first, second = (expected_of(model, batch, trunk.parameters) for batch in (x, 2 * x))
+    first, second = (expected_of(model, batch, trunk.layout.parameters) for batch in (x, 2 * x))
     for task in range(T):
         for segment, (one, other) in enumerate(zip(first[task], second[task], strict=True)):
             if one is not None and other is not None:
-                close(trunk.place(0, task, segment), one + other)
-    trunk.forget_gradients()
+                close(trunk.at(0, task, segment), one + other)
+    trunk.forget()
     slots.collect(model.losses(x), 0, how, retain_graph=False)
-    close(trunk.place(0, 1, 1), first[1][1])  # type: ignore[arg-type]
+    close(trunk.at(0, 1, 1), first[1][1])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", WAYS)
 def test_grad_is_left_as_it_was_and_others_are_as_after_any_backward(how: str) -> None:
     model, trunk, _, _, x = make()
-    slots = TaskSlots([trunk], [[None] * len(trunk.parameters)], T)
+    slots = TaskSlots([trunk], [[None] * len(trunk.layout.parameters)], T)
     kept = torch.ones_like(model.tied.weight)
     model.tied.weight.grad = kept
     slots.collect(model.losses(x), 0, how, retain_graph=False)
@@ -112,9 +116,9 @@ def test_hooks_of_the_user_see_each_gradient(how: str) -> None:
     model, trunk, _, slots, x = make()
     model.tied.weight.register_hook(lambda grad: 2 * grad)
     slots.collect(model.losses(x), 0, how, retain_graph=False)
-    segment = next(i for i, p in enumerate(trunk.parameters) if p is model.tied.weight)
-    for task, row in enumerate(expected_of(model, x, trunk.parameters)):
-        close(trunk.place(0, task, segment), row[segment])  # type: ignore[arg-type]
+    segment = next(i for i, p in enumerate(trunk.layout.parameters) if p is model.tied.weight)
+    for task, row in enumerate(expected_of(model, x, trunk.layout.parameters)):
+        close(trunk.at(0, task, segment), row[segment])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -123,7 +127,7 @@ def test_the_graph_is_kept_on_request(how: str) -> None:
     losses = model.losses(x)
     slots.collect(losses, 0, how, retain_graph=True)
     slots.collect(losses, 0, how, retain_graph=False)
-    close(trunk.place(0, 0, 1), 2 * expected_of(model, x, trunk.parameters)[0][1])  # type: ignore[operator]
+    close(trunk.at(0, 0, 1), 2 * expected_of(model, x, trunk.layout.parameters)[0][1])  # type: ignore[operator]
     with pytest.raises(RuntimeError, match="second time"):
         slots.collect(losses, 0, how, retain_graph=False)
     assert all(p.grad is None for p in model.parameters())
@@ -131,44 +135,44 @@ def test_the_graph_is_kept_on_request(how: str) -> None:
 
 def test_sparse_gradients_are_added_to_dense_ones() -> None:
     embedding = nn.Embedding(6, 4, sparse=True)
-    flat = FlatGradients([embedding.weight], num_tasks=2)
+    flat = table_of([embedding.weight], num_tasks=2)
     slots = TaskSlots([flat], [[None]], 2)
     for _ in range(2):
         z = embedding(torch.tensor([1, 1, 5]))
         slots.collect([z.sum(), z.square().sum()], 0, "sequential", retain_graph=False)
     expected = torch.zeros(6, 4).index_add_(0, torch.tensor([1, 1, 5]), torch.full((3, 4), 2.0))
-    close(flat.place(0, 0, 0), expected)
-    close(flat.place(0, 1, 0), 2 * expected * embedding.weight.detach())
+    close(flat.at(0, 0, 0), expected)
+    close(flat.at(0, 1, 0), 2 * expected * embedding.weight.detach())
 
 
 def test_losses_of_nothing_that_is_asked_for() -> None:
     other = nn.Parameter(torch.ones(3))
-    flat = FlatGradients([nn.Parameter(torch.ones(2)).requires_grad_(False)], num_tasks=2)
+    flat = table_of([nn.Parameter(torch.ones(2)).requires_grad_(False)], num_tasks=2)
     slots = TaskSlots([flat], [[None]], 2)
     for how in WAYS:
         slots.collect([other.sum(), other.sum()], 0, how, retain_graph=True)
-    assert not flat.any_filled()
+    assert not any(map(any, flat.filled))
 
 
 def test_rows_of_several_subproblems_are_apart() -> None:
     p = nn.Parameter(torch.randn(5))
-    flat = FlatGradients([p], 3, num_tasks=2)
+    flat = table_of([p], 3, num_tasks=2)
     slots = TaskSlots([flat], [[None]], 2)
     for row in (2, 0):
         slots.collect([(row + 1) * p.sum(), (row + 1) * p.square().sum()], row, "sequential", retain_graph=False)
     assert flat.filled == [[True], [True], [False], [False], [True], [True]]
     for row in (0, 2):
-        close(flat.grads[row, 0, :5], torch.full((5,), row + 1.0))
-        close(flat.grads[row, 1, :5], 2 * (row + 1) * p.detach())
+        close(flat.at(row, 0, 0), torch.full((5,), row + 1.0))
+        close(flat.at(row, 1, 0), 2 * (row + 1) * p.detach())
 
 
 def test_a_weighted_sum_goes_to_the_places_of_the_first_task() -> None:
     model, trunk, _, slots, x = make()
     collect_sum(sum(model.losses(x)), slots.shared(0), retain_graph=False)  # type: ignore[arg-type]
-    rows = expected_of(model, x, trunk.parameters)
+    rows = expected_of(model, x, trunk.layout.parameters)
     for segment, grads in enumerate(zip(*rows, strict=True)):
         if grads[0] is not None:
-            close(trunk.place(0, 0, segment), torch.stack(grads).sum(0))  # type: ignore[arg-type]
+            close(trunk.at(0, 0, segment), torch.stack(grads).sum(0))  # type: ignore[arg-type]
     assert not any(map(any, trunk.filled[1:]))
 
 
@@ -176,7 +180,7 @@ def test_a_weighted_sum_goes_to_the_places_of_the_first_task() -> None:
 def test_gram_of_gradients_that_are_not_stored(dtype: torch.dtype) -> None:
     model, trunk, _, slots, x = make(dtype)
     slots.collect(model.losses(x), 0, "batched", retain_graph=False)
-    gram = collect_gram(torch.stack(model.losses(x)), trunk.parameters)
+    gram = collect_gram(torch.stack(model.losses(x)), trunk.layout.parameters)
     stored = trunk.gram()[0]
     size = stored.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]
     assert ((gram - stored).abs() <= 1e-6 * size).all()
@@ -186,7 +190,7 @@ def test_gram_of_gradients_that_are_not_stored(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("how", WAYS)
 def test_no_more_memory_than_the_gradients_of_one_parameter(how: str) -> None:
     layers = [nn.Linear(64, 64, bias=False) for _ in range(12)]
-    flat = FlatGradients([layer.weight for layer in layers], num_tasks=4)
+    flat = table_of([layer.weight for layer in layers], num_tasks=4)
     slots = TaskSlots([flat], [[None] * len(layers)], 4)
     x = torch.randn(1, 64)
 

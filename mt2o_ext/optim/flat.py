@@ -13,33 +13,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .flat_gradients import FlatGradients
-from .ops import FIELDS, NUM_CONSTANTS, gram_
+from ..device import with_own_storage
+from ..gradients.layout import Layout
+from ..gradients.table import GradientTable
+from ..ops import FIELDS, NUM_CONSTANTS, gram_
 
 __all__ = ["FlatParameters"]
 
 AT_ONCE = 2**24  # elements whose masters are compared at once: the memory for it stays small
 
 
-class FlatParameters(FlatGradients):
+class FlatParameters(Layout):
     """Parameters of one dtype on one device, their gradients and optimizer state, one row for each subproblem.
 
     Args:
         parameters: tensors of one dtype (float32, float64, bfloat16, float16) on one device.
         num_rows: K, the number of subproblems.
-        num_tasks: T, the number of gradients kept of each row.
+        num_tasks: T, the number of gradients of each row that are kept apart.
         stacked: the parameters have a leading dimension K themselves, one slice for each subproblem.
         row: the row that the parameters become views of (if not stacked).
 
     Attributes:
         theta: [K, P] float32 (of 16-bit parameters: their masters) or float64.
         values: what the parameters are views of: ``theta``, or for 16-bit parameters a [K, P] of their dtype.
-        grads: [K, T, P] in the parameters' dtype.
+        tasks: the gradients of T tasks.
+        combined: one gradient of all of them, where it was combined before the step.
         buffers: further [K, P] like ``theta``: moments, running average, ...
         step: float32 [K, S], the number of steps that each row of each tensor has taken.
         segments: float64 [S, fields], the hyper-parameters.
-        filled: which gradients are there: for each row (or once, if stacked) and task, row after row, of each tensor.
-        chunks, transfer_chunks: int64 [C, 3], of all tensors and of those that take part in the transfer.
+        transfer_chunks: int64 [C, 3], the chunks of the tensors that take part in the transfer.
         transferred: which these are.
     """
 
@@ -52,8 +54,11 @@ class FlatParameters(FlatGradients):
         stacked: bool = False,
         row: int = 0,
     ) -> None:
-        super().__init__(parameters, num_rows, num_tasks=num_tasks, stacked=stacked)
-        self.set_transfer([True] * len(self.parameters))
+        super().__init__(parameters, num_rows, stacked=stacked)
+        self.tasks = GradientTable(self, num_tasks)
+        self.combined = GradientTable(self)
+        self.transferred = list(range(len(self.parameters)))
+        self.transfer_chunks = self.chunks
         low = self.dtype in (torch.bfloat16, torch.float16)
         self.theta = self._zeros(torch.float32 if low else self.dtype)
         self.values = self._zeros(self.dtype) if low else self.theta
@@ -63,15 +68,15 @@ class FlatParameters(FlatGradients):
         self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self._partials: Tensor | None = None
-        self._value_views = self._views(self.values)
-        self._shown = [list(map(_with_own_storage, views)) for views in self._value_views]  # what parameters become
+        self._value_views = self.views(self.values)
+        self._shown = [list(map(with_own_storage, views)) for views in self._value_views]  # what parameters become
         self._places = [_places(views) for views in self._value_views]
         for k in range(len(self._value_views)):
             self.adopt(k)
         self.activate(row)
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(self.num_rows, self.row, dtype=dtype, device=self.device)
+        return torch.zeros(self.num_rows, self.width, dtype=dtype, device=self.device)
 
     def buffer(self, name: str) -> Tensor:
         """The buffer of this name, made of zeros where it is new."""
@@ -85,7 +90,7 @@ class FlatParameters(FlatGradients):
         shown = self._shown[row]
         for segment, (p, view) in enumerate(zip(self.parameters, self._value_views[row], strict=True)):
             if shown[segment].data_ptr() != view.data_ptr():  # share_memory() moves the storage itself
-                shown[segment] = _with_own_storage(view)
+                shown[segment] = with_own_storage(view)
             p.data = shown[segment]
         self.mark_changed()  # backward through a graph of another row would use this row's values
 
@@ -151,7 +156,10 @@ class FlatParameters(FlatGradients):
     # ------------------------------------------------------------------ transfer
     def set_transfer(self, takes_part: Sequence[bool]) -> None:
         """Names the parameters (by position) whose rows are blended."""
-        self.transferred = [segment for segment, takes in enumerate(takes_part) if takes]
+        transferred = [segment for segment, takes in enumerate(takes_part) if takes]
+        if transferred == self.transferred:
+            return
+        self.transferred = transferred
         if all(takes_part):
             self.transfer_chunks = self.chunks
         else:
@@ -173,15 +181,6 @@ class FlatParameters(FlatGradients):
 def yield_to_(master: Tensor, low: Tensor) -> None:
     """master <- low where it does not round to that."""
     torch.where(master.to(low.dtype) == low, master, low.to(master.dtype), out=master)
-
-
-def _with_own_storage(view: Tensor) -> Tensor:
-    """The same memory as a tensor with a storage of its own, which ends where the tensor does.
-
-    Code that saves models takes tensors of one storage for tied weights and drops all but one, and writes the whole
-    storage with each of them.  The buffer lives as long as the tensor does.
-    """
-    return torch.from_dlpack(view) if view.numel() > 0 and view.device.type in ("cpu", "cuda") else view
 
 
 def _places(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:

@@ -58,10 +58,15 @@ def check_one_row(preferences: Tensor | Sequence[float] | None, num_tasks: int) 
     return check_preferences([given], 1, num_tasks)
 
 
-def check_task(task: object, num_tasks: int) -> int | None:
-    """The ``task`` of a parameter group.  Raises TypeError or ValueError unless it is a task or None."""
+def check_task(task: object, num_tasks: int | None) -> int | None:
+    """The ``task`` of a parameter group, for an optimizer of this many tasks (None: which knows of no heads).
+
+    Raises TypeError or ValueError unless it is a task or None.
+    """
     if task is None:
         return None
+    if num_tasks is None:
+        raise ValueError(f"task={task!r} in a parameter group: this optimizer keeps one gradient for all parameters")
     if not isinstance(task, int) or isinstance(task, bool):
         raise TypeError(f"task must be the number of a task, or None for shared parameters, got {task!r}")
     if not 0 <= task < num_tasks:

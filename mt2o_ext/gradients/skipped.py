@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..device import LateCopy
 from ..loss_domain import Reason
 from ..scalarization import Scalarization
-from .nonfinite import LateCopy
 
 __all__ = ["NONFINITE", "OF_WEIGHTED_SUM", "REASONS", "RefusedLosses", "Refuser", "SkippedSteps", "Skips"]
 
@@ -123,9 +123,10 @@ class RefusedLosses:
         rows = self._found if row is None else self._found[row : row + 1]
         rows.copy_(torch.where(rows[:, :1] > 0, rows, found))
 
-    def forget(self) -> None:
+    def forget(self, row: int | None = None) -> None:
+        """Forgets the losses of a row, or of all."""
         if self._found is not None:
-            self._found.zero_()
+            (self._found if row is None else self._found[row]).zero_()
 
     @property
     def reasons(self) -> Sequence[Reason]:

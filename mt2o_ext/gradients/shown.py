@@ -1,0 +1,88 @@
+"""The combined gradient in ``.grad``, where clipping, norms, noise and hooks find it between backward and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .table import GradientTable
+
+__all__ = ["ShownGradients"]
+
+
+class ShownGradients:
+    """Gradients of one row of parameters: written for others to see, and read again with what they made of them.
+
+    Args:
+        tables: of the parameters' task gradients.
+        apart: for each of them, whether what is shown is a combination, written to a buffer [1, P] of its own.  If not,
+            ``.grad`` is the gradient in the table itself, to which a later backward adds.
+    """
+
+    def __init__(self, tables: Sequence[GradientTable], apart: Sequence[bool]) -> None:
+        self._tables = list(tables)
+        self._apart = list(apart)
+        self._rows: dict[int, tuple[Tensor, list[Tensor]]] = {}  # the buffers, and views of the parameters' shapes
+        self._given: dict[int, Tensor] = {}  # what stood in `.grad` before the first backward, by parameter
+        self._written: list[tuple[Tensor, Tensor, int | None]] = []  # parameter, its `.grad`, and version, if combined
+
+    def _row(self, index: int) -> tuple[Tensor, list[Tensor]]:
+        if index not in self._rows:
+            layout = self._tables[index].layout
+            row = torch.zeros(1, layout.width, dtype=layout.dtype, device=layout.device)
+            # Tensors with version counters of their own.
+            views = [layout.rows_of(row, segment)[0].data for segment in range(len(layout.parameters))]
+            self._rows[index] = row, views
+        return self._rows[index]
+
+    def begin(self) -> None:
+        """Notes the gradients that somebody else left in ``.grad`` before the first backward since a step."""
+        parameters = [p for table in self._tables for p in table.layout.parameters]
+        self._given = {id(p): p.grad for p in parameters if p.grad is not None}
+
+    def dropped(self) -> bool:
+        """True if gradients that were shown have been taken away since: their batch counts no more."""
+        return any(p.grad is None for p, _, _ in self._written)
+
+    def check_unchanged(self) -> None:
+        """Raises RuntimeError where ``.grad`` was changed since the last backward, to which another is to be added."""
+        for p, grad, version in self._written:
+            if p.grad is not grad or (version is not None and grad._version != version):
+                raise RuntimeError(
+                    "the gradients in .grad were changed between two calls of backward(), which combines those of both "
+                    "anew: change them after the last call (or call step() or zero_grad() before the next one)"
+                )
+
+    def show(self, combine: Callable[[int, Tensor], None], *, first: bool) -> None:
+        """Puts the gradients that are there into ``.grad``.
+
+        combine: writes the combined gradient of a table, by its number, to [1, P].  first: of the first backward.
+        """
+        self._written = []
+        for index, table in enumerate(self._tables):
+            reached, apart = table.reached(), self._apart[index]
+            if not any(reached):
+                continue
+            if apart:
+                row, views = self._row(index)
+                combine(index, row)
+            for segment, p in enumerate(table.layout.parameters):
+                if not reached[segment]:
+                    continue
+                grad = views[segment] if apart else table.at(0, 0, segment)
+                assert grad is not None
+                given = self._given.get(id(p))
+                if given is not None and given is not grad and (first or apart):
+                    grad.add_(given)
+                # A parameter that was converted since the buffers were made wants a gradient like itself.
+                p.grad = grad if (p.dtype, p.device) == (grad.dtype, grad.device) else grad.to(p)
+                self._written.append((p, p.grad, p.grad._version if apart else None))
+
+    def forget(self, *, used: bool) -> None:
+        """Ends the round; used: a step has used up what stood in ``.grad``."""
+        self._written, self._given = [], {}
+        if used:
+            for p in (p for table in self._tables for p in table.layout.parameters):
+                p.grad = None

@@ -1,0 +1,244 @@
+"""From the gradients of T tasks to one: Gram matrices, weights, the combination.
+
+The one place for this: the optimizers and `WeightedBackward` are built on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..weighting import Needs
+from .collect import TaskSlots
+from .skipped import NONFINITE
+from .table import GradientTable, Source
+from .weigher import GRAMS, Weigher, largest_weights
+
+__all__ = ["Batch", "Combination", "TaskGradients", "Weighed"]
+
+Skip = Callable[[Tensor], Tensor]
+
+
+def itself(found: Tensor) -> Tensor:
+    """Every row skips its own step only."""
+    return found
+
+
+@dataclass(eq=False)
+class Batch:
+    """All that backward leaves for the next step, beside the gradients.
+
+    losses: float64, for each row [1, T] (one [K, T], if stacked), added up over micro-batches; None: no backward yet.
+    early_weights: float64 [1, T], with which the losses were added up before their backward; None: they were not.
+    shown: ``.grad`` holds the combined gradient.
+    transformed: the weighting has changed the gradients in the tables, and learned from them.
+    scaler: the GradScaler whose factor the gradients carry.
+    """
+
+    losses: list[Tensor | None] = field(default_factory=list)
+    early_weights: Tensor | None = None
+    shown: bool = False
+    transformed: bool = False
+    scaler: Any = None
+
+    def add_losses(self, row: int, losses: Tensor) -> None:
+        before = self.losses[row]
+        self.losses[row] = losses if before is None else before + losses
+
+    def all_losses(self) -> Tensor | None:
+        """float64 [K, T], or None where a row has none yet."""
+        there = [losses for losses in self.losses if losses is not None]
+        if len(there) < len(self.losses):
+            return None
+        return there[0] if len(there) == 1 else torch.cat(there)
+
+
+class Weighed(NamedTuple):
+    """Weights of the task gradients.
+
+    weights: float64 [K, T], of each tensor [K, S, T]; NaN in rows that skip the step.
+    applied: the same times the factor of a GradScaler where it was divided out of the gradients.
+    found: float32 [K], `NONFINITE` in rows with infinite or NaN gradients or losses.
+    """
+
+    weights: Tensor
+    applied: Tensor
+    found: Tensor
+
+
+class Combination(NamedTuple):
+    """Gradients [K, T, P] and the weights, float64 [K, T], that combine them; None where T = 1."""
+
+    source: Source
+    weights: Tensor | None
+
+
+class TaskGradients:
+    """The gradients of T tasks on their way to one.
+
+    Tables of shared parameters hold T gradients of each row, those of heads one, that of their own task.
+
+    Args:
+        weigher: gives the weights.
+        num_tasks: T.
+        heads: "plain" or "weighted": whether the gradient of a head is multiplied by its task's weight.
+        collecting: "sequential" or "batched".
+    """
+
+    def __init__(self, weigher: Weigher, num_tasks: int, heads: str, collecting: str) -> None:
+        self.weigher = weigher
+        self.heads = heads
+        self.collecting = collecting
+        self._num_tasks = num_tasks
+        self.bind([], [])
+
+    def bind(
+        self, tables: Sequence[GradientTable], tasks: Sequence[Sequence[int | None]], *, forget: bool = True
+    ) -> None:
+        """Goes on with these tables.
+
+        tasks: for each of them, the task of each of its parameters, None where they are shared.
+        forget: at the first time, the weighting forgets what it remembers of an earlier use.
+        """
+        self.tables = list(tables)
+        self._tasks = list(tasks)
+        self.trunks = [table for index, table in enumerate(self.tables) if not self.is_head(index)]
+        self.slots = TaskSlots(self.tables, self._tasks, self._num_tasks)
+        self._scratch: dict[int, Tensor] = {}
+        if self.tables:
+            layouts = [table.layout for table in self.trunks]
+            columns = [numel for layout in layouts for numel in layout.numels]
+            self.weigher.bind(
+                len(columns),
+                self.tables[0].layout.device,
+                [layout.dtype for layout in layouts],
+                columns=columns,
+                widths=[layout.width for layout in layouts],
+                forget=forget,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: without tables, until `bind`."""
+        left_out: dict[str, Any] = {"tables": [], "_tasks": [], "trunks": [], "slots": None, "_scratch": {}}
+        return {**self.__dict__, **left_out}
+
+    def is_head(self, index: int) -> bool:
+        """True if the parameters of this table belong to single tasks."""
+        return bool(self._tasks[index]) and self._tasks[index][0] is not None
+
+    def collect(self, losses: Sequence[Tensor], row: int, *, retain_graph: bool) -> None:
+        """Backward of T scalar losses into the tables.
+
+        If it fails, what the row had collected before is dropped as well: part of it has been added to.
+        """
+        try:
+            self.slots.collect(losses, row, self.collecting, retain_graph=retain_graph)
+        except BaseException:
+            self.slots.forget(row)
+            raise
+
+    # ------------------------------------------------------------------ weights
+    def find_nonfinite(self, found: Tensor) -> None:
+        """Sets found[k] = 1 where a gradient is infinite or NaN, of those that `weigh` does not see squares of."""
+        rows = Needs.ROWS in self.weigher.due()
+        for index, table in enumerate(self.tables):
+            if self.is_head(index) or rows or not self._reads_squares():
+                table.find_nonfinite(found)
+
+    def _reads_squares(self) -> bool:
+        """Whether the Gram matrix, or its diagonal, is taken: for the weighting, or to see whether the weights of
+        several gradients fit these gradients' type."""
+        due = self.weigher.due()
+        several = any(table.num_tasks > 1 for table in self.trunks)
+        return bool(due & GRAMS) or (several and Needs.ROWS not in due)
+
+    def transform(
+        self, batch: Batch, losses: Tensor | None, found: Tensor, factor: Tensor | None, skip: Skip = itself
+    ) -> None:
+        """Lets a weighting that does so change the gradients in place; it has learned from them then, for good.
+
+        Args: as of `weigh`.
+        """
+        weigher = self.weigher
+        if not self.trunks or batch.transformed or Needs.ROWS not in weigher.due():
+            return
+        rows = [table.flat() for table in self.trunks]
+        if factor is not None:  # what a weighting remembers of gradients must not carry the factor of one step
+            for row in rows:
+                row.div_(factor.to(row.dtype))
+        batch.transformed = True  # also if what follows fails: a step that is repeated divides no second time
+        weigher.weighting.transform_(rows, weigher.context(losses, skip(found)))
+
+    def weigh(
+        self, batch: Batch, losses: Tensor | None, found: Tensor, factor: Tensor | None, skip: Skip = itself
+    ) -> Weighed:
+        """Finds the weights of this step, after `transform`.
+
+        Args:
+            batch: of the gradients.
+            losses: float64 [K, T], or None.
+            found: float32 [K], `NONFINITE` in rows that were found to be so before.
+            factor: float32 [1], what the gradients have to be divided by, or None.
+            skip: found -> float32 [K], not zero in rows that skip the step.
+        """
+        weigher = self.weigher
+        if not self.trunks:
+            ones = torch.ones_like(weigher.preferences)
+            return Weighed(ones, ones, found)
+        due = weigher.due()
+        context = weigher.context(losses, skip(found))
+        divided, factor = (factor, None) if batch.transformed else (None, factor)
+        if self._reads_squares():
+            segments = weigher.segment_grams(self.trunks, factor)
+            gram = segments.sum(1)
+            squares = gram.diagonal(dim1=1, dim2=2)
+            found = torch.where(squares.isfinite().all(1), found, float(NONFINITE))
+            largest = largest_weights(squares, [table.layout.dtype for table in self.trunks])
+            context = replace(context, largest=largest, finite=skip(found) == 0)
+            if due & GRAMS:
+                context = replace(context, gram=gram, segments=segments)
+        weights = weigher.weighting.weights(context)
+        return Weighed(weights, weights if divided is None else weights * divided.double(), found)
+
+    # ------------------------------------------------------------------ the combination
+    def combination(self, index: int, weights: Tensor) -> Combination:
+        """The gradients of a table, and what combines them.
+
+        weights: float64 [K, T] or [K, S, T], as `weigh` found and applied them.
+        """
+        table = self.tables[index]
+        if self.is_head(index):
+            if self.heads == "plain":
+                return Combination(table.source(), None)
+            return Combination(Source(self._combined(index, weights).unsqueeze(1), None), None)
+        if weights.dim() == 2:
+            return Combination(table.source(), weights)
+        return Combination(Source(self._combined(index, weights).unsqueeze(1), None), None)
+
+    def combine_into(self, index: int, weights: Tensor, out: Tensor) -> None:
+        """out [K, P] <- the combined gradient of a table."""
+        table = self.tables[index]
+        if self.is_head(index) and self.heads == "weighted":
+            of_tasks = [weights[:, task : task + 1] for task in self._tasks[index] if task is not None]
+            table.combine(out, torch.stack(of_tasks, 1))
+        elif self.is_head(index):
+            table.combine(out, weights.new_ones(len(weights), 1))
+        elif weights.dim() == 2:
+            table.combine(out, weights)
+        else:
+            sizes = [len(trunk.layout.parameters) for trunk in self.trunks]
+            place = self.trunks.index(table)
+            table.combine(out, weights.split(sizes, 1)[place])
+
+    def _combined(self, index: int, weights: Tensor) -> Tensor:
+        """[K, P], the combined gradient in a buffer of its own."""
+        if index not in self._scratch:
+            layout = self.tables[index].layout
+            wide = torch.promote_types(layout.dtype, torch.float32)  # 16 bits are rounded once, in the step
+            self._scratch[index] = torch.zeros(layout.num_rows, layout.width, dtype=wide, device=layout.device)
+        self.combine_into(index, weights, self._scratch[index])
+        return self._scratch[index]

@@ -1,0 +1,145 @@
+"""Flat buffers of all parameters of an optimizer, and the kernels' tables of hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import BaseRule
+from ..device import to_device
+from ..ops import FIELDS
+from .flat import FlatParameters
+
+__all__ = ["Buffers"]
+
+LR, TRANSFER = FIELDS.index("lr"), FIELDS.index("transfer")
+
+
+class Buffers:
+    """One buffer for each dtype, apart for shared parameters and for heads (groups with ``task``).
+
+    A frozen parameter lies in none of them: it has no rows, no gradients and no moments, and may be of any dtype.
+
+    Args:
+        num_rows: K, the number of subproblems.
+        num_tasks: T, the number of gradients of each row of the shared parameters that are kept apart.
+        stacked: the parameters have a leading dimension K.
+
+    Attributes:
+        flats: the buffers.
+        groups: for each of them, the parameter group of each of its parameters.
+        tasks: likewise, the task that a parameter belongs to, or None.
+        options: of each group, the row of the kernels' tables.
+        built: whether the groups are complete and the buffers made.
+    """
+
+    def __init__(self, num_rows: int, num_tasks: int, *, stacked: bool) -> None:
+        self.num_rows = num_rows
+        self.num_tasks = num_tasks
+        self.stacked = stacked
+        self.flats: list[FlatParameters] = []
+        self.groups: list[list[int]] = []
+        self.tasks: list[list[int | None]] = []
+        self.options: list[list[float]] = []
+        self.built = False
+        self._tables: list[tuple[Tensor, Tensor]] = []  # float64 [groups, fields], and each segment's group
+        self._frozen: list[Tensor] = []
+        self._members: list[Any] = []
+
+    @property
+    def keeps_rows(self) -> bool:
+        """True if the parameters show one of several rows."""
+        return self.num_rows > 1 and not self.stacked
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters; the host, where there are none."""
+        return self.flats[0].device if self.flats else torch.device("cpu")
+
+    def build(self, param_groups: Sequence[dict[str, Any]], held: Callable[[Tensor], bool], row: int) -> None:
+        """Makes the buffers anew, and the parameters views of them.
+
+        held: whether a parameter needs a place in the buffers.  row: the row that the parameters show.
+        """
+        kinds: dict[tuple[torch.dtype, bool], list[tuple[int, Tensor]]] = {}
+        self._frozen = []
+        for index, group in enumerate(param_groups):
+            for p in group["params"]:
+                if held(p):
+                    kinds.setdefault((p.dtype, group.get("task") is not None), []).append((index, p))
+                else:
+                    self._frozen.append(p)
+        self.flats = [
+            FlatParameters(
+                [p for _, p in members],
+                self.num_rows,
+                num_tasks=1 if head else self.num_tasks,
+                stacked=self.stacked,
+                row=row,
+            )
+            for (_, head), members in kinds.items()
+        ]
+        self.groups = [[index for index, _ in members] for members in kinds.values()]
+        self.tasks = [[param_groups[index].get("task") for index in groups] for groups in self.groups]
+        self._tables = []
+        for flat, groups in zip(self.flats, self.groups, strict=True):
+            table = torch.zeros(len(param_groups), len(FIELDS), dtype=torch.float64, device=flat.device)
+            self._tables.append((table, torch.tensor(groups, dtype=torch.int64, device=flat.device)))
+        self.options = []
+        self._members = _membership(param_groups)
+        self.built = True
+
+    def is_of(self, param_groups: Sequence[dict[str, Any]], held: Callable[[Tensor], bool]) -> bool:
+        """True if the buffers are made for these groups as they are: the same parameters, nothing thawed."""
+        return _membership(param_groups) == self._members and not any(map(held, self._frozen))
+
+    def parameters(self) -> list[Tensor]:
+        """All parameters that have a place here."""
+        return [p for flat in self.flats for p in flat.parameters]
+
+    def refresh(self, param_groups: Sequence[dict[str, Any]], base: BaseRule, ema: float | None) -> None:
+        """Writes the hyperparameters of the groups to the kernels' tables, if they have changed."""
+        options, lrs = [], []
+        for index, group in enumerate(param_groups):
+            fields = base.fields(group)
+            lr = group["lr"]
+            if isinstance(lr, Tensor):  # stays on its device: no host value to wait for or to compile for
+                lrs.append((index, lr))
+                lr = 0.0
+            fields.update(lr=lr, transfer=group.get("transfer", True), ema=ema or 0.0)
+            options.append([fields.get(name, 0.0) for name in FIELDS])
+        compiling = torch.compiler.is_compiling()  # a program for each of the options that were would be many
+        changed = compiling or options != self.options
+        if not changed and not lrs:
+            return
+        for flat, groups, (table, group_of) in zip(self.flats, self.groups, self._tables, strict=True):
+            if changed:
+                table.copy_(to_device(torch.tensor(options, dtype=torch.float64), flat.device))
+            for index, lr in lrs:
+                table[index, LR].fill_(lr.reshape(()))
+            flat.segments.copy_(table[group_of])
+            flat.set_transfer([bool(options[index][TRANSFER]) for index in groups])
+        if not compiling:
+            self.options = options
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: the buffers are left out and made anew from the state."""
+        return {**self.__dict__, "flats": [], "groups": [], "tasks": [], "_tables": [], "_frozen": [], "_members": []}
+
+    def forget_gradients(self) -> None:
+        for flat in self.flats:
+            flat.tasks.forget()
+            flat.combined.forget()
+
+
+def _membership(param_groups: Sequence[Any]) -> list[Any]:
+    """Which parameters are in which group, and whose head it is: what the buffers are made for."""
+    return [
+        (group.get("task"), *map(id, group["params"]))
+        if isinstance(group, dict) and isinstance(group.get("params"), list)
+        else None
+        for group in param_groups
+    ]
