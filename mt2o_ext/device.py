@@ -19,6 +19,7 @@ __all__ = [
     "capturing",
     "graph_generator",
     "host_knows",
+    "in_shared_memory",
     "kept_in_place",
     "refuse_in_graph",
     "to_device",
@@ -53,6 +54,11 @@ def with_own_storage(view: Tensor) -> Tensor:
     storage with each of them.  The buffer lives as long as the tensor does.
     """
     return torch.from_dlpack(view) if view.numel() > 0 and view.device.type in ("cpu", "cuda") else view
+
+
+def in_shared_memory(tensor: Tensor) -> bool:
+    """True if other processes see what is written to a tensor of the host.  (On a GPU torch does not tell.)"""
+    return tensor.device.type == "cpu" and tensor.is_shared()
 
 
 # ---------------------------------------------------------------------- CUDA graphs

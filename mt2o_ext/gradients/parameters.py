@@ -22,6 +22,12 @@ def check_parameters(tensors: Sequence[Any], device: torch.device | None, num_ro
     for p in tensors:
         if not isinstance(p, Tensor):
             raise TypeError(f"expected tensors to optimize, got {type(p).__name__}")
+        if hasattr(p, "device_mesh"):
+            raise TypeError(
+                f"expected parameters that lie in this process whole, got one of type {type(p).__name__}: parameters "
+                "sharded by FSDP2 (fully_shard) or tensor parallelism are not supported; for data parallelism leave "
+                "the model as it is and pass process_group="
+            )
         if isinstance(p, torch.nn.parameter.UninitializedParameter):
             raise ValueError("expected initialized parameters; run the model once before making the optimizer")
         if p.layout != torch.strided or p.dtype not in DTYPES:

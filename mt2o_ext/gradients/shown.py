@@ -27,6 +27,7 @@ class ShownGradients:
         self._rows: dict[int, tuple[Tensor, list[Tensor]]] = {}  # the buffers, and views of the parameters' shapes
         self._given: dict[int, Tensor] = {}  # what stood in `.grad` before the first backward, by parameter
         self._written: list[tuple[Tensor, Tensor, int | None]] = []  # parameter, its `.grad`, and version, if combined
+        self._used: dict[int, tuple[Tensor, int]] = {}  # gradients of the last step and their versions, by parameter
 
     def _row(self, index: int) -> tuple[Tensor, list[Tensor]]:
         if index not in self._rows:
@@ -39,8 +40,7 @@ class ShownGradients:
 
     def begin(self) -> None:
         """Notes the gradients that somebody else left in ``.grad`` before the first backward since a step."""
-        parameters = [p for table in self._tables for p in table.layout.parameters]
-        self._given = {id(p): p.grad for p in parameters if p.grad is not None}
+        self._given = {id(p): p.grad for p in self._parameters() if p.grad is not None and not self.is_used(p, p.grad)}
 
     def dropped(self) -> bool:
         """True if gradients that were shown have been taken away since: their batch counts no more."""
@@ -80,9 +80,26 @@ class ShownGradients:
                 p.grad = grad if (p.dtype, p.device) == (grad.dtype, grad.device) else grad.to(p)
                 self._written.append((p, p.grad, p.grad._version if apart else None))
 
-    def forget(self, *, used: bool) -> None:
-        """Ends the round; used: a step has used up what stood in ``.grad``."""
+    # ------------------------------------------------------------------ the end of a round
+    def is_used(self, p: Tensor, grad: Tensor) -> bool:
+        """True if this ``.grad`` is as the last step used it: it stands there for others to see, and counts no more."""
+        used = self._used.get(id(p))
+        return used is not None and used[0] is grad and used[1] == grad._version
+
+    def mark_used(self) -> None:
+        """Notes that a step has used what stands in ``.grad``."""
+        self.forget()
+        self._used = {id(p): (p.grad, p.grad._version) for p in self._parameters() if p.grad is not None}
+
+    def drop(self) -> None:
+        """Takes the gradients of this round out of ``.grad``."""
+        for p, _, _ in self._written:
+            p.grad = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Ends the round; ``.grad`` is left as it is."""
         self._written, self._given = [], {}
-        if used:
-            for p in (p for table in self._tables for p in table.layout.parameters):
-                p.grad = None
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for table in self._tables for p in table.layout.parameters]

@@ -135,6 +135,12 @@ class GradientTable:
                 self.put(row, task, segment, grad)
                 p.grad = None
 
+    def leave_out(self, segment: int) -> None:
+        """Drops the gradients by one parameter."""
+        self._source = None
+        for tensors in self.tensors:
+            tensors[segment] = None
+
     def take_over(self, segment: int, other: GradientTable, other_segment: int) -> None:
         """Takes the gradients of a parameter from the table that it was in before."""
         if self.num_tasks != other.num_tasks or len(self.tensors) != len(other.tensors):

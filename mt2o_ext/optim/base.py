@@ -332,6 +332,15 @@ class FlatOptimizer(SavedState):
             table.find_nonfinite(found)
         return with_losses(found, losses)
 
+    def _without_gradients(self) -> str:
+        """The words for a step without any gradient."""
+        if all(losses is None for losses in self._now.batch.losses):
+            return "step() needs gradients: call optimizer.backward(losses) first, or step(closure)"
+        return (
+            "step() needs gradients, but backward() reached none of this optimizer's parameters: were they replaced in "
+            "the model since it was made (load_state_dict(assign=True), another model)? Then make a new optimizer"
+        )
+
     def _apply(self, inputs: Sequence[StepInputs], order: Order = Order.CONSENSUS) -> None:
         """The fused step of every buffer, and its traces in the state."""
         if self._max_norm is not None:

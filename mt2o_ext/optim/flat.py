@@ -2,7 +2,8 @@
 
 The user's ``nn.Parameter`` objects stay the truth: they lie in the row that is active, each with a storage of its own
 over that memory.  Their addresses are compared at every step (cheap integers); a parameter that was replaced in the
-meantime is copied into the buffer and put there again.
+meantime is copied into the buffer and put there again.  One that lies in shared memory stays there, where other
+processes look for it: it is copied in before a step and back after it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import with_own_storage
+from ..device import in_shared_memory, with_own_storage
 from ..gradients.layout import Layout
 from ..gradients.table import GradientTable
 from ..ops import FIELDS, NUM_CONSTANTS, gram_
@@ -68,6 +69,7 @@ class FlatParameters(Layout):
         self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self._partials: Tensor | None = None
+        self._outside: list[tuple[Tensor, Tensor]] = []  # parameters in shared memory, and their places in the row
         self._value_views = self.views(self.values)
         self._shown = [list(map(with_own_storage, views)) for views in self._value_views]  # what parameters become
         self._places = [_places(views) for views in self._value_views]
@@ -88,11 +90,21 @@ class FlatParameters(Layout):
     def activate(self, row: int) -> None:
         """Makes the parameters views of this row (of all rows, if stacked)."""
         shown = self._shown[row]
+        self._outside = []
         for segment, (p, view) in enumerate(zip(self.parameters, self._value_views[row], strict=True)):
+            if in_shared_memory(p):
+                self._outside.append((p, view))
+                continue
             if shown[segment].data_ptr() != view.data_ptr():  # share_memory() moves the storage itself
                 shown[segment] = with_own_storage(view)
             p.data = shown[segment]
+        self.write_back()
         self.mark_changed()  # backward through a graph of another row would use this row's values
+
+    def write_back(self) -> None:
+        """Copies the values of the active row to the parameters that do not lie in it."""
+        for p, view in self._outside:
+            p.data.copy_(view)
 
     def adopt(self, row: int) -> None:
         """Takes the present values of the parameters into this row (into all rows, if stacked)."""
@@ -121,6 +133,9 @@ class FlatParameters(Layout):
         for segment, p in enumerate(self.parameters):
             rows = self.rows_of(source, segment)
             values = rows if self.stacked else rows[row]
+            if in_shared_memory(p):
+                p.data.copy_(values)
+                continue
             p.data = values.to(self.dtype, copy=True, memory_format=torch.preserve_format)
 
     def load_theta(self, segment: int, rows: Tensor, *, keep_values: bool) -> None:

@@ -375,7 +375,7 @@ class MT2OFused(OneModel):
             for flat in flats:
                 flat.tasks.take(keep=True)
         if flats and not self._has_gradients():
-            raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
+            raise RuntimeError(self._without_gradients())
         if self._buffers.keeps_rows:
             self._warn_of_missing_rows()
         self._buffers.refresh(self.param_groups, self._base, self._ema)

@@ -81,6 +81,7 @@ def apply(
             weights, given.mix, flat.segments, flat.chunks, given.active, given.divisor, given.skipped, rule=rule,
             order=order, addresses=addresses,
         )  # fmt: skip
+        flat.write_back()
         flat.mark_changed()
 
 

@@ -46,11 +46,12 @@ class WeightedFused(FlatOptimizer):
         optimizer.backward([loss_a, loss_b]); optimizer.step()
 
     ``backward`` leaves the combined gradient in ``.grad``, where clipping, gradient norms, noise, hooks and
-    ``scaler.unscale_`` find it; ``step`` applies what stands there then, and uses it up: ``zero_grad`` is only for
-    dropping a batch.  Several calls of ``backward`` add up until then.  ``step(closure)`` does all of it at once and
-    combines within the fused update: there nobody can look in between.  Parameters that are in no group get what the
-    backward passes leave in their ``.grad``, as from any backward.  Give the losses as a list rather than stacked: then
-    backward of one does not pass through the heads of the others.
+    ``scaler.unscale_`` find it; ``step`` applies what stands there then.  It stays there for others to see, but is used
+    up: the next ``backward`` begins anew.  (A backward of your own beside it adds to what it finds, as everywhere: call
+    ``zero_grad`` then.)  Several calls of ``backward`` add up until the step.  ``step(closure)`` does all of it at once
+    and combines within the fused update: there nobody can look in between.  Parameters that are in no group get what
+    the backward passes leave in their ``.grad``, as from any backward.  Give the losses as a list rather than stacked:
+    then backward of one does not pass through the heads of the others.
 
     Args:
         params: parameters or parameter groups.  A group with ``task=t`` is a head: its parameters belong to task t
@@ -361,12 +362,22 @@ class WeightedFused(FlatOptimizer):
             check_dense(p.grad for p in self._buffers.parameters())
             for flat in self._buffers.flats:
                 flat.combined.take(keep=True)
+            if not batch.shown:
+                self._leave_out_used()
         else:
             scaling.check_known()
         if self._buffers.flats and not any(any(table.reached()) for table in self._step_tables):
-            raise RuntimeError("step() needs gradients: call optimizer.backward(losses) first, or step(closure)")
+            raise RuntimeError(self._without_gradients())
         self._buffers.refresh(self.param_groups, self._base, self._ema)
         return scaling
+
+    def _leave_out_used(self) -> None:
+        """Drops gradients that the last step has used: they still stand in ``.grad`` for others to see."""
+        for shown in self._shown.values():
+            for flat in self._buffers.flats:
+                for segment, p in enumerate(flat.parameters):
+                    if p.grad is not None and shown.is_used(p, p.grad):
+                        flat.combined.leave_out(segment)
 
     @property
     def _step_tables(self) -> list[GradientTable]:
@@ -421,7 +432,9 @@ class WeightedFused(FlatOptimizer):
             weigher.done()
         self._await_feedback(losses, skipped)
         self._count_skipped(plan.found, skipped, scaling, self._now.batch.early_weights)
-        self._drop()
+        if self._now.batch.shown and not torch.compiler.is_compiling():
+            self._shown_gradients().mark_used()
+        self._forget()
 
     def _reduce(self, scaling: Scaling) -> None:
         """Sums gradients over the ranks, after a look at whether all are at the same step."""
@@ -432,13 +445,13 @@ class WeightedFused(FlatOptimizer):
     def _drop(self) -> None:
         """Drops the batch, also what of it stands in ``.grad``."""
         for shown in self._shown.values():
-            shown.forget(used=self._now.batch.shown)
-        super()._forget()
+            shown.drop()
+        self._forget()
 
     def _forget(self) -> None:
         super()._forget()
         for shown in self._shown.values():
-            shown.forget(used=False)
+            shown.forget()
 
     # ------------------------------------------------------------------ what weightings learn from
     @property
