@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from mt2o_ext.preferences import check_preferences
+from .preferences import check_preferences
 
 if TYPE_CHECKING:
     import pandas
@@ -145,7 +145,7 @@ class ParetoFront:
 
     def plot(self, ax: Axes | None = None, tasks: Sequence[int | str] | None = None) -> Axes:
         """Draws the front with matplotlib and returns the axes: `mt2o_ext.pareto_plot.plot_front`."""
-        from mt2o_ext.pareto_plot import plot_front
+        from .pareto_plot import plot_front
 
         return plot_front(self, ax, tasks)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from mt2o_ext.pareto import ParetoFront
+    from .pareto import ParetoFront
 
 INK = "#3b4252"
 PALE = "#aab2c0"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..base import BaseRule
+from ..checks import check_positive
 from ..flat import FlatParameters
 from ..flat_gradients import to_device
 from ..ops import FIELDS, Order, combine_, step_
 from ..ranks import as_ranks, describe, warning_of_drift
-from ..transfer.checks import check_positive
 from .nonfinite import LateFlags
 from .now import Now
 from .parameters import check_memory, check_parameters

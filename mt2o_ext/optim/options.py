@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..preferences import check_preferences
 from ..weighting import Weighting, as_weighting
-from ..weighting.settings import check_choice
 
 __all__ = [
     "check_generator",

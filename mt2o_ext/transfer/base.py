@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Size, Tensor
 
-from mt2o_ext.transfer.checks import check_count, check_preferences
+from ..checks import check_count, check_simplex
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TransferRule(ABC):
         Warns (UserWarning) where K is too small for the rule, which then transfers nothing. Raises TypeError or
         ValueError for preferences that are not rows of the simplex and for settings that do not fit them.
         """
-        check_preferences(preferences)
+        check_simplex(preferences)
         self._bound = True
 
     @abstractmethod

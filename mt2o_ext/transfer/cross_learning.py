@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.transfer.base import TransferContext, TransferRule
-from mt2o_ext.transfer.checks import check_count, check_real
+from ..checks import check_count, check_real
+from .base import TransferContext, TransferRule
 
 
 class CrossLearning(TransferRule):

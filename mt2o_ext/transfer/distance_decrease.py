@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.transfer.base import TransferContext, TransferRule
+from .base import TransferContext, TransferRule
 
 
 class DistanceDecrease(TransferRule):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.transfer.checks import check_count
-from mt2o_ext.transfer.mixing import FixedMix
-from mt2o_ext.transfer.polynomial import orthonormal_polynomials, symmetrized
-from mt2o_ext.transfer.schedule import Schedule
+from ..checks import check_count
+from .mixing import FixedMix
+from .polynomial import orthonormal_polynomials, symmetrized
+from .schedule import Schedule
 
 
 class Hat(FixedMix):

@@ -7,10 +7,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from mt2o_ext.transfer.base import TransferContext, TransferRule
-from mt2o_ext.transfer.checks import check_count, check_mix, check_positive, check_real
-from mt2o_ext.transfer.polynomial import symmetrized
-from mt2o_ext.transfer.schedule import Schedule, as_schedule
+from ..checks import check_count, check_mix, check_positive, check_real
+from .base import TransferContext, TransferRule
+from .polynomial import symmetrized
+from .schedule import Schedule, as_schedule
 
 
 class FixedMix(TransferRule):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from mt2o_ext.transfer.checks import check_count, check_positive, check_real
+from ..checks import check_count, check_positive, check_real
 
 if TYPE_CHECKING:
-    from mt2o_ext.transfer.base import TransferContext
+    from .base import TransferContext
 
 
 class Schedule(ABC):

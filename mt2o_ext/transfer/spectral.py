@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.transfer.base import TransferContext, TransferRule
-from mt2o_ext.transfer.polynomial import orthonormal_polynomials, symmetrized
+from .base import TransferContext, TransferRule
+from .polynomial import orthonormal_polynomials, symmetrized
 
 
 class Spectral(TransferRule):

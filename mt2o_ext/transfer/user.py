@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mt2o_ext.transfer.base import Identity, TransferContext, TransferRule
-from mt2o_ext.transfer.checks import check_mix
+from ..checks import check_mix
+from .base import Identity, TransferContext, TransferRule
 
 
 class UserTransfer(TransferRule):

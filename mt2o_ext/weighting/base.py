@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext import capture
-from mt2o_ext.loss_domain import LossDomain, Reason
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.draw import Draw
-from mt2o_ext.weighting.refusal import Outcome, overflow
+from .. import capture
+from ..loss_domain import LossDomain, Reason
+from .context import Needs, WeightingContext
+from .draw import Draw
+from .refusal import Outcome, overflow
 
 State = dict[str, Tensor]
 

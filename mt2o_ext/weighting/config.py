@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import inverse, pseudo_inverse_times, row_norms, scaled, squared_norm, times
+from ..checks import check_real
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .solvers import inverse, pseudo_inverse_times, row_norms, scaled, squared_norm, times
 
 
 class ConFIG(Weighting):

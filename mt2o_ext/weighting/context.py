@@ -8,7 +8,7 @@ from enum import Flag, auto
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.draw import Draw
+from .draw import Draw
 
 
 class Needs(Flag):

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rows import RowWeighting, update_
-from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import inverse, row_norms
+from ..checks import check_real
+from ..loss_domain import LossDomain
+from .base import State
+from .context import Needs, WeightingContext
+from .memory import MemoryWeighting, update_
+from .solvers import inverse, row_norms
 
 
-class DBMTL(RowWeighting):
+class DBMTL(MemoryWeighting):
     """Dual balancing (Lin, Jiang, Ye, Zhang, Chen, Chen, Liu and Kwok, arXiv 2308.12029).
 
     G = J / l, the gradients of the log losses; Y <- G + b_k (Y - G), b_k = beta k^-beta_decay, from Y = 0 without bias

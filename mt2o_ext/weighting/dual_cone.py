@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.solvers import dual_cone
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .solvers import dual_cone
 
 
 class DualProj(Weighting):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.ops import solve
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_positive
-from mt2o_ext.weighting.solvers import inverse
+from ..checks import check_positive
+from ..loss_domain import LossDomain
+from ..ops import solve
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .solvers import inverse
 
 
 class EPO(Weighting):

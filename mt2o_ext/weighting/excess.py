@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rows import RowWeighting, blocks, update_
-from mt2o_ext.weighting.settings import check_count, check_real
+from ..checks import check_count, check_real
+from .base import State
+from .context import Needs, WeightingContext
+from .memory import MemoryWeighting, blocks, update_
 
 
-class ExcessMTL(RowWeighting):
+class ExcessMTL(MemoryWeighting):
     """ExcessMTL (He, Zhou, Zhang, Yao, Chen and Zhao, ICML 2024, arXiv 2402.02009).
 
     A += g^2 over all steps; e_t = sum_j g_tj^2 / sqrt(A_tj) estimates the excess risk of task t (a term 0 / 0 is 0;

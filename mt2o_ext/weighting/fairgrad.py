@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import power_barrier
+from ..checks import check_real
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .solvers import power_barrier
 
 
 class FairGrad(Weighting):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
+from ..loss_domain import LossDomain
+from .base import Weighting
+from .context import Needs, WeightingContext
 
 
 class GLS(Weighting):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.names import drawn
-from mt2o_ext.weighting.rows import blocks, update_
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .draw import drawn
+from .memory import blocks, update_
 
 
 class GradDrop(Weighting):

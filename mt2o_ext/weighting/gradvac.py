@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.ops import solve
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.meeting import aligned, present
-from mt2o_ext.weighting.names import meeting_orders
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from ..ops import solve
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .draw import meeting_orders
+from .solvers import aligned, present
 
 
 class GradVac(Weighting):

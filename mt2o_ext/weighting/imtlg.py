@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.config import cosine_solution
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import inverse, row_norms, scaled
+from ..checks import check_real
+from .base import Weighting
+from .config import cosine_solution
+from .context import Needs, WeightingContext
+from .solvers import inverse, row_norms, scaled
 
 
 class IMTLG(Weighting):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import TableAdam
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from ..loss_domain import LossDomain
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .learning import TableAdam
 
 _ROUNDING = 4 * torch.finfo(torch.float64).eps
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.settings import check_positive, check_real
+from ..checks import check_positive, check_real
+from .base import State
 
 
 @dataclass(frozen=True)

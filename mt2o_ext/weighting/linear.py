@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import WeightingContext
-from mt2o_ext.weighting.settings import check_per_task, per_task
+from ..checks import check_per_task, per_task
+from .base import Weighting
+from .context import WeightingContext
 
 
 class LinearWeighting(Weighting):

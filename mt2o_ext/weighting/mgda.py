@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_choice
-from mt2o_ext.weighting.solvers import inverse, minimum_norm, row_norms, scaled, strictly
+from ..checks import check_choice
+from ..loss_domain import LossDomain
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .solvers import inverse, minimum_norm, row_norms, scaled, strictly
 
 
 class MGDA(Weighting):

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rows import RowWeighting, norms_of, update_
-from mt2o_ext.weighting.settings import check_choice, check_real
-from mt2o_ext.weighting.solvers import inverse, mean_diagonal, onto_simplex, times
+from ..checks import check_choice, check_real
+from ..loss_domain import LossDomain
+from .base import State
+from .context import Needs, WeightingContext
+from .memory import MemoryWeighting, norms_of, update_
+from .solvers import inverse, mean_diagonal, onto_simplex, times
 
 
-class MoCo(RowWeighting):
+class MoCo(MemoryWeighting):
     """MoCo (Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, ICLR 2023, arXiv 2210.12624).
 
     Y <- Y - b_k (Y - l g / |g|) tracks the gradients, from Y = 0; w <- Proj(w - g_k (Y Y' w + rho w)) from 1 / T; the

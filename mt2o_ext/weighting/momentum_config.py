@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.config import conflict_free
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rows import RowWeighting, gram_of, update_
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from .base import State
+from .config import conflict_free
+from .context import Needs, WeightingContext
+from .memory import MemoryWeighting, gram_of, update_
 
 
-class MomentumConFIG(RowWeighting):
+class MomentumConFIG(MemoryWeighting):
     """M-ConFIG (Liu, Chu and Thuerey, ICLR 2025, arXiv 2408.11104).
 
     G_k = ConFIG of the bias-corrected first moments of the task gradients. The combined gradient is the one whose own

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rescale import clipped
-from mt2o_ext.weighting.settings import check_count, check_positive
-from mt2o_ext.weighting.solvers import power_barrier
+from ..checks import check_count, check_positive
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .solvers import clipped, power_barrier
 
 
 class NashMTL(Weighting):

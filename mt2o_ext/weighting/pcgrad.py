@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.ops import solve
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.meeting import present, projected
-from mt2o_ext.weighting.names import meeting_orders, shared_order
+from ..ops import solve
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .draw import meeting_orders, shared_order
+from .solvers import present, projected
 
 
 class PCGrad(Weighting):

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_positive
-from mt2o_ext.weighting.solvers import power_barrier
+from ..checks import check_positive
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .solvers import power_barrier
 
 
 class PIVRG(Weighting):

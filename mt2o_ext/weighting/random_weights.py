@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.names import drawn, subproblem_and_task
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .draw import drawn, subproblem_and_task
 
 
 class RLW(Weighting):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import Reason, first_offence
+from ..loss_domain import Reason, first_offence
 
 DOMAIN, OVERFLOW = 1, 2  # a weighting's own reasons, counted from 1; those of its parts follow
 

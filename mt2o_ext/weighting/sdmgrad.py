@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_count, check_positive, check_real
-from mt2o_ext.weighting.solvers import mean_diagonal, minimum_norm, onto_simplex, times
+from ..checks import check_count, check_positive, check_real
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .solvers import mean_diagonal, minimum_norm, onto_simplex, times
 
 
 class SDMGrad(Weighting):

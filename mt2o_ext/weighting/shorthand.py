@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mt2o_ext.weighting.aligned_mtl import AlignedMTL
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.cagrad import CAGrad
-from mt2o_ext.weighting.combinator import checked_part
-from mt2o_ext.weighting.config import ConFIG
-from mt2o_ext.weighting.dbmtl import DBMTL
-from mt2o_ext.weighting.dual_cone import DualProj, UPGrad
-from mt2o_ext.weighting.dwa import DWA
-from mt2o_ext.weighting.edm import EDM
-from mt2o_ext.weighting.epo import EPO
-from mt2o_ext.weighting.excess import ExcessMTL
-from mt2o_ext.weighting.fairgrad import FairGrad
-from mt2o_ext.weighting.famo import FAMO
-from mt2o_ext.weighting.gls import GLS
-from mt2o_ext.weighting.graddrop import GradDrop
-from mt2o_ext.weighting.gradnorm import GradNorm
-from mt2o_ext.weighting.gradvac import GradVac
-from mt2o_ext.weighting.imtlg import IMTLG
-from mt2o_ext.weighting.ldc import LDCMTL
-from mt2o_ext.weighting.linear import LinearWeighting
-from mt2o_ext.weighting.mgda import MGDA
-from mt2o_ext.weighting.moco import MoCo
-from mt2o_ext.weighting.modo import MoDo
-from mt2o_ext.weighting.momentum_config import MomentumConFIG
-from mt2o_ext.weighting.nash import NashMTL
-from mt2o_ext.weighting.pcgrad import PCGrad
-from mt2o_ext.weighting.pivrg import PIVRG
-from mt2o_ext.weighting.random_weights import RGW, RLW
-from mt2o_ext.weighting.sdmgrad import SDMGrad
-from mt2o_ext.weighting.stch import STCH
-from mt2o_ext.weighting.tension import TaskTensioner
-from mt2o_ext.weighting.uncertainty import IMTLL, UncertaintyWeighting
-from mt2o_ext.weighting.wpcgrad import WPCGrad
+from .aligned_mtl import AlignedMTL
+from .around.base import checked_part
+from .base import Weighting
+from .cagrad import CAGrad
+from .config import ConFIG
+from .dbmtl import DBMTL
+from .dual_cone import DualProj, UPGrad
+from .dwa import DWA
+from .edm import EDM
+from .epo import EPO
+from .excess import ExcessMTL
+from .fairgrad import FairGrad
+from .famo import FAMO
+from .gls import GLS
+from .graddrop import GradDrop
+from .gradnorm import GradNorm
+from .gradvac import GradVac
+from .imtlg import IMTLG
+from .ldc import LDCMTL
+from .linear import LinearWeighting
+from .mgda import MGDA
+from .moco import MoCo
+from .modo import MoDo
+from .momentum_config import MomentumConFIG
+from .nash import NashMTL
+from .pcgrad import PCGrad
+from .pivrg import PIVRG
+from .random_weights import RGW, RLW
+from .sdmgrad import SDMGrad
+from .stch import STCH
+from .tension import TaskTensioner
+from .uncertainty import IMTLL, UncertaintyWeighting
+from .wpcgrad import WPCGrad
 
 METHODS: dict[str, Callable[[], Weighting]] = {
     "ls": LinearWeighting,

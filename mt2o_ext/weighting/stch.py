@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import EpochMeans
-from mt2o_ext.weighting.settings import check_count, check_per_task, check_positive, per_task
+from ..checks import check_count, check_per_task, check_positive, per_task
+from ..loss_domain import LossDomain
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .learning import EpochMeans
 
 
 class STCH(Weighting):

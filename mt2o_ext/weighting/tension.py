@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.edm import equiangular
-from mt2o_ext.weighting.settings import check_choice, check_real
-from mt2o_ext.weighting.solvers import are_rounding, inverse, row_norms, squared_norm, times
+from ..checks import check_choice, check_real
+from ..loss_domain import LossDomain
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .edm import equiangular
+from .solvers import are_rounding, inverse, row_norms, squared_norm, times
 
 WINDOW = 10
 

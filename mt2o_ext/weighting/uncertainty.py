@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import TableAdam
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .learning import TableAdam
 
 
 class UncertaintyWeighting(Weighting):

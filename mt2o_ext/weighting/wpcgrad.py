@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import EpochMeans
-from mt2o_ext.weighting.meeting import present
-from mt2o_ext.weighting.names import drawn, subproblem_and_task
-from mt2o_ext.weighting.settings import check_choice, check_real
-from mt2o_ext.weighting.solvers import are_rounding
+from ..checks import check_choice, check_real
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .draw import drawn, subproblem_and_task
+from .learning import EpochMeans
+from .solvers import are_rounding, present
 
 
 class WPCGrad(Weighting):

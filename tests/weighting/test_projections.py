@@ -20,7 +20,7 @@ from mt2o_ext.weighting import (
     WeightingContext,
     WPCGrad,
 )
-from mt2o_ext.weighting.names import meeting_orders, shared_order
+from mt2o_ext.weighting.draw import meeting_orders, shared_order
 
 SIZES = (2, 3, 8)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.combinator import checked_part
-from mt2o_ext.weighting.context import Needs, WeightingContext
+from ..base import Weighting
+from ..context import Needs, WeightingContext
+from .base import checked_part
 
 
 class Fallback(Weighting):

@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.combinator import Combinator
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_per_task, per_task
-from mt2o_ext.weighting.solvers import scaled
+from ...checks import check_per_task, per_task
+from ...loss_domain import LossDomain
+from ..base import State, Weighting
+from ..context import Needs, WeightingContext
+from ..solvers import scaled
+from .base import Combinator
 
 
 class _RowScaling(Combinator):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.combinator import Combinator
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_count
+from ...checks import check_count
+from ..base import State, Weighting
+from ..context import Needs, WeightingContext
+from .base import Combinator
 
 
 class Every(Combinator):

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.combinator import Combinator
-from mt2o_ext.weighting.context import Needs, WeightingContext
+from ..base import Weighting
+from ..context import Needs, WeightingContext
+from .base import Combinator
 
 
 class PerSegment(Combinator):

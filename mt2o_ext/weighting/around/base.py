@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mt2o_ext.weighting.base import Weighting
+from ..base import Weighting
 
 
 class Combinator(Weighting):

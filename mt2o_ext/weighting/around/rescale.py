@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.combinator import Combinator
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_choice, check_positive
-from mt2o_ext.weighting.solvers import squared_norm
+from ...checks import check_choice, check_positive
+from ..base import Weighting
+from ..context import Needs, WeightingContext
+from ..solvers import clipped
+from .base import Combinator
 
 
 class Rescale(Combinator):
@@ -50,12 +50,3 @@ class Rescale(Combinator):
         gram = context.segments if self.per_segment else context.gram
         assert gram is not None
         return clipped(weights, gram, self.max_norm)
-
-
-def clipped(weights: Tensor, gram: Tensor, max_norm: float) -> Tensor:
-    """The weights [K, T] (or [K, S, T] with gram [K, S, T, T]), times what makes |J'w| <= max_norm."""
-    squared = squared_norm(gram, weights)
-    if weights.ndim == 3:
-        squared = squared.sum(1, keepdim=True)
-    norm = squared.sqrt()
-    return weights * torch.where(norm > max_norm, max_norm / torch.where(norm > max_norm, norm, 1.0), 1.0)
