@@ -9,26 +9,14 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from mt2o_ext import weighting as W
-from mt2o_ext.weighting import Draw, LossDomain, Needs, Weighting, WeightingContext
-from mt2o_ext.weighting.shorthand import METHODS
+from mt2o_ext.weighting import Draw, LossDomain, Needs, UPGrad, Weighting, WeightingContext
+from mt2o_ext.weighting.registry import register, register_around
 
 PAGE = Path(__file__).with_name("weightings.md")
-
-COMBINATORS: dict[str, Callable[[], Weighting]] = {
-    "Ema": lambda: W.Ema(W.UPGrad()),
-    "Every": lambda: W.Every(W.UPGrad(), 2),
-    "PerSegment": lambda: W.PerSegment(W.UPGrad()),
-    "Rescale": lambda: W.Rescale(W.UPGrad()),
-    "Fallback": lambda: W.Fallback(W.UPGrad(), W.UPGrad()),
-    "LogLosses": lambda: W.LogLosses(W.UPGrad()),
-    "Relative": lambda: W.Relative(W.UPGrad()),
-}
 
 # What each flag of `Needs` asks for, as the page says it.
 NEEDS = {
@@ -97,6 +85,7 @@ gives T numbers w; the update is their combination J'w = sum_t w_t g_t.
 
 **Columns of the tables.**
 
+* `name` is what the optimizers and `as_weighting` take for the class with its default settings.
 * `needs` lists what the method looks at or asks for:
 {needs}
 * `state` names the tensors that the method keeps from step to step. "Adam" are the moments of the small Adam optimizer
@@ -167,14 +156,21 @@ def documentation(method: type[Weighting]) -> str:
     return text
 
 
-def row(method: type[Weighting], weighting: Weighting) -> str:
-    cells = (needs_of(weighting), state_of(weighting), cost(weighting.needs), degree(weighting), source(method))
+def row(name: str, method: type[Weighting], weighting: Weighting) -> str:
+    cells = (
+        f"`{name}`",
+        needs_of(weighting),
+        state_of(weighting),
+        cost(weighting.needs),
+        degree(weighting),
+        source(method),
+    )
     return f"| `{method.__name__}` | {' | '.join(cells)} |"
 
 
 def table(methods: dict[str, tuple[type[Weighting], Weighting]]) -> str:
-    head = "| method | needs | state | reads | degree | source |\n|---|---|---|---|---|---|\n"
-    return head + "\n".join(row(*each) for each in methods.values())
+    head = "| method | name | needs | state | reads | degree | source |\n|---|---|---|---|---|---|---|\n"
+    return head + "\n".join(row(name, *each) for name, each in methods.items())
 
 
 def losses_of(weighting: Weighting) -> list[str]:
@@ -220,14 +216,18 @@ def escaped(text: str) -> str:
     )
 
 
+def example(method: type[Weighting]) -> Weighting:
+    """One with its defaults; around `UPGrad`, and with 2 for a number, where it has none."""
+    required = [p for p in inspect.signature(method).parameters.values() if p.default is p.empty]
+    return method(*(UPGrad() if "Weighting" in p.annotation else 2 for p in required))
+
+
 def page() -> str:
-    methods = {name: (type(make()), make()) for name, make in METHODS.items()}
-    combinators = {name: (type(make()), make()) for name, make in COMBINATORS.items()}
-    sections = [section(*each) for each in methods.values()]
-    around = [section(*each) for each in combinators.values()]
-    names = "Names for `as_weighting`: " + ", ".join(f"`{name}`" for name in METHODS) + "."
-    blocks = [head(), table(methods), names, "Around a weighting (here around `UPGrad`):", table(combinators)]
-    blocks += ["## Methods", *sections, "## Around a weighting", *around]
+    methods = {name: (method, example(method)) for name, method in register.items()}
+    around = {name: (method, example(method)) for name, method in register_around.items()}
+    blocks = [head(), table(methods), "Around a weighting (here around `UPGrad`):", table(around)]
+    blocks += ["## Methods", *(section(*each) for each in methods.values())]
+    blocks += ["## Around a weighting", *(section(*each) for each in around.values())]
     return "\n\n".join(blocks) + "\n"
 
 

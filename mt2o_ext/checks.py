@@ -57,10 +57,11 @@ def check_real(name: str, value: float, minimum: float = 0.0, maximum: float = m
 
 
 def check_positive(name: str, value: float, advice: str = "choose a positive value") -> float:
-    """Return ``value`` as a float if it is a finite number greater than 0; ``advice`` ends the message for 0."""
-    if check_real(name, value) == 0:
+    """Return ``value`` as a float if it is a finite number greater than 0; ``advice`` ends the message otherwise."""
+    value = check_real(name, value, -math.inf)
+    if value <= 0:
         raise ValueError(f"expected {name} > 0, got {value}: {advice}")
-    return float(value)
+    return value
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from documents import ROOT, Page, tracked_pages
 from torch import nn
 
 from mt2o_ext import WeightedFused
-from mt2o_ext.weighting.shorthand import METHODS
+from mt2o_ext.weighting import register
 from tools.variants import MATRIX
 
 PAGES = {path.relative_to(ROOT).as_posix(): Page(path.read_text()) for path in tracked_pages()}
@@ -194,7 +194,7 @@ def test_numbers_are_found() -> None:
 def usable_weightings() -> int:
     """How many of the names an optimizer takes."""
     count = 0
-    for make in METHODS.values():
+    for make in register.values():
         try:
             WeightedFused([nn.Parameter(torch.zeros(1))], num_tasks=2, weighting=make())
         except NotImplementedError:  # wants two mini-batches

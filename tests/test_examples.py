@@ -86,8 +86,28 @@ def the_update_is_the_combination(names: Names) -> None:
     assert bool((names["jacobian"] @ names["update"] > 0).all()), "CAGrad's direction lowers both losses here"
 
 
+def two_models() -> Names:
+    return reader() | {"other": Model(2, no_norm)}
+
+
+def pieces_of_ones_own_train(names: Names) -> None:
+    """The three recipes keep to the contracts of their kinds, and two optimizers train with them."""
+    gram = torch.tensor([[4.0, -1.0], [-1.0, 25.0]])
+    assert names["EqualLengths"]()(gram).tolist() == [0.5, 0.2]
+    losses, preferences = torch.rand(5, 2, dtype=torch.float64, requires_grad=True), torch.full((5, 2), 0.5).double()
+    squares = names["Squares"]()
+    (slopes,) = torch.autograd.grad(squares(losses, preferences).sum(), losses)
+    torch.testing.assert_close(squares.coefficients(losses, preferences), slopes)
+    x, y = next(iter(names["loader"]))
+    for optimizer, model in ((names["one"], names["model"]), (names["front"], names["other"])):
+        before = [p.clone() for p in model.parameters()]
+        optimizer.step(lambda model=model: task_losses(model, x, y))
+        assert not any(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
 # Of each section with Python: what the reader has, and what is true afterwards.
 SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
+    ("CONTRIBUTING.md", "A new weighting, transfer rule or scalarization"): (two_models, pieces_of_ones_own_train),
     ("README.md", "A front of models"): (reader, a_front_is_there),
     ("README.md", "One model: weightings of task gradients"): (reader, both_have_trained),
     ("README.md", "One model: the priority of tasks"): (with_batch_norm, priorities_are_learned),

@@ -108,10 +108,3 @@ class TransferRule(ABC):
                 f"{type(self).__name__} expected the state {expected}, got {got}: "
                 "load it into the same rule with the same number of subproblems and segments"
             )
-
-
-class Identity(TransferRule):
-    """M = I: K independent runs, the baseline of every comparison."""
-
-    def matrix(self, context: TransferContext) -> Tensor | None:
-        return None

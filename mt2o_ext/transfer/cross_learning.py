@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..checks import check_count, check_real
 from .base import TransferContext, TransferRule
+from .registry import register
 
 
+@register("cross-learning")
 class CrossLearning(TransferRule):
     """The nearest parameters with |theta_k - g| <= eps for some centre g (Cross-learning, arXiv 2010.12993).
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from .base import TransferContext, TransferRule
+from .registry import register
 
 
+@register("distance-decrease")
 class DistanceDecrease(TransferRule):
     """Subproblems that come closer attract each other (read in an implementation of the predecessor's follow-up).
 

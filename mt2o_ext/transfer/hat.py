@@ -7,9 +7,11 @@ from torch import Tensor
 from ..checks import check_count
 from .mixing import FixedMix
 from .polynomial import orthonormal_polynomials, symmetrized
+from .registry import register
 from .schedule import Schedule
 
 
+@register("hat")
 class Hat(FixedMix):
     """P = H = B (B^T B)^-1 B^T, B the polynomials of ``degree`` in the preferences (our derivation).
 

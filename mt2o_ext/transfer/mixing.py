@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checks import check_count, check_mix, check_positive, check_real
 from .base import TransferContext, TransferRule
 from .polynomial import symmetrized
+from .registry import register
 from .schedule import Schedule, as_schedule
 
 
@@ -43,6 +44,7 @@ class FixedMix(TransferRule):
         return (1 - tau) * torch.eye(*self._mix.shape, dtype=torch.float64, device=self._mix.device) + tau * self._mix
 
 
+@register("mean")
 class Mean(FixedMix):
     """P = 1 1^T / K: every subproblem moves to the mean of all. Biased where the tasks conflict.
 
@@ -57,6 +59,7 @@ class Mean(FixedMix):
         return preferences.new_full((num_subproblems, num_subproblems), 1 / num_subproblems)
 
 
+@register("neighbours")
 class Neighbours(FixedMix):
     """P_kj ~ exp(-|w_k - w_j|^2 / (2 width^2)) for j != k, rows normalised. Biased where the tasks conflict.
 
@@ -85,6 +88,7 @@ class Neighbours(FixedMix):
         return torch.softmax(-((distance / self.width) ** 2) / 2, dim=1)
 
 
+@register("mgd")
 class MGD(FixedMix):
     """theta_k += rate * sum_j r_kj (theta_j - theta_k), the rule of MT2O's predecessor (read in its published code).
 

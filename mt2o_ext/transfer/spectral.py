@@ -7,8 +7,10 @@ from torch import Tensor
 
 from .base import TransferContext, TransferRule
 from .polynomial import orthonormal_polynomials, symmetrized
+from .registry import register
 
 
+@register("spectral")
 class Spectral(TransferRule):
     """M_s = Phi diag(lambda_s) Phi^T per segment s, with the shrinkage read from the subproblems themselves.
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..checks import check_mix
-from .base import Identity, TransferContext, TransferRule
+from .base import TransferContext, TransferRule
+from .registry import register
 
 
 class UserTransfer(TransferRule):
@@ -38,16 +39,20 @@ class UserTransfer(TransferRule):
         return matrix + (1 - matrix.sum(-1)).diag_embed()
 
 
-def as_transfer_rule(rule: TransferRule | Callable[[TransferContext], Tensor | None] | bool | None) -> TransferRule:
-    """None and False give `Identity`, a rule itself, any other callable a `UserTransfer`."""
+def as_transfer_rule(
+    rule: TransferRule | str | Callable[[TransferContext], Tensor | None] | bool | None,
+) -> TransferRule:
+    """Return a rule itself, a new one with this name, `UserTransfer` of a function, or `Identity` for None and False.
+
+    Args:
+        rule: an instance, a name such as "spectral", a function of the context, None or False.
+
+    Raises:
+        TypeError: for anything else, such as a class.
+        ValueError: for an unknown name, with those that are near, and for a rule that has no default settings.
+    """
     if rule is None or rule is False:
-        return Identity()
-    if isinstance(rule, TransferRule):
-        return rule
-    if isinstance(rule, type) or not callable(rule):
-        got = f"the class {rule.__name__}" if isinstance(rule, type) else repr(rule)
-        raise TypeError(
-            f"expected a transfer rule, a function of the context, or None, got {got}: "
-            "pass an instance such as Spectral()"
-        )
+        return register.make("identity")
+    if isinstance(rule, (TransferRule, str, type)) or not callable(rule):
+        return register.make(rule)
     return UserTransfer(rule)

@@ -4,95 +4,63 @@ Most read only the Gram matrix of the task gradients, T x T numbers; the others 
 first. All are usable alone, ``CAGrad()(jacobian @ jacobian.T)``, and from K subproblems at once.
 """
 
-from ..loss_domain import LossDomain
-from .aligned_mtl import AlignedMTL
-from .around.ema import Ema
-from .around.every import Every
-from .around.fallback import Fallback
-from .around.per_segment import PerSegment
-from .around.rescale import Rescale
-from .around.row_scaling import LogLosses, Relative
-from .base import Weighting
-from .cagrad import CAGrad
-from .config import ConFIG
-from .context import Needs, WeightingContext
-from .dbmtl import DBMTL
-from .draw import Draw
-from .dual_cone import DualProj, UPGrad
-from .dwa import DWA
-from .edm import EDM
-from .epo import EPO
-from .excess import ExcessMTL
-from .fairgrad import FairGrad
-from .famo import FAMO
-from .gls import GLS
-from .graddrop import GradDrop
-from .gradnorm import GradNorm
-from .gradvac import GradVac
-from .imtlg import IMTLG
-from .ldc import LDCMTL
-from .linear import LinearWeighting
-from .mgda import MGDA
-from .moco import MoCo
-from .modo import MoDo
-from .momentum_config import MomentumConFIG
-from .nash import NashMTL
-from .pcgrad import PCGrad
-from .pivrg import PIVRG
-from .random_weights import RGW, RLW
-from .sdmgrad import SDMGrad
-from .shorthand import as_weighting
-from .stch import STCH
-from .tension import TaskTensioner
-from .uncertainty import IMTLL, UncertaintyWeighting
-from .wpcgrad import WPCGrad
+from ..loss_domain import LossDomain as LossDomain
+from .aligned_mtl import AlignedMTL as AlignedMTL
+from .around.ema import Ema as Ema
+from .around.every import Every as Every
+from .around.fallback import Fallback as Fallback
+from .around.per_segment import PerSegment as PerSegment
+from .around.rescale import Rescale as Rescale
+from .around.row_scaling import LogLosses as LogLosses
+from .around.row_scaling import Relative as Relative
+from .base import Weighting as Weighting
+from .cagrad import CAGrad as CAGrad
+from .config import ConFIG as ConFIG
+from .context import Needs as Needs
+from .context import WeightingContext as WeightingContext
+from .dbmtl import DBMTL as DBMTL
+from .draw import Draw as Draw
+from .dual_cone import DualProj as DualProj
+from .dual_cone import UPGrad as UPGrad
+from .dwa import DWA as DWA
+from .edm import EDM as EDM
+from .epo import EPO as EPO
+from .excess import ExcessMTL as ExcessMTL
+from .fairgrad import FairGrad as FairGrad
+from .famo import FAMO as FAMO
+from .gls import GLS as GLS
+from .graddrop import GradDrop as GradDrop
+from .gradnorm import GradNorm as GradNorm
+from .gradvac import GradVac as GradVac
+from .imtlg import IMTLG as IMTLG
+from .ldc import LDCMTL as LDCMTL
+from .linear import LinearWeighting as LinearWeighting
+from .mgda import MGDA as MGDA
+from .moco import MoCo as MoCo
+from .modo import MoDo as MoDo
+from .momentum_config import MomentumConFIG as MomentumConFIG
+from .nash import NashMTL as NashMTL
+from .pcgrad import PCGrad as PCGrad
+from .pivrg import PIVRG as PIVRG
+from .random_weights import RGW as RGW
+from .random_weights import RLW as RLW
+from .registry import as_weighting as as_weighting
+from .registry import register as register
+from .registry import register_around as register_around
+from .sdmgrad import SDMGrad as SDMGrad
+from .stch import STCH as STCH
+from .tension import TaskTensioner as TaskTensioner
+from .uncertainty import IMTLL as IMTLL
+from .uncertainty import UncertaintyWeighting as UncertaintyWeighting
+from .wpcgrad import WPCGrad as WPCGrad
 
 __all__ = [
-    "DBMTL",
-    "DWA",
-    "EDM",
-    "EPO",
-    "FAMO",
-    "GLS",
-    "IMTLG",
-    "IMTLL",
-    "LDCMTL",
-    "MGDA",
-    "PIVRG",
-    "RGW",
-    "RLW",
-    "STCH",
-    "AlignedMTL",
-    "CAGrad",
-    "ConFIG",
     "Draw",
-    "DualProj",
-    "Ema",
-    "Every",
-    "ExcessMTL",
-    "FairGrad",
-    "Fallback",
-    "GradDrop",
-    "GradNorm",
-    "GradVac",
-    "LinearWeighting",
-    "LogLosses",
     "LossDomain",
-    "MoCo",
-    "MoDo",
-    "MomentumConFIG",
-    "NashMTL",
     "Needs",
-    "PCGrad",
-    "PerSegment",
-    "Relative",
-    "Rescale",
-    "SDMGrad",
-    "TaskTensioner",
-    "UPGrad",
-    "UncertaintyWeighting",
-    "WPCGrad",
     "Weighting",
     "WeightingContext",
     "as_weighting",
+    "register",
+    *sorted(cls.__name__ for registry in (register, register_around) for cls in registry.values()),
 ]

@@ -8,9 +8,11 @@ from torch import Tensor
 from ..checks import check_choice, check_real
 from .base import Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import spectrum, times
 
 
+@register("aligned-mtl")
 class AlignedMTL(Weighting):
     """Aligned-MTL (Senushkin, Patakin, Kuznetsov and Konushin, CVPR 2023, arXiv 2305.19000).
 

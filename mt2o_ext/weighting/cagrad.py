@@ -7,9 +7,11 @@ from torch import Tensor
 from ..checks import check_real
 from .base import Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import conflict_averse, strictly
 
 
+@register("cagrad")
 class CAGrad(Weighting):
     """Conflict-averse gradient descent (Liu, Liu, Jin, Stone and Liu, NeurIPS 2021, arXiv 2110.14048).
 

@@ -8,9 +8,11 @@ from torch import Tensor
 from ..checks import check_real
 from .base import Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import inverse, pseudo_inverse_times, row_norms, scaled, squared_norm, times
 
 
+@register("config")
 class ConFIG(Weighting):
     """Conflict-free inverse gradients (Liu, Chu and Thuerey, ICLR 2025, arXiv 2408.11104).
 

@@ -12,9 +12,11 @@ from ..loss_domain import LossDomain
 from .base import State
 from .context import Needs, WeightingContext
 from .memory import MemoryWeighting, update_
+from .registry import register
 from .solvers import inverse, row_norms
 
 
+@register("db-mtl")
 class DBMTL(MemoryWeighting):
     """Dual balancing (Lin, Jiang, Ye, Zhang, Chen, Chen, Liu and Kwok, arXiv 2308.12029).
 

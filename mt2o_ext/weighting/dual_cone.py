@@ -6,9 +6,11 @@ from torch import Tensor
 
 from .base import Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import dual_cone
 
 
+@register("dualproj")
 class DualProj(Weighting):
     """DualProj, the projection of gradient episodic memory (Lopez-Paz and Ranzato, NeurIPS 2017, arXiv 1706.08840).
 
@@ -23,6 +25,7 @@ class DualProj(Weighting):
         return dual_cone(context.gram, context.preferences[:, None], context.gram_rtol())[:, 0]
 
 
+@register("upgrad")
 class UPGrad(Weighting):
     """UPGrad, unconflicting projections (Quinton and Rey, arXiv 2406.16232).
 

@@ -9,8 +9,10 @@ from ..checks import check_positive
 from .base import State, Weighting
 from .context import Needs, WeightingContext
 from .learning import EpochMeans
+from .registry import register
 
 
+@register("dwa")
 class DWA(Weighting):
     """Dynamic weight average (Liu, Johns and Davison, CVPR 2019, arXiv 1803.10704).
 

@@ -6,9 +6,11 @@ from torch import Tensor
 
 from .base import Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import inverse, minimum_norm, row_norms, scaled, strictly
 
 
+@register("edm")
 class EDM(Weighting):
     """Equiangular direction method (Katrutsa, Merkulov, Tursynbek and Oseledets, 2020, arXiv 2007.06937).
 

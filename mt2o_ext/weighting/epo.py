@@ -10,9 +10,11 @@ from ..loss_domain import LossDomain
 from ..ops import solve
 from .base import Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import inverse
 
 
+@register("epo")
 class EPO(Weighting):
     """Exact Pareto optimal search (Mahapatra and Rajan, ICML 2020).
 

@@ -11,8 +11,10 @@ from ..checks import check_count, check_real
 from .base import State
 from .context import Needs, WeightingContext
 from .memory import MemoryWeighting, blocks, update_
+from .registry import register
 
 
+@register("excessmtl")
 class ExcessMTL(MemoryWeighting):
     """ExcessMTL (He, Zhou, Zhang, Yao, Chen and Zhao, ICML 2024, arXiv 2402.02009).
 

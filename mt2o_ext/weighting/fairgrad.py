@@ -7,9 +7,11 @@ from torch import Tensor
 from ..checks import check_real
 from .base import Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import power_barrier
 
 
+@register("fairgrad")
 class FairGrad(Weighting):
     """Fair resource allocation (Ban and Ji, ICML 2024, arXiv 2402.15638).
 

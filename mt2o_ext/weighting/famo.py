@@ -12,8 +12,10 @@ from ..loss_domain import LossDomain
 from .base import State, Weighting
 from .context import Needs, WeightingContext
 from .learning import TableAdam
+from .registry import register
 
 
+@register("famo")
 class FAMO(Weighting):
     """Fast adaptive multitask optimization (Liu, Feng, Stone and Liu, NeurIPS 2023, arXiv 2306.03792).
 

@@ -7,8 +7,10 @@ from torch import Tensor
 from ..loss_domain import LossDomain
 from .base import Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 
 
+@register("gls")
 class GLS(Weighting):
     """Geometric loss strategy (Chennupati et al., CVPR workshops 2019, arXiv 1904.08492).
 

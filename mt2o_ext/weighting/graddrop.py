@@ -12,8 +12,10 @@ from .base import Weighting
 from .context import Needs, WeightingContext
 from .draw import drawn
 from .memory import blocks, update_
+from .registry import register
 
 
+@register("graddrop")
 class GradDrop(Weighting):
     """Gradient sign dropout (Chen et al., NeurIPS 2020, arXiv 2010.06808).
 

@@ -10,8 +10,10 @@ from ..loss_domain import LossDomain
 from .base import State, Weighting
 from .context import Needs, WeightingContext
 from .learning import EpochMeans, TableAdam
+from .registry import register
 
 
+@register("gradnorm")
 class GradNorm(Weighting):
     """GradNorm (Chen, Badrinarayanan, Lee and Rabinovich, ICML 2018, arXiv 1711.02257).
 

@@ -10,9 +10,11 @@ from ..ops import solve
 from .base import State, Weighting
 from .context import Needs, WeightingContext
 from .draw import meeting_orders
+from .registry import register
 from .solvers import aligned, present
 
 
+@register("gradvac")
 class GradVac(Weighting):
     """Gradient vaccine (Wang, Tsvetkov, Firat and Cao, ICLR 2021, arXiv 2010.05874).
 

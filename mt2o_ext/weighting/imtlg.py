@@ -9,9 +9,11 @@ from ..checks import check_real
 from .base import Weighting
 from .config import cosine_solution
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import inverse, row_norms, scaled
 
 
+@register("imtl-g")
 class IMTLG(Weighting):
     """IMTL-G, the gradient half of impartial multi-task learning (Liu et al., ICLR 2021).
 

@@ -10,10 +10,12 @@ from ..loss_domain import LossDomain
 from .base import State, Weighting
 from .context import Needs, WeightingContext
 from .learning import TableAdam
+from .registry import register
 
 _ROUNDING = 4 * torch.finfo(torch.float64).eps
 
 
+@register("ldc-mtl")
 class LDCMTL(Weighting):
     """LDC-MTL, loss discrepancy control (Xiao, Dong et al., arXiv 2502.08585).
 

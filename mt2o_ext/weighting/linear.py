@@ -10,8 +10,10 @@ from torch import Tensor
 from ..checks import check_per_task, per_task
 from .base import Weighting
 from .context import WeightingContext
+from .registry import register
 
 
+@register("ls")
 class LinearWeighting(Weighting):
     """LS: w = u, the preferences (1 / T for all tasks where nobody has any), or fixed ``values``.
 

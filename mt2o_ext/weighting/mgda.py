@@ -8,9 +8,11 @@ from ..checks import check_choice
 from ..loss_domain import LossDomain
 from .base import Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import inverse, minimum_norm, row_norms, scaled, strictly
 
 
+@register("mgda")
 class MGDA(Weighting):
     """Multiple gradient descent (Désidéri 2012; Sener and Koltun, NeurIPS 2018, arXiv 1810.04650).
 

@@ -12,9 +12,11 @@ from ..loss_domain import LossDomain
 from .base import State
 from .context import Needs, WeightingContext
 from .memory import MemoryWeighting, norms_of, update_
+from .registry import register
 from .solvers import inverse, mean_diagonal, onto_simplex, times
 
 
+@register("moco")
 class MoCo(MemoryWeighting):
     """MoCo (Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, ICLR 2023, arXiv 2210.12624).
 

@@ -7,9 +7,11 @@ from torch import Tensor
 from ..checks import check_real
 from .base import State, Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import mean_diagonal, onto_simplex, times
 
 
+@register("modo")
 class MoDo(Weighting):
     """MoDo (Chen, Fernando, Ying and Chen, NeurIPS 2023, arXiv 2305.20057).
 

@@ -12,8 +12,10 @@ from .base import State
 from .config import conflict_free
 from .context import Needs, WeightingContext
 from .memory import MemoryWeighting, gram_of, update_
+from .registry import register
 
 
+@register("m-config")
 class MomentumConFIG(MemoryWeighting):
     """M-ConFIG (Liu, Chu and Thuerey, ICLR 2025, arXiv 2408.11104).
 

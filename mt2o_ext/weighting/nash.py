@@ -7,9 +7,11 @@ from torch import Tensor
 from ..checks import check_count, check_positive
 from .base import State, Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import clipped, power_barrier
 
 
+@register("nash-mtl")
 class NashMTL(Weighting):
     """Nash-MTL (Navon et al., ICML 2022, arXiv 2202.01017).
 

@@ -8,9 +8,11 @@ from ..ops import solve
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .draw import meeting_orders, shared_order
+from .registry import register
 from .solvers import present, projected
 
 
+@register("pcgrad")
 class PCGrad(Weighting):
     """PCGrad, gradient surgery (Yu et al., NeurIPS 2020, arXiv 2001.06782).
 

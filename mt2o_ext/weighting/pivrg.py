@@ -10,9 +10,11 @@ from torch import Tensor
 from ..checks import check_positive
 from .base import State, Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import power_barrier
 
 
+@register("pivrg")
 class PIVRG(Weighting):
     """PIVRG, performance-informed variance reduction (Qin, Wang and Yan, CVPR 2025).
 

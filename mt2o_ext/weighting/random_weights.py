@@ -8,8 +8,10 @@ from torch import Tensor
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .draw import drawn, subproblem_and_task
+from .registry import register
 
 
+@register("rlw")
 class RLW(Weighting):
     """Random loss weighting (Lin, Ye, Zhang and Tsang, TMLR 2022, arXiv 2111.10603).
 
@@ -31,6 +33,7 @@ class RLW(Weighting):
         return torch.softmax(drawn(context).normal(0, *ids), -1)
 
 
+@register("rgw")
 class RGW(RLW):
     """Random gradient weighting (Lin, Ye, Zhang and Tsang, TMLR 2022, arXiv 2111.10603).
 

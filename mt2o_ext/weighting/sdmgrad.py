@@ -8,9 +8,11 @@ from torch import Tensor
 from ..checks import check_count, check_positive, check_real
 from .base import State, Weighting
 from .context import Needs, WeightingContext
+from .registry import register
 from .solvers import mean_diagonal, minimum_norm, onto_simplex, times
 
 
+@register("sdmgrad")
 class SDMGrad(Weighting):
     """SDMGrad (Xiao, Ban and Ji, NeurIPS 2023, arXiv 2305.18409).
 

@@ -12,8 +12,10 @@ from ..loss_domain import LossDomain
 from .base import State, Weighting
 from .context import Needs, WeightingContext
 from .learning import EpochMeans
+from .registry import register
 
 
+@register("stch")
 class STCH(Weighting):
     """Smooth Tchebycheff (Lin et al., ICML 2024, arXiv 2402.19078), in logarithms of the losses or in their units.
 

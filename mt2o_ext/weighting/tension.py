@@ -10,11 +10,13 @@ from ..loss_domain import LossDomain
 from .base import State, Weighting
 from .context import Needs, WeightingContext
 from .edm import equiangular
+from .registry import register
 from .solvers import are_rounding, inverse, row_norms, squared_norm, times
 
 WINDOW = 10
 
 
+@register("cdtt")
 class TaskTensioner(Weighting):
     """CDTT, the task tensioner (Nakamura, Grassi and Wolf, arXiv 2204.06698).
 

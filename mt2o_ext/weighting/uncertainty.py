@@ -9,8 +9,10 @@ from ..checks import check_real
 from .base import State, Weighting
 from .context import Needs, WeightingContext
 from .learning import TableAdam
+from .registry import register
 
 
+@register("uw")
 class UncertaintyWeighting(Weighting):
     """UW, uncertainty weighting (Kendall, Gal and Cipolla, CVPR 2018, arXiv 1705.07115).
 
@@ -46,6 +48,7 @@ class UncertaintyWeighting(Weighting):
         return self.adam.in_range(self._state, precision / 2)
 
 
+@register("imtl-l")
 class IMTLL(Weighting):
     """IMTL-L, the loss half of impartial multi-task learning (Liu et al., ICLR 2021).
 

@@ -10,9 +10,11 @@ from .base import State, Weighting
 from .context import Needs, WeightingContext
 from .draw import drawn, subproblem_and_task
 from .learning import EpochMeans
+from .registry import register
 from .solvers import are_rounding, present
 
 
+@register("wpcgrad")
 class WPCGrad(Weighting):
     """Weighted PCGrad (Bohn, Freeman, Tercan and Meisen, arXiv 2409.01793).
 

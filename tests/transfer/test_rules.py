@@ -34,7 +34,12 @@ from mt2o_ext.transfer import (
     Mean,
     Spectral,
     check_mix,
+    register,
 )
+
+
+def test_every_registered_rule_is_tested_here():
+    assert {type(make()) for make in RULES.values()} == set(register.values()) - {Identity}, "give RULES one of each"
 
 
 @every_rule()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from weighting_problems import (
+    METHODS,
     VARIANTS,
     assert_close,
     every_weighting,
@@ -13,7 +14,6 @@ from weighting_problems import (
 )
 
 from mt2o_ext.weighting import Draw, Needs, Weighting, WeightingContext
-from mt2o_ext.weighting.shorthand import METHODS
 
 
 @every_weighting()

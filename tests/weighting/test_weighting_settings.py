@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from weighting_problems import METHODS
 
 import mt2o_ext
 from mt2o_ext import weighting as W
-from mt2o_ext.weighting.shorthand import METHODS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "weightings.py"
 NO_METHODS = ("Draw", "LossDomain", "Needs", "Weighting", "WeightingContext")
@@ -32,7 +32,8 @@ def test_names_give_methods_with_their_defaults():
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        ("pcgard", ValueError, "one of ls, rlw"),
+        ("pcgard", ValueError, r"did you mean .*'pcgrad'.*All names are aligned-mtl, cagrad"),
+        ("ema", ValueError, r"pass an instance, Ema\(inner=...\)"),
         (W.CAGrad, TypeError, "the class CAGrad"),
         (3, TypeError, "got 3"),
     ],
@@ -42,10 +43,9 @@ def test_other_names_and_things_are_refused(given, error, match):
         W.as_weighting(given)
 
 
-def test_every_method_is_a_public_name_and_has_one_name():
-    for make in METHODS.values():
-        assert getattr(W, make.__name__) is make
-    assert len(set(METHODS.values())) == len(METHODS)
+def test_every_method_is_a_public_name():
+    for make in (*W.register.values(), *W.register_around.values()):
+        assert getattr(W, make.__name__) is make and make.__name__ in W.__all__
     assert mt2o_ext.weighting is W and not set(W.__all__) & set(mt2o_ext.__all__)
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mt2o_ext import weighting as W
 from mt2o_ext.weighting import Draw, Needs, Weighting, WeightingContext
-from mt2o_ext.weighting.shorthand import METHODS
+
+# Every registered method, by its name.
+METHODS: dict[str, type[Weighting]] = dict(W.register)
 
 # Every method with its defaults, and the variants that take another way through the code.
 VARIANTS: dict[str, Callable[[], Weighting]] = {
@@ -55,6 +57,11 @@ VARIANTS: dict[str, Callable[[], Weighting]] = {
     "per segment": lambda: W.PerSegment(W.GradVac()),
     "per segment ema": lambda: W.Ema(W.PerSegment(W.UPGrad())),
 }
+
+
+def untested() -> set[type[Weighting]]:
+    """The classes around a weighting that no variant is of."""
+    return set(W.register_around.values()) - {type(make()) for make in VARIANTS.values()}
 
 
 def every_weighting(*, without: Sequence[str] = ()) -> pytest.MarkDecorator:

@@ -8,9 +8,11 @@ from torch import Tensor
 from ...checks import check_real
 from ..base import State, Weighting
 from ..context import WeightingContext
+from ..registry import register_around
 from .base import Combinator
 
 
+@register_around("ema")
 class Ema(Combinator):
     """CR-MOGM (Zhou, Zhang, Jiang, Zhong, Gu and Zhu, NeurIPS 2022) around any weighting.
 
@@ -21,7 +23,7 @@ class Ema(Combinator):
     State: ``average`` [K, T] (or [K, S, T]), ``started`` [K].
     """
 
-    def __init__(self, inner: Weighting, alpha: float = 0.9) -> None:
+    def __init__(self, inner: Weighting | str, alpha: float = 0.9) -> None:
         super().__init__(inner)
         self.alpha = check_real("alpha", alpha, 0.0, 1.0)
 

@@ -7,16 +7,18 @@ from torch import Tensor
 from ...checks import check_count
 from ..base import State, Weighting
 from ..context import Needs, WeightingContext
+from ..registry import register_around
 from .base import Combinator
 
 
+@register_around("every")
 class Every(Combinator):
     """The weights of ``inner`` at each ``every``-th step, the same ones between: no Gram matrix is read then.
 
     Until the first usable step the weights are 1 / T. State: ``kept`` [K, T] (or [K, S, T]).
     """
 
-    def __init__(self, inner: Weighting, every: int) -> None:
+    def __init__(self, inner: Weighting | str, every: int) -> None:
         super().__init__(inner)
         self.every = check_count("every", every)
         self.needs |= Needs.STEPS

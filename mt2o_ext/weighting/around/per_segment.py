@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ..base import Weighting
 from ..context import Needs, WeightingContext
+from ..registry import register_around
 from .base import Combinator
 
 
+@register_around("per-segment")
 class PerSegment(Combinator):
     """``inner`` on the Gram matrix of each segment (parameter tensor) alone: weights [K, S, T].
 
@@ -19,13 +21,15 @@ class PerSegment(Combinator):
     subproblems. Raises ValueError for one that changes gradients, learns from feedback, or wants two mini-batches.
     """
 
-    def __init__(self, inner: Weighting) -> None:
+    def __init__(self, inner: Weighting | str) -> None:
         super().__init__(inner)
-        unfit = inner.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.CROSS | Needs.SEGMENTS)
-        if unfit or inner.per_segment:
-            name = type(inner).__name__
-            raise ValueError(f"expected a weighting of one Gram matrix, got {name}, which needs {unfit}")
-        self.needs = (inner.needs & ~(Needs.GRAM | Needs.DIAGONAL)) | Needs.SEGMENTS
+        unfit = self.inner.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.CROSS | Needs.SEGMENTS)
+        if unfit or self.inner.per_segment:
+            name = type(self.inner).__name__
+            raise ValueError(
+                f"expected a weighting of one Gram matrix, got {name}, which needs {unfit}: take another one"
+            )
+        self.needs = (self.inner.needs & ~(Needs.GRAM | Needs.DIAGONAL)) | Needs.SEGMENTS
         self.per_segment = True
 
     def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:

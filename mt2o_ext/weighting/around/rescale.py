@@ -8,10 +8,12 @@ from torch import Tensor
 from ...checks import check_choice, check_positive
 from ..base import Weighting
 from ..context import Needs, WeightingContext
+from ..registry import register_around
 from ..solvers import clipped
 from .base import Combinator
 
 
+@register_around("rescale")
 class Rescale(Combinator):
     """The weights of ``inner`` times a factor.
 
@@ -22,7 +24,7 @@ class Rescale(Combinator):
         the inner update has degree 0; published codes use 1 for Nash-MTL, FairGrad, PIVRG and SDMGrad.
     """
 
-    def __init__(self, inner: Weighting, scale: str = "sum", *, max_norm: float | None = None) -> None:
+    def __init__(self, inner: Weighting | str, scale: str = "sum", *, max_norm: float | None = None) -> None:
         super().__init__(inner)
         self.scale = check_choice("scale", scale, ("sum", "mean", "simplex", "T"))
         self.max_norm = None if max_norm is None else check_positive("max_norm", max_norm)

@@ -13,6 +13,7 @@ from ...checks import check_per_task, per_task
 from ...loss_domain import LossDomain
 from ..base import State, Weighting
 from ..context import Needs, WeightingContext
+from ..registry import register_around
 from ..solvers import scaled
 from .base import Combinator
 
@@ -20,12 +21,13 @@ from .base import Combinator
 class _RowScaling(Combinator):
     """Row scalings compose: ``inner`` solves on diag(r) Q diag(r) for w~; w = r w~."""
 
-    def __init__(self, inner: Weighting) -> None:
+    def __init__(self, inner: Weighting | str) -> None:
         super().__init__(inner)
-        unfit = inner.needs & (Needs.ROWS | Needs.FEEDBACK)
+        unfit = self.inner.needs & (Needs.ROWS | Needs.FEEDBACK)
         if unfit:
+            name = type(self.inner).__name__
             raise ValueError(
-                f"expected a weighting of losses and Gram matrices, got {type(inner).__name__}, which needs {unfit}"
+                f"expected a weighting of losses and Gram matrices, got {name}, which needs {unfit}: take another one"
             )
         self.needs |= Needs.LOSSES
 
@@ -48,6 +50,7 @@ class _RowScaling(Combinator):
         return weights * (factor[:, None] if self.per_segment else factor)
 
 
+@register_around("log-losses")
 class LogLosses(_RowScaling):
     """``inner`` on the logarithms of the losses: rows g / l. Degree 0.
 
@@ -56,7 +59,7 @@ class LogLosses(_RowScaling):
 
     loss_domain = LossDomain.POSITIVE
 
-    def __init__(self, inner: Weighting) -> None:
+    def __init__(self, inner: Weighting | str) -> None:
         super().__init__(inner)
         self.degree = 0.0
 
@@ -64,6 +67,7 @@ class LogLosses(_RowScaling):
         return 1 / losses, losses.log()
 
 
+@register_around("relative")
 class Relative(_RowScaling):
     """``inner`` on losses in units of ``loss_ref``: rows g / loss_ref, losses l / loss_ref.
 
@@ -74,7 +78,7 @@ class Relative(_RowScaling):
     State where ``loss_ref`` is None: ``loss_ref`` [K, T], 0 until known.
     """
 
-    def __init__(self, inner: Weighting, loss_ref: float | Sequence[float] | None = None) -> None:
+    def __init__(self, inner: Weighting | str, loss_ref: float | Sequence[float] | None = None) -> None:
         super().__init__(inner)
         self.loss_ref = None if loss_ref is None else check_per_task("loss_ref", loss_ref, positive=True)
         self._given = torch.empty(0, dtype=torch.float64)

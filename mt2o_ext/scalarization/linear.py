@@ -1,0 +1,22 @@
+"""The weighted sum of the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Scalarization
+from .registry import register
+
+
+@register("linear")
+@dataclass(frozen=True, repr=False)
+class Linear(Scalarization):
+    """sum_t w_t l_t; coefficients w."""
+
+    def _value(self, losses: Tensor, preferences: Tensor) -> Tensor:
+        return (preferences * losses).sum(-1)
+
+    def _gradient(self, losses: Tensor, preferences: Tensor) -> Tensor:
+        return preferences
