@@ -10,9 +10,11 @@ import inspect
 import re
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
+from mt2o_ext import contrib
 from mt2o_ext.weighting import Draw, LossDomain, Needs, UPGrad, Weighting, WeightingContext
 from mt2o_ext.weighting.registry import register, register_around
 
@@ -38,9 +40,10 @@ NEEDS = {
 
 HEAD = """# Weightings
 
-A weighting decides how the gradients of T tasks become one update. Each method of `mt2o_ext.weighting` has a section
-here: its formula, its settings, what it reads and remembers, the paper it is from, and where published implementations
-differ from one another or from ours. `docs/weightings.py` writes this page from the docstrings.
+A weighting decides how the gradients of T tasks become one update. Each method of `mt2o_ext.weighting` and
+`mt2o_ext.contrib` has a section here: its formula, its settings, what it reads and remembers, the paper it is from, and
+where published implementations differ from one another or from ours. `docs/weightings.py` writes this page from the
+docstrings.
 
 ```python
 import torch
@@ -158,7 +161,7 @@ def documentation(method: type[Weighting]) -> str:
 
 def row(name: str, method: type[Weighting], weighting: Weighting) -> str:
     cells = (
-        f"`{name}`",
+        name,
         needs_of(weighting),
         state_of(weighting),
         cost(weighting.needs),
@@ -168,9 +171,9 @@ def row(name: str, method: type[Weighting], weighting: Weighting) -> str:
     return f"| `{method.__name__}` | {' | '.join(cells)} |"
 
 
-def table(methods: dict[str, tuple[type[Weighting], Weighting]]) -> str:
+def table(methods: dict[str, tuple[type[Weighting], Weighting]], *, named: bool = True) -> str:
     head = "| method | name | needs | state | reads | degree | source |\n|---|---|---|---|---|---|---|\n"
-    return head + "\n".join(row(name, *each) for name, each in methods.items())
+    return head + "\n".join(row(f"`{name}`" if named else "-", *each) for name, each in methods.items())
 
 
 def losses_of(weighting: Weighting) -> list[str]:
@@ -223,12 +226,21 @@ def example(method: type[Weighting]) -> Weighting:
 
 
 def page() -> str:
-    methods = {name: (method, example(method)) for name, method in register.items()}
-    around = {name: (method, example(method)) for name, method in register_around.items()}
+    methods, around, unproven = (
+        {name: (method, example(method)) for name, method in registry.items()}
+        for registry in (register, register_around, contrib.register)
+    )
     blocks = [head(), table(methods), "Around a weighting (here around `UPGrad`):", table(around)]
     blocks += ["## Methods", *(section(*each) for each in methods.values())]
     blocks += ["## Around a weighting", *(section(*each) for each in around.values())]
+    blocks += ["## Not validated: mt2o_ext.contrib", escaped(paragraphs_of(contrib)), table(unproven, named=False)]
+    blocks += [section(*each) for each in unproven.values()]
     return "\n\n".join(blocks) + "\n"
+
+
+def paragraphs_of(module: ModuleType) -> str:
+    assert module.__doc__ is not None
+    return module.__doc__.strip().replace("``", "`")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mt2o_ext
-from mt2o_ext import MT2OFused, WeightedFused, scalarization, transfer, weighting
+from mt2o_ext import MT2OFused, WeightedFused, contrib, scalarization, transfer, weighting
 from mt2o_ext.registry import Registry
 from mt2o_ext.scalarization import Scalarization
 from mt2o_ext.transfer import TransferRule
@@ -22,6 +22,7 @@ from mt2o_ext.weighting import Weighting
 PACKAGE = Path(mt2o_ext.__file__).parent
 REGISTRIES: dict[str, tuple[ModuleType, type, list[Registry[Any]]]] = {
     "weighting": (weighting, Weighting, [weighting.register, weighting.register_around]),
+    "contrib": (contrib, Weighting, [contrib.register]),
     "transfer": (transfer, TransferRule, [transfer.register]),
     "scalarization": (scalarization, Scalarization, [scalarization.register]),
 }

@@ -33,7 +33,6 @@ from .graddrop import GradDrop as GradDrop
 from .gradnorm import GradNorm as GradNorm
 from .gradvac import GradVac as GradVac
 from .imtlg import IMTLG as IMTLG
-from .ldc import LDCMTL as LDCMTL
 from .linear import LinearWeighting as LinearWeighting
 from .mgda import MGDA as MGDA
 from .moco import MoCo as MoCo
@@ -52,7 +51,6 @@ from .stch import STCH as STCH
 from .tension import TaskTensioner as TaskTensioner
 from .uncertainty import IMTLL as IMTLL
 from .uncertainty import UncertaintyWeighting as UncertaintyWeighting
-from .wpcgrad import WPCGrad as WPCGrad
 
 __all__ = [
     "Draw",

@@ -109,7 +109,7 @@ class Quadratics(nn.Module):
 
 def by_weighted_fused(model: Quadratics, name: str, **options: Any) -> Callable[[], Any]:
     optimizer = WeightedFused(
-        model.parameters(), num_tasks=2, weighting=name, base=SGD(), lr=0.2, generator=generator(), **options
+        model.parameters(), num_tasks=2, weighting=METHODS[name](), base=SGD(), lr=0.2, generator=generator(), **options
     )
     return lambda: optimizer.step(model.losses)
 
@@ -119,7 +119,7 @@ def by_accumulation(model: Quadratics, name: str) -> Callable[[], Any]:
 
 
 def by_backward(model: Quadratics, name: str) -> Callable[[], Any]:
-    backward = WeightedBackward(model.parameters(), num_tasks=2, weighting=name, generator=generator())
+    backward = WeightedBackward(model.parameters(), num_tasks=2, weighting=METHODS[name](), generator=generator())
 
     def step() -> None:
         model.zero_grad()
@@ -137,7 +137,8 @@ def by_backward(model: Quadratics, name: str) -> Callable[[], Any]:
 
 def by_mt2o(model: Quadratics, name: str) -> Callable[[], Any]:
     optimizer = MT2OFused(
-        model.parameters(), num_tasks=2, num_subproblems=2, preferences=[[0.5, 0.5], [0.3, 0.7]], weighting=name,
+        model.parameters(), num_tasks=2, num_subproblems=2, preferences=[[0.5, 0.5], [0.3, 0.7]],
+        weighting=METHODS[name](),
         transfer=None, base=SGD(), lr=0.2, generator=generator(),
     )  # fmt: skip
     return lambda: optimizer.step(model.losses)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_real
-from .base import State, Weighting
-from .context import Needs, WeightingContext
-from .draw import drawn, subproblem_and_task
-from .learning import EpochMeans
+from ..weighting.base import State, Weighting
+from ..weighting.context import Needs, WeightingContext
+from ..weighting.draw import drawn, subproblem_and_task
+from ..weighting.learning import EpochMeans
+from ..weighting.solvers import are_rounding, present
 from .registry import register
-from .solvers import are_rounding, present
 
 
 @register("wpcgrad")

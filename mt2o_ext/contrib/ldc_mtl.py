@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..checks import check_real
 from ..loss_domain import LossDomain
-from .base import State, Weighting
-from .context import Needs, WeightingContext
-from .learning import TableAdam
+from ..weighting.base import State, Weighting
+from ..weighting.context import Needs, WeightingContext
+from ..weighting.learning import TableAdam
 from .registry import register
 
 _ROUNDING = 4 * torch.finfo(torch.float64).eps
