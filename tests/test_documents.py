@@ -27,8 +27,15 @@ def test_the_page_looks_as_it_was_written(name: str) -> None:
     assert PAGES[name].faults() == []
 
 
+def test_readme_is_short_and_every_table_has_four_rows() -> None:
+    lines = PAGES["README.md"].lines
+    assert len(lines) <= 130
+    tables = [len(block.splitlines()) - 2 for block in re.findall(r"(?:^\|.*\n)+", PAGES["README.md"].text, re.M)]
+    assert tables and set(tables) == {4}
+
+
 def test_the_pages_are_those_that_readers_are_sent_to() -> None:
-    assert {"README.md", "CHANGELOG.md", "docs/weightings.md", "bench/README.md"} <= set(PAGES)
+    assert {"README.md", "CHANGELOG.md", "docs/weightings.md", "docs/performance.md", "bench/README.md"} <= set(PAGES)
 
 
 GOOD = """# Title
@@ -211,7 +218,7 @@ def test_the_number_of_weightings() -> None:
 
 def test_the_architectures_that_are_compiled() -> None:
     archs = {arch.removesuffix("+PTX") for variant in MATRIX if variant.archs for arch in variant.archs.split(";")}
-    assert counted(PAGES["README.md"].text, "architectures of the wheels") == [len(archs)]
+    assert counted(PAGES["docs/performance.md"].text, "architectures of the wheels") == [len(archs)]
     [in_ci] = re.findall(r'TORCH_CUDA_ARCH_LIST=([^"]*)"', (ROOT / ".ci/run").read_text())
-    [named] = re.findall(r"compiled for\s+(sm_\d+) and (sm_\d+)\s+in CI", PAGES["README.md"].text)
+    [named] = re.findall(r"compiled for\s+(sm_\d+)\s+and\s+(sm_\d+)\s+in\s+CI", PAGES["docs/performance.md"].text)
     assert list(named) == [f"sm_{arch.removesuffix('+PTX').replace('.', '')}" for arch in in_ci.split(";")]
