@@ -186,29 +186,45 @@ def losses_of(weighting: Weighting) -> list[str]:
 
 
 def section(method: type[Weighting], weighting: Weighting) -> str:
+    """Heading, call, and the docstring with its sections as a page has them."""
     signature = inspect.signature(method)
     plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
     call = signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)
-    paragraphs = documentation(method).split("\n\n")
-    paragraphs[1:1] = losses_of(weighting)
-    return f"### {method.__name__}\n\n`{method.__name__}{call}`\n\n" + "\n\n".join(
-        listed(paragraph) for paragraph in paragraphs
-    )
+    prose, sections = parsed(documentation(method))
+    blocks = [f"### {method.__name__}", f"`{method.__name__}{call}`", *map(escaped, prose)]
+    blocks[3:3] = losses_of(weighting)
+    if "Args" in sections:
+        blocks.append("\n".join(escaped(item) for item in items(sections["Args"])))
+    for title in ("State", "Raises"):
+        if title in sections:
+            blocks.append(escaped(f"{title}: {' '.join(sections[title].split())}"))
+    if "Example" in sections:
+        blocks.append(textwrap.indent(sections["Example"], "    "))
+    return "\n\n".join(blocks)
 
 
-def listed(paragraph: str) -> str:
-    """Lines "name: ..." with hanging indents become items; other paragraphs are as they are, * and _ escaped."""
-    paragraph = re.sub(r":func:`[\w.]*\.(\w+)`", r"`\1`", paragraph).replace("``", "`")
-    if not re.match(r"[\w, ]+: ", paragraph) or not re.search(r"^[a-z_][\w, ]*: ", paragraph, re.M):
-        return escaped(paragraph)
-    lines = [f"* `{name}`: {rest}" if name else line for line, (name, rest) in zip(*split(paragraph), strict=True)]
-    return escaped("\n".join(re.sub(r"^    ", "  ", line) for line in lines))
+def parsed(text: str) -> tuple[list[str], dict[str, str]]:
+    """The paragraphs of a docstring and its sections, without their indent."""
+    prose, sections = [], {}
+    for paragraph in text.replace("``", "`").split("\n\n"):
+        paragraph = re.sub(r":func:`[\w.]*\.(\w+)`", r"`\1`", paragraph)
+        title = re.match(r"(Args|State|Raises|Example):\n", paragraph)
+        if title:
+            sections[title[1]] = textwrap.dedent(paragraph[title.end() :])
+        else:
+            prose.append(paragraph)
+    return prose, sections
 
 
-def split(paragraph: str) -> tuple[list[str], list[tuple[str, str]]]:
-    lines = paragraph.split("\n")
-    found = [re.match(r"([a-z_][\w, ]*): (.*)", line) for line in lines]
-    return lines, [(match.group(1), match.group(2)) if match else ("", "") for match in found]
+def items(entries: str) -> list[str]:
+    """Of "name: text" with hanging indents, an item of a list for each."""
+    found = re.split(r"^(?=\S)", entries, flags=re.M)[1:]
+    named = [re.sub(r"^([\w, ]+): ", r"`\1`: ", " ".join(entry.split())) for entry in found]
+    return [
+        textwrap.fill(entry, 120, initial_indent="* ", subsequent_indent="  ", break_long_words=False,
+                      break_on_hyphens=False)
+        for entry in named
+    ]  # fmt: skip
 
 
 def escaped(text: str) -> str:

@@ -30,7 +30,7 @@ PerTask = float | tuple[float, ...]
 """A number for all tasks, or one for each: what `check_per_task` returns."""
 
 TOLERANCE = 1e-6
-"""How far a sum of numbers of order 1 may be from 1 before it counts as a mistake: they may come from float32."""
+"""The error of a sum of numbers of order 1 that does not count as a mistake: they may come from float32."""
 
 
 # ---------------------------------------------------------------------- numbers and choices

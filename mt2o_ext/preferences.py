@@ -99,8 +99,11 @@ def default_preferences(num_subproblems: int, num_tasks: int) -> Tensor:
 def check_preferences(preferences: Tensor | Sequence[Sequence[float]], num_subproblems: int, num_tasks: int) -> Tensor:
     """A validated copy, [K, T] float64 on the CPU, with sums that were within 1e-6 of 1 made exact.
 
-    Checking the result again changes nothing. Raises TypeError for something that is no matrix of numbers, ValueError
-    for a wrong shape or rows that are off the simplex.
+    Checking the result again changes nothing.
+
+    Raises:
+        TypeError: for something that is no matrix of numbers.
+        ValueError: for a wrong shape or rows that are off the simplex.
     """
     try:
         checked = torch.as_tensor(preferences, dtype=torch.float64).detach().cpu().clone()

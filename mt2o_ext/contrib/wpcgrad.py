@@ -22,14 +22,18 @@ class WPCGrad(Weighting):
     turn is the reference r: every g_k that conflicts with r loses its component along r. w are the coefficients of the
     sum. The task drawn first keeps its gradient. Homogeneous.
 
-    gamma: 0 draws all tasks alike, as the first epoch does.
-    protect: "visited": a task that was a reference is changed no more; "none": all are changed each time; "first": only
-        the first task is a reference.
-    reference: "original": r is the task's gradient; "current": as it is by then. "none" with "original" is PCGrad with
-        one shared order.
-
     From the abstract, there is no official code: the order and gamma are not verified. Needs the user's count of
-    epochs, without it all tasks stay alike. State: see `EpochMeans`.
+    epochs, without it all tasks stay alike.
+
+    Args:
+        gamma: 0 draws all tasks alike, as the first epoch does.
+        protect: "visited": a task that was a reference is changed no more; "none": all are changed each time; "first":
+            only the first task is a reference.
+        reference: "original": r is the task's gradient; "current": as it is by then. "none" with "original" is PCGrad
+            with one shared order.
+
+    State:
+        See `EpochMeans`.
     """
 
     needs = Needs.GRAM | Needs.LOSSES | Needs.EPOCHS | Needs.DRAWS

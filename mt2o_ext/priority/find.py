@@ -1,4 +1,4 @@
-"""Which layer of a model goes with which per-task norm."""
+"""Search for the layers of a model and the per-task norms that go with them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def find_connections(model: nn.Module) -> Connections:
     :class:`Connection` by hand.
 
     Layers whose weight is used in several places stay plain, and so does what differs in channels from the norm behind
-    it.  Raises ValueError where the model has no per-task norm at all.
+    it.
+
+    Raises:
+        ValueError: where the model has no per-task norm at all.
     """
     names = {module: name for name, module in model.named_modules()}
     norm_names = {module: name for module, name in names.items() if isinstance(module, TaskNorm)}

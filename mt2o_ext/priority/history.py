@@ -1,4 +1,4 @@
-"""What connection strength did over a run."""
+"""Diagnostics of connection strength over a run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class PriorityHistory:
     def plot(self) -> Figure:
         """The shares of each task over the steps, one panel for each layer (matplotlib, the extra ``pareto``).
 
-        Raises ValueError before the first step of phase 2.
+        Raises:
+            ValueError: before the first step of phase 2.
         """
         if not len(self.shares):
             raise ValueError("expected a run with steps of phase 2, got none: no channel has had an owner yet")
@@ -96,6 +97,7 @@ class HistoryRecorder:
         self.conflicts = torch.zeros(len(self.layers), num_tasks, dtype=torch.int64)
 
     def due(self) -> bool:
+        """Return whether the shares of this step of phase 2 are kept."""
         return self.projected % self.every == 0
 
     def add_projection(self, shares: Tensor | None, coefficients: Tensor) -> None:
@@ -109,6 +111,7 @@ class HistoryRecorder:
         self.projected += 1
 
     def history(self) -> PriorityHistory:
+        """Return what was collected so far, on the host."""
         state = self.state_dict()
         return PriorityHistory(
             self.layers,
@@ -119,6 +122,7 @@ class HistoryRecorder:
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what was collected, as plain tensors on the CPU and a number."""
         empty = torch.zeros(0, len(self.layers), self.num_tasks + 1, dtype=torch.float32)
         return {
             "phases": torch.tensor(list(self.phases), dtype=torch.uint8),
@@ -129,6 +133,7 @@ class HistoryRecorder:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
         self.phases = bytearray(state["phases"].tolist())
         self.steps = state["steps"].tolist()
         self.shares = list(state["shares"].clone())

@@ -62,8 +62,7 @@ class Projection:
         )
 
     def combine(self, ranks: Ranks | None = None) -> None:
-        """Finds the owners from the model as it is (on the first rank), and the combined gradient from those of
-        all tasks."""
+        """Finds the owners from the model as it is (on the first rank), and combines the gradients of all tasks."""
         if self.layers is not None:
             strengths = torch.cat([c.strengths().to(self.flat.device) for c in self.connections], dim=1)
             owners = channel_owners(strengths, self.layers, faithful=self.faithful)

@@ -21,12 +21,16 @@ PerTask: TypeAlias = "float | Sequence[float] | Tensor"
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Scalarization(ABC):
-    """Base class: a subclass gives `_value` and its analytic gradient, both on float64 losses divided by `loss_scale`.
-    `loss_domain` says for which losses they exist; others give NaN in all coefficients of their row.
+    """The base class: a subclass gives `_value` and its analytic gradient, both on float64 losses over `loss_scale`.
 
-    `loss_scale` (float or [T], positive) divides the losses, so that tasks with different units can be compared; a good
-    choice is the losses of a constant predictor. `ideal`, where there is one, is in the units of the losses; `mu` in
-    those of the scaled losses.
+    `ideal`, where there is one, is in the units of the losses; `mu` in those of the scaled losses.
+
+    Args:
+        loss_scale: divides the losses, so that tasks with different units can be compared; positive, one number for all
+            tasks or one for each. A good choice is the losses of a constant predictor.
+
+    Attributes:
+        loss_domain: the losses that the formula exists for; others give NaN in all coefficients of their row.
     """
 
     loss_scale: PerTask = 1.0
@@ -39,8 +43,10 @@ class Scalarization(ABC):
     def __call__(self, losses: Tensor, preferences: Tensor) -> Tensor:
         """The values [...] for losses [..., T] and preferences [..., T], which broadcast. Differentiable by both.
 
-        Computed in float64, returned in the losses' dtype. Raises TypeError or ValueError for tensors that do not fit
-        together.
+        Computed in float64, returned in the losses' dtype.
+
+        Raises:
+            TypeError, ValueError: for tensors that do not fit together.
         """
         scaled, preferences = self._prepare(losses, preferences)
         return self._value(scaled, preferences).to(losses.dtype)
@@ -58,8 +64,14 @@ class Scalarization(ABC):
 
     @torch.no_grad()
     def refusals(self, losses: Tensor) -> Tensor | None:
-        """float64 [K, 3] of losses [K, T]: 1 in the rows that are finite and have one outside of `loss_domain`, its
-        task and its value; else 0. None: there cannot be any.
+        """Return what is outside of `loss_domain`, as numbers.
+
+        Args:
+            losses: [K, T].
+
+        Returns:
+            float64 [K, 3]: 1 in the rows that are finite and have a loss outside, its task and its value; else 0. None:
+            there cannot be any.
         """
         outside = self.loss_domain.outside(losses)
         if outside is None:
@@ -124,8 +136,10 @@ def _on_device(name: str, values: tuple[float, ...], num_tasks: int, device: tor
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class FromIdeal(Scalarization):
-    """A scalarization of the distances f = (l - ideal) / loss_scale; `ideal` (float or [T]) is a lower bound of the
-    losses.
+    """A scalarization of the distances f = (l - ideal) / loss_scale.
+
+    Args:
+        ideal: a lower bound of the losses, one number for all tasks or one for each.
     """
 
     ideal: PerTask = 0.0

@@ -18,9 +18,12 @@ class PBI(FromIdeal):
     """Penalty boundary intersection, d1 + theta d2: the distance along the ray of w and the distance from it.
 
     With f = l - ideal and h = w / |w|: d1 = f . h and d2 = |f - d1 h|. Coefficients h + theta (f - d1 h) / d2, and h on
-    the ray itself. They may be negative: a task that is ahead of the preference is held back, the more the larger
-    `theta` (not negative). Source: Zhang and Li, "MOEA/D", IEEE Trans. Evol. Comput. 2007. Unlike the other
-    scalarizations, a *larger* entry of w asks for a *larger* share of the loss.
+    the ray itself. They may be negative: a task that is ahead of the preference is held back. Unlike the other
+    scalarizations, a *larger* entry of w asks for a *larger* share of the loss. Source: Zhang and Li, "MOEA/D", IEEE
+    Trans. Evol. Comput. 2007.
+
+    Args:
+        theta: the weight of the distance from the ray, not negative.
     """
 
     theta: float = 5.0

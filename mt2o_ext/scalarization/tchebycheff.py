@@ -15,8 +15,9 @@ from .registry import register
 @register("tchebycheff")
 @dataclass(frozen=True, repr=False)
 class Tchebycheff(FromIdeal):
-    """max_t w_t f_t with f = l - ideal; the coefficient is w_t at the maximum (the lowest task on ties) and 0
-    elsewhere.
+    """max_t w_t f_t with f = l - ideal.
+
+    The coefficient is w_t at the maximum (the lowest task on ties) and 0 elsewhere.
     """
 
     def _value(self, losses: Tensor, preferences: Tensor) -> Tensor:
@@ -33,9 +34,12 @@ class Tchebycheff(FromIdeal):
 class SmoothTchebycheff(FromIdeal):
     """mu log sum_t exp(w_t f_t / mu) with f = l - ideal; coefficients w softmax(w f / mu).
 
-    Between `Tchebycheff` and `Tchebycheff` + mu log T. `mu` (positive) has the units of the losses: far below the
-    differences between the weighted losses it is `Tchebycheff`, far above them it is `Linear` divided by T. Source: Lin
-    et al., "Smooth Tchebycheff scalarization for multi-objective optimization", ICML 2024.
+    Between `Tchebycheff` and `Tchebycheff` + mu log T. Source: Lin et al., "Smooth Tchebycheff scalarization for
+    multi-objective optimization", ICML 2024.
+
+    Args:
+        mu: positive, in the units of the losses: far below the differences between the weighted losses it is
+            `Tchebycheff`, far above them it is `Linear` divided by T.
     """
 
     mu: float = 0.1

@@ -21,10 +21,12 @@ class CrossLearning(TransferRule):
     paper's abstract, the solver ours: g = sum_k c_k theta_k by accelerated gradient steps with restarts on
     (1/2) sum_k max(0, r_k - eps)^2, a fixed number of them, from the last transfer's c.
 
-    eps: radius in units of the parameters; one number for the whole model, or one per segment.
-    iterations: gradient steps per transfer.
+    Args:
+        eps: radius in units of the parameters; one number for the whole model, or one per segment.
+        iterations: gradient steps per transfer.
 
-    State: ``coefficients`` c, [1, K] or [S, K], float64.
+    State:
+        ``coefficients`` c, [1, K] or [S, K], float64.
     """
 
     needs_gram = True
@@ -73,7 +75,14 @@ class CrossLearning(TransferRule):
 def centre_coefficients(gram: Tensor, radius: Tensor, start: Tensor, iterations: int) -> Tensor:
     """c [S, K] with sum 1: the centre sum_k c_k theta_k that minimises (1/2) sum_k max(0, r_k - radius)^2.
 
-    gram: centred Gram [S, K, K]; radius: [S, 1]; start: [S, K]. The gradient's Lipschitz constant is K, so steps 1/K.
+    Args:
+        gram: centred Gram [S, K, K].
+        radius: [S, 1].
+        start: c of the last transfer, [S, K].
+        iterations: gradient steps; the gradient's Lipschitz constant is K, so each is of length 1 / K.
+
+    Returns:
+        c [S, K].
     """
     num_subproblems = gram.shape[-1]
     centre, ahead, momentum = start, start, torch.ones_like(radius)

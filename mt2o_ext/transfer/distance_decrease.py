@@ -17,7 +17,8 @@ class DistanceDecrease(TransferRule):
     over the whole model and D0_k the largest mean distance of subproblem k so far. The first call gives M = I. From a
     common start the subproblems only drift apart: then it never transfers anything.
 
-    State: ``distance`` [K, K] and ``largest_mean`` [K], float64.
+    State:
+        ``distance`` [K, K] and ``largest_mean`` [K], float64.
     """
 
     needs_gram = True

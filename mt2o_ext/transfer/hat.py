@@ -20,8 +20,9 @@ class Hat(FixedMix):
     beyond ``degree``. Needs at least twice as many subproblems as columns of B (degree 1: T), else it transfers nothing
     and warns.
 
-    degree: >= 1.
-    tau: strength in [0, 1], a number or a `Schedule`.
+    Args:
+        degree: >= 1.
+        tau: strength in [0, 1], a number or a `Schedule`.
     """
 
     def __init__(self, degree: int = 1, tau: float | Schedule = 1.0, *, every: int = 10) -> None:

@@ -48,7 +48,8 @@ class FixedMix(TransferRule):
 class Mean(FixedMix):
     """P = 1 1^T / K: every subproblem moves to the mean of all. Biased where the tasks conflict.
 
-    strength: tau in [0, 1], a number or a `Schedule`.
+    Args:
+        strength: tau in [0, 1], a number or a `Schedule`.
     """
 
     def __init__(self, strength: float | Schedule, *, every: int = 1) -> None:
@@ -63,9 +64,10 @@ class Mean(FixedMix):
 class Neighbours(FixedMix):
     """P_kj ~ exp(-|w_k - w_j|^2 / (2 width^2)) for j != k, rows normalised. Biased where the tasks conflict.
 
-    strength: tau in [0, 1], a number or a `Schedule`.
-    width: distance in preference space at which the influence has fallen to exp(-1/2).
-    nearest: only that many nearest subproblems count, and all those at the same distance as the last of them.
+    Args:
+        strength: tau in [0, 1], a number or a `Schedule`.
+        width: distance in preference space at which the influence has fallen to exp(-1/2).
+        nearest: only that many nearest subproblems count, and all those at the same distance as the last of them.
     """
 
     def __init__(self, strength: float | Schedule, width: float, nearest: int | None = None, *, every: int = 1) -> None:
@@ -92,8 +94,9 @@ class Neighbours(FixedMix):
 class MGD(FixedMix):
     """theta_k += rate * sum_j r_kj (theta_j - theta_k), the rule of MT2O's predecessor (read in its published code).
 
-    relation: r [K, K], its diagonal does not count; None: the cosines of the preferences.
-    rate: the strength per step, >= 0; not multiplied by the learning rate.
+    Args:
+        relation: r [K, K], its diagonal does not count; None: the cosines of the preferences.
+        rate: the strength per step, >= 0; not multiplied by the learning rate.
     """
 
     def __init__(self, relation: Tensor | None = None, rate: float = 1e-3, *, every: int = 1) -> None:

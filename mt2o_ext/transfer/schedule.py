@@ -1,4 +1,4 @@
-"""How strong a transfer is over time: tau in [0, 1], 0 no transfer, 1 all of it.
+"""The strength of a transfer over time: tau in [0, 1], 0 no transfer, 1 all of it.
 
 Transfer that fades leaves no bias; transfer that stays while the learning rate decays draws the front together.
 """
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Schedule(ABC):
     """Gives tau in [0, 1] for a step: a float, or a 0-d tensor where it follows a value on the device.
 
-    counts_steps: tau depends on ``context.step``.
+    Attributes:
+        counts_steps: tau depends on ``context.step``.
     """
 
     counts_steps: ClassVar[bool] = False

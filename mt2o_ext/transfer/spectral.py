@@ -22,7 +22,8 @@ class Spectral(TransferRule):
 
     M is symmetric with eigenvalues in [0, 1]; subproblems with the same preference are averaged.
 
-    relative: filter only the change since the last transfer; the positions are not pulled.
+    Args:
+        relative: filter only the change since the last transfer; the positions are not pulled.
     """
 
     needs_gram = True

@@ -14,10 +14,11 @@ from .registry import register
 class UserTransfer(TransferRule):
     """M = ``function(context)``, [K, K] or [S, K, K], or None for no transfer; checked by `check_mix`.
 
-    needs_gram: whether ``function`` reads ``context.gram``; False saves a pass over the parameters.
-
     The check reads M on the host. What its rows lack to 1 (float32 rounding) goes to the diagonal: it would scale the
     parameters at each transfer.
+
+    Args:
+        needs_gram: whether ``function`` reads ``context.gram``; False saves a pass over the parameters.
     """
 
     def __init__(

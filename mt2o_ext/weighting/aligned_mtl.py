@@ -18,13 +18,14 @@ class AlignedMTL(Weighting):
 
     w = B u, B = sqrt(sg) V Lam^(-1/2) V' over the numerical rank of Q = V Lam V': BQB = sg I there. Homogeneous.
 
-    scale: sg is the least eigenvalue of the rank ("min"), their median (the lower of two) or their mean ("rmse" in
-        TorchJD).
-    rtol: what counts as zero, see `CAGrad`: an eigenvalue |J'e|^2 counts above rtol sum_t (e_t |g_t|)^2, so that short
-        gradients count as long ones do.
-
     u is the preferences, 1 / T without any (TorchJD); the authors and LibMTL take 1: `Rescale(..., "T")`. "min" jumps
     where the numerical rank changes.
+
+    Args:
+        scale: sg is the least eigenvalue of the rank ("min"), their median (the lower of two) or their mean ("rmse" in
+            TorchJD).
+        rtol: what counts as zero, see `CAGrad`: an eigenvalue |J'e|^2 counts above rtol sum_t (e_t |g_t|)^2, so that
+            short gradients count as long ones do.
     """
 
     needs = Needs.GRAM

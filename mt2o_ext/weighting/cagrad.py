@@ -20,11 +20,12 @@ class CAGrad(Weighting):
     the gradients are stationary: the shortest vector g_v of their convex hull is zero to the accuracy of the gradients,
     |g_v|^2 <= rtol sum_t (v_t |g_t|)^2. Homogeneous.
 
-    c: 0.5 in LibMTL, 0.4 in the authors' experiments.
-    rescale: divides w by 1 (0; TorchJD), 1 + c^2 (1; LibMTL's default) or 1 + c (2).
-    rtol: T times the accuracy of the Gram matrix if None: 2^-23 for float32 gradients, 2^-52 for float64, 2^-14 for
-        bfloat16.
-    strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+    Args:
+        c: 0.5 in LibMTL, 0.4 in the authors' experiments.
+        rescale: divides w by 1 (0; TorchJD), 1 + c^2 (1; LibMTL's default) or 1 + c (2).
+        rtol: T times the accuracy of the Gram matrix if None: 2^-23 for float32 gradients, 2^-52 for float64, 2^-14 for
+            bfloat16.
+        strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
     """
 
     needs = Needs.GRAM

@@ -25,7 +25,8 @@ class ConFIG(Weighting):
     may be in conflict), and all weights are 0 where these cosines are zero to the accuracy of the gradients, as two
     opposite gradients have them.
 
-    rtol: what counts as zero, see `CAGrad`; eigenvalues of C count above it.
+    Args:
+        rtol: what counts as zero, see `CAGrad`; eigenvalues of C count above it.
     """
 
     needs = Needs.GRAM

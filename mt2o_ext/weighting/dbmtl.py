@@ -23,7 +23,8 @@ class DBMTL(MemoryWeighting):
     G = J / l, the gradients of the log losses; Y <- G + b_k (Y - G), b_k = beta k^-beta_decay, from Y = 0 without bias
     correction; w_t = max |y| / |y_t|: all weighted rows are as long as the longest. The update is Y'w, of degree 0.
 
-    State: ``steps`` [K]; ``memory.average`` [K, T, P], Y.
+    State:
+        ``steps`` [K]; ``memory.average`` [K, T, P], Y.
     """
 
     needs = Needs.ROWS | Needs.DIAGONAL | Needs.LOSSES

@@ -23,7 +23,8 @@ class Draw:
     (subproblem, task, element). Orders are the same on every device bit for bit; normal numbers up to the rounding of
     the device's logarithm. Ranks that were given the same key agree.
 
-    key: int64 [], on the CPU or on the device; it is never read on the host.
+    Args:
+        key: int64 [], on the CPU or on the device; it is never read on the host.
     """
 
     def __init__(self, key: Tensor) -> None:

@@ -19,9 +19,13 @@ class DWA(Weighting):
     w = T softmax(r / tau), r_t = mean loss of the last epoch / mean loss of the epoch before; w = 1 in the first two
     epochs, and r = 1 where an epoch's mean was 0. The sum is T. Homogeneous.
 
-    tau: temperature.
+    Needs the user's count of epochs: without it w stays 1.
 
-    Needs the user's count of epochs: without it w stays 1. State: see `EpochMeans`.
+    Args:
+        tau: temperature.
+
+    State:
+        See `EpochMeans`.
     """
 
     needs = Needs.LOSSES | Needs.EPOCHS

@@ -17,7 +17,8 @@ class EDM(Weighting):
     lam = the weights of `MGDA` on g_t / |g_t|; w = (lam / s) / sum(lam / s), s = |g|: the angles with all gradients of
     the support are equal. The sum is 1. Homogeneous.
 
-    strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+    Args:
+        strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
     """
 
     needs = Needs.GRAM

@@ -23,9 +23,10 @@ class EPO(Weighting):
     mu > tolerance a linear program over the simplex lowers mu without raising the largest u l (balance), else it lowers
     all losses (descent, Qw >= 0); see :func:`mt2o_ext.ops.solve.descent_`. The sum is 1. Homogeneous.
 
-    relax: descent may raise mu.
-
     Losses that are all 0 are on the ray: descent.
+
+    Args:
+        relax: descent may raise mu.
     """
 
     needs = Needs.GRAM | Needs.LOSSES

@@ -21,11 +21,13 @@ class ExcessMTL(MemoryWeighting):
     A += g^2 over all steps; e_t = sum_j g_tj^2 / sqrt(A_tj) estimates the excess risk of task t (a term 0 / 0 is 0;
     published codes add 1e-7 to A); w <- w exp(eta e / e_0), sum T, from w = 1; e_0 is the first e. Homogeneous.
 
-    eta: 1e-2 in LibMTL, 1 in TorchJD.
-    warmup_epochs: w stays 1 in them and e_0 is the mean of e over them (3 in the authors' experiments). Needs
-        the user's count of epochs.
+    Args:
+        eta: 1e-2 in LibMTL, 1 in TorchJD.
+        warmup_epochs: w stays 1 in them and e_0 is the mean of e over them (3 in the authors' experiments). Needs the
+            user's count of epochs.
 
-    State: ``log_weights``, ``first_excess`` [K, T], ``warmup_steps`` [K]; ``memory.squares`` [K, T, P], A.
+    State:
+        ``log_weights``, ``first_excess`` [K, T], ``warmup_steps`` [K]; ``memory.squares`` [K, T, P], A.
     """
 
     def __init__(self, *, eta: float = 1e-2, warmup_epochs: int = 0) -> None:

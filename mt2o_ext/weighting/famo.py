@@ -23,10 +23,12 @@ class FAMO(Weighting):
     Adam on xi with the gradient (diag z - z z^T) (log d_before - log d_after). The sum is 1. Homogeneous. Feedback
     with d <= 0 teaches nothing.
 
-    lr, weight_decay: of the Adam that learns xi. weight_decay is 1e-3 in LibMTL; the authors use 1e-2 and 1e-5.
-    lower_bound: of the losses, one number or one for each task.
+    Args:
+        lr, weight_decay: of the Adam that learns xi. weight_decay is 1e-3 in LibMTL; the authors use 1e-2 and 1e-5.
+        lower_bound: of the losses, one number or one for each task.
 
-    State: ``logits`` [K, T] and Adam's moments.
+    State:
+        ``logits`` [K, T] and Adam's moments.
     """
 
     needs = Needs.LOSSES | Needs.FEEDBACK

@@ -23,11 +23,12 @@ class GradDrop(Weighting):
     p > U, the negative ones where p < U; without ``leak`` no element keeps two signs. The update is the sum of what
     stays. Homogeneous.
 
-    leak: share of the gradient that stays in any case, leak g + (1 - leak) kept; 0 in LibMTL, 0.5 in SamsungLabs/MTL
-        (which has it the other way round).
-
     On the rows, as in TorchJD; on the gradients of a shared representation it is LibMTL's form without its factor
     sign(activation).
+
+    Args:
+        leak: share of the gradient that stays in any case, leak g + (1 - leak) kept; 0 in LibMTL, 0.5 in
+            SamsungLabs/MTL (which has it the other way round).
     """
 
     needs = Needs.ROWS | Needs.DRAWS

@@ -25,12 +25,14 @@ class GradNorm(Weighting):
     l_0 is a unit, so it has to be positive, and rho^alpha takes no rho below 0. A loss of exactly 0 later on (a hinge
     that is satisfied) is in order; where all are 0, rho / mean rho counts as 1.
 
-    alpha: 1.5 in LibMTL, 2 in SamsungLabs/MTL.
-    lr: of the Adam that learns a.
-    first_epoch: l_0 is the mean loss of the first epoch (LibMTL), in which w = 1, not the first loss (of the first
-        epoch in which no mean is 0); needs the user's count of epochs.
+    Args:
+        alpha: 1.5 in LibMTL, 2 in SamsungLabs/MTL.
+        lr: of the Adam that learns a.
+        first_epoch: l_0 is the mean loss of the first epoch (LibMTL), in which w = 1, not the first loss (of the first
+            epoch in which no mean is 0); needs the user's count of epochs.
 
-    State: ``logits``, ``first_losses`` [K, T] (0 until known), Adam's moments; with ``first_epoch`` `EpochMeans`.
+    State:
+        ``logits``, ``first_losses`` [K, T] (0 until known), Adam's moments; with ``first_epoch`` `EpochMeans`.
     """
 
     def __init__(self, *, alpha: float = 1.5, lr: float = 0.025, first_epoch: bool = False) -> None:

@@ -22,10 +22,14 @@ class GradVac(Weighting):
     it is phi_ij; then phi_ij <- (1 - beta) phi_ij + beta rho, rho from before. w are the coefficients of the sum.
     Homogeneous. A g_i that is zero to the accuracy of the gradients by then has no cosine, and meets nobody.
 
-    beta: 0.5 in LibMTL and TorchJD; the paper's 1e-2 (inferred).
-    only_on_action: phi moves only when g_i was changed (SamsungLabs/MTL), not at each meeting (LibMTL, TorchJD).
+    The paper keeps a phi for each layer: `PerSegment(GradVac())`.
 
-    The paper keeps a phi for each layer: `PerSegment(GradVac())`. State: ``targets`` [K, T, T], phi, 0 at first.
+    Args:
+        beta: 0.5 in LibMTL and TorchJD; the paper's 1e-2 (inferred).
+        only_on_action: phi moves only when g_i was changed (SamsungLabs/MTL), not at each meeting (LibMTL, TorchJD).
+
+    State:
+        ``targets`` [K, T, T], phi, 0 at first.
     """
 
     needs = Needs.GRAM | Needs.DRAWS

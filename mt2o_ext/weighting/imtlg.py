@@ -20,12 +20,13 @@ class IMTLG(Weighting):
     v = Q^+ s, s = |g|; w = v / sum v: the direction has the same projection (Qw)_t / s_t on every gradient. The sum
     is 1. Homogeneous; its direction does not depend on the lengths of the rows.
 
-    rtol: what counts as zero, see `CAGrad`.
-
     All weights are 0 where the sum of v is not positive (above rtol sum |v|): the weights would then have equal
     projections that are negative, uphill for all tasks. They are 0, too, where the projections are zero to the accuracy
     of the gradients, as for two opposite ones. `ConFIG` is the robust form. Solved on the cosines C as v = (C^+ 1) / s,
     so that the rank does not depend on the lengths of the rows; the same where Q is regular.
+
+    Args:
+        rtol: what counts as zero, see `CAGrad`.
     """
 
     needs = Needs.GRAM

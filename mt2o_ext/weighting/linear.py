@@ -17,10 +17,11 @@ from .registry import register
 class LinearWeighting(Weighting):
     """LS: w = u, the preferences (1 / T for all tasks where nobody has any), or fixed ``values``.
 
-    values: a weight for all tasks or one for each instead of the preferences; ``1.0`` gives the gradient of the sum of
-        the losses, which most codes call "equal weighting" (``EW``).
-
     Homogeneous: losses times a give the update times a.
+
+    Args:
+        values: a weight for all tasks or one for each instead of the preferences; ``1.0`` gives the gradient of the sum
+            of the losses, which most codes call "equal weighting" (``EW``).
     """
 
     def __init__(self, values: float | Sequence[float] | None = None) -> None:

@@ -82,6 +82,7 @@ def update_(table: Tensor, new: Tensor, finite: Tensor) -> None:
 
 
 def blocks(num_columns: int) -> list[slice]:
+    """Return slices that cover the columns, a block at a time."""
     return [slice(begin, begin + _BLOCK) for begin in range(0, num_columns, _BLOCK)]
 
 

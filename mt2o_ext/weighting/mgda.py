@@ -19,13 +19,14 @@ class MGDA(Weighting):
     w = argmin over the simplex of w'Qw: (Qw)_t >= w'Qw, equal on the support. The sum is 1. Homogeneous. Exact, also
     for rows of very different lengths; the clamps to [.001, .999] of published line searches are left out.
 
-    normaliser: alpha = argmin on the rows g_t / n_t, with n = 1 (None), |g| ("l2"), l ("loss") or l |g| ("loss+"); the
-        last two need positive losses.
-    apply_on: "raw": w = alpha, on the gradients themselves (nash-mtl); "normalised": w = alpha / n (LibMTL), whose
-        update has degree 0 (-1 for "loss+").
-    strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
-
     MGDA-UB is this weighting on the gradients of a shared representation, which the optimizer collects.
+
+    Args:
+        normaliser: alpha = argmin on the rows g_t / n_t, with n = 1 (None), |g| ("l2"), l ("loss") or l |g| ("loss+");
+            the last two need positive losses.
+        apply_on: "raw": w = alpha, on the gradients themselves (nash-mtl); "normalised": w = alpha / n (LibMTL), whose
+            update has degree 0 (-1 for "loss+").
+        strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
     """
 
     def __init__(self, *, normaliser: str | None = None, apply_on: str = "raw", strict: bool = False) -> None:

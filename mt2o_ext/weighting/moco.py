@@ -27,10 +27,12 @@ class MoCo(MemoryWeighting):
     its loss, as what the task has still to go to 0. A loss below 0 has no such length: with l the row would turn round
     and the task ascend, with |l| it would be pulled the harder the better it is. So such a step is refused.
 
-    projection: "simplex": the nearest point of it (inferred from the paper); "softmax", as in the authors' code.
-    relative: Y Y' in units of its mean diagonal (ours); False: as published, gamma and rho in units of gradients.
+    Args:
+        projection: "simplex": the nearest point of it (inferred from the paper); "softmax", as in the authors' code.
+        relative: Y Y' in units of its mean diagonal (ours); False: as published, gamma and rho in units of gradients.
 
-    State: ``simplex`` [K, T], w; ``steps`` [K]; ``memory.tracked`` [K, T, P], Y.
+    State:
+        ``simplex`` [K, T], w; ``steps`` [K]; ``memory.tracked`` [K, T, P], Y.
     """
 
     needs = Needs.ROWS | Needs.GRAM | Needs.LOSSES

@@ -18,10 +18,13 @@ class MoDo(Weighting):
     w <- Proj(w - gamma (Q12 w + rho w)) on the simplex, with the cross Gram matrix Q12 of two independent mini-batches,
     from 1 / T; combine the gradients of a third. The sum is 1.
 
-    gamma, rho: step and regularisation.
-    relative: Q12 in units of tr(Q12) / T (ours): homogeneous; False: as published, gamma and rho in units of gradients.
+    Args:
+        gamma, rho: step and regularisation.
+        relative: Q12 in units of tr(Q12) / T (ours): homogeneous; False: as published, gamma and rho in units of
+            gradients.
 
-    State: ``simplex`` [K, T], w.
+    State:
+        ``simplex`` [K, T], w.
     """
 
     needs = Needs.CROSS

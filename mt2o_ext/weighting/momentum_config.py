@@ -23,11 +23,14 @@ class MomentumConFIG(MemoryWeighting):
     first moment in Adam is G_k: f = (G_k (1 - b^k) - b G_(k-1) (1 - b^(k-1))) / (1 - b), b = beta; its square feeds the
     second moment. So the base rule must be Adam or AdamW with beta1 = ``beta``. Homogeneous.
 
-    rtol: what counts as zero, see `CAGrad`.
-
     All moments are renewed in each step, where the paper also renews one task at a time. After `transform_` the first
     row holds f and the others 0, and the weights are (1, 0, ..., 0): f is not in the span of the gradients.
-    State: ``steps`` [K]; ``memory.moment`` [K, T, P]; ``memory.previous`` [K, P], G.
+
+    Args:
+        rtol: what counts as zero, see `CAGrad`.
+
+    State:
+        ``steps`` [K]; ``memory.moment`` [K, T, P]; ``memory.previous`` [K, P], G.
     """
 
     needs = Needs.ROWS

@@ -19,10 +19,12 @@ class NashMTL(Weighting):
     squared length T. Degree 0: the update does not depend on the scale of the losses; its direction not on the lengths
     of the rows. All weights are 0 where positive combinations of the gradients cancel.
 
-    every: new weights at each ``every``-th step only, the old ones between.
-    max_norm: the direction is shortened to this length; None: never. 1 in published codes, where it always acts.
+    Args:
+        every: new weights at each ``every``-th step only, the old ones between.
+        max_norm: the direction is shortened to this length; None: never. 1 in published codes, where it always acts.
 
-    State: ``weights`` [K, T], before they are shortened; 1 at first.
+    State:
+        ``weights`` [K, T], before they are shortened; 1 at first.
     """
 
     needs = Needs.GRAM

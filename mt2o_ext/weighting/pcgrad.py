@@ -20,10 +20,11 @@ class PCGrad(Weighting):
     the original g_j); w are the coefficients of the sum of the results. With two tasks each changed row is orthogonal
     to the other. Homogeneous.
 
-    shared: one order for all rows (a shuffled list that many codes share) instead of one for each (the paper).
-    visit_self: g_i meets its own original too, as in LibMTL and nash-mtl; it may act after two projections.
-
     The sum, as in LibMTL; `Rescale(..., "mean")` gives the mean.
+
+    Args:
+        shared: one order for all rows (a shuffled list that many codes share) instead of one for each (the paper).
+        visit_self: g_i meets its own original too, as in LibMTL and nash-mtl; it may act after two projections.
     """
 
     needs = Needs.GRAM | Needs.DRAWS

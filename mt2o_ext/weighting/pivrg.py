@@ -22,10 +22,13 @@ class PIVRG(Weighting):
     min_temperature), where D [T] is how much worse each task is on validation data than when trained alone, in percent
     (`set_degradation`; 0 at first, with which it is `FairGrad(2)`). max b / min b <= bound. Degree -1/3.
 
-    bound, min_temperature: 2 and 10 for NYUv2 and CelebA, 1.8 and 20 for Cityscapes, 1.8 and 100 for QM9.
-
     The authors' code multiplies w by T and shortens the direction to length 1: `Rescale(PIVRG(), "T", max_norm=1)`.
-    State: ``degradation`` [K, T].
+
+    Args:
+        bound, min_temperature: 2 and 10 for NYUv2 and CelebA, 1.8 and 20 for Cityscapes, 1.8 and 100 for QM9.
+
+    State:
+        ``degradation`` [K, T].
     """
 
     needs = Needs.GRAM

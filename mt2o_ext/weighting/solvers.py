@@ -23,8 +23,16 @@ def squared_norm(gram: Tensor, vector: Tensor) -> Tensor:
 
 
 def are_rounding(gram: Tensor, vectors: Tensor, rtol: float) -> Tensor:
-    """bool [K, N] of N vectors v, [K, N, T]: J' v is zero to the accuracy of the rows, that is
-    |J'v|^2 <= rtol sum_t (v_t |g_t|)^2."""
+    """Return which vectors J' v are zero to the accuracy of the rows: |J'v|^2 <= rtol sum_t (v_t |g_t|)^2.
+
+    Args:
+        gram: [K, T, T].
+        vectors: N vectors v, [K, N, T].
+        rtol: relative to the rows' own squares.
+
+    Returns:
+        bool [K, N].
+    """
     parts = times(vectors.square(), gram.diagonal(dim1=-2, dim2=-1))
     return (vectors * (vectors @ gram)).sum(-1) <= rtol * parts
 
@@ -52,6 +60,7 @@ def minimum_norm(gram: Tensor, linear: Tensor | None = None) -> Tensor:
 
 
 def conflict_averse(gram: Tensor, preferences: Tensor, radius: float, rtol: float) -> Tensor:
+    """CAGrad's weights for a ball of ``radius`` |J'u|, before they are rescaled."""
     weights = gram.new_empty(gram.shape[:2])
     solve.conflict_averse_(weights, gram, preferences, radius, rtol=rtol)
     return weights
@@ -134,7 +143,10 @@ def strictly(weights: Tensor, gram: Tensor, strict: bool) -> Tensor:
 def projected(gram: Tensor, order: Tensor, *, visit_self: bool) -> Tensor:
     """PCGrad: coefficients [K, T, T] of the rows after each has met those in its order (int64 [K, T, T]).
 
-    visit_self: a row meets its own original too, from which it may by then point away.
+    Args:
+        gram: [K, T, T].
+        order: int64 [K, T, T].
+        visit_self: a row meets its own original too, from which it may by then point away.
     """
     rows = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
     own = torch.arange(gram.shape[-1], dtype=torch.int64, device=gram.device)

@@ -26,10 +26,12 @@ class STCH(Weighting):
     With ``ideal``, and then for any losses: w = u softmax(u (l - ideal) / mu), homogeneous where mu and the ideal point
     scale with the losses; mu -> 0 is the Tchebycheff scalarization. The same as `SmoothTchebycheff` up to its units.
 
-    mu: temperature.
-    ideal: lower bound of the losses, one number or one for each task.
+    Args:
+        mu: temperature.
+        ideal: lower bound of the losses, one number or one for each task.
 
-    State of the logarithmic form: ``nadir`` [K, T] and `EpochMeans`.
+    State:
+        Of the logarithmic form: ``nadir`` [K, T] and `EpochMeans`.
     """
 
     def __init__(

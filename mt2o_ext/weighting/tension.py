@@ -25,11 +25,13 @@ class TaskTensioner(Weighting):
     t in order, where (Qv)_t < 0: lam = -(Qv)_t / Q_tt, v <- (v + lam e_t) / (1 + lam); equal to the published rule of
     tangents without its singularities. Terms of length zero are left out.
 
-    a: share of the tension that follows the losses.
-    tension: "unit": m = 1 (the published code; not homogeneous); "relative": m = |c|_Q and losses in units of their
-        mean over the first 10 steps (ours; homogeneous).
+    Args:
+        a: share of the tension that follows the losses.
+        tension: "unit": m = 1 (the published code; not homogeneous); "relative": m = |c|_Q and losses in units of their
+            mean over the first 10 steps (ours; homogeneous).
 
-    State: ``norms`` [K, T, 10], ``norm_sum`` and ``loss_sum`` [K, T], ``steps`` [K].
+    State:
+        ``norms`` [K, T, 10], ``norm_sum`` and ``loss_sum`` [K, T], ``steps`` [K].
     """
 
     needs = Needs.GRAM | Needs.LOSSES

@@ -19,15 +19,18 @@ class UncertaintyWeighting(Weighting):
     With one log variance a for each task: w = exp(-a) / 2; a descends exp(-a) l / 2 + a / 2, da = (1 - exp(-a) l) / 2,
     by Adam. Fixed point: exp(a) = l.
 
-    initial: the first a; 0 as in TorchJD, -0.5 in LibMTL.
-    lr, weight_decay: of the Adam that learns a. Published codes put a into the model's optimizer instead.
-
     A loss that stays at 0 or below has no such point: its weight grows without bound, by about the same factor in each
     step, until the other tasks no longer count and steps are refused because the weight is out of range. Add a constant
     to such a loss.
 
     Not homogeneous: a has to find the unit of the losses first; `Relative` around it makes the update free of it.
-    State: ``log_variance`` [K, T] and Adam's moments.
+
+    Args:
+        initial: the first a; 0 as in TorchJD, -0.5 in LibMTL.
+        lr, weight_decay: of the Adam that learns a. Published codes put a into the model's optimizer instead.
+
+    State:
+        ``log_variance`` [K, T] and Adam's moments.
     """
 
     needs = Needs.LOSSES
@@ -55,10 +58,14 @@ class IMTLL(Weighting):
     w = exp(a); a descends exp(a) l - a, da = exp(a) l - 1, by Adam from a = 0. Fixed point: w = 1 / l. The same as
     twice `UncertaintyWeighting` with -a.
 
-    lr, weight_decay: of the Adam that learns a.
-
     Not homogeneous, and with a loss that stays at 0 or below the weight grows without bound, see
-    `UncertaintyWeighting`. State: ``log_weight`` [K, T] and Adam's moments.
+    `UncertaintyWeighting`.
+
+    Args:
+        lr, weight_decay: of the Adam that learns a.
+
+    State:
+        ``log_weight`` [K, T] and Adam's moments.
     """
 
     needs = Needs.LOSSES

@@ -18,9 +18,11 @@ class Ema(Combinator):
 
     w_k = alpha w_(k-1) + (1 - alpha) w^_k, with w^ the inner weights; the first is w^_1.
 
-    alpha: 0.9 in TorchJD; the paper lets it approach 1 as the learning rate decays.
+    Args:
+        alpha: 0.9 in TorchJD; the paper lets it approach 1 as the learning rate decays.
 
-    State: ``average`` [K, T] (or [K, S, T]), ``started`` [K].
+    State:
+        ``average`` [K, T] (or [K, S, T]), ``started`` [K].
     """
 
     def __init__(self, inner: Weighting | str, alpha: float = 0.9) -> None:

@@ -15,7 +15,10 @@ from .base import Combinator
 class Every(Combinator):
     """The weights of ``inner`` at each ``every``-th step, the same ones between: no Gram matrix is read then.
 
-    Until the first usable step the weights are 1 / T. State: ``kept`` [K, T] (or [K, S, T]).
+    Until the first usable step the weights are 1 / T.
+
+    State:
+        ``kept`` [K, T] (or [K, S, T]).
     """
 
     def __init__(self, inner: Weighting | str, every: int) -> None:

@@ -18,7 +18,10 @@ class PerSegment(Combinator):
     """``inner`` on the Gram matrix of each segment (parameter tensor) alone: weights [K, S, T].
 
     As the paper of `GradVac` does, and "per layer" variants of `PCGrad`. The inner weighting is bound to K S
-    subproblems. Raises ValueError for one that changes gradients, learns from feedback, or wants two mini-batches.
+    subproblems.
+
+    Raises:
+        ValueError: for one that changes gradients, learns from feedback, or wants two mini-batches.
     """
 
     def __init__(self, inner: Weighting | str) -> None:

@@ -17,11 +17,12 @@ from .base import Combinator
 class Rescale(Combinator):
     """The weights of ``inner`` times a factor.
 
-    scale: "sum": as they are; "mean": divided by T (PCGrad as a mean); "simplex": divided by |sum w| (0 where the sum
-        is zero to the accuracy of the gradients); "T": times T (MGDA in nash-mtl; the authors' FairGrad, PIVRG and
-        SDMGrad).
-    max_norm: then the direction is shortened to this length if it is longer. Free of the scale of the losses only where
-        the inner update has degree 0; published codes use 1 for Nash-MTL, FairGrad, PIVRG and SDMGrad.
+    Args:
+        scale: "sum": as they are; "mean": divided by T (PCGrad as a mean); "simplex": divided by |sum w| (0 where the
+            sum is zero to the accuracy of the gradients); "T": times T (MGDA in nash-mtl; the authors' FairGrad, PIVRG
+            and SDMGrad).
+        max_norm: then the direction is shortened to this length if it is longer. Free of the scale of the losses only
+            where the inner update has degree 0; published codes use 1 for Nash-MTL, FairGrad, PIVRG and SDMGrad.
     """
 
     def __init__(self, inner: Weighting | str, scale: str = "sum", *, max_norm: float | None = None) -> None:

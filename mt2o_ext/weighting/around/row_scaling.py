@@ -54,7 +54,8 @@ class _RowScaling(Combinator):
 class LogLosses(_RowScaling):
     """``inner`` on the logarithms of the losses: rows g / l. Degree 0.
 
-    Raises ValueError for weightings that change gradients or learn from feedback.
+    Raises:
+        ValueError: for weightings that change gradients or learn from feedback.
     """
 
     loss_domain = LossDomain.POSITIVE
@@ -71,11 +72,15 @@ class LogLosses(_RowScaling):
 class Relative(_RowScaling):
     """``inner`` on losses in units of ``loss_ref``: rows g / loss_ref, losses l / loss_ref.
 
-    loss_ref: one number for all tasks or one for each; None: each task's first loss. With it methods that know no scale
-    law, such as `UncertaintyWeighting`, get one: degree 0. A given one takes any losses.
+    Args:
+        loss_ref: one number for all tasks or one for each; None: each task's first loss. With it methods that know no
+            scale law, such as `UncertaintyWeighting`, get one: degree 0. A given one takes any losses.
 
-    Raises ValueError for weightings that change gradients or learn from feedback.
-    State where ``loss_ref`` is None: ``loss_ref`` [K, T], 0 until known.
+    State:
+        Where ``loss_ref`` is None: ``loss_ref`` [K, T], 0 until known.
+
+    Raises:
+        ValueError: for weightings that change gradients or learn from feedback.
     """
 
     def __init__(self, inner: Weighting | str, loss_ref: float | Sequence[float] | None = None) -> None:
