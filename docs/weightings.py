@@ -199,7 +199,7 @@ def section(method: type[Weighting], weighting: Weighting) -> str:
         if title in sections:
             blocks.append(escaped(f"{title}: {' '.join(sections[title].split())}"))
     if "Example" in sections:
-        blocks.append(textwrap.indent(sections["Example"], "    "))
+        blocks.append(f"```pycon\n{sections['Example'].rstrip()}\n```")
     return "\n\n".join(blocks)
 
 

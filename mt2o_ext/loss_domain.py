@@ -18,6 +18,12 @@ class LossDomain(Enum):
     """The losses that a formula exists for; the value says it in words.
 
     "at first": of the step, or of each step until the method knows the losses that it measures later ones by.
+
+    Example:
+        >>> GLS().loss_domain
+        <LossDomain.POSITIVE: 'positive losses'>
+        >>> LossDomain.POSITIVE.outside(torch.tensor([2.0, -0.5]))
+        tensor([False,  True])
     """
 
     ANY = "any losses"

@@ -66,6 +66,18 @@ class ParetoFront:
 
     Raises:
         TypeError: or ValueError if these do not fit together.
+
+    Example:
+        >>> losses = [[0.1, 0.9], [0.4, 0.4], [0.5, 0.6]]
+        >>> front = ParetoFront(losses, mt2o_ext.preferences.even(3), reference=[1.0, 1.0])
+        >>> front
+        ParetoFront: 2 of 3 subproblems non-dominated (*), reference [1.0, 1.0]
+           w(task 0)  w(task 1)  task 0  task 1
+        0      1.000      0.000     0.1     0.9  *
+        1      0.500      0.500     0.4     0.4  *
+        2      0.000      1.000     0.5     0.6
+        >>> front.choose([0.5, 0.5])
+        0
     """
 
     losses: Tensor

@@ -155,7 +155,7 @@ def test_front_is_a_snapshot() -> None:
 @pytest.mark.parametrize(
     ("losses", "preferences", "options", "error", "message"),
     [
-        (torch.ones(2), even(2), {}, ValueError, r"losses must have shape \[K, T\]"),
+        (torch.ones(2), even(2), {}, ValueError, r"expected losses of shape \[K, T\]"),
         (torch.ones(0, 2), even(2), {}, ValueError, "at least one row"),
         (torch.ones(3, 2), even(2), {}, ValueError, r"shape \(3, 2\), got \(2, 2\)"),
         (torch.ones(2, 2), even(2) * 2.0, {}, ValueError, "sum to 1"),

@@ -34,6 +34,10 @@ class LDCMTL(Weighting):
 
     State:
         ``logits``, ``first_losses`` [K, T] (0 before the first step) and Adam's moments.
+
+    Example:
+        >>> LDCMTL(lam=0.1)(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.1250, 0.5000], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES

@@ -34,6 +34,11 @@ class WPCGrad(Weighting):
 
     State:
         See `EpochMeans`.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> WPCGrad()(gram, losses=torch.tensor([2.0, 0.5]), generator=torch.Generator().manual_seed(0))
+        tensor([1., 2.], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.LOSSES | Needs.EPOCHS | Needs.DRAWS

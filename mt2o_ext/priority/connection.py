@@ -54,6 +54,12 @@ class Connection:
 
     Raises:
         TypeError, ValueError: for other layers, and where layer and norm differ in channels.
+
+    Example:
+        >>> norm = TaskBatchNorm2d(8, num_tasks=2)
+        >>> connection = Connection("first", torch.nn.Conv2d(3, 8, 3), norm)
+        >>> connection.channels, connection.strengths().shape
+        (8, torch.Size([2, 8]))
     """
 
     name: str

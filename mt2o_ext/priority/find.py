@@ -20,6 +20,12 @@ class Connections(Sequence[Connection]):
 
     A list of :class:`Connection` made by hand serves as well; ``[*find_connections(model), Connection(...)]`` adds to
     what was found.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), TaskBatchNorm2d(8, num_tasks=2))
+        >>> print(find_connections(model))
+        layer  kind    channels  goes with
+        0      Conv2d  8         before 1 (TaskBatchNorm2d)
     """
 
     def __init__(self, paired: Sequence[Connection], norm_names: dict[TaskNorm, str], plain: dict[str, str]) -> None:

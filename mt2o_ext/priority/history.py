@@ -28,6 +28,20 @@ class PriorityHistory:
         shares: float32 [R, L, T + 1], the part of a layer's channels that each task owns; the last: that none owns.
         conflicts: float64 [L, T], the part of the steps of phase 2 in which some task's gradient conflicted with that
             of the owner (NaN before the first).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), TaskBatchNorm2d(4, num_tasks=2))
+        >>> optimizer = mt2o_ext.ConnectionStrengthFused(
+        ...     model.named_parameters(), connections=find_connections(model), num_tasks=2, total_steps=2,
+        ...     schedule=phase_two,
+        ... )
+        >>> def task_loss(task):
+        ...     with select_task(model, task):
+        ...         return (model(torch.ones(2, 1, 3, 3)) - task).square().mean()
+        ...
+        >>> losses = optimizer.step(task_loss)
+        >>> optimizer.history().phases
+        tensor([2], dtype=torch.uint8)
     """
 
     layers: Sequence[str]

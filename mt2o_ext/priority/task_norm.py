@@ -42,6 +42,13 @@ class TaskNorm(nn.Module):
     Raises:
         TypeError: for another kind of module.
         ValueError: for less than one task.
+
+    Example:
+        >>> model = TaskNorm.convert(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.LayerNorm(4)), num_tasks=3)
+        >>> type(model[1]).__name__, model[1].num_tasks
+        ('TaskLayerNorm', 3)
+        >>> TaskNorm.revert(model, task=0)[1]
+        LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
     """
 
     kinds: ClassVar[tuple[type[nn.Module], ...]]
@@ -131,7 +138,15 @@ class TaskNorm(nn.Module):
 
 
 class TaskBatchNorm(TaskNorm):
-    """BatchNorm1d, 2d or 3d with affine parameters and running statistics for each task (Jeong & Yoon, CVPR 2024)."""
+    """BatchNorm1d, 2d or 3d with affine parameters and running statistics for each task (Jeong & Yoon, CVPR 2024).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> model = TaskBatchNorm.convert(model, num_tasks=2)
+        >>> with select_task(model, 1):
+        ...     model(torch.zeros(4, 3, 5, 5)).shape
+        torch.Size([4, 8, 3, 3])
+    """
 
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -152,34 +167,69 @@ class TaskBatchNorm(TaskNorm):
 
 
 class TaskBatchNorm1d(TaskBatchNorm):
-    """T times ``nn.BatchNorm1d(num_features, **options)``."""
+    """T times ``nn.BatchNorm1d(num_features, **options)``.
+
+    Example:
+        >>> norm = TaskBatchNorm1d(8, num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8)).shape
+        torch.Size([4, 8])
+    """
 
     def __init__(self, num_features: int, num_tasks: int, **options: Any) -> None:
         super().__init__(nn.BatchNorm1d(num_features, **options), num_tasks)
 
 
 class TaskBatchNorm2d(TaskBatchNorm):
-    """T times ``nn.BatchNorm2d(num_features, **options)``."""
+    """T times ``nn.BatchNorm2d(num_features, **options)``.
+
+    Example:
+        >>> norm = TaskBatchNorm2d(8, num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8, 5, 5)).shape
+        torch.Size([4, 8, 5, 5])
+    """
 
     def __init__(self, num_features: int, num_tasks: int, **options: Any) -> None:
         super().__init__(nn.BatchNorm2d(num_features, **options), num_tasks)
 
 
 class TaskBatchNorm3d(TaskBatchNorm):
-    """T times ``nn.BatchNorm3d(num_features, **options)``."""
+    """T times ``nn.BatchNorm3d(num_features, **options)``.
+
+    Example:
+        >>> norm = TaskBatchNorm3d(8, num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8, 5, 5, 5)).shape
+        torch.Size([4, 8, 5, 5, 5])
+    """
 
     def __init__(self, num_features: int, num_tasks: int, **options: Any) -> None:
         super().__init__(nn.BatchNorm3d(num_features, **options), num_tasks)
 
 
 class TaskLayerNorm(TaskNorm):
-    """LayerNorm with affine parameters for each task.  Its variance is the same for all channels."""
+    """LayerNorm with affine parameters for each task.  Its variance is the same for all channels.
+
+    Example:
+        >>> norm = TaskLayerNorm(torch.nn.LayerNorm(8), num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8)).shape
+        torch.Size([4, 8])
+    """
 
     kinds = (nn.LayerNorm,)
 
 
 class TaskRMSNorm(TaskNorm):
-    """RMSNorm with affine parameters for each task.  Its mean square is the same for all channels."""
+    """RMSNorm with affine parameters for each task.  Its mean square is the same for all channels.
+
+    Example:
+        >>> norm = TaskRMSNorm(torch.nn.RMSNorm(8), num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8)).shape
+        torch.Size([4, 8])
+    """
 
     kinds = (nn.RMSNorm,)
 
@@ -189,6 +239,12 @@ class TaskGroupNorm(TaskNorm):
 
     That mean, ``group_var`` [T, groups], has the momentum of BatchNorm (0.1); it serves the strengths only and does not
     change the output.
+
+    Example:
+        >>> norm = TaskGroupNorm(torch.nn.GroupNorm(2, 8), num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8, 5, 5)).shape
+        torch.Size([4, 8, 5, 5])
     """
 
     kinds = (nn.GroupNorm,)

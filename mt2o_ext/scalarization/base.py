@@ -31,6 +31,19 @@ class Scalarization(ABC):
 
     Attributes:
         loss_domain: the losses that the formula exists for; others give NaN in all coefficients of their row.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True, repr=False)
+        ... class Squares(Scalarization):
+        ...     def _value(self, losses, preferences):
+        ...         return (preferences * losses**2).sum(-1) / 2
+        ...
+        ...     def _gradient(self, losses, preferences):
+        ...         return preferences * losses
+        ...
+        >>> Squares().coefficients(torch.tensor([2.0, 0.5]), torch.tensor([0.5, 0.5]))
+        tensor([1.0000, 0.2500], dtype=torch.float64)
     """
 
     loss_scale: PerTask = 1.0

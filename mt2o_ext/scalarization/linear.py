@@ -13,7 +13,16 @@ from .registry import register
 @register("linear")
 @dataclass(frozen=True, repr=False)
 class Linear(Scalarization):
-    """sum_t w_t l_t; coefficients w."""
+    """sum_t w_t l_t; coefficients w.
+
+    Example:
+        >>> scalarization = Linear()
+        >>> losses, preference = torch.tensor([2.0, 0.5]), torch.tensor([0.3, 0.7])
+        >>> scalarization(losses, preference)
+        tensor(0.9500)
+        >>> scalarization.coefficients(losses, preference)
+        tensor([0.3000, 0.7000], dtype=torch.float64)
+    """
 
     def _value(self, losses: Tensor, preferences: Tensor) -> Tensor:
         return (preferences * losses).sum(-1)

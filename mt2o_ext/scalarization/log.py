@@ -21,6 +21,14 @@ class Log(Scalarization):
 
     A loss that is not positive gives NaN, in the value and in all coefficients of its row. `loss_scale` shifts the
     value and changes no coefficient: the logarithm needs no common unit.
+
+    Example:
+        >>> scalarization = Log()
+        >>> losses, preference = torch.tensor([2.0, 0.5]), torch.tensor([0.3, 0.7])
+        >>> scalarization(losses, preference)
+        tensor(-0.2773)
+        >>> scalarization.coefficients(losses, preference)
+        tensor([0.1500, 1.4000], dtype=torch.float64)
     """
 
     loss_domain: ClassVar[LossDomain] = LossDomain.POSITIVE

@@ -24,6 +24,14 @@ class PBI(FromIdeal):
 
     Args:
         theta: the weight of the distance from the ray, not negative.
+
+    Example:
+        >>> scalarization = PBI(theta=5.0)
+        >>> losses, preference = torch.tensor([2.0, 0.5]), torch.tensor([0.3, 0.7])
+        >>> scalarization(losses, preference)
+        tensor(9.4541)
+        >>> scalarization.coefficients(losses, preference)
+        tensor([ 4.9896, -1.0505], dtype=torch.float64)
     """
 
     theta: float = 5.0

@@ -18,6 +18,14 @@ class Tchebycheff(FromIdeal):
     """max_t w_t f_t with f = l - ideal.
 
     The coefficient is w_t at the maximum (the lowest task on ties) and 0 elsewhere.
+
+    Example:
+        >>> scalarization = Tchebycheff()
+        >>> losses, preference = torch.tensor([2.0, 0.5]), torch.tensor([0.3, 0.7])
+        >>> scalarization(losses, preference)
+        tensor(0.6000)
+        >>> scalarization.coefficients(losses, preference)
+        tensor([0.3000, 0.0000], dtype=torch.float64)
     """
 
     def _value(self, losses: Tensor, preferences: Tensor) -> Tensor:
@@ -40,6 +48,14 @@ class SmoothTchebycheff(FromIdeal):
     Args:
         mu: positive, in the units of the losses: far below the differences between the weighted losses it is
             `Tchebycheff`, far above them it is `Linear` divided by T.
+
+    Example:
+        >>> scalarization = SmoothTchebycheff(mu=0.1)
+        >>> losses, preference = torch.tensor([2.0, 0.5]), torch.tensor([0.3, 0.7])
+        >>> scalarization(losses, preference)
+        tensor(0.6079)
+        >>> scalarization.coefficients(losses, preference)
+        tensor([0.2772, 0.0531], dtype=torch.float64)
     """
 
     mu: float = 0.1

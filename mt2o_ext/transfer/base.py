@@ -23,6 +23,11 @@ class TransferContext:
         step: optimizer steps taken before this one.
         lr: 0-d float64, the current learning rate of the first group.
         initial_lr: the learning rate that group started with.
+
+    Example:
+        >>> TransferContext(mt2o_ext.preferences.even(2), None, None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        TransferContext(preferences=tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64), gram=None, losses=None, step=0, lr=tensor(0.1000), initial_lr=0.1)
     """
 
     preferences: Tensor
@@ -47,6 +52,15 @@ class TransferRule(ABC):
             reliably.
         nonnegative: no M has a negative entry.
         counts_steps: M depends on ``context.step``.
+
+    Example:
+        >>> class Ring(TransferRule):
+        ...     def matrix(self, context):
+        ...         identity = torch.eye(len(context.preferences), dtype=torch.float64)
+        ...         return 0.9 * identity + 0.1 * identity.roll(1, 1)
+        ...
+        >>> rule = Ring()
+        >>> rule.bind(mt2o_ext.preferences.even(3))
     """
 
     every: int = 1

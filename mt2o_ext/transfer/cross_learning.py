@@ -27,6 +27,17 @@ class CrossLearning(TransferRule):
 
     State:
         ``coefficients`` c, [1, K] or [S, K], float64.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = CrossLearning(eps=0.5)
+        >>> rule.bind(preferences)
+        >>> gram = torch.tensor([[[1.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 1.0]]]).double()
+        >>> context = TransferContext(preferences, gram, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[0.7500, 0.0000, 0.2500],
+                [0.0000, 1.0000, 0.0000],
+                [0.2500, 0.0000, 0.7500]], dtype=torch.float64)
     """
 
     needs_gram = True

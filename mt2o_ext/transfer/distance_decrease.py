@@ -19,6 +19,17 @@ class DistanceDecrease(TransferRule):
 
     State:
         ``distance`` [K, K] and ``largest_mean`` [K], float64.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = DistanceDecrease()
+        >>> rule.bind(preferences)
+        >>> gram = torch.tensor([[[1.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 1.0]]]).double()
+        >>> context = TransferContext(preferences, gram, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]], dtype=torch.float64)
     """
 
     needs_gram = True

@@ -23,6 +23,17 @@ class Hat(FixedMix):
     Args:
         degree: >= 1.
         tau: strength in [0, 1], a number or a `Schedule`.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(4)
+        >>> rule = Hat(degree=1, tau=0.5)
+        >>> rule.bind(preferences)
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[ 0.8500,  0.2000,  0.0500, -0.1000],
+                [ 0.2000,  0.6500,  0.1000,  0.0500],
+                [ 0.0500,  0.1000,  0.6500,  0.2000],
+                [-0.1000,  0.0500,  0.2000,  0.8500]], dtype=torch.float64)
     """
 
     def __init__(self, degree: int = 1, tau: float | Schedule = 1.0, *, every: int = 10) -> None:

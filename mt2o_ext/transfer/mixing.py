@@ -50,6 +50,16 @@ class Mean(FixedMix):
 
     Args:
         strength: tau in [0, 1], a number or a `Schedule`.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = Mean(0.3)
+        >>> rule.bind(preferences)
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[0.8000, 0.1000, 0.1000],
+                [0.1000, 0.8000, 0.1000],
+                [0.1000, 0.1000, 0.8000]], dtype=torch.float64)
     """
 
     def __init__(self, strength: float | Schedule, *, every: int = 1) -> None:
@@ -68,6 +78,16 @@ class Neighbours(FixedMix):
         strength: tau in [0, 1], a number or a `Schedule`.
         width: distance in preference space at which the influence has fallen to exp(-1/2).
         nearest: only that many nearest subproblems count, and all those at the same distance as the last of them.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = Neighbours(0.5, width=0.5)
+        >>> rule.bind(preferences)
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[0.5000, 0.4763, 0.0237],
+                [0.2500, 0.5000, 0.2500],
+                [0.0237, 0.4763, 0.5000]], dtype=torch.float64)
     """
 
     def __init__(self, strength: float | Schedule, width: float, nearest: int | None = None, *, every: int = 1) -> None:
@@ -97,6 +117,16 @@ class MGD(FixedMix):
     Args:
         relation: r [K, K], its diagonal does not count; None: the cosines of the preferences.
         rate: the strength per step, >= 0; not multiplied by the learning rate.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = MGD(rate=0.1)
+        >>> rule.bind(preferences)
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[0.9293, 0.0707, 0.0000],
+                [0.0707, 0.8586, 0.0707],
+                [0.0000, 0.0707, 0.9293]], dtype=torch.float64)
     """
 
     def __init__(self, relation: Tensor | None = None, rate: float = 1e-3, *, every: int = 1) -> None:

@@ -20,6 +20,10 @@ class Moments(Enum):
     blending brought nothing.
 
     KEEP: nothing (default).  MIX: blends all with M.  MIX_SQUARED: first moments with M, second moments with M * M.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = mt2o_ext.MT2OFused([p], num_tasks=2, transfer=Mean(0.1), moments=Moments.MIX)
     """
 
     KEEP = "keep"

@@ -24,6 +24,17 @@ class Spectral(TransferRule):
 
     Args:
         relative: filter only the change since the last transfer; the positions are not pulled.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(5)
+        >>> rule = Spectral()
+        >>> rule.bind(preferences)
+        >>> theta = torch.tensor([[0.0], [1.1], [1.9], [3.1], [4.0]]).double()  # nearly a line over the preferences
+        >>> theta = theta - theta.mean()
+        >>> gram = (theta @ theta.T)[None]
+        >>> context = TransferContext(preferences, gram, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> (rule.matrix(context) @ theta)[0].T
+        tensor([[-2.0072, -0.9586, -0.0600,  1.0386,  1.9872]], dtype=torch.float64)
     """
 
     needs_gram = True

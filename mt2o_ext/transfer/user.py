@@ -19,6 +19,16 @@ class UserTransfer(TransferRule):
 
     Args:
         needs_gram: whether ``function`` reads ``context.gram``; False saves a pass over the parameters.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = UserTransfer(lambda context: torch.full((3, 3), 1 / 3), needs_gram=False)
+        >>> rule.bind(preferences)
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[0.3333, 0.3333, 0.3333],
+                [0.3333, 0.3333, 0.3333],
+                [0.3333, 0.3333, 0.3333]], dtype=torch.float64)
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Weightings: how T task gradients become one.
 
 Most read only the Gram matrix of the task gradients, T x T numbers; the others the losses, or they change the gradients
-first. All are usable alone, ``CAGrad()(jacobian @ jacobian.T)``, and from K subproblems at once.
+first. All are usable alone, ``CAGrad()(jacobian @ jacobian.T)``, and from K subproblems at once. The examples in this
+package assume ``import torch, mt2o_ext`` and ``from mt2o_ext.weighting import *``; likewise in the other packages.
 """
 
 from ..loss_domain import LossDomain as LossDomain

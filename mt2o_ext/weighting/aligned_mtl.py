@@ -26,6 +26,11 @@ class AlignedMTL(Weighting):
             TorchJD).
         rtol: what counts as zero, see `CAGrad`: an eigenvalue |J'e|^2 counts above rtol sum_t (e_t |g_t|)^2, so that
             short gradients count as long ones do.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> AlignedMTL()(gram)
+        tensor([0.3092, 0.5578], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

@@ -15,6 +15,7 @@ from ..loss_domain import LossDomain, Reason
 from .context import Needs, WeightingContext
 from .draw import Draw
 from .refusal import Outcome, overflow
+from .tables import along, batched_tables, check_fields
 
 State = dict[str, Tensor]
 
@@ -33,6 +34,17 @@ class Weighting(ABC):
         loss_domain: the losses that its formula exists for; see `LossDomain`.
         degree: all losses (and their history) times a give the update times a^degree; None: there is no such law.
         per_segment: the weights are [K, S, T].
+
+    Example:
+        >>> class InverseLosses(Weighting):
+        ...     needs = Needs.LOSSES
+        ...     degree = 0.0
+        ...
+        ...     def _weights(self, context):
+        ...         return 1 / context.losses
+        ...
+        >>> InverseLosses()(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.5000, 2.0000], dtype=torch.float64)
     """
 
     needs: Needs = Needs.NOTHING
@@ -108,7 +120,7 @@ class Weighting(ABC):
         self._keep(took_part, before)
         self._took_part = took_part
         self._last = Outcome(finite & ~took_part, outside, context.losses, unusable, weights)
-        weights = torch.where(_along(took_part, weights), weights, math.nan)
+        weights = torch.where(along(took_part, weights), weights, math.nan)
         self._settle(before)
         return weights
 
@@ -208,7 +220,7 @@ class Weighting(ABC):
         """
         tables = {"losses": (losses, 1), "gram": (gram, 2), "segments": (segments, 3), "cross": (cross, 2)}
         tables["preferences"] = (preferences, 1)
-        batched, given = _batched(tables)
+        batched, given = batched_tables(tables)
         table = next(iter(given.values()))
         num_rows, num_tasks = len(table), table.shape[-1]
         num_segments = given["segments"].shape[1] if "segments" in given else 1
@@ -301,7 +313,7 @@ class Weighting(ABC):
         """Puts back the old state of the subproblems that skip this step."""
         for name, old in before.items():
             new = self._state[name]
-            self._state[name] = new if new is old else torch.where(_along(finite, new), new, old)
+            self._state[name] = new if new is old else torch.where(along(finite, new), new, old)
 
     def _settle(self, before: State) -> None:
         """In a CUDA graph the new state takes the place of the old one."""
@@ -322,17 +334,8 @@ class Weighting(ABC):
         name = type(self).__name__
         if context.preferences.shape != (rows, tasks):
             got = tuple(context.preferences.shape)
-            raise ValueError(f"{name} was bound to preferences [{rows}, {tasks}], got {got}: call bind again")
-        needs = self.needs_at(context.step) if only is None else self.needs & only
-        for flag, field in _FIELDS.items():
-            value = getattr(context, field)
-            if flag in needs and value is None:
-                raise ValueError(f"{name} needs context.{field}, got None: pass what Weighting.needs names")
-            if isinstance(value, Tensor) and (value.shape[0] != rows or value.shape[-1] != tasks):
-                raise ValueError(
-                    f"{name} was bound to {rows} subproblems and {tasks} tasks, got {field} of shape "
-                    f"{tuple(value.shape)}: call bind again"
-                )
+            raise ValueError(f"{name} expected preferences [{rows}, {tasks}], got {got}: call bind again")
+        check_fields(name, context, self.needs_at(context.step) if only is None else self.needs & only, rows, tasks)
 
     def _load(self, state: State) -> None:
         own, of_parts = self._shared_out(state)
@@ -364,50 +367,3 @@ class Weighting(ABC):
             else:
                 own[key] = tensor
         return own, of_parts
-
-
-_FIELDS = {
-    Needs.LOSSES: "losses",
-    Needs.GRAM: "gram",
-    Needs.DIAGONAL: "gram",
-    Needs.SEGMENTS: "segments",
-    Needs.CROSS: "cross",
-    Needs.DRAWS: "draw",
-}
-
-
-def _along(mask: Tensor, table: Tensor) -> Tensor:
-    """mask [K] in the shape that broadcasts with table [K, ...]."""
-    return mask.view(-1, *[1] * (table.ndim - 1))
-
-
-def _batched(tables: dict[str, tuple[Tensor | None, int]]) -> tuple[bool, dict[str, Tensor]]:
-    """The tables that are there, float64 and with a dimension K; whether they came with one.
-
-    Each comes with the number of its dimensions without K.
-
-    Raises:
-        TypeError, ValueError: where they do not fit.
-    """
-    given = {name: (table, dims) for name, (table, dims) in tables.items() if table is not None}
-    if not given:
-        raise ValueError("expected at least one of gram, losses and preferences, got none")
-    for name, (table, _) in given.items():
-        if not isinstance(table, Tensor) or not table.is_floating_point():
-            got = table.dtype if isinstance(table, Tensor) else type(table).__name__
-            raise TypeError(f"expected {name} as a floating-point tensor, got {got}")
-    extra = {name: table.ndim - dims for name, (table, dims) in given.items()}
-    if not all(0 <= more <= 1 for more in extra.values()):
-        shapes = {name: tuple(table.shape) for name, (table, _) in given.items()}
-        raise ValueError(f"expected gram [T, T] or [K, T, T], losses and preferences [T] or [K, T], got {shapes}")
-    batched = max(extra.values()) == 1
-    num_rows = next((len(table) for name, (table, _) in given.items() if extra[name]), 1)
-    wide = {
-        name: table.detach().double() if extra[name] else table.detach().double().expand(num_rows, *table.shape)
-        for name, (table, _) in given.items()
-    }
-    ends = {(len(table), table.shape[-1]) for table in wide.values()}
-    if len(ends) > 1:
-        shapes = {name: tuple(table.shape) for name, table in wide.items()}
-        raise ValueError(f"expected one number of subproblems and of tasks, got {shapes}")
-    return batched, wide

@@ -26,6 +26,11 @@ class CAGrad(Weighting):
         rtol: T times the accuracy of the Gram matrix if None: 2^-23 for float32 gradients, 2^-52 for float64, 2^-14 for
             bfloat16.
         strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> CAGrad(c=0.4)(gram)
+        tensor([0.4310, 0.7297], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

@@ -27,6 +27,11 @@ class ConFIG(Weighting):
 
     Args:
         rtol: what counts as zero, see `CAGrad`; eigenvalues of C count above it.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> ConFIG()(gram)
+        tensor([0.7500, 1.5000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

@@ -18,6 +18,12 @@ class Needs(Flag):
     ``context.segments``. CROSS: ``context.cross``, two mini-batches. ROWS: `Weighting.transform_` changes the task
     gradients before their Gram matrix is taken. FEEDBACK: `Weighting.after_step`. EPOCHS: ``context.epoch`` counts.
     STEPS: ``context.step`` counts. DRAWS: ``context.draw``.
+
+    Example:
+        >>> CAGrad().needs is Needs.GRAM
+        True
+        >>> Needs.LOSSES in FAMO().needs
+        True
     """
 
     NOTHING = 0
@@ -54,6 +60,14 @@ class WeightingContext:
         tasks: int64 [T], the names of the tasks for random numbers; None: 0 .. T-1.
         largest: [K, T], the largest weights with which the gradients still add up to finite numbers of their type;
             None: those of float64. Larger ones are refused.
+
+    Example:
+        >>> preferences, gram = torch.tensor([[0.5, 0.5]]).double(), torch.eye(2).double()[None]
+        >>> context = WeightingContext(preferences=preferences, gram=gram)
+        >>> weighting = CAGrad(c=0.0, rescale=0)
+        >>> weighting.bind(1, 2, 1, "cpu")
+        >>> weighting.weights(context)
+        tensor([[0.5000, 0.5000]], dtype=torch.float64)
     """
 
     preferences: Tensor

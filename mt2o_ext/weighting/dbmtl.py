@@ -25,6 +25,13 @@ class DBMTL(MemoryWeighting):
 
     State:
         ``steps`` [K]; ``memory.average`` [K, T, P], Y.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=DBMTL(), base="sgd", lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.9911, 1.9621])
     """
 
     needs = Needs.ROWS | Needs.DIAGONAL | Needs.LOSSES

@@ -25,6 +25,13 @@ class Draw:
 
     Args:
         key: int64 [], on the CPU or on the device; it is never read on the host.
+
+    Example:
+        >>> draw = Draw.new(torch.Generator().manual_seed(0))
+        >>> draw.uniform(0, torch.arange(3))  # of purpose 0, for the ids 0, 1, 2
+        tensor([0.4375, 0.4565, 0.5699], dtype=torch.float64)
+        >>> draw.uniform(0, torch.tensor([2]))  # the same number again
+        tensor([0.5699], dtype=torch.float64)
     """
 
     def __init__(self, key: Tensor) -> None:

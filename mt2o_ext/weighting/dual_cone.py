@@ -16,6 +16,11 @@ class DualProj(Weighting):
 
     The direction nearest to J'u among those with <g_t, d> >= 0 for all t: w = argmin v'Qv over v >= u; w = u where J'u
     conflicts with no task. Homogeneous.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> DualProj()(gram)
+        tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM
@@ -32,6 +37,11 @@ class UPGrad(Weighting):
     Each u_t g_t is projected on the directions that conflict with no task, and the results are added: w = sum over t of
     argmin v'Qv over v >= u_t e_t. The direction never conflicts, (Qw)_t >= 0, and is linear in positive scalings of the
     rows; with two tasks it is half of `PCGrad`. Homogeneous.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> UPGrad()(gram)
+        tensor([0.6250, 1.0000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

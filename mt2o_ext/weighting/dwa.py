@@ -26,6 +26,13 @@ class DWA(Weighting):
 
     State:
         See `EpochMeans`.
+
+    Example:
+        >>> weighting = DWA()
+        >>> for epoch, losses in enumerate(torch.tensor([[2.0, 2.0], [1.0, 2.0], [1.0, 1.0]])):
+        ...     weights = weighting(losses=losses, epoch=epoch)
+        >>> weights
+        tensor([0.8756, 1.1244], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES | Needs.EPOCHS

@@ -19,6 +19,11 @@ class EDM(Weighting):
 
     Args:
         strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> EDM()(gram)
+        tensor([0.3333, 0.6667], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

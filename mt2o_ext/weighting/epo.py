@@ -27,6 +27,11 @@ class EPO(Weighting):
 
     Args:
         relax: descent may raise mu.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> EPO()(gram, losses=torch.tensor([2.0, 0.5]))
+        tensor([0.8466, 0.1534], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.LOSSES

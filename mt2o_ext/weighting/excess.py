@@ -28,6 +28,13 @@ class ExcessMTL(MemoryWeighting):
 
     State:
         ``log_weights``, ``first_excess`` [K, T], ``warmup_steps`` [K]; ``memory.squares`` [K, T, P], A.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=ExcessMTL(), base="sgd", lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.8000, 1.4000])
     """
 
     def __init__(self, *, eta: float = 1e-2, warmup_epochs: int = 0) -> None:

@@ -20,6 +20,11 @@ class FairGrad(Weighting):
     combinations of the gradients cancel.
 
     The authors' code multiplies w by T and shortens the direction to length 1: `Rescale(FairGrad(), "T", max_norm=1)`.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> FairGrad(alpha=2.0)(gram)
+        tensor([0.6775, 1.4953], dtype=torch.float64)
     """
 
     def __init__(self, alpha: float = 1.0) -> None:

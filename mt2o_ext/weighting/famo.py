@@ -29,6 +29,10 @@ class FAMO(Weighting):
 
     State:
         ``logits`` [K, T] and Adam's moments.
+
+    Example:
+        >>> FAMO()(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.2000, 0.8000], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES | Needs.FEEDBACK

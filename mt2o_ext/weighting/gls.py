@@ -18,6 +18,10 @@ class GLS(Weighting):
     same for all tasks. Homogeneous.
 
     LibMTL minimises the same loss but reports other numbers as its weights.
+
+    Example:
+        >>> GLS()(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.2500, 1.0000], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES

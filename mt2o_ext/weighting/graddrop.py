@@ -29,6 +29,13 @@ class GradDrop(Weighting):
     Args:
         leak: share of the gradient that stays in any case, leak g + (1 - leak) kept; 0 in LibMTL, 0.5 in
             SamsungLabs/MTL (which has it the other way round).
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=GradDrop(), base="sgd", lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.8000, 1.4000])
     """
 
     needs = Needs.ROWS | Needs.DRAWS

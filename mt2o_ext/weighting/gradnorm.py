@@ -33,6 +33,14 @@ class GradNorm(Weighting):
 
     State:
         ``logits``, ``first_losses`` [K, T] (0 until known), Adam's moments; with ``first_epoch`` `EpochMeans`.
+
+    Example:
+        >>> weighting = GradNorm(lr=0.1)
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weighting(gram, losses=torch.tensor([2.0, 0.5]))
+        tensor([1., 1.], dtype=torch.float64)
+        >>> weighting(gram, losses=torch.tensor([1.0, 0.5]))
+        tensor([0.9003, 1.0997], dtype=torch.float64)
     """
 
     def __init__(self, *, alpha: float = 1.5, lr: float = 0.025, first_epoch: bool = False) -> None:

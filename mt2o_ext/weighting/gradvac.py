@@ -30,6 +30,11 @@ class GradVac(Weighting):
 
     State:
         ``targets`` [K, T, T], phi, 0 at first.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> GradVac(beta=0.1)(gram)
+        tensor([1.2500, 2.0000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.DRAWS

@@ -27,6 +27,11 @@ class IMTLG(Weighting):
 
     Args:
         rtol: what counts as zero, see `CAGrad`.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> IMTLG()(gram)
+        tensor([0.3333, 0.6667], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

@@ -22,6 +22,10 @@ class LinearWeighting(Weighting):
     Args:
         values: a weight for all tasks or one for each instead of the preferences; ``1.0`` gives the gradient of the sum
             of the losses, which most codes call "equal weighting" (``EW``).
+
+    Example:
+        >>> LinearWeighting()(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
     def __init__(self, values: float | Sequence[float] | None = None) -> None:

@@ -27,6 +27,11 @@ class MGDA(Weighting):
         apply_on: "raw": w = alpha, on the gradients themselves (nash-mtl); "normalised": w = alpha / n (LibMTL), whose
             update has degree 0 (-1 for "loss+").
         strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> MGDA()(gram)
+        tensor([0.2857, 0.7143], dtype=torch.float64)
     """
 
     def __init__(self, *, normaliser: str | None = None, apply_on: str = "raw", strict: bool = False) -> None:

@@ -33,6 +33,13 @@ class MoCo(MemoryWeighting):
 
     State:
         ``simplex`` [K, T], w; ``steps`` [K]; ``memory.tracked`` [K, T, P], Y.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=MoCo(), base="sgd", lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.9493, 1.8712])
     """
 
     needs = Needs.ROWS | Needs.GRAM | Needs.LOSSES

@@ -25,6 +25,11 @@ class MoDo(Weighting):
 
     State:
         ``simplex`` [K, T], w.
+
+    Example:
+        >>> cross = torch.tensor([[4.0, -1.0], [-1.2, 1.0]])
+        >>> MoDo(gamma=0.1)(cross=cross)
+        tensor([0.4680, 0.5320], dtype=torch.float64)
     """
 
     needs = Needs.CROSS

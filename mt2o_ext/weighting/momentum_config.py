@@ -31,6 +31,13 @@ class MomentumConFIG(MemoryWeighting):
 
     State:
         ``steps`` [K]; ``memory.moment`` [K, T, P]; ``memory.previous`` [K, P], G.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=MomentumConFIG(), lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.8990, 1.8980])
     """
 
     needs = Needs.ROWS

@@ -25,6 +25,11 @@ class NashMTL(Weighting):
 
     State:
         ``weights`` [K, T], before they are shortened; 1 at first.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> NashMTL()(gram)
+        tensor([0.5000, 1.0000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

@@ -25,6 +25,11 @@ class PCGrad(Weighting):
     Args:
         shared: one order for all rows (a shuffled list that many codes share) instead of one for each (the paper).
         visit_self: g_i meets its own original too, as in LibMTL and nash-mtl; it may act after two projections.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> PCGrad()(gram)
+        tensor([1.2500, 2.0000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.DRAWS

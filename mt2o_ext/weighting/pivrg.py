@@ -29,6 +29,11 @@ class PIVRG(Weighting):
 
     State:
         ``degradation`` [K, T].
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> PIVRG()(gram)
+        tensor([0.6775, 1.4953], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

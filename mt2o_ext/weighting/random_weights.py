@@ -17,6 +17,10 @@ class RLW(Weighting):
 
     w = softmax(z), z ~ N(0, I); with ``dirichlet`` w is uniform on the simplex, Dirichlet(1). New in each step and for
     each subproblem; the sum is 1 and the mean of many draws is 1 / T. Homogeneous.
+
+    Example:
+        >>> RLW()(losses=torch.tensor([2.0, 0.5]), generator=torch.Generator().manual_seed(0))
+        tensor([0.5600, 0.4400], dtype=torch.float64)
     """
 
     needs = Needs.DRAWS
@@ -41,4 +45,8 @@ class RGW(RLW):
 
     The heads are meant to train with plain gradients: ``heads="plain"`` of the optimizer (inferred, the paper is not
     explicit).
+
+    Example:
+        >>> RGW()(losses=torch.tensor([2.0, 0.5]), generator=torch.Generator().manual_seed(0))
+        tensor([0.5600, 0.4400], dtype=torch.float64)
     """

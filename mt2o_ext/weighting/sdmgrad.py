@@ -29,6 +29,11 @@ class SDMGrad(Weighting):
 
     State:
         With ``two_batches``: ``simplex`` [K, T], v.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> SDMGrad()(gram)
+        tensor([0.2857, 0.7143], dtype=torch.float64)
     """
 
     def __init__(

@@ -32,6 +32,10 @@ class STCH(Weighting):
 
     State:
         Of the logarithmic form: ``nadir`` [K, T] and `EpochMeans`.
+
+    Example:
+        >>> STCH(mu=1.0, ideal=0.0)(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.3396, 0.1604], dtype=torch.float64)
     """
 
     def __init__(

@@ -32,6 +32,11 @@ class TaskTensioner(Weighting):
 
     State:
         ``norms`` [K, T, 10], ``norm_sum`` and ``loss_sum`` [K, T], ``steps`` [K].
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> TaskTensioner()(gram, losses=torch.tensor([2.0, 0.5]))
+        tensor([0.3333, 0.6667], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.LOSSES

@@ -31,6 +31,10 @@ class UncertaintyWeighting(Weighting):
 
     State:
         ``log_variance`` [K, T] and Adam's moments.
+
+    Example:
+        >>> UncertaintyWeighting(initial=-0.5)(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.8244, 0.8244], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES
@@ -66,6 +70,10 @@ class IMTLL(Weighting):
 
     State:
         ``log_weight`` [K, T] and Adam's moments.
+
+    Example:
+        >>> IMTLL()(losses=torch.tensor([2.0, 0.5]))
+        tensor([1., 1.], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES

@@ -23,6 +23,14 @@ class Ema(Combinator):
 
     State:
         ``average`` [K, T] (or [K, S, T]), ``started`` [K].
+
+    Example:
+        >>> weighting = Ema("upgrad", alpha=0.9)
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weighting(gram)
+        tensor([0.6250, 1.0000], dtype=torch.float64)
+        >>> weighting(torch.eye(2))  # nine tenths of the old weights
+        tensor([0.6125, 0.9500], dtype=torch.float64)
     """
 
     def __init__(self, inner: Weighting | str, alpha: float = 0.9) -> None:

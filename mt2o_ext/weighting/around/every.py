@@ -19,6 +19,14 @@ class Every(Combinator):
 
     State:
         ``kept`` [K, T] (or [K, S, T]).
+
+    Example:
+        >>> weighting = Every("mgda", 10)
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weighting(gram)
+        tensor([0.2857, 0.7143], dtype=torch.float64)
+        >>> weighting(torch.eye(2))  # as before
+        tensor([0.2857, 0.7143], dtype=torch.float64)
     """
 
     def __init__(self, inner: Weighting | str, every: int) -> None:

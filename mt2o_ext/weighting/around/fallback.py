@@ -16,6 +16,10 @@ class Fallback(Weighting):
 
     Both are asked in each step. A subproblem skips its step only where ``second`` has no answer either. Raises
     ValueError where one answers per segment and the other does not.
+
+    Example:
+        >>> Fallback(CAGrad(), "ls")(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))  # opposite gradients
+        tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
     def __init__(self, first: Weighting | str, second: Weighting | str) -> None:

@@ -22,6 +22,12 @@ class PerSegment(Combinator):
 
     Raises:
         ValueError: for one that changes gradients, learns from feedback, or wants two mini-batches.
+
+    Example:
+        >>> segments = torch.stack([torch.eye(2), torch.tensor([[4.0, -1.0], [-1.0, 1.0]])])
+        >>> PerSegment(UPGrad())(segments=segments)
+        tensor([[0.5000, 0.5000],
+                [0.6250, 1.0000]], dtype=torch.float64)
     """
 
     def __init__(self, inner: Weighting | str) -> None:

@@ -23,6 +23,11 @@ class Rescale(Combinator):
             and SDMGrad).
         max_norm: then the direction is shortened to this length if it is longer. Free of the scale of the losses only
             where the inner update has degree 0; published codes use 1 for Nash-MTL, FairGrad, PIVRG and SDMGrad.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> Rescale(PCGrad(), "mean")(gram)
+        tensor([0.6250, 1.0000], dtype=torch.float64)
     """
 
     def __init__(self, inner: Weighting | str, scale: str = "sum", *, max_norm: float | None = None) -> None:

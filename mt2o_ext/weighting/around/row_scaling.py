@@ -56,6 +56,11 @@ class LogLosses(_RowScaling):
 
     Raises:
         ValueError: for weightings that change gradients or learn from feedback.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> LogLosses(MGDA())(gram, losses=torch.tensor([2.0, 0.5]))
+        tensor([0.3571, 0.5714], dtype=torch.float64)
     """
 
     loss_domain = LossDomain.POSITIVE
@@ -81,6 +86,11 @@ class Relative(_RowScaling):
 
     Raises:
         ValueError: for weightings that change gradients or learn from feedback.
+
+    Example:
+        >>> weighting = Relative(UncertaintyWeighting())
+        >>> weighting(losses=torch.tensor([200.0, 0.5]))
+        tensor([0.0025, 1.0000], dtype=torch.float64)
     """
 
     def __init__(self, inner: Weighting | str, loss_ref: float | Sequence[float] | None = None) -> None:
