@@ -9,26 +9,16 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
-from mt2o_ext import weighting as W
-from mt2o_ext.weighting import Draw, LossDomain, Needs, Weighting, WeightingContext
-from mt2o_ext.weighting.shorthand import METHODS
+from mt2o_ext import contrib
+from mt2o_ext.weighting import Draw, LossDomain, Needs, UPGrad, Weighting, WeightingContext
+from mt2o_ext.weighting.registry import register, register_around
 
 PAGE = Path(__file__).with_name("weightings.md")
-
-COMBINATORS: dict[str, Callable[[], Weighting]] = {
-    "Ema": lambda: W.Ema(W.UPGrad()),
-    "Every": lambda: W.Every(W.UPGrad(), 2),
-    "PerSegment": lambda: W.PerSegment(W.UPGrad()),
-    "Rescale": lambda: W.Rescale(W.UPGrad()),
-    "Fallback": lambda: W.Fallback(W.UPGrad(), W.UPGrad()),
-    "LogLosses": lambda: W.LogLosses(W.UPGrad()),
-    "Relative": lambda: W.Relative(W.UPGrad()),
-}
 
 # What each flag of `Needs` asks for, as the page says it.
 NEEDS = {
@@ -50,9 +40,10 @@ NEEDS = {
 
 HEAD = """# Weightings
 
-A weighting decides how the gradients of T tasks become one update. Each method of `mt2o_ext.weighting` has a section
-here: its formula, its settings, what it reads and remembers, the paper it is from, and where published implementations
-differ from one another or from ours. `docs/weightings.py` writes this page from the docstrings.
+A weighting decides how the gradients of T tasks become one update. Each method of `mt2o_ext.weighting` and
+`mt2o_ext.contrib` has a section here: its formula, its settings, what it reads and remembers, the paper it is from, and
+where published implementations differ from one another or from ours. `docs/weightings.py` writes this page from the
+docstrings.
 
 ```python
 import torch
@@ -97,6 +88,7 @@ gives T numbers w; the update is their combination J'w = sum_t w_t g_t.
 
 **Columns of the tables.**
 
+* `name` is what the optimizers and `as_weighting` take for the class with its default settings.
 * `needs` lists what the method looks at or asks for:
 {needs}
 * `state` names the tensors that the method keeps from step to step. "Adam" are the moments of the small Adam optimizer
@@ -167,14 +159,21 @@ def documentation(method: type[Weighting]) -> str:
     return text
 
 
-def row(method: type[Weighting], weighting: Weighting) -> str:
-    cells = (needs_of(weighting), state_of(weighting), cost(weighting.needs), degree(weighting), source(method))
+def row(name: str, method: type[Weighting], weighting: Weighting) -> str:
+    cells = (
+        name,
+        needs_of(weighting),
+        state_of(weighting),
+        cost(weighting.needs),
+        degree(weighting),
+        source(method),
+    )
     return f"| `{method.__name__}` | {' | '.join(cells)} |"
 
 
-def table(methods: dict[str, tuple[type[Weighting], Weighting]]) -> str:
-    head = "| method | needs | state | reads | degree | source |\n|---|---|---|---|---|---|\n"
-    return head + "\n".join(row(*each) for each in methods.values())
+def table(methods: dict[str, tuple[type[Weighting], Weighting]], *, named: bool = True) -> str:
+    head = "| method | name | needs | state | reads | degree | source |\n|---|---|---|---|---|---|---|\n"
+    return head + "\n".join(row(f"`{name}`" if named else "-", *each) for name, each in methods.items())
 
 
 def losses_of(weighting: Weighting) -> list[str]:
@@ -187,29 +186,45 @@ def losses_of(weighting: Weighting) -> list[str]:
 
 
 def section(method: type[Weighting], weighting: Weighting) -> str:
+    """Heading, call, and the docstring with its sections as a page has them."""
     signature = inspect.signature(method)
     plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
     call = signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)
-    paragraphs = documentation(method).split("\n\n")
-    paragraphs[1:1] = losses_of(weighting)
-    return f"### {method.__name__}\n\n`{method.__name__}{call}`\n\n" + "\n\n".join(
-        listed(paragraph) for paragraph in paragraphs
-    )
+    prose, sections = parsed(documentation(method))
+    blocks = [f"### {method.__name__}", f"`{method.__name__}{call}`", *map(escaped, prose)]
+    blocks[3:3] = losses_of(weighting)
+    if "Args" in sections:
+        blocks.append("\n".join(escaped(item) for item in items(sections["Args"])))
+    for title in ("State", "Raises"):
+        if title in sections:
+            blocks.append(escaped(f"{title}: {' '.join(sections[title].split())}"))
+    if "Example" in sections:
+        blocks.append(f"```pycon\n{sections['Example'].rstrip()}\n```")
+    return "\n\n".join(blocks)
 
 
-def listed(paragraph: str) -> str:
-    """Lines "name: ..." with hanging indents become items; other paragraphs are as they are, * and _ escaped."""
-    paragraph = re.sub(r":func:`[\w.]*\.(\w+)`", r"`\1`", paragraph).replace("``", "`")
-    if not re.match(r"[\w, ]+: ", paragraph) or not re.search(r"^[a-z_][\w, ]*: ", paragraph, re.M):
-        return escaped(paragraph)
-    lines = [f"* `{name}`: {rest}" if name else line for line, (name, rest) in zip(*split(paragraph), strict=True)]
-    return escaped("\n".join(re.sub(r"^    ", "  ", line) for line in lines))
+def parsed(text: str) -> tuple[list[str], dict[str, str]]:
+    """The paragraphs of a docstring and its sections, without their indent."""
+    prose, sections = [], {}
+    for paragraph in text.replace("``", "`").split("\n\n"):
+        paragraph = re.sub(r":func:`[\w.]*\.(\w+)`", r"`\1`", paragraph)
+        title = re.match(r"(Args|State|Raises|Example):\n", paragraph)
+        if title:
+            sections[title[1]] = textwrap.dedent(paragraph[title.end() :])
+        else:
+            prose.append(paragraph)
+    return prose, sections
 
 
-def split(paragraph: str) -> tuple[list[str], list[tuple[str, str]]]:
-    lines = paragraph.split("\n")
-    found = [re.match(r"([a-z_][\w, ]*): (.*)", line) for line in lines]
-    return lines, [(match.group(1), match.group(2)) if match else ("", "") for match in found]
+def items(entries: str) -> list[str]:
+    """Of "name: text" with hanging indents, an item of a list for each."""
+    found = re.split(r"^(?=\S)", entries, flags=re.M)[1:]
+    named = [re.sub(r"^([\w, ]+): ", r"`\1`: ", " ".join(entry.split())) for entry in found]
+    return [
+        textwrap.fill(entry, 120, initial_indent="* ", subsequent_indent="  ", break_long_words=False,
+                      break_on_hyphens=False)
+        for entry in named
+    ]  # fmt: skip
 
 
 def escaped(text: str) -> str:
@@ -220,15 +235,28 @@ def escaped(text: str) -> str:
     )
 
 
+def example(method: type[Weighting]) -> Weighting:
+    """One with its defaults; around `UPGrad`, and with 2 for a number, where it has none."""
+    required = [p for p in inspect.signature(method).parameters.values() if p.default is p.empty]
+    return method(*(UPGrad() if "Weighting" in p.annotation else 2 for p in required))
+
+
 def page() -> str:
-    methods = {name: (type(make()), make()) for name, make in METHODS.items()}
-    combinators = {name: (type(make()), make()) for name, make in COMBINATORS.items()}
-    sections = [section(*each) for each in methods.values()]
-    around = [section(*each) for each in combinators.values()]
-    names = "Names for `as_weighting`: " + ", ".join(f"`{name}`" for name in METHODS) + "."
-    blocks = [head(), table(methods), names, "Around a weighting (here around `UPGrad`):", table(combinators)]
-    blocks += ["## Methods", *sections, "## Around a weighting", *around]
+    methods, around, unproven = (
+        {name: (method, example(method)) for name, method in registry.items()}
+        for registry in (register, register_around, contrib.register)
+    )
+    blocks = [head(), table(methods), "Around a weighting (here around `UPGrad`):", table(around)]
+    blocks += ["## Methods", *(section(*each) for each in methods.values())]
+    blocks += ["## Around a weighting", *(section(*each) for each in around.values())]
+    blocks += ["## Not validated: mt2o_ext.contrib", escaped(paragraphs_of(contrib)), table(unproven, named=False)]
+    blocks += [section(*each) for each in unproven.values()]
     return "\n\n".join(blocks) + "\n"
+
+
+def paragraphs_of(module: ModuleType) -> str:
+    assert module.__doc__ is not None
+    return module.__doc__.strip().replace("``", "`")
 
 
 if __name__ == "__main__":

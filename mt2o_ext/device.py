@@ -57,7 +57,7 @@ def with_own_storage(view: Tensor) -> Tensor:
 
 
 def in_shared_memory(tensor: Tensor) -> bool:
-    """True if other processes see what is written to a tensor of the host.  (On a GPU torch does not tell.)"""
+    """True if other processes see what is written to a tensor of the host; torch does not tell on a GPU."""
     return tensor.device.type == "cpu" and tensor.is_shared()
 
 

@@ -1,4 +1,4 @@
-"""Which losses a method is defined for, declared once: its check, its words in warnings and in the documentation."""
+"""Declarations of the losses that a method takes: the check, and the words in warnings and in the documentation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ class LossDomain(Enum):
     """The losses that a formula exists for; the value says it in words.
 
     "at first": of the step, or of each step until the method knows the losses that it measures later ones by.
+
+    Example:
+        >>> GLS().loss_domain
+        <LossDomain.POSITIVE: 'positive losses'>
+        >>> LossDomain.POSITIVE.outside(torch.tensor([2.0, -0.5]))
+        tensor([False,  True])
     """
 
     ANY = "any losses"
@@ -28,9 +34,14 @@ class LossDomain(Enum):
     POSITIVE_AT_FIRST_THEN_NON_NEGATIVE = "positive losses at first, and later ones that are not negative"
 
     def outside(self, losses: Tensor, known: Tensor | None = None) -> Tensor | None:
-        """bool, the shape of the losses [..., T]: where they are outside (NaN is not); None where nothing can be.
+        """Return where losses are outside (NaN is not); None where nothing can be.
 
-        known: bool [...], where the first losses are known; None: nowhere.
+        Args:
+            losses: [..., T].
+            known: bool [...], where the first losses are known; None: nowhere.
+
+        Returns:
+            bool [..., T], or None.
         """
         if self is LossDomain.ANY:
             return None
@@ -43,7 +54,7 @@ class LossDomain(Enum):
         return torch.where(known.unsqueeze(-1), later, wrong)
 
     def reason(self, name: str) -> Reason:
-        """What is said where the method of this name meets a loss outside."""
+        """Return the words for a method of this name that meets a loss outside."""
         lower = self is LossDomain.ABOVE_LOWER_BOUND
         remedy = "Give it a lower_bound below all losses, or choose a method that takes any loss." if lower else SHIFT
         return Reason(f"{name} needs {self.value}; task {{task}}{{where}} had {{value:.3g}}", remedy)
@@ -51,7 +62,7 @@ class LossDomain(Enum):
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a step was not made, in words.
+    """A reason why a step was not made, in words.
 
     fact: with places for ``where`` (the subproblem, if there are several), and for ``task`` and ``value``.
     remedy: what to do about it, if that is known.
@@ -71,9 +82,16 @@ class Reason:
 
 
 def first_offence(wrong: Tensor, values: Tensor, number: int, num_tasks: int) -> Tensor:
-    """float64 [K, 3]: ``number`` (0 where nothing is wrong), and the task and the value of the first that is.
+    """Return the first thing that is wrong in each row, as numbers.
 
-    wrong: bool [K, N], and the values of N = T entries, or several times T.
+    Args:
+        wrong: bool [K, N] of N = T entries, or several times T.
+        values: [K, N], the entries.
+        number: of the reason.
+        num_tasks: T.
+
+    Returns:
+        float64 [K, 3]: ``number`` (0 where nothing is wrong), and the task and the value of the first that is.
     """
     at = wrong.to(torch.uint8).argmax(-1, keepdim=True)
     found = torch.cat([torch.full_like(at, number), at % num_tasks, values.gather(-1, at)], -1)

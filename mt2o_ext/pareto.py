@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from mt2o_ext.preferences import check_preferences
+from .preferences import check_preferences
 
 if TYPE_CHECKING:
     import pandas
@@ -28,19 +28,22 @@ def hypervolume(losses: Tensor | Sequence[Sequence[float]], reference: Numbers) 
     """Exact volume between `reference` [T] and the losses [K, T]: of all points that some row is better than.
 
     Computed by moocore (the `pareto` extra). Rows that are not better than the reference in every task contribute
-    nothing. Raises ValueError for NaN and -infinity. For more than four tasks the time grows steeply with K: for seven,
-    about 10 ms at K = 50 and a second at K = 200.
-    Source: Guerreiro, Fonseca and Paquete, "The hypervolume indicator", ACM Comput. Surv. 2021.
+    nothing. For more than four tasks the time grows steeply with K: for seven, about 10 ms at K = 50 and a second at
+    K = 200. Source: Guerreiro, Fonseca and Paquete, "The hypervolume indicator", ACM Comput. Surv. 2021.
+
+    Raises:
+        ValueError: for NaN and -infinity.
     """
     points = _float64("losses", losses)
     if points.ndim != 2:
-        raise ValueError(f"losses must have shape [K, T], got {tuple(points.shape)}")
+        raise ValueError(f"expected losses of shape [K, T], got {tuple(points.shape)}: give one row for each model")
     corner = _check_reference(reference, points.shape[1])
     unusable = points.isnan() | (points == -torch.inf)
     if unusable.any():
         rows = unusable.any(1).nonzero().flatten().tolist()
         raise ValueError(
-            f"losses must not be NaN or -infinity, but rows {rows} are: leave them out or find the diverged runs"
+            f"expected losses without NaN and -infinity, got them in rows {rows}: leave these out or find the diverged "
+            "runs"
         )
     try:
         import moocore
@@ -53,13 +56,28 @@ def hypervolume(losses: Tensor | Sequence[Sequence[float]], reference: Numbers) 
 class ParetoFront:
     """Losses of K subproblems on T tasks in one evaluation: a snapshot that shares no memory with its sources.
 
-    losses: [K, T], kept as float64 on the CPU. Rows with NaN or infinity (diverged) are allowed and never on the front.
-    preferences: [K, T], on the simplex.
-    reference: [T] or None, the point that the hypervolume is measured from. Fix it before the experiment, for instance
-        at the losses of a constant predictor.
-    task_names: T different strings; "task 0", "task 1", ... if empty.
+    Args:
+        losses: [K, T], kept as float64 on the CPU. Rows with NaN or infinity (diverged) are allowed and never on the
+            front.
+        preferences: [K, T], on the simplex.
+        reference: [T] or None, the point that the hypervolume is measured from. Fix it before the experiment, for
+            instance at the losses of a constant predictor.
+        task_names: T different strings; "task 0", "task 1", ... if empty.
 
-    Raises TypeError or ValueError if these do not fit together.
+    Raises:
+        TypeError: or ValueError if these do not fit together.
+
+    Example:
+        >>> losses = [[0.1, 0.9], [0.4, 0.4], [0.5, 0.6]]
+        >>> front = ParetoFront(losses, mt2o_ext.preferences.even(3), reference=[1.0, 1.0])
+        >>> front
+        ParetoFront: 2 of 3 subproblems non-dominated (*), reference [1.0, 1.0]
+           w(task 0)  w(task 1)  task 0  task 1
+        0      1.000      0.000     0.1     0.9  *
+        1      0.500      0.500     0.4     0.4  *
+        2      0.000      1.000     0.5     0.6
+        >>> front.choose([0.5, 0.5])
+        0
     """
 
     losses: Tensor
@@ -71,7 +89,8 @@ class ParetoFront:
         losses = _float64("losses", self.losses)
         if losses.ndim != 2 or 0 in losses.shape:
             raise ValueError(
-                f"losses must have shape [K, T] with at least one row and one task, got {tuple(losses.shape)}"
+                f"expected losses of shape [K, T] with at least one row and one task, got {tuple(losses.shape)}: give "
+                "one row for each subproblem"
             )
         num_subproblems, num_tasks = losses.shape
         values = {
@@ -103,7 +122,11 @@ class ParetoFront:
 
     @property
     def ideal(self) -> Tensor:
-        """[T]: the least loss of each task on the front. Raises ValueError when all rows have diverged."""
+        """[T]: the least loss of each task on the front.
+
+        Raises:
+            ValueError: when all rows have diverged.
+        """
         return self._front_losses().amin(0)
 
     @property
@@ -116,8 +139,8 @@ class ParetoFront:
         corner = self.reference if reference is None else reference
         if corner is None:
             raise ValueError(
-                "the hypervolume needs a reference point: give hypervolume(reference) or ParetoFront(reference=...) "
-                f"one loss for each of the {self.num_tasks} tasks, such as those of a constant predictor"
+                "expected a reference point, got None: give hypervolume(reference) or ParetoFront(reference=...) one "
+                f"loss for each of the {self.num_tasks} tasks, such as those of a constant predictor"
             )
         return hypervolume(self.losses, corner)
 
@@ -134,10 +157,14 @@ class ParetoFront:
         weights = _float64("preference", preference)
         if weights.shape != (self.num_tasks,):
             raise ValueError(
-                f"preference must have shape ({self.num_tasks},), one per task, got {tuple(weights.shape)}"
+                f"expected a preference of shape ({self.num_tasks},), got {tuple(weights.shape)}: give one weight for "
+                "each task"
             )
         if not (weights.isfinite().all() and (weights >= 0.0).all() and (weights > 0.0).any()):
-            raise ValueError(f"preference must be finite, not negative and not all zero, got {weights.tolist()}")
+            raise ValueError(
+                f"expected a preference that is finite, not negative and not all zero, got {weights.tolist()}: give "
+                "each task a weight of at least 0"
+            )
         span = self.nadir - self.ideal
         scaled = (self.losses - self.ideal) / span.where(span > 0.0, 1.0)
         candidates = self.non_dominated.nonzero().flatten().tolist()
@@ -145,7 +172,7 @@ class ParetoFront:
 
     def plot(self, ax: Axes | None = None, tasks: Sequence[int | str] | None = None) -> Axes:
         """Draws the front with matplotlib and returns the axes: `mt2o_ext.pareto_plot.plot_front`."""
-        from mt2o_ext.pareto_plot import plot_front
+        from .pareto_plot import plot_front
 
         return plot_front(self, ax, tasks)
 
@@ -167,10 +194,17 @@ class ParetoFront:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ParetoFront:
-        """Reads what `save` wrote, running no code from the file. Raises ValueError for any other content."""
+        """Reads what `save` wrote, running no code from the file.
+
+        Raises:
+            ValueError: for any other content.
+        """
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"{os.fspath(path)} was not written by ParetoFront.save (expected the format {_FORMAT!r})")
+            raise ValueError(
+                f"expected a file in the format {_FORMAT!r}, got {os.fspath(path)}, which was not written by "
+                "ParetoFront.save: load another one"
+            )
         return cls(*(content[name] for name in ("losses", "preferences", "reference", "task_names")))
 
     def __len__(self) -> int:
@@ -193,7 +227,10 @@ class ParetoFront:
     def _front_losses(self) -> Tensor:
         front = self.losses[self.non_dominated]
         if len(front) == 0:
-            raise ValueError("no subproblem has finite losses, so there is no front: every run has diverged")
+            raise ValueError(
+                "expected a subproblem with finite losses, got none, so there is no front: every run has diverged, "
+                "lower the learning rate"
+            )
         return front
 
 
@@ -203,7 +240,8 @@ def _float64(name: str, values: object) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{name} must be a tensor or (nested) list of numbers, got {type(values).__name__}: {error}"
+            f"expected {name} as a tensor or (nested) list of numbers, got {type(values).__name__}: convert "
+            f"it ({error})"
         ) from error
 
 
@@ -211,16 +249,18 @@ def _check_names(names: Sequence[str] | None, num_tasks: int) -> tuple[str, ...]
     if not names:
         return tuple(f"task {task}" for task in range(num_tasks))
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"task_names must be a sequence of strings, got {names!r}")
+        raise TypeError(f"expected task_names as a sequence of strings, got {names!r}: give a list")
     if len(names) != num_tasks or len(set(names)) != num_tasks:
-        raise ValueError(f"task_names must be {num_tasks} different names, one for each task, got {tuple(names)}")
+        raise ValueError(f"expected {num_tasks} different task_names, got {tuple(names)}: give one for each task")
     return tuple(names)
 
 
 def _check_reference(reference: object, num_tasks: int) -> Tensor:
     corner = _float64("reference", reference)
     if corner.shape != (num_tasks,):
-        raise ValueError(f"reference must have shape ({num_tasks},), one loss per task, got {tuple(corner.shape)}")
+        raise ValueError(
+            f"expected a reference of shape ({num_tasks},), got {tuple(corner.shape)}: give one loss for each task"
+        )
     if not corner.isfinite().all():
-        raise ValueError(f"reference must be finite, got {corner.tolist()}")
+        raise ValueError(f"expected a finite reference, got {corner.tolist()}: choose other losses")
     return corner

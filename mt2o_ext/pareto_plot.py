@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from mt2o_ext.pareto import ParetoFront
+    from .pareto import ParetoFront
 
 INK = "#3b4252"
 PALE = "#aab2c0"
@@ -24,20 +24,21 @@ _TASK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 def plot_front(front: ParetoFront, ax: Axes | None = None, tasks: Sequence[int | str] | None = None) -> Axes:
     """Draws the losses of `front` and returns the axes; never shows the figure.
 
-    front: at least two tasks. Filled points are non-dominated, hollow ones dominated; a diverged row is not drawn.
-    ax: where to draw (a 3-D axes for three tasks); a new pyplot figure if None, and pyplot is not touched otherwise.
-    tasks: indices or names of the tasks to show, all if None. Whether a point is dominated still depends on all tasks.
-    The colour is the preference: with two tasks a scale from one to the other, with more the mixture of the tasks'
-    colours.
+    Args:
+        front: at least two tasks. Filled points are non-dominated, hollow ones dominated; a diverged row is not drawn.
+        ax: where to draw (a 3-D axes for three tasks); a new pyplot figure if None, and pyplot is not touched
+            otherwise.
+        tasks: indices or names of the tasks to show, all if None. Whether a point is dominated still depends on all
+            tasks.
     """
     shown = _task_indices(front, tasks)
     if not front.non_dominated.any():
-        raise ValueError("no subproblem has finite losses, so there is nothing to draw")
+        raise ValueError("expected a subproblem with finite losses, got none: there is nothing to draw")
     if ax is None:
         ax = _new_axes(three_dimensional=len(shown) == 3)
     elif (ax.name == "3d") != (len(shown) == 3):
         needed = 'a 3-D axes, figure.add_subplot(projection="3d")' if len(shown) == 3 else "a plane axes"
-        raise ValueError(f"{len(shown)} tasks need {needed}, got ax.name = {ax.name!r}")
+        raise ValueError(f"expected {needed} for {len(shown)} tasks, got ax.name = {ax.name!r}: leave out ax=")
     draw = {2: _draw_plane, 3: _draw_space}.get(len(shown), _draw_parallel)
     draw(front, ax, shown)
     return ax
@@ -53,10 +54,10 @@ def _task_indices(front: ParetoFront, tasks: Sequence[int | str] | None) -> list
             shown.append(task)
         else:
             raise ValueError(
-                f"no task {task!r} in this front: give indices below {front.num_tasks} or names from {names}"
+                f"expected tasks of this front, got {task!r}: give indices below {front.num_tasks} or names of {names}"
             )
     if len(shown) < 2 or len(set(shown)) < len(shown):
-        raise ValueError(f"a plot needs at least two different tasks, got {[names[task] for task in shown]}")
+        raise ValueError(f"expected at least two different tasks, got {[names[task] for task in shown]}: show more")
     return shown
 
 

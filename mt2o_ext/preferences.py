@@ -13,8 +13,7 @@ from itertools import combinations, pairwise
 import torch
 from torch import Tensor
 
-SUM_TOLERANCE = 1e-6
-"""How far the sum of a row may be from 1 (the rounding of float32 input) before it counts as a mistake."""
+from .checks import check_count, check_simplex
 
 
 def even(num_subproblems: int, eps: float = 0.0) -> Tensor:
@@ -22,13 +21,13 @@ def even(num_subproblems: int, eps: float = 0.0) -> Tensor:
 
     Both ends are included. `eps` must lie below the spacing 1 / (K - 1), else the clipping would make rows equal.
     """
-    _check_count("num_subproblems", num_subproblems)
+    check_count("num_subproblems", num_subproblems)
     if num_subproblems == 1:
         return torch.full((1, 2), 0.5, dtype=torch.float64)
     if not 0.0 <= eps < min(1.0 / (num_subproblems - 1), 0.5):
         raise ValueError(
-            f"eps must be at least 0 and below the spacing of the rows, {1.0 / (num_subproblems - 1):g} "
-            f"(and 0.5), got {eps}: with more clipping, rows would be equal"
+            f"expected eps >= 0 and below {min(1.0 / (num_subproblems - 1), 0.5):g}, the spacing of the rows, got "
+            f"{eps}: lower it, since with more clipping rows would be equal"
         )
     # Not linspace: these are the exact quotients, so that row k is the mirror image of row K - 1 - k.
     steps = torch.arange(num_subproblems, dtype=torch.float64)
@@ -42,8 +41,8 @@ def das_dennis(num_tasks: int, partitions: int) -> Tensor:
     interior of the simplex: prefer `riesz_energy` then. Source: Das and Dennis, "Normal-boundary intersection", SIAM J.
     Optim. 1998.
     """
-    _check_count("num_tasks", num_tasks)
-    _check_count("partitions", partitions)
+    check_count("num_tasks", num_tasks)
+    check_count("partitions", partitions)
     slots = partitions + num_tasks - 1
     rows = []  # T - 1 bars among the slots cut the partitions into T parts
     for bars in combinations(range(slots), num_tasks - 1):
@@ -58,12 +57,12 @@ def riesz_energy(num_subproblems: int, num_tasks: int, seed: int = 1) -> Tensor:
     Minimises the Riesz s-energy with pymoo (the `pareto` extra); takes about a second, and repeated calls are free.
     Source: Blank et al., "Generating well-spaced points on a unit simplex", IEEE Trans. Evol. Comput. 2021.
     """
-    _check_count("num_subproblems", num_subproblems)
-    _check_count("num_tasks", num_tasks)
+    check_count("num_subproblems", num_subproblems)
+    check_count("num_tasks", num_tasks)
     if not num_subproblems >= num_tasks >= 2:
         raise ValueError(
-            f"riesz_energy needs at least 2 tasks and a subproblem for each, got {num_subproblems} subproblems and "
-            f"{num_tasks} tasks: take more subproblems or write the preferences [K, T] yourself"
+            f"expected at least 2 tasks and a subproblem for each, got {num_subproblems} subproblems and {num_tasks} "
+            "tasks: take more subproblems or write the preferences [K, T] yourself"
         )
     return torch.tensor(_riesz_rows(num_subproblems, num_tasks, seed), dtype=torch.float64)
 
@@ -87,8 +86,8 @@ def default_preferences(num_subproblems: int, num_tasks: int) -> Tensor:
     Tchebycheff row would never see its loss. The least weight is 0.01, or a quarter of the spacing where rows are
     closer than that: small enough to leave the ends of the front in place, large enough to train the neglected head.
     """
-    _check_count("num_subproblems", num_subproblems)
-    _check_count("num_tasks", num_tasks)
+    check_count("num_subproblems", num_subproblems)
+    check_count("num_tasks", num_tasks)
     if num_tasks == 1 or num_subproblems == 1:
         return torch.full((num_subproblems, num_tasks), 1.0 / num_tasks, dtype=torch.float64)
     eps = min(0.01, 0.25 / (num_subproblems - 1))
@@ -100,38 +99,25 @@ def default_preferences(num_subproblems: int, num_tasks: int) -> Tensor:
 def check_preferences(preferences: Tensor | Sequence[Sequence[float]], num_subproblems: int, num_tasks: int) -> Tensor:
     """A validated copy, [K, T] float64 on the CPU, with sums that were within 1e-6 of 1 made exact.
 
-    Checking the result again changes nothing. Raises TypeError for something that is no matrix of numbers, ValueError
-    for a wrong shape or rows that are off the simplex.
+    Checking the result again changes nothing.
+
+    Raises:
+        TypeError: for something that is no matrix of numbers.
+        ValueError: for a wrong shape or rows that are off the simplex.
     """
     try:
         checked = torch.as_tensor(preferences, dtype=torch.float64).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"preferences must be a tensor or nested list [K, T] of numbers, got {type(preferences).__name__}: {error}"
+            f"expected preferences as a tensor or nested list [K, T] of numbers, got {type(preferences).__name__}: "
+            f"give one row of task weights for each subproblem ({error})"
         ) from error
     if checked.shape != (num_subproblems, num_tasks):
         raise ValueError(
-            f"preferences must have one row per subproblem and one column per task, shape "
-            f"({num_subproblems}, {num_tasks}), got {tuple(checked.shape)}"
+            f"expected preferences of shape ({num_subproblems}, {num_tasks}), got {tuple(checked.shape)}: give one row "
+            "for each subproblem and one column for each task"
         )
-    bad = ~(checked.isfinite() & (checked >= 0.0)).all(1)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ValueError(f"preferences must be finite and not negative, but row {row} is {checked[row].tolist()}")
+    check_simplex(checked)
     sums = checked.sum(1)
-    off = (sums - 1.0).abs()
-    if (off > SUM_TOLERANCE).any():
-        row = int(off.argmax())
-        raise ValueError(
-            f"each row of preferences must sum to 1, but row {row} sums to {sums[row]:g}: "
-            "divide the rows by their sums, preferences / preferences.sum(1, keepdim=True)"
-        )
     rounding = num_tasks * torch.finfo(torch.float64).eps
-    return torch.where((off > rounding)[:, None], checked / sums[:, None], checked)
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    return torch.where(((sums - 1.0).abs() > rounding)[:, None], checked / sums[:, None], checked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 import subprocess
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ markdown_it = pytest.importorskip(
 
 ROOT = Path(__file__).parents[1]
 HTML = {"<sub>", "</sub>"}  # that is meant; any other is a formula's "<", which a browser would hide
-LANGUAGES = {"python"}  # of fences; commands are indented
+LANGUAGES = {"python", "pycon"}  # of fences: programs, and sessions with answers; commands are indented
 
 # What nobody would write in a program or a command: headings, rows of tables, markers of generated tables, fences.
 PROSE = re.compile(r"\s*(#{2,6} \S|\|.*\|\s*$|<!-- \w+ -->|```)")
@@ -142,10 +143,14 @@ class Page:
                     yield block.line + at, f"a block of code holds {text!r}"
         for line, token in self.all_of("fence"):
             if token.info not in LANGUAGES:
-                yield line, f"expected a fence of {', '.join(LANGUAGES)}, got {token.info!r}"
+                yield line, f"expected a fence of {', '.join(sorted(LANGUAGES))}, got {token.info!r}"
                 continue
+            session = token.info == "pycon"
+            programs = [each.source for each in doctest.DocTestParser().get_examples(token.content)]
+            if session and not programs:
+                yield line, "a session without a prompt"
             try:
-                ast.parse(token.content)
+                ast.parse("".join(programs) if session else token.content)
             except SyntaxError as error:
                 yield line + (error.lineno or 0), f"not Python: {error.msg}"
 

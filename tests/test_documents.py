@@ -15,7 +15,7 @@ from documents import ROOT, Page, tracked_pages
 from torch import nn
 
 from mt2o_ext import WeightedFused
-from mt2o_ext.weighting.shorthand import METHODS
+from mt2o_ext.weighting import register
 from tools.variants import MATRIX
 
 PAGES = {path.relative_to(ROOT).as_posix(): Page(path.read_text()) for path in tracked_pages()}
@@ -27,8 +27,15 @@ def test_the_page_looks_as_it_was_written(name: str) -> None:
     assert PAGES[name].faults() == []
 
 
+def test_readme_is_short_and_every_table_has_four_rows() -> None:
+    lines = PAGES["README.md"].lines
+    assert len(lines) <= 130
+    tables = [len(block.splitlines()) - 2 for block in re.findall(r"(?:^\|.*\n)+", PAGES["README.md"].text, re.M)]
+    assert tables and set(tables) == {4}
+
+
 def test_the_pages_are_those_that_readers_are_sent_to() -> None:
-    assert {"README.md", "CHANGELOG.md", "docs/weightings.md", "bench/README.md"} <= set(PAGES)
+    assert {"README.md", "CHANGELOG.md", "docs/weightings.md", "docs/performance.md", "bench/README.md"} <= set(PAGES)
 
 
 GOOD = """# Title
@@ -64,7 +71,8 @@ def test_a_good_page_has_no_faults() -> None:
         ("x = 1  # one\n```", "x = 1\n\n## Lost\n```", "a block of code holds '## Lost'"),
         ("    make it", "    make it\n    | a | b |", "a block of code holds '| a | b |'"),
         ("x = 1  # one", "x = CAGrad(c=0.4) alone", "line 6: not Python"),
-        ("```python", "```perl", "expected a fence of python, got 'perl'"),
+        ("```python", "```pycon", "a session without a prompt"),
+        ("```python", "```perl", "expected a fence of pycon, python, got 'perl'"),
         ("# Title\n\n", "", "expected one title"),
         ("## More", "# More", "expected one title"),
         ("## More", "### More", "'More' is of level 3, right below one of level 1"),
@@ -194,7 +202,7 @@ def test_numbers_are_found() -> None:
 def usable_weightings() -> int:
     """How many of the names an optimizer takes."""
     count = 0
-    for make in METHODS.values():
+    for make in register.values():
         try:
             WeightedFused([nn.Parameter(torch.zeros(1))], num_tasks=2, weighting=make())
         except NotImplementedError:  # wants two mini-batches
@@ -211,7 +219,7 @@ def test_the_number_of_weightings() -> None:
 
 def test_the_architectures_that_are_compiled() -> None:
     archs = {arch.removesuffix("+PTX") for variant in MATRIX if variant.archs for arch in variant.archs.split(";")}
-    assert counted(PAGES["README.md"].text, "architectures of the wheels") == [len(archs)]
+    assert counted(PAGES["docs/performance.md"].text, "architectures of the wheels") == [len(archs)]
     [in_ci] = re.findall(r'TORCH_CUDA_ARCH_LIST=([^"]*)"', (ROOT / ".ci/run").read_text())
-    [named] = re.findall(r"compiled for\s+(sm_\d+) and (sm_\d+)\s+in CI", PAGES["README.md"].text)
+    [named] = re.findall(r"compiled for\s+(sm_\d+)\s+and\s+(sm_\d+)\s+in\s+CI", PAGES["docs/performance.md"].text)
     assert list(named) == [f"sm_{arch.removesuffix('+PTX').replace('.', '')}" for arch in in_ci.split(";")]

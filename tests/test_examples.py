@@ -65,18 +65,32 @@ def a_front_is_there(names: Names) -> None:
     fresh = Model(2, no_norm)
     fresh.load_state_dict(torch.load("model.pt", weights_only=True))
     assert not torch.equal(fresh.trunk[0].weight, reader()["model"].trunk[0].weight)
-    assert names["bank"](names["x"]).shape == (5, 8, 2)
 
 
-def both_have_trained(names: Names) -> None:
+def both_loops_have_trained(names: Names) -> None:
+    start = reader()["model"].trunk[0].weight
+    assert not torch.equal(names["model"].trunk[0].weight, start)
+    bank, small = names["bank"], with_a_small_one()["small"]
+    assert bank(names["x"]).shape == (5, 8, 2)
+    for stacked, one in zip(bank.parameters(), small.parameters(), strict=True):
+        assert not any(torch.equal(row, one) for row in stacked)
+
+
+def the_model_has_trained(names: Names) -> None:
     before = reader()["model"]
     for name, p in names["model"].named_parameters():
         assert not torch.equal(p, before.get_parameter(name)), name
+
+
+def both_have_trained(names: Names) -> None:
+    the_model_has_trained(names)
+    assert names["optimizer"].state_dict()["param_groups"][0]["lr"] == 1e-3
     assert names["backward"].state_dict()["steps"] == 3
+    assert not torch.equal(names["other"].trunk[0].weight, two_models()["other"].trunk[0].weight)
 
 
 def priorities_are_learned(names: Names) -> None:
-    assert set(names["history"].phases.tolist()) == {1, 2}
+    assert set(names["optimizer"].history().phases.tolist()) == {1, 2}
     assert not torch.equal(names["model"].trunk[0].weight, with_batch_norm()["model"].trunk[0].weight)
 
 
@@ -86,11 +100,37 @@ def the_update_is_the_combination(names: Names) -> None:
     assert bool((names["jacobian"] @ names["update"] > 0).all()), "CAGrad's direction lowers both losses here"
 
 
+def two_models() -> Names:
+    return reader() | {"other": Model(2, no_norm)}
+
+
+def with_a_small_one() -> Names:
+    return reader() | {"small": Model(2, no_norm)}
+
+
+def pieces_of_ones_own_train(names: Names) -> None:
+    """The three recipes keep to the contracts of their kinds, and two optimizers train with them."""
+    gram = torch.tensor([[4.0, -1.0], [-1.0, 25.0]])
+    assert names["EqualLengths"]()(gram).tolist() == [0.5, 0.2]
+    losses, preferences = torch.rand(5, 2, dtype=torch.float64, requires_grad=True), torch.full((5, 2), 0.5).double()
+    squares = names["Squares"]()
+    (slopes,) = torch.autograd.grad(squares(losses, preferences).sum(), losses)
+    torch.testing.assert_close(squares.coefficients(losses, preferences), slopes)
+    x, y = next(iter(names["loader"]))
+    for optimizer, model in ((names["one"], names["model"]), (names["front"], names["other"])):
+        before = [p.clone() for p in model.parameters()]
+        optimizer.step(lambda model=model: task_losses(model, x, y))
+        assert not any(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
 # Of each section with Python: what the reader has, and what is true afterwards.
 SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
+    ("CONTRIBUTING.md", "A new weighting, transfer rule or scalarization"): (two_models, pieces_of_ones_own_train),
     ("README.md", "A front of models"): (reader, a_front_is_there),
-    ("README.md", "One model: weightings of task gradients"): (reader, both_have_trained),
+    ("README.md", "One model: weightings of task gradients"): (reader, the_model_has_trained),
     ("README.md", "One model: the priority of tasks"): (with_batch_norm, priorities_are_learned),
+    ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),
+    ("docs/one_model.md", "One model, T task gradients"): (two_models, both_have_trained),
     ("docs/weightings.md", "Weightings"): (dict, the_update_is_the_combination),
 }
 

@@ -80,15 +80,15 @@ def test_hypervolume_laws(seed: int, num_tasks: int) -> None:
 
 
 def test_hypervolume_rejects() -> None:
-    with pytest.raises(ValueError, match=r"NaN or -infinity, but rows \[0, 2\] are"):
+    with pytest.raises(ValueError, match=r"without NaN and -infinity, got them in rows \[0, 2\]"):
         hypervolume([[math.nan, 1.0], [0.0, 0.0], [0.0, -math.inf]], [1.0, 1.0])
-    with pytest.raises(ValueError, match=r"losses must have shape \[K, T\]"):
+    with pytest.raises(ValueError, match=r"expected losses of shape \[K, T\]"):
         hypervolume([0.5, 0.5], [1.0, 1.0])
-    with pytest.raises(ValueError, match=r"reference must have shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"expected a reference of shape \(2,\)"):
         hypervolume([[0.5, 0.5]], [1.0])
-    with pytest.raises(ValueError, match="reference must be finite"):
+    with pytest.raises(ValueError, match="expected a finite reference"):
         hypervolume([[0.5, 0.5]], [1.0, math.inf])
-    with pytest.raises(TypeError, match="losses must be a tensor or"):
+    with pytest.raises(TypeError, match="expected losses as a tensor or"):
         hypervolume("losses", [1.0])
 
 
@@ -155,14 +155,14 @@ def test_front_is_a_snapshot() -> None:
 @pytest.mark.parametrize(
     ("losses", "preferences", "options", "error", "message"),
     [
-        (torch.ones(2), even(2), {}, ValueError, r"losses must have shape \[K, T\]"),
+        (torch.ones(2), even(2), {}, ValueError, r"expected losses of shape \[K, T\]"),
         (torch.ones(0, 2), even(2), {}, ValueError, "at least one row"),
         (torch.ones(3, 2), even(2), {}, ValueError, r"shape \(3, 2\), got \(2, 2\)"),
         (torch.ones(2, 2), even(2) * 2.0, {}, ValueError, "sum to 1"),
-        ("losses", even(2), {}, TypeError, "losses must be a tensor"),
-        (torch.ones(2, 2), even(2), {"reference": [1.0]}, ValueError, r"reference must have shape \(2,\)"),
-        (torch.ones(2, 2), even(2), {"task_names": ("a",)}, ValueError, "2 different names"),
-        (torch.ones(2, 2), even(2), {"task_names": ("a", "a")}, ValueError, "2 different names"),
+        ("losses", even(2), {}, TypeError, "expected losses as a tensor"),
+        (torch.ones(2, 2), even(2), {"reference": [1.0]}, ValueError, r"expected a reference of shape \(2,\)"),
+        (torch.ones(2, 2), even(2), {"task_names": ("a",)}, ValueError, "expected 2 different task_names"),
+        (torch.ones(2, 2), even(2), {"task_names": ("a", "a")}, ValueError, "expected 2 different task_names"),
         (torch.ones(2, 2), even(2), {"task_names": "ab"}, TypeError, "sequence of strings"),
         (torch.ones(2, 2), even(2), {"task_names": (0, 1)}, TypeError, "sequence of strings"),
     ],
@@ -225,7 +225,7 @@ def test_choose_from_degenerate_fronts() -> None:
 
 @pytest.mark.parametrize("preference", [[0.5], [0.0, 0.0], [-1.0, 2.0], [math.nan, 1.0]])
 def test_choose_rejects(preference: list[float]) -> None:
-    with pytest.raises(ValueError, match="preference must"):
+    with pytest.raises(ValueError, match="expected a preference"):
         convex(3).choose(preference)
 
 
@@ -245,7 +245,7 @@ def test_save_and_load(tmp_path: Path, reference: list[float] | None) -> None:
 
 def test_load_rejects_other_files(tmp_path: Path) -> None:
     torch.save({"losses": torch.ones(2, 2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt was not written by ParetoFront\.save"):
+    with pytest.raises(ValueError, match=r"other\.pt, which was not written by ParetoFront\.save"):
         ParetoFront.load(tmp_path / "other.pt")
 
 

@@ -119,15 +119,15 @@ def test_plot_on_given_axes_leaves_pyplot_alone(pyplot: ModuleType) -> None:
     assert convex(4).plot(ax=plane) is plane
     assert with_dominated(3).plot(space) is space
     assert pyplot.get_fignums() == []
-    with pytest.raises(ValueError, match=r"3 tasks need a 3-D axes"):
+    with pytest.raises(ValueError, match=r"expected a 3-D axes.* for 3 tasks"):
         with_dominated(3).plot(plane)
-    with pytest.raises(ValueError, match=r"2 tasks need a plane axes, got ax.name = '3d'"):
+    with pytest.raises(ValueError, match=r"expected a plane axes for 2 tasks, got ax.name = '3d'"):
         convex(4).plot(space)
 
 
 def test_plot_rejects(pyplot: ModuleType) -> None:
     for tasks in (["z", "a"], [0, 5], [-1, 0]):
-        with pytest.raises(ValueError, match="no task"):
+        with pytest.raises(ValueError, match="expected tasks of this front"):
             with_dominated(3).plot(tasks=tasks)
     for tasks in ([0], [0, "a"], []):
         with pytest.raises(ValueError, match="at least two different tasks"):

@@ -11,17 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mt2o_ext.scalarization import PBI, Linear, Log, Scalarization, SmoothTchebycheff, Tchebycheff, as_scalarization
+from mt2o_ext.scalarization import (
+    PBI,
+    Linear,
+    Log,
+    Scalarization,
+    SmoothTchebycheff,
+    Tchebycheff,
+    as_scalarization,
+    register,
+)
 
-ALL = (
-    Linear(),
-    Tchebycheff(),
+# Every registered one with its defaults, and variants that take another way through the code.
+ALL: tuple[Scalarization, ...] = (
+    *(make() for make in register.values()),
     Tchebycheff(ideal=0.05),
-    SmoothTchebycheff(),
     SmoothTchebycheff(mu=1e-3, ideal=-0.5),
-    PBI(),
     PBI(theta=0.0, ideal=0.01),
-    Log(),
 )
 
 
@@ -198,40 +204,40 @@ def test_tensors_that_do_not_fit(scalarization: Scalarization) -> None:
             call(torch.ones(5, 2), torch.ones(5, 3))
         with pytest.raises(ValueError, match="same number of tasks"):
             call(torch.tensor(1.0), torch.tensor(1.0))
-        with pytest.raises(ValueError, match="do not broadcast"):
+        with pytest.raises(ValueError, match="that broadcast, got shapes"):
             call(torch.ones(5, 2), torch.ones(4, 2))
-        with pytest.raises(TypeError, match=r"losses must be a floating-point tensor.*int64"):
+        with pytest.raises(TypeError, match=r"expected losses as a floating-point tensor.*int64"):
             call(torch.ones(2, dtype=torch.int64), torch.ones(2))
-        with pytest.raises(TypeError, match=r"preferences must be a floating-point tensor.*list"):
+        with pytest.raises(TypeError, match=r"expected preferences as a floating-point tensor.*list"):
             call(torch.ones(2), [0.5, 0.5])
         with pytest.raises(ValueError, match=r"preferences\.to\(losses\.device\)"):
             call(torch.ones(2, device="meta"), torch.ones(2))
 
 
 def test_options_for_another_number_of_tasks() -> None:
-    with pytest.raises(ValueError, match=r"ideal has 3 entries"):
+    with pytest.raises(ValueError, match="ideal for 2 tasks, got 3 numbers"):
         Tchebycheff(ideal=[0.0, 1.0, 2.0]).coefficients(torch.ones(2), torch.ones(2))
-    with pytest.raises(ValueError, match=r"loss_scale has 1 entries"):
+    with pytest.raises(ValueError, match="loss_scale for 2 tasks, got 1 numbers"):
         Linear(loss_scale=torch.ones(1))(torch.ones(2), torch.ones(2))
 
 
 def test_bad_options() -> None:
     for mu in (0.0, -1.0):
-        with pytest.raises(ValueError, match=r"mu must be positive.*Tchebycheff\(\)"):
+        with pytest.raises(ValueError, match=r"expected mu > 0.*Tchebycheff\(\)"):
             SmoothTchebycheff(mu=mu)
     for mu in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="mu must be finite"):
+        with pytest.raises(ValueError, match="expected mu finite"):
             SmoothTchebycheff(mu=mu)
-    with pytest.raises(TypeError, match="mu must be a number"):
+    with pytest.raises(TypeError, match="expected mu as a float"):
         SmoothTchebycheff(mu="small")
-    with pytest.raises(ValueError, match="theta must not be negative"):
+    with pytest.raises(ValueError, match="theta finite and >= 0"):
         PBI(theta=-1.0)
-    with pytest.raises(ValueError, match="ideal must be finite"):
+    with pytest.raises(ValueError, match="expected ideal finite"):
         Tchebycheff(ideal=math.nan)
-    with pytest.raises(TypeError, match="ideal must be a number or one number per task"):
+    with pytest.raises(TypeError, match="expected ideal as a number or one number for each task"):
         Tchebycheff(ideal="low")
     for scale in (0.0, [1.0, -1.0], []):
-        with pytest.raises(ValueError, match="loss_scale must be finite and positive"):
+        with pytest.raises(ValueError, match="expected loss_scale finite and > 0"):
             Linear(loss_scale=scale)
 
 
@@ -250,6 +256,10 @@ def test_is_a_value() -> None:
 def test_as_scalarization() -> None:
     linear = Linear()
     assert as_scalarization(linear) is linear
-    for wrong in ("linear", Linear, None, lambda losses, preferences: losses.sum(-1)):
-        with pytest.raises(TypeError, match=r"Linear\(\), SmoothTchebycheff\(\), Tchebycheff\(\), PBI\(\), Log\(\)"):
+    assert as_scalarization("linear") == linear
+    assert as_scalarization("SmoothTchebycheff") == as_scalarization("smooth-tchebycheff") == SmoothTchebycheff()
+    for wrong in (Linear, None, lambda losses, preferences: losses.sum(-1)):
+        with pytest.raises(TypeError, match=r"expected a scalarization or its name.*pass an instance"):
             as_scalarization(wrong)
+    with pytest.raises(ValueError, match="did you mean 'tchebycheff'"):
+        as_scalarization("chebycheff")

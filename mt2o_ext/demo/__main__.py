@@ -33,8 +33,10 @@ NUM_VALIDATION, NUM_TEST, BATCH_SIZE = 2_000, 4_000, 16
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Chooses learning rates, trains both arms, prints what came out, and writes it to ``--out``; or runs the demo that
-    the first argument names."""
+    """Chooses learning rates, trains both arms, prints what came out, and writes it to ``--out``.
+
+    If the first argument is the name of another demo, that one runs instead.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in DEMOS:
         DEMOS[arguments[0]](arguments[1:])

@@ -52,7 +52,7 @@ ARMS = (
 
 @dataclass
 class Outcome:
-    """What an arm came to, by seed."""
+    """The results of an arm, by seed."""
 
     label: str
     metrics: list[list[float]] = field(default_factory=list)

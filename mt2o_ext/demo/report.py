@@ -1,4 +1,4 @@
-"""What the demo tells at the end, in words and numbers."""
+"""The report of the demo, in words and numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def table(result: Result) -> str:
 
 
 def conclusion(transfer: Result, independent: Result, seed: int) -> str:
-    """What the numbers say, whichever arm is the better one."""
+    """Say in words what came out, whichever arm is the better one."""
     return " ".join(
         [
             _fronts(transfer, independent),

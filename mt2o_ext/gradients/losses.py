@@ -43,14 +43,17 @@ def check_losses(
 
 
 def backward_done(losses: Any, num_tasks: int) -> bool:
-    """True if what a closure returned says that it has done backward itself: None, or of one task a scalar, as the
-    closures of torch.optim return it."""
+    """True if what a closure returned says that it has done backward itself.
+
+    That is None, or of one task a scalar, as the closures of torch.optim return it.
+    """
     return losses is None or (num_tasks == 1 and isinstance(losses, Tensor) and losses.dim() == 0)
 
 
 def as_list(losses: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """T checked losses one by one.  From a sequence they are the user's own tensors: the graph of a stacked tensor
-    leads from each of them to all.
+    """T checked losses one by one.
+
+    From a sequence they are the user's own tensors: the graph of a stacked tensor leads from each of them to all.
     """
     return [loss.reshape(()) for loss in (losses.unbind() if isinstance(losses, Tensor) else losses)]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..preferences import check_preferences
 from ..weighting import Weighting, as_weighting
-from ..weighting.settings import check_choice
 
 __all__ = [
     "check_generator",
@@ -44,6 +44,7 @@ def check_idle_task_options(heads: str, collect: str, generator: torch.Generator
 
 
 def check_generator(generator: torch.Generator | None) -> None:
+    """Raises TypeError unless this is a generator or None."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"expected generator as a torch.Generator, got {type(generator).__name__}")
 

@@ -150,8 +150,10 @@ class TaskGradients:
                 table.find_nonfinite(found)
 
     def _reads_squares(self) -> bool:
-        """Whether the Gram matrix, or its diagonal, is taken: for the weighting, or to see whether the weights of
-        several gradients fit these gradients' type."""
+        """Tells whether the Gram matrix, or its diagonal, is taken.
+
+        It is for the weighting, or to see whether the weights of several gradients fit these gradients' type.
+        """
         due = self.weigher.due()
         several = any(table.num_tasks > 1 for table in self.trunks)
         return bool(due & GRAMS) or (several and Needs.ROWS not in due)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base import BaseRule
+from ..checks import check_positive
 from ..device import host_knows
 from ..gradients.options import check_task
 from ..gradients.parameters import check_memory, check_parameters
@@ -19,7 +20,6 @@ from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, TaskGradients
 from ..ops import FIELDS, Order
 from ..ranks import as_ranks, describe, warning_of_drift
-from ..transfer.checks import check_positive
 from .amp import Scaling
 from .buffers import Buffers
 from .now import Now

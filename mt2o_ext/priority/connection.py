@@ -1,4 +1,4 @@
-"""What strengths belong to: the output channels of a layer, and the per-task norm that goes with it."""
+"""The owners of strengths: the output channels of a layer, and the per-task norm that goes with it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,14 @@ class Connection:
         heads: the rows of a linear layer in so many groups, one channel each; of attention: its heads.
         strength: takes the place of the formulas above.
 
-    Raises TypeError or ValueError for other layers, and where layer and norm differ in channels.
+    Raises:
+        TypeError, ValueError: for other layers, and where layer and norm differ in channels.
+
+    Example:
+        >>> norm = TaskBatchNorm2d(8, num_tasks=2)
+        >>> connection = Connection("first", torch.nn.Conv2d(3, 8, 3), norm)
+        >>> connection.channels, connection.strengths().shape
+        (8, torch.Size([2, 8]))
     """
 
     name: str
@@ -76,7 +83,7 @@ class Connection:
             raise ValueError(f"{self.name}: {list(self.weight.shape)} has no rows for {self.heads} heads")
         if self.norm is None:
             if self.strength is None:
-                raise ValueError(f"{self.name}: needs a per-task norm, or strength=")
+                raise ValueError(f"{self.name}: expected a per-task norm, got None: give one, or strength=")
             return
         if not isinstance(self.norm, TaskNorm):
             raise TypeError(f"{self.name}: expected a per-task norm (TaskBatchNorm.convert), got {self.norm!r}")
@@ -92,11 +99,13 @@ class Connection:
     # ------------------------------------------------------------------ channels
     @property
     def weight(self) -> nn.Parameter:
+        """The parameter whose rows are the channels."""
         weight: nn.Parameter = getattr(self.layer, "in_proj_weight" if self._is_attention else "weight")
         return weight
 
     @property
     def bias(self) -> nn.Parameter | None:
+        """The bias that goes with the rows, or None."""
         bias: nn.Parameter | None = getattr(self.layer, "in_proj_bias" if self._is_attention else "bias", None)
         return bias
 
@@ -120,6 +129,7 @@ class Connection:
 
     @property
     def channels(self) -> int:
+        """The number of channels that have owners: output rows, or heads."""
         return self.heads or self._rows
 
     @property
@@ -129,7 +139,7 @@ class Connection:
         return batch_norm and self.strength is None and self.heads is None and isinstance(self.layer, nn.Conv2d)
 
     def weight_ranges(self, strides: Sequence[int]) -> list[ChannelRange]:
-        """Where in its memory, of these dense strides, the weight has which channel."""
+        """Return the places in memory, of these dense strides, where the weight has its channels."""
         shape, groups = self.weight.shape, self._groups
         numel = self.weight.numel() // groups
         channels = self.channels // groups
@@ -145,10 +155,11 @@ class Connection:
 
     @property
     def _stacked(self) -> int:
-        """How many projections lie one above the other: queries, keys, values."""
+        """The number of projections that lie one above the other: queries, keys, values."""
         return 3 if self._is_attention else 1
 
     def bias_range(self) -> ChannelRange:
+        """The place in memory where the bias has its channels."""
         assert self.bias is not None
         length = self._rows // (self.channels * self._stacked)
         return ChannelRange(0, self.channels, 0, length, self._stacked)
@@ -169,7 +180,7 @@ class Connection:
         return rows if self.heads is None else rows.unflatten(1, (self._stacked, self.heads, -1)).sum((1, 3))
 
     def _energies(self) -> Tensor:
-        """|W_p|^2 of each output row.  (Eq. 4's 1 / k^2 is the same for all and cancels in Eq. 7.)"""
+        """|W_p|^2 of each output row: Eq. 4's 1 / k^2 is the same for all and cancels in Eq. 7."""
         weight = self.weight.detach()
         if self._is_transposed:
             groups = self._groups

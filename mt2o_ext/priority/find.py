@@ -1,4 +1,4 @@
-"""Which layer of a model goes with which per-task norm."""
+"""Search for the layers of a model and the per-task norms that go with them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ class Connections(Sequence[Connection]):
 
     A list of :class:`Connection` made by hand serves as well; ``[*find_connections(model), Connection(...)]`` adds to
     what was found.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), TaskBatchNorm2d(8, num_tasks=2))
+        >>> print(find_connections(model))
+        layer  kind    channels  goes with
+        0      Conv2d  8         before 1 (TaskBatchNorm2d)
     """
 
     def __init__(self, paired: Sequence[Connection], norm_names: dict[TaskNorm, str], plain: dict[str, str]) -> None:
@@ -62,7 +68,10 @@ def find_connections(model: nn.Module) -> Connections:
     :class:`Connection` by hand.
 
     Layers whose weight is used in several places stay plain, and so does what differs in channels from the norm behind
-    it.  Raises ValueError where the model has no per-task norm at all.
+    it.
+
+    Raises:
+        ValueError: where the model has no per-task norm at all.
     """
     names = {module: name for name, module in model.named_modules()}
     norm_names = {module: name for module, name in names.items() if isinstance(module, TaskNorm)}

@@ -1,4 +1,4 @@
-"""What connection strength did over a run."""
+"""Diagnostics of connection strength over a run."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ class PriorityHistory:
         shares: float32 [R, L, T + 1], the part of a layer's channels that each task owns; the last: that none owns.
         conflicts: float64 [L, T], the part of the steps of phase 2 in which some task's gradient conflicted with that
             of the owner (NaN before the first).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), TaskBatchNorm2d(4, num_tasks=2))
+        >>> optimizer = mt2o_ext.ConnectionStrengthFused(
+        ...     model.named_parameters(), connections=find_connections(model), num_tasks=2, total_steps=2,
+        ...     schedule=phase_two,
+        ... )
+        >>> def task_loss(task):
+        ...     with select_task(model, task):
+        ...         return (model(torch.ones(2, 1, 3, 3)) - task).square().mean()
+        ...
+        >>> losses = optimizer.step(task_loss)
+        >>> optimizer.history().phases
+        tensor([2], dtype=torch.uint8)
     """
 
     layers: Sequence[str]
@@ -50,7 +64,8 @@ class PriorityHistory:
     def plot(self) -> Figure:
         """The shares of each task over the steps, one panel for each layer (matplotlib, the extra ``pareto``).
 
-        Raises ValueError before the first step of phase 2.
+        Raises:
+            ValueError: before the first step of phase 2.
         """
         if not len(self.shares):
             raise ValueError("expected a run with steps of phase 2, got none: no channel has had an owner yet")
@@ -96,6 +111,7 @@ class HistoryRecorder:
         self.conflicts = torch.zeros(len(self.layers), num_tasks, dtype=torch.int64)
 
     def due(self) -> bool:
+        """Return whether the shares of this step of phase 2 are kept."""
         return self.projected % self.every == 0
 
     def add_projection(self, shares: Tensor | None, coefficients: Tensor) -> None:
@@ -109,6 +125,7 @@ class HistoryRecorder:
         self.projected += 1
 
     def history(self) -> PriorityHistory:
+        """Return what was collected so far, on the host."""
         state = self.state_dict()
         return PriorityHistory(
             self.layers,
@@ -119,6 +136,7 @@ class HistoryRecorder:
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what was collected, as plain tensors on the CPU and a number."""
         empty = torch.zeros(0, len(self.layers), self.num_tasks + 1, dtype=torch.float32)
         return {
             "phases": torch.tensor(list(self.phases), dtype=torch.uint8),
@@ -129,6 +147,7 @@ class HistoryRecorder:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
         self.phases = bytearray(state["phases"].tolist())
         self.steps = state["steps"].tolist()
         self.shares = list(state["shares"].clone())

@@ -46,6 +46,7 @@ def channel_owners(strengths: Tensor, layers: LayerSums, *, faithful: bool) -> T
 
     Args:
         strengths: float64 [T, N] of the channels of all layers, one after another.
+        layers: the channels of each layer.
         faithful: ties go to the lowest task, and a layer that one task would own whole has no owners, as the
             authors' code is described to do; otherwise ties within ``TIE`` have no owner.
     """

@@ -1,4 +1,4 @@
-"""Which phase a step runs: one generator, the same draws on all ranks."""
+"""Draws of the phase that a step runs: one generator, the same draws on all ranks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_count
 from ..ranks import Ranks
 
 __all__ = ["PhaseDraw"]
@@ -36,10 +37,9 @@ class PhaseDraw:
         shuffle: bool,
         seed: int,
     ) -> None:
-        if total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, not {total_steps}")
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, not {steps_per_epoch}")
+        check_count("total_steps", total_steps)
+        if steps_per_epoch is not None:
+            check_count("steps_per_epoch", steps_per_epoch)
         self.schedule = schedule
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch or 1
@@ -51,13 +51,14 @@ class PhaseDraw:
     def next(self, num_tasks: int) -> tuple[int, list[int]]:
         """The phase of the next step, and the order of the tasks.
 
-        Raises ValueError, with nothing drawn, where the schedule does not give a probability.
+        Raises:
+            ValueError: with nothing drawn, where the schedule does not give a probability.
         """
         if self.steps % self.steps_per_epoch == 0 or self.phase == 0:
             progress = self.steps // self.steps_per_epoch * self.steps_per_epoch / self.total_steps
             probability = float(self.schedule(min(progress, 1.0)))
             if not 0.0 <= probability <= 1.0:
-                raise ValueError(f"schedule must give a probability, not {probability}")
+                raise ValueError(f"expected a probability from the schedule, got {probability}: keep it in [0, 1]")
             self.phase = 1 if torch.rand((), dtype=torch.float32, generator=self.generator).item() < probability else 2
         self.steps += 1
         if self.shuffle:
@@ -69,9 +70,11 @@ class PhaseDraw:
         self.generator = ranks.generator(self.generator)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps, the phase, and the state of the generator."""
         return {"steps": self.steps, "phase": self.phase, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
         self.steps, self.phase = int(state["steps"]), int(state["phase"])
         generator: Tensor = state["generator"]
         self.generator.set_state(generator.cpu())

@@ -1,4 +1,4 @@
-"""How likely phase 1 is as training goes on: functions of progress in [0, 1], any other one serves as well."""
+"""Schedules of the chance of phase 1: functions of progress in [0, 1]; any other one serves as well."""
 
 from __future__ import annotations
 

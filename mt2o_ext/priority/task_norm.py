@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_count
+
 __all__ = [
     "TaskBatchNorm",
     "TaskBatchNorm1d",
@@ -37,7 +39,16 @@ class TaskNorm(nn.Module):
         norm: the module that is copied, with its parameters, statistics and mode.
         num_tasks: T.
 
-    Raises TypeError for another kind of module, ValueError for less than one task.
+    Raises:
+        TypeError: for another kind of module.
+        ValueError: for less than one task.
+
+    Example:
+        >>> model = TaskNorm.convert(torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.LayerNorm(4)), num_tasks=3)
+        >>> type(model[1]).__name__, model[1].num_tasks
+        ('TaskLayerNorm', 3)
+        >>> TaskNorm.revert(model, task=0)[1]
+        LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
     """
 
     kinds: ClassVar[tuple[type[nn.Module], ...]]
@@ -46,29 +57,36 @@ class TaskNorm(nn.Module):
         super().__init__()
         if type(self) is TaskNorm:
             raise TypeError(
-                "TaskNorm is what the per-task norms have in common: take TaskBatchNorm, TaskLayerNorm, ..."
+                "expected one of the per-task norms, got TaskNorm, their base class: take TaskBatchNorm, "
+                "TaskLayerNorm, ..."
             )
         if not isinstance(norm, self.kinds):
             expected = ", ".join(kind.__name__ for kind in self.kinds)
-            raise TypeError(f"expected {expected}, got {type(norm).__name__}")
-        if num_tasks < 1:
-            raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
+            raise TypeError(f"expected {expected}, got {type(norm).__name__}: take the per-task norm of its kind")
+        check_count("num_tasks", num_tasks)
         self.norms = nn.ModuleList(copy.deepcopy(norm) for _ in range(num_tasks))
         self.task: int | None = None
         self.training = norm.training
 
     @property
     def num_tasks(self) -> int:
+        """T."""
         return len(self.norms)
 
     def of_task(self, task: int | None) -> nn.Module:
-        """The module of this task.  Raises RuntimeError where no task is chosen, IndexError where it is not there."""
+        """The module of this task.
+
+        Raises:
+            RuntimeError: where no task is chosen.
+            IndexError: where it is not there.
+        """
         if task is None:
             raise RuntimeError(
-                f"{type(self).__name__} needs a task: run the model in `with select_task(model, task):`, or pass task="
+                f"{type(self).__name__} expected a task, got None: run the model in `with select_task(model, task):`, "
+                "or pass task="
             )
         if not 0 <= task < self.num_tasks:
-            raise IndexError(f"expected a task 0 .. {self.num_tasks - 1}, got {task}")
+            raise IndexError(f"expected a task 0 .. {self.num_tasks - 1}, got {task}: choose one of these")
         return self.norms[task]
 
     def forward(self, input: Tensor, task: int | None = None) -> Tensor:
@@ -91,17 +109,21 @@ class TaskNorm(nn.Module):
         return torch.stack([weight.detach().flatten() for weight in weights if weight is not None]).double()
 
     def gains(self) -> Tensor:
-        """float64 [T, C]: the squared factor of each task between the layer before and the output of the norm, where
-        only what differs between channels counts: gamma^2."""
+        """float64 [T, C]: gamma^2, the squared factor of each task between the layer before and the norm's output.
+
+        Only what differs between channels counts.
+        """
         return self.scales().square()
 
     @classmethod
     def convert(cls, model: nn.Module, num_tasks: int) -> nn.Module:
-        """Puts this class in the place of every module in ``model`` that it can copy (of :class:`TaskNorm`: of all
-        batch, layer, group and RMS norms), as ``SyncBatchNorm.convert_sync_batchnorm`` does.
+        """Puts this class in the place of every module that it can copy, as ``SyncBatchNorm.convert_sync_batchnorm``.
 
-        Every task begins with the parameters and statistics that are there.  Returns the model; another object only
-        where it is a norm itself.  A module that stands in several places stays one module.
+        :class:`TaskNorm` itself can copy all batch, layer, group and RMS norms.  Every task begins with the parameters
+        and statistics that are there.  A module that stands in several places stays one module.
+
+        Returns:
+            The model; another object only where it is a norm itself.
         """
         return _replaced(model, lambda module: _task_norm(cls, module, num_tasks), {})
 
@@ -116,53 +138,98 @@ class TaskNorm(nn.Module):
 
 
 class TaskBatchNorm(TaskNorm):
-    """BatchNorm1d, 2d or 3d with affine parameters and running statistics for each task (Jeong & Yoon, CVPR 2024)."""
+    """BatchNorm1d, 2d or 3d with affine parameters and running statistics for each task (Jeong & Yoon, CVPR 2024).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> model = TaskBatchNorm.convert(model, num_tasks=2)
+        >>> with select_task(model, 1):
+        ...     model(torch.zeros(4, 3, 5, 5)).shape
+        torch.Size([4, 8, 3, 3])
+    """
 
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
     def gains(self) -> Tensor:
         """float64 [T, C]: gamma^2 / (running variance + eps), the square of Eq. 5.
 
-        Raises ValueError where there are no running statistics.
+        Raises:
+            ValueError: where there are no running statistics.
         """
         variances = [norm.running_var for norm in self.norms]
         if variances[0] is None:
             raise ValueError(
-                "connection strength needs running statistics: make the norms with track_running_stats=True"
+                "expected running statistics, which connection strength reads, got None: make the norms with "
+                "track_running_stats=True"
             )
         eps: float = self.norms[0].eps  # type: ignore[assignment]
         return super().gains() / (torch.stack(variances).double() + eps)  # type: ignore[arg-type]
 
 
 class TaskBatchNorm1d(TaskBatchNorm):
-    """T times ``nn.BatchNorm1d(num_features, **options)``."""
+    """T times ``nn.BatchNorm1d(num_features, **options)``.
+
+    Example:
+        >>> norm = TaskBatchNorm1d(8, num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8)).shape
+        torch.Size([4, 8])
+    """
 
     def __init__(self, num_features: int, num_tasks: int, **options: Any) -> None:
         super().__init__(nn.BatchNorm1d(num_features, **options), num_tasks)
 
 
 class TaskBatchNorm2d(TaskBatchNorm):
-    """T times ``nn.BatchNorm2d(num_features, **options)``."""
+    """T times ``nn.BatchNorm2d(num_features, **options)``.
+
+    Example:
+        >>> norm = TaskBatchNorm2d(8, num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8, 5, 5)).shape
+        torch.Size([4, 8, 5, 5])
+    """
 
     def __init__(self, num_features: int, num_tasks: int, **options: Any) -> None:
         super().__init__(nn.BatchNorm2d(num_features, **options), num_tasks)
 
 
 class TaskBatchNorm3d(TaskBatchNorm):
-    """T times ``nn.BatchNorm3d(num_features, **options)``."""
+    """T times ``nn.BatchNorm3d(num_features, **options)``.
+
+    Example:
+        >>> norm = TaskBatchNorm3d(8, num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8, 5, 5, 5)).shape
+        torch.Size([4, 8, 5, 5, 5])
+    """
 
     def __init__(self, num_features: int, num_tasks: int, **options: Any) -> None:
         super().__init__(nn.BatchNorm3d(num_features, **options), num_tasks)
 
 
 class TaskLayerNorm(TaskNorm):
-    """LayerNorm with affine parameters for each task.  Its variance is the same for all channels."""
+    """LayerNorm with affine parameters for each task.  Its variance is the same for all channels.
+
+    Example:
+        >>> norm = TaskLayerNorm(torch.nn.LayerNorm(8), num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8)).shape
+        torch.Size([4, 8])
+    """
 
     kinds = (nn.LayerNorm,)
 
 
 class TaskRMSNorm(TaskNorm):
-    """RMSNorm with affine parameters for each task.  Its mean square is the same for all channels."""
+    """RMSNorm with affine parameters for each task.  Its mean square is the same for all channels.
+
+    Example:
+        >>> norm = TaskRMSNorm(torch.nn.RMSNorm(8), num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8)).shape
+        torch.Size([4, 8])
+    """
 
     kinds = (nn.RMSNorm,)
 
@@ -172,6 +239,12 @@ class TaskGroupNorm(TaskNorm):
 
     That mean, ``group_var`` [T, groups], has the momentum of BatchNorm (0.1); it serves the strengths only and does not
     change the output.
+
+    Example:
+        >>> norm = TaskGroupNorm(torch.nn.GroupNorm(2, 8), num_tasks=2)
+        >>> with select_task(norm, 1):
+        ...     norm(torch.zeros(4, 8, 5, 5)).shape
+        torch.Size([4, 8, 5, 5])
     """
 
     kinds = (nn.GroupNorm,)
@@ -227,7 +300,9 @@ def select_task(model: nn.Module, task: int) -> Iterator[None]:
     """In this context all per-task norms of the model are those of ``task``; afterwards what they were before.
 
     Under ``torch.compile`` every task is compiled once.
-    Raises IndexError, before anything is changed, where a norm has no such task.
+
+    Raises:
+        IndexError: before anything is changed, where a norm has no such task.
     """
     norms = [module for module in model.modules() if isinstance(module, TaskNorm)]
     for norm in norms:

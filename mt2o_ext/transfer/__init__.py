@@ -4,36 +4,41 @@ A rule turns the preferences, the distances between the subproblems and the step
 `Spectral` is the default; `Identity` gives K independent runs.
 """
 
-from mt2o_ext.transfer.base import Identity, TransferContext, TransferRule
-from mt2o_ext.transfer.checks import check_mix
-from mt2o_ext.transfer.cross_learning import CrossLearning
-from mt2o_ext.transfer.distance_decrease import DistanceDecrease
-from mt2o_ext.transfer.hat import Hat
-from mt2o_ext.transfer.mixing import MGD, Mean, Neighbours
-from mt2o_ext.transfer.moments import Moments
-from mt2o_ext.transfer.schedule import Constant, CosineDecay, ExponentialDecay, LinearDecay, Schedule, WithLearningRate
-from mt2o_ext.transfer.spectral import Spectral
-from mt2o_ext.transfer.user import UserTransfer, as_transfer_rule
+from ..checks import check_mix as check_mix
+from .base import TransferContext as TransferContext
+from .base import TransferRule as TransferRule
+from .cross_learning import CrossLearning as CrossLearning
+from .distance_decrease import DistanceDecrease as DistanceDecrease
+from .hat import Hat as Hat
+from .identity import Identity as Identity
+from .mixing import MGD as MGD
+from .mixing import Mean as Mean
+from .mixing import Neighbours as Neighbours
+from .moments import Moments as Moments
+from .registry import register as register
+from .schedule import Constant as Constant
+from .schedule import CosineDecay as CosineDecay
+from .schedule import ExponentialDecay as ExponentialDecay
+from .schedule import LinearDecay as LinearDecay
+from .schedule import Schedule as Schedule
+from .schedule import WithLearningRate as WithLearningRate
+from .spectral import Spectral as Spectral
+from .user import UserTransfer as UserTransfer
+from .user import as_transfer_rule as as_transfer_rule
 
 __all__ = [
-    "MGD",
     "Constant",
     "CosineDecay",
-    "CrossLearning",
-    "DistanceDecrease",
     "ExponentialDecay",
-    "Hat",
-    "Identity",
     "LinearDecay",
-    "Mean",
     "Moments",
-    "Neighbours",
     "Schedule",
-    "Spectral",
     "TransferContext",
     "TransferRule",
     "UserTransfer",
     "WithLearningRate",
     "as_transfer_rule",
     "check_mix",
+    "register",
+    *sorted(cls.__name__ for cls in register.values()),
 ]

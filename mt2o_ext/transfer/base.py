@@ -1,4 +1,4 @@
-"""What every transfer rule is given and what it answers."""
+"""The contract of transfer rules: the context that they are given, and the matrix that they answer with."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from dataclasses import dataclass
 
 from torch import Size, Tensor
 
-from mt2o_ext.transfer.checks import check_count, check_preferences
+from ..checks import check_count, check_simplex
 
 
 @dataclass(frozen=True)
 class TransferContext:
-    """What a rule may look at; K subproblems, T tasks, S segments (one per parameter tensor).
+    """The things that a rule may look at; K subproblems, T tasks, S segments (one per parameter tensor).
 
-    preferences: [K, T] float64, rows on the simplex.
-    gram: [S, K, K] float64, centred: <theta_k - mean, theta_j - mean> per segment; of the change of Theta since the
-        last transfer for a rule with ``relative``; None unless the rule ``needs_gram``.
-    losses: [K, T] float64, the last losses, or None.
-    step: optimizer steps taken before this one.
-    lr: 0-d float64, the current learning rate of the first group.
-    initial_lr: the learning rate that group started with.
+    Attributes:
+        preferences: [K, T] float64, rows on the simplex.
+        gram: [S, K, K] float64, centred: <theta_k - mean, theta_j - mean> per segment; of the change of Theta since the
+            last transfer for a rule with ``relative``; None unless the rule ``needs_gram``.
+        losses: [K, T] float64, the last losses, or None.
+        step: optimizer steps taken before this one.
+        lr: 0-d float64, the current learning rate of the first group.
+        initial_lr: the learning rate that group started with.
+
+    Example:
+        >>> TransferContext(mt2o_ext.preferences.even(2), None, None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        TransferContext(preferences=tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64), gram=None, losses=None, step=0, lr=tensor(0.1000), initial_lr=0.1)
     """
 
     preferences: Tensor
@@ -37,13 +43,24 @@ class TransferRule(ABC):
 
     `bind` comes first and may read values on the host; `matrix` of the built-in rules never waits for the device.
 
-    every: the rule is due at each ``every``-th step.
-    needs_gram: `matrix` reads ``context.gram``.
-    relative: M filters only the change of Theta since the last transfer.
-    order: "adapt_then_combine" where the rule requires M (Theta - update); None leaves it to the optimizer.
-    fixed: M does not adapt to the data. With one mini-batch shared by all subproblems such rules did not help reliably.
-    nonnegative: no M has a negative entry.
-    counts_steps: M depends on ``context.step``.
+    Attributes:
+        every: the rule is due at each ``every``-th step.
+        needs_gram: `matrix` reads ``context.gram``.
+        relative: M filters only the change of Theta since the last transfer.
+        order: "adapt_then_combine" where the rule requires M (Theta - update); None leaves it to the optimizer.
+        fixed: M does not adapt to the data. With one mini-batch shared by all subproblems such rules did not help
+            reliably.
+        nonnegative: no M has a negative entry.
+        counts_steps: M depends on ``context.step``.
+
+    Example:
+        >>> class Ring(TransferRule):
+        ...     def matrix(self, context):
+        ...         identity = torch.eye(len(context.preferences), dtype=torch.float64)
+        ...         return 0.9 * identity + 0.1 * identity.roll(1, 1)
+        ...
+        >>> rule = Ring()
+        >>> rule.bind(mt2o_ext.preferences.even(3))
     """
 
     every: int = 1
@@ -62,10 +79,13 @@ class TransferRule(ABC):
     def bind(self, preferences: Tensor) -> None:
         """Prepares the rule for ``preferences`` [K, T] float64 and forgets any state; M will live on their device.
 
-        Warns (UserWarning) where K is too small for the rule, which then transfers nothing. Raises TypeError or
-        ValueError for preferences that are not rows of the simplex and for settings that do not fit them.
+        Warns (UserWarning) where K is too small for the rule, which then transfers nothing.
+
+        Raises:
+            TypeError, ValueError: for preferences that are not rows of the simplex, and for settings that do not fit
+                them.
         """
-        check_preferences(preferences)
+        check_simplex(preferences)
         self._bound = True
 
     @abstractmethod
@@ -73,7 +93,7 @@ class TransferRule(ABC):
         """M, [K, K] or one per segment [S, K, K], float64, on the preferences' device; None: nothing to do."""
 
     def due(self, step: int) -> bool:
-        """Whether the rule is applied in the step that follows ``step`` finished ones."""
+        """Return whether the rule is applied in the step that follows ``step`` finished ones."""
         return (step + 1) % self.every == 0
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -81,7 +101,11 @@ class TransferRule(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave; the rule must be bound. Raises ValueError when it does not fit."""
+        """Restores what `state_dict` gave; the rule must be bound.
+
+        Raises:
+            ValueError: when it does not fit.
+        """
         self._check_state(state, {})
 
     def _check_bound(self) -> None:
@@ -108,10 +132,3 @@ class TransferRule(ABC):
                 f"{type(self).__name__} expected the state {expected}, got {got}: "
                 "load it into the same rule with the same number of subproblems and segments"
             )
-
-
-class Identity(TransferRule):
-    """M = I: K independent runs, the baseline of every comparison."""
-
-    def matrix(self, context: TransferContext) -> Tensor | None:
-        return None

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.transfer.base import TransferContext, TransferRule
-from mt2o_ext.transfer.checks import check_count, check_real
+from ..checks import check_count, check_real
+from .base import TransferContext, TransferRule
+from .registry import register
 
 
+@register("cross-learning")
 class CrossLearning(TransferRule):
     """The nearest parameters with |theta_k - g| <= eps for some centre g (Cross-learning, arXiv 2010.12993).
 
@@ -19,10 +21,23 @@ class CrossLearning(TransferRule):
     paper's abstract, the solver ours: g = sum_k c_k theta_k by accelerated gradient steps with restarts on
     (1/2) sum_k max(0, r_k - eps)^2, a fixed number of them, from the last transfer's c.
 
-    eps: radius in units of the parameters; one number for the whole model, or one per segment.
-    iterations: gradient steps per transfer.
+    Args:
+        eps: radius in units of the parameters; one number for the whole model, or one per segment.
+        iterations: gradient steps per transfer.
 
-    State: ``coefficients`` c, [1, K] or [S, K], float64.
+    State:
+        ``coefficients`` c, [1, K] or [S, K], float64.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = CrossLearning(eps=0.5)
+        >>> rule.bind(preferences)
+        >>> gram = torch.tensor([[[1.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 1.0]]]).double()
+        >>> context = TransferContext(preferences, gram, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[0.7500, 0.0000, 0.2500],
+                [0.0000, 1.0000, 0.0000],
+                [0.2500, 0.0000, 0.7500]], dtype=torch.float64)
     """
 
     needs_gram = True
@@ -71,7 +86,14 @@ class CrossLearning(TransferRule):
 def centre_coefficients(gram: Tensor, radius: Tensor, start: Tensor, iterations: int) -> Tensor:
     """c [S, K] with sum 1: the centre sum_k c_k theta_k that minimises (1/2) sum_k max(0, r_k - radius)^2.
 
-    gram: centred Gram [S, K, K]; radius: [S, 1]; start: [S, K]. The gradient's Lipschitz constant is K, so steps 1/K.
+    Args:
+        gram: centred Gram [S, K, K].
+        radius: [S, 1].
+        start: c of the last transfer, [S, K].
+        iterations: gradient steps; the gradient's Lipschitz constant is K, so each is of length 1 / K.
+
+    Returns:
+        c [S, K].
     """
     num_subproblems = gram.shape[-1]
     centre, ahead, momentum = start, start, torch.ones_like(radius)

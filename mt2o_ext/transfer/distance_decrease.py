@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.transfer.base import TransferContext, TransferRule
+from .base import TransferContext, TransferRule
+from .registry import register
 
 
+@register("distance-decrease")
 class DistanceDecrease(TransferRule):
     """Subproblems that come closer attract each other (read in an implementation of the predecessor's follow-up).
 
@@ -15,7 +17,19 @@ class DistanceDecrease(TransferRule):
     over the whole model and D0_k the largest mean distance of subproblem k so far. The first call gives M = I. From a
     common start the subproblems only drift apart: then it never transfers anything.
 
-    State: ``distance`` [K, K] and ``largest_mean`` [K], float64.
+    State:
+        ``distance`` [K, K] and ``largest_mean`` [K], float64.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = DistanceDecrease()
+        >>> rule.bind(preferences)
+        >>> gram = torch.tensor([[[1.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 1.0]]]).double()
+        >>> context = TransferContext(preferences, gram, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 1.]], dtype=torch.float64)
     """
 
     needs_gram = True

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.transfer.checks import check_count
-from mt2o_ext.transfer.mixing import FixedMix
-from mt2o_ext.transfer.polynomial import orthonormal_polynomials, symmetrized
-from mt2o_ext.transfer.schedule import Schedule
+from ..checks import check_count
+from .mixing import FixedMix
+from .polynomial import orthonormal_polynomials, symmetrized
+from .registry import register
+from .schedule import Schedule
 
 
+@register("hat")
 class Hat(FixedMix):
     """P = H = B (B^T B)^-1 B^T, B the polynomials of ``degree`` in the preferences (our derivation).
 
@@ -18,8 +20,20 @@ class Hat(FixedMix):
     beyond ``degree``. Needs at least twice as many subproblems as columns of B (degree 1: T), else it transfers nothing
     and warns.
 
-    degree: >= 1.
-    tau: strength in [0, 1], a number or a `Schedule`.
+    Args:
+        degree: >= 1.
+        tau: strength in [0, 1], a number or a `Schedule`.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(4)
+        >>> rule = Hat(degree=1, tau=0.5)
+        >>> rule.bind(preferences)
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[ 0.8500,  0.2000,  0.0500, -0.1000],
+                [ 0.2000,  0.6500,  0.1000,  0.0500],
+                [ 0.0500,  0.1000,  0.6500,  0.2000],
+                [-0.1000,  0.0500,  0.2000,  0.8500]], dtype=torch.float64)
     """
 
     def __init__(self, degree: int = 1, tau: float | Schedule = 1.0, *, every: int = 10) -> None:

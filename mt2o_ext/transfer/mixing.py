@@ -7,10 +7,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from mt2o_ext.transfer.base import TransferContext, TransferRule
-from mt2o_ext.transfer.checks import check_count, check_mix, check_positive, check_real
-from mt2o_ext.transfer.polynomial import symmetrized
-from mt2o_ext.transfer.schedule import Schedule, as_schedule
+from ..checks import check_count, check_mix, check_positive, check_real
+from .base import TransferContext, TransferRule
+from .polynomial import symmetrized
+from .registry import register
+from .schedule import Schedule, as_schedule
 
 
 class FixedMix(TransferRule):
@@ -43,10 +44,22 @@ class FixedMix(TransferRule):
         return (1 - tau) * torch.eye(*self._mix.shape, dtype=torch.float64, device=self._mix.device) + tau * self._mix
 
 
+@register("mean")
 class Mean(FixedMix):
     """P = 1 1^T / K: every subproblem moves to the mean of all. Biased where the tasks conflict.
 
-    strength: tau in [0, 1], a number or a `Schedule`.
+    Args:
+        strength: tau in [0, 1], a number or a `Schedule`.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = Mean(0.3)
+        >>> rule.bind(preferences)
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[0.8000, 0.1000, 0.1000],
+                [0.1000, 0.8000, 0.1000],
+                [0.1000, 0.1000, 0.8000]], dtype=torch.float64)
     """
 
     def __init__(self, strength: float | Schedule, *, every: int = 1) -> None:
@@ -57,12 +70,24 @@ class Mean(FixedMix):
         return preferences.new_full((num_subproblems, num_subproblems), 1 / num_subproblems)
 
 
+@register("neighbours")
 class Neighbours(FixedMix):
     """P_kj ~ exp(-|w_k - w_j|^2 / (2 width^2)) for j != k, rows normalised. Biased where the tasks conflict.
 
-    strength: tau in [0, 1], a number or a `Schedule`.
-    width: distance in preference space at which the influence has fallen to exp(-1/2).
-    nearest: only that many nearest subproblems count, and all those at the same distance as the last of them.
+    Args:
+        strength: tau in [0, 1], a number or a `Schedule`.
+        width: distance in preference space at which the influence has fallen to exp(-1/2).
+        nearest: only that many nearest subproblems count, and all those at the same distance as the last of them.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = Neighbours(0.5, width=0.5)
+        >>> rule.bind(preferences)
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[0.5000, 0.4763, 0.0237],
+                [0.2500, 0.5000, 0.2500],
+                [0.0237, 0.4763, 0.5000]], dtype=torch.float64)
     """
 
     def __init__(self, strength: float | Schedule, width: float, nearest: int | None = None, *, every: int = 1) -> None:
@@ -85,11 +110,23 @@ class Neighbours(FixedMix):
         return torch.softmax(-((distance / self.width) ** 2) / 2, dim=1)
 
 
+@register("mgd")
 class MGD(FixedMix):
     """theta_k += rate * sum_j r_kj (theta_j - theta_k), the rule of MT2O's predecessor (read in its published code).
 
-    relation: r [K, K], its diagonal does not count; None: the cosines of the preferences.
-    rate: the strength per step, >= 0; not multiplied by the learning rate.
+    Args:
+        relation: r [K, K], its diagonal does not count; None: the cosines of the preferences.
+        rate: the strength per step, >= 0; not multiplied by the learning rate.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(3)
+        >>> rule = MGD(rate=0.1)
+        >>> rule.bind(preferences)
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> rule.matrix(context)
+        tensor([[0.9293, 0.0707, 0.0000],
+                [0.0707, 0.8586, 0.0707],
+                [0.0000, 0.0707, 0.9293]], dtype=torch.float64)
     """
 
     def __init__(self, relation: Tensor | None = None, rate: float = 1e-3, *, every: int = 1) -> None:

@@ -12,13 +12,14 @@ _RANK_TOLERANCE = 1e-8
 def orthonormal_polynomials(preferences: Tensor, max_degree: int | None = None) -> tuple[Tensor, list[int]]:
     """An orthonormal basis of the polynomials in the preferences, restricted to the K given points.
 
-    Returns Phi [K, R] float64 on the preferences' device and the R degrees, ascending; column 0 is constant, the first
-    columns up to a degree span all polynomials of that degree. R <= K, and R = K where all points differ and
-    ``max_degree`` is None.
-
     Multivariate Arnoldi: the columns of one degree times the variables, made orthogonal to everything before, are the
     next degree (Brubeck, Nakatsukasa, Trefethen, "Vandermonde with Arnoldi", 2021), so no power is ever formed and
     high degrees stay well conditioned.
+
+    Returns:
+        Phi [K, R] float64 on the preferences' device and the R degrees, ascending; column 0 is constant, the first
+        columns up to a degree span all polynomials of that degree. R <= K, and R = K where all points differ and
+        ``max_degree`` is None.
     """
     num_points = len(preferences)
     # The rows sum to 1: the last task's weight is a linear function of the others and the constant.

@@ -1,4 +1,4 @@
-"""How strong a transfer is over time: tau in [0, 1], 0 no transfer, 1 all of it.
+"""The strength of a transfer over time: tau in [0, 1], 0 no transfer, 1 all of it.
 
 Transfer that fades leaves no bias; transfer that stays while the learning rate decays draws the front together.
 """
@@ -12,16 +12,26 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from mt2o_ext.transfer.checks import check_count, check_positive, check_real
+from ..checks import check_count, check_positive, check_real
 
 if TYPE_CHECKING:
-    from mt2o_ext.transfer.base import TransferContext
+    from .base import TransferContext
 
 
 class Schedule(ABC):
     """Gives tau in [0, 1] for a step: a float, or a 0-d tensor where it follows a value on the device.
 
-    counts_steps: tau depends on ``context.step``.
+    Attributes:
+        counts_steps: tau depends on ``context.step``.
+
+    Example:
+        >>> class OnAndOff(Schedule):
+        ...     counts_steps = True
+        ...
+        ...     def __call__(self, context):
+        ...         return float(context.step % 100 < 50)
+        ...
+        >>> rule = Mean(OnAndOff())
     """
 
     counts_steps: ClassVar[bool] = False
@@ -32,7 +42,12 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """tau = ``value``."""
+    """tau = ``value``.
+
+    Example:
+        >>> Hat(tau=Constant(0.5)).tau
+        Constant(value=0.5)
+    """
 
     value: float
 
@@ -68,14 +83,24 @@ class _Decay(Schedule):
 
 
 class LinearDecay(_Decay):
-    """From ``start`` to ``end`` on a straight line in ``steps`` steps, then ``end``."""
+    """From ``start`` to ``end`` on a straight line in ``steps`` steps, then ``end``.
+
+    Example:
+        >>> Mean(LinearDecay(0.8, steps=1000)).tau
+        LinearDecay(start=0.8, steps=1000, end=0.0)
+    """
 
     def share_left(self, progress: float) -> float:
         return 1 - progress
 
 
 class CosineDecay(_Decay):
-    """From ``start`` to ``end`` on half a cosine in ``steps`` steps, then ``end``."""
+    """From ``start`` to ``end`` on half a cosine in ``steps`` steps, then ``end``.
+
+    Example:
+        >>> Mean(CosineDecay(0.8, steps=1000, end=0.1)).tau
+        CosineDecay(start=0.8, steps=1000, end=0.1)
+    """
 
     def share_left(self, progress: float) -> float:
         return (1 + math.cos(math.pi * progress)) / 2
@@ -83,7 +108,12 @@ class CosineDecay(_Decay):
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """tau = ``start`` * 2^(-step / ``half_life``), the half-life in steps."""
+    """tau = ``start`` * 2^(-step / ``half_life``), the half-life in steps.
+
+    Example:
+        >>> Mean(ExponentialDecay(0.8, half_life=100)).tau
+        ExponentialDecay(start=0.8, half_life=100)
+    """
 
     counts_steps = True
 
@@ -100,7 +130,12 @@ class ExponentialDecay(Schedule):
 
 @dataclass(frozen=True)
 class WithLearningRate(Schedule):
-    """tau = ``value`` * lr / initial lr, at most 1: the coupling per unit of learning rate stays the same."""
+    """tau = ``value`` * lr / initial lr, at most 1: the coupling per unit of learning rate stays the same.
+
+    Example:
+        >>> Mean(WithLearningRate(0.8)).tau
+        WithLearningRate(value=0.8)
+    """
 
     value: float
 

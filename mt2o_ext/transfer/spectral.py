@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.transfer.base import TransferContext, TransferRule
-from mt2o_ext.transfer.polynomial import orthonormal_polynomials, symmetrized
+from .base import TransferContext, TransferRule
+from .polynomial import orthonormal_polynomials, symmetrized
+from .registry import register
 
 
+@register("spectral")
 class Spectral(TransferRule):
     """M_s = Phi diag(lambda_s) Phi^T per segment s, with the shrinkage read from the subproblems themselves.
 
@@ -20,7 +22,19 @@ class Spectral(TransferRule):
 
     M is symmetric with eigenvalues in [0, 1]; subproblems with the same preference are averaged.
 
-    relative: filter only the change since the last transfer; the positions are not pulled.
+    Args:
+        relative: filter only the change since the last transfer; the positions are not pulled.
+
+    Example:
+        >>> preferences = mt2o_ext.preferences.even(5)
+        >>> rule = Spectral()
+        >>> rule.bind(preferences)
+        >>> theta = torch.tensor([[0.0], [1.1], [1.9], [3.1], [4.0]]).double()  # nearly a line over the preferences
+        >>> theta = theta - theta.mean()
+        >>> gram = (theta @ theta.T)[None]
+        >>> context = TransferContext(preferences, gram, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
+        >>> (rule.matrix(context) @ theta)[0].T
+        tensor([[-2.0072, -0.9586, -0.0600,  1.0386,  1.9872]], dtype=torch.float64)
     """
 
     needs_gram = True

@@ -1,98 +1,65 @@
 """Weightings: how T task gradients become one.
 
 Most read only the Gram matrix of the task gradients, T x T numbers; the others the losses, or they change the gradients
-first. All are usable alone, ``CAGrad()(jacobian @ jacobian.T)``, and from K subproblems at once.
+first. All are usable alone, ``CAGrad()(jacobian @ jacobian.T)``, and from K subproblems at once. The examples in this
+package assume ``import torch, mt2o_ext`` and ``from mt2o_ext.weighting import *``; likewise in the other packages.
 """
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.aligned_mtl import AlignedMTL
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.cagrad import CAGrad
-from mt2o_ext.weighting.config import ConFIG
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.dbmtl import DBMTL
-from mt2o_ext.weighting.draw import Draw
-from mt2o_ext.weighting.dual_cone import DualProj, UPGrad
-from mt2o_ext.weighting.dwa import DWA
-from mt2o_ext.weighting.edm import EDM
-from mt2o_ext.weighting.ema import Ema
-from mt2o_ext.weighting.epo import EPO
-from mt2o_ext.weighting.every import Every
-from mt2o_ext.weighting.excess import ExcessMTL
-from mt2o_ext.weighting.fairgrad import FairGrad
-from mt2o_ext.weighting.fallback import Fallback
-from mt2o_ext.weighting.famo import FAMO
-from mt2o_ext.weighting.gls import GLS
-from mt2o_ext.weighting.graddrop import GradDrop
-from mt2o_ext.weighting.gradnorm import GradNorm
-from mt2o_ext.weighting.gradvac import GradVac
-from mt2o_ext.weighting.imtlg import IMTLG
-from mt2o_ext.weighting.ldc import LDCMTL
-from mt2o_ext.weighting.linear import LinearWeighting
-from mt2o_ext.weighting.mgda import MGDA
-from mt2o_ext.weighting.moco import MoCo
-from mt2o_ext.weighting.modo import MoDo
-from mt2o_ext.weighting.momentum_config import MomentumConFIG
-from mt2o_ext.weighting.nash import NashMTL
-from mt2o_ext.weighting.pcgrad import PCGrad
-from mt2o_ext.weighting.per_segment import PerSegment
-from mt2o_ext.weighting.pivrg import PIVRG
-from mt2o_ext.weighting.random_weights import RGW, RLW
-from mt2o_ext.weighting.rescale import Rescale
-from mt2o_ext.weighting.row_scaling import LogLosses, Relative
-from mt2o_ext.weighting.sdmgrad import SDMGrad
-from mt2o_ext.weighting.shorthand import as_weighting
-from mt2o_ext.weighting.stch import STCH
-from mt2o_ext.weighting.tension import TaskTensioner
-from mt2o_ext.weighting.uncertainty import IMTLL, UncertaintyWeighting
-from mt2o_ext.weighting.wpcgrad import WPCGrad
+from ..loss_domain import LossDomain as LossDomain
+from .aligned_mtl import AlignedMTL as AlignedMTL
+from .around.ema import Ema as Ema
+from .around.every import Every as Every
+from .around.fallback import Fallback as Fallback
+from .around.per_segment import PerSegment as PerSegment
+from .around.rescale import Rescale as Rescale
+from .around.row_scaling import LogLosses as LogLosses
+from .around.row_scaling import Relative as Relative
+from .base import Weighting as Weighting
+from .cagrad import CAGrad as CAGrad
+from .config import ConFIG as ConFIG
+from .context import Needs as Needs
+from .context import WeightingContext as WeightingContext
+from .dbmtl import DBMTL as DBMTL
+from .draw import Draw as Draw
+from .dual_cone import DualProj as DualProj
+from .dual_cone import UPGrad as UPGrad
+from .dwa import DWA as DWA
+from .edm import EDM as EDM
+from .epo import EPO as EPO
+from .excess import ExcessMTL as ExcessMTL
+from .fairgrad import FairGrad as FairGrad
+from .famo import FAMO as FAMO
+from .gls import GLS as GLS
+from .graddrop import GradDrop as GradDrop
+from .gradnorm import GradNorm as GradNorm
+from .gradvac import GradVac as GradVac
+from .imtlg import IMTLG as IMTLG
+from .linear import LinearWeighting as LinearWeighting
+from .mgda import MGDA as MGDA
+from .moco import MoCo as MoCo
+from .modo import MoDo as MoDo
+from .momentum_config import MomentumConFIG as MomentumConFIG
+from .nash import NashMTL as NashMTL
+from .pcgrad import PCGrad as PCGrad
+from .pivrg import PIVRG as PIVRG
+from .random_weights import RGW as RGW
+from .random_weights import RLW as RLW
+from .registry import as_weighting as as_weighting
+from .registry import register as register
+from .registry import register_around as register_around
+from .sdmgrad import SDMGrad as SDMGrad
+from .stch import STCH as STCH
+from .tension import TaskTensioner as TaskTensioner
+from .uncertainty import IMTLL as IMTLL
+from .uncertainty import UncertaintyWeighting as UncertaintyWeighting
 
 __all__ = [
-    "DBMTL",
-    "DWA",
-    "EDM",
-    "EPO",
-    "FAMO",
-    "GLS",
-    "IMTLG",
-    "IMTLL",
-    "LDCMTL",
-    "MGDA",
-    "PIVRG",
-    "RGW",
-    "RLW",
-    "STCH",
-    "AlignedMTL",
-    "CAGrad",
-    "ConFIG",
     "Draw",
-    "DualProj",
-    "Ema",
-    "Every",
-    "ExcessMTL",
-    "FairGrad",
-    "Fallback",
-    "GradDrop",
-    "GradNorm",
-    "GradVac",
-    "LinearWeighting",
-    "LogLosses",
     "LossDomain",
-    "MoCo",
-    "MoDo",
-    "MomentumConFIG",
-    "NashMTL",
     "Needs",
-    "PCGrad",
-    "PerSegment",
-    "Relative",
-    "Rescale",
-    "SDMGrad",
-    "TaskTensioner",
-    "UPGrad",
-    "UncertaintyWeighting",
-    "WPCGrad",
     "Weighting",
     "WeightingContext",
     "as_weighting",
+    "register",
+    *sorted(cls.__name__ for registry in (register, register_around) for cls in registry.values()),
 ]

@@ -5,24 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_choice, check_real
-from mt2o_ext.weighting.solvers import spectrum, times
+from ..checks import check_choice, check_real
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import spectrum, times
 
 
+@register("aligned-mtl")
 class AlignedMTL(Weighting):
     """Aligned-MTL (Senushkin, Patakin, Kuznetsov and Konushin, CVPR 2023, arXiv 2305.19000).
 
     w = B u, B = sqrt(sg) V Lam^(-1/2) V' over the numerical rank of Q = V Lam V': BQB = sg I there. Homogeneous.
 
-    scale: sg is the least eigenvalue of the rank ("min"), their median (the lower of two) or their mean ("rmse" in
-        TorchJD).
-    rtol: what counts as zero, see `CAGrad`: an eigenvalue |J'e|^2 counts above rtol sum_t (e_t |g_t|)^2, so that short
-        gradients count as long ones do.
-
     u is the preferences, 1 / T without any (TorchJD); the authors and LibMTL take 1: `Rescale(..., "T")`. "min" jumps
     where the numerical rank changes.
+
+    Args:
+        scale: sg is the least eigenvalue of the rank ("min"), their median (the lower of two) or their mean ("rmse" in
+            TorchJD).
+        rtol: what counts as zero, see `CAGrad`: an eigenvalue |J'e|^2 counts above rtol sum_t (e_t |g_t|)^2, so that
+            short gradients count as long ones do.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> AlignedMTL()(gram)
+        tensor([0.3092, 0.5578], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

@@ -1,4 +1,4 @@
-"""What every weighting is given and what it answers."""
+"""The contract of weightings: what they are asked, what they remember, and when they refuse."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.device import capturing, kept_in_place
-from mt2o_ext.loss_domain import LossDomain, Reason
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.draw import Draw
-from mt2o_ext.weighting.refusal import Outcome, overflow
+from ..device import capturing, kept_in_place
+from ..loss_domain import LossDomain, Reason
+from .context import Needs, WeightingContext
+from .draw import Draw
+from .refusal import Outcome, overflow
+from .tables import along, batched_tables, check_fields
 
 State = dict[str, Tensor]
 
@@ -28,10 +29,22 @@ class Weighting(ABC):
     finite, whose losses are outside of ``loss_domain`` or whose weights are no usable numbers must keep its old state.
     Such a subproblem gets NaN as weights: the optimizer skips its step, and tells why (`refusals`, `reasons`).
 
-    needs: what the weighting reads; see `Needs`.
-    loss_domain: the losses that its formula exists for; see `LossDomain`.
-    degree: all losses (and their history) times a give the update times a^degree; None: there is no such law.
-    per_segment: the weights are [K, S, T].
+    Attributes:
+        needs: what the weighting reads; see `Needs`.
+        loss_domain: the losses that its formula exists for; see `LossDomain`.
+        degree: all losses (and their history) times a give the update times a^degree; None: there is no such law.
+        per_segment: the weights are [K, S, T].
+
+    Example:
+        >>> class InverseLosses(Weighting):
+        ...     needs = Needs.LOSSES
+        ...     degree = 0.0
+        ...
+        ...     def _weights(self, context):
+        ...         return 1 / context.losses
+        ...
+        >>> InverseLosses()(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.5000, 2.0000], dtype=torch.float64)
     """
 
     needs: Needs = Needs.NOTHING
@@ -55,7 +68,8 @@ class Weighting(ABC):
     def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
         """Prepares for K subproblems, T tasks and S segments on ``device`` and forgets any state.
 
-        Raises ValueError for settings that do not fit.
+        Raises:
+            ValueError: for settings that do not fit.
         """
         self._shape = (num_rows, num_tasks, num_segments)
         self._device = torch.device(device)
@@ -66,25 +80,34 @@ class Weighting(ABC):
             part.bind(num_rows, num_tasks, num_segments, device)
 
     def forget_columns(self) -> bool:
-        """Forgets what is kept for each element of the gradients, which have other elements now; True if there was
-        anything."""
+        """Forgets what is kept for each element of the gradients, which have other elements now.
+
+        Returns:
+            True if there was anything.
+        """
         forgotten = [part.forget_columns() for part in self._parts().values()]
         return any(forgotten)
 
     def check_columns(self, widths: Sequence[int]) -> None:
-        """Raises ValueError unless what is kept for each element is that of gradients [K, T, P], P of these widths."""
+        """Checks that what is kept for each element is that of gradients [K, T, P], P of these widths.
+
+        Raises:
+            ValueError: where it is not.
+        """
         for part in self._parts().values():
             part.check_columns(widths)
 
     def needs_at(self, step: int) -> Needs:
-        """What `weights` reads after ``step`` finished steps: less than ``needs`` where old weights are kept."""
+        """Return what `weights` reads after ``step`` finished steps: less than ``needs`` where old weights are kept."""
         return self.needs
 
     @torch.no_grad()
     def weights(self, context: WeightingContext) -> Tensor:
         """w, float64 [K, T] (per segment: [K, S, T]); NaN in the rows of subproblems that must skip this step.
 
-        Raises ValueError where the context lacks what the weighting needs, RuntimeError before `bind`.
+        Raises:
+            ValueError: where the context lacks what the weighting needs.
+            RuntimeError: before `bind`.
         """
         self._check(context)
         before = dict(self._state)
@@ -97,13 +120,13 @@ class Weighting(ABC):
         self._keep(took_part, before)
         self._took_part = took_part
         self._last = Outcome(finite & ~took_part, outside, context.losses, unusable, weights)
-        weights = torch.where(_along(took_part, weights), weights, math.nan)
+        weights = torch.where(along(took_part, weights), weights, math.nan)
         self._settle(before)
         return weights
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
-        """What `refusals` counts from 1: its own reasons to refuse a step, and then those of its parts."""
+        """The reasons that `refusals` counts from 1: its own ones to refuse a step, and then those of its parts."""
         name = type(self).__name__
         of_parts = [reason for part in self._parts().values() for reason in part.reasons]
         return (self.loss_domain.reason(name), overflow(name), *of_parts)
@@ -115,9 +138,11 @@ class Weighting(ABC):
 
     @torch.no_grad()
     def refusals(self) -> Tensor | None:
-        """Why that was so, float64 [K, 3]; None before any weights.
+        """Return why that was so, as numbers; None before any weights.
 
-        In each row the number of one of the `reasons` (0: not refused), the task and the value that it speaks of.
+        Returns:
+            float64 [K, 3]: in each row the number of one of the `reasons` (0: not refused), the task and the value that
+            it speaks of.
         """
         if self._last is None:
             return None
@@ -128,8 +153,10 @@ class Weighting(ABC):
     def transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         """Changes the task gradients J in place, before their Gram matrix is taken (`Needs.ROWS`).
 
-        rows: one [K, T, P] for each dtype of the model; padding columns must be finite. ``context`` holds no Gram yet.
-        Subproblems with a non-finite gradient or loss are left as they are.
+        Args:
+            rows: one [K, T, P] for each dtype of the model; padding columns must be finite. Subproblems with a
+                non-finite gradient or loss are left as they are.
+            context: of this step; it holds no Gram matrix yet.
         """
         self._check(context, only=Needs.LOSSES | Needs.DRAWS)
         _, _, finite = self._judge(context)
@@ -174,17 +201,26 @@ class Weighting(ABC):
     ) -> Tensor:
         """The weights for matrices at hand, without an optimizer: ``CAGrad()(jacobian @ jacobian.T)``.
 
-        gram: [T, T], or [K, T, T] for K subproblems; the other tables likewise with or without K. preferences: the
-        same for all tasks where None. generator: for methods that draw; torch's default one where None. What has a
-        state keeps it from call to call until the shape changes. accuracy: relative error of the matrices' entries; the
-        rounding of their dtype where None. What is zero to this accuracy counts as zero: give
-        ``mt2o_ext.ops.length_accuracy(dtype)`` for the dtype of the gradients where you have converted the matrix.
+        A method with a state keeps it from call to call until the shape changes.
 
-        Returns float64 [T], or [K, T].
+        Args:
+            gram: the Gram matrix J J' of the task gradients, [T, T], or [K, T, T] for K subproblems.
+            losses: [T] or [K, T], for methods that read them.
+            preferences: [T] or [K, T]; the same for all tasks where None.
+            segments: one Gram matrix for each parameter tensor, [S, T, T] or [K, S, T, T].
+            cross: inner products of the gradients of two mini-batches, [T, T] or [K, T, T].
+            epoch: finished epochs, for methods that count them.
+            generator: for methods that draw; torch's default one where None.
+            accuracy: relative error of the matrices' entries; the rounding of their dtype where None. What is zero to
+                this accuracy counts as zero: give ``mt2o_ext.ops.length_accuracy(dtype)`` for the dtype of the
+                gradients where you have converted the matrix.
+
+        Returns:
+            float64 [T], or [K, T].
         """
         tables = {"losses": (losses, 1), "gram": (gram, 2), "segments": (segments, 3), "cross": (cross, 2)}
         tables["preferences"] = (preferences, 1)
-        batched, given = _batched(tables)
+        batched, given = batched_tables(tables)
         table = next(iter(given.values()))
         num_rows, num_tasks = len(table), table.shape[-1]
         num_segments = given["segments"].shape[1] if "segments" in given else 1
@@ -218,7 +254,8 @@ class Weighting(ABC):
     def load_state_dict(self, state: State) -> None:
         """Restores what `state_dict` gave; the weighting must be bound.
 
-        Raises ValueError when it does not fit, before anything is changed.
+        Raises:
+            ValueError: when it does not fit, before anything is changed.
         """
         self._check_bound()
         self._check_state(state)
@@ -261,8 +298,11 @@ class Weighting(ABC):
         return None
 
     def _judge(self, context: WeightingContext) -> tuple[Tensor, Tensor | None, Tensor]:
-        """bool [K], what is finite; [K, T], the losses outside of ``loss_domain`` (None: there are none); [K], what is
-        finite and has none outside.
+        """Judge gradients and losses.
+
+        Returns:
+            bool [K], the subproblems that are finite; bool [K, T], the losses outside of ``loss_domain`` (None: there
+            are none); bool [K], those that are finite and have none outside.
         """
         finite, outside = context.all_finite(), None
         if context.losses is not None:
@@ -273,7 +313,7 @@ class Weighting(ABC):
         """Puts back the old state of the subproblems that skip this step."""
         for name, old in before.items():
             new = self._state[name]
-            self._state[name] = new if new is old else torch.where(_along(finite, new), new, old)
+            self._state[name] = new if new is old else torch.where(along(finite, new), new, old)
 
     def _settle(self, before: State) -> None:
         """In a CUDA graph the new state takes the place of the old one."""
@@ -294,17 +334,8 @@ class Weighting(ABC):
         name = type(self).__name__
         if context.preferences.shape != (rows, tasks):
             got = tuple(context.preferences.shape)
-            raise ValueError(f"{name} was bound to preferences [{rows}, {tasks}], got {got}: call bind again")
-        needs = self.needs_at(context.step) if only is None else self.needs & only
-        for flag, field in _FIELDS.items():
-            value = getattr(context, field)
-            if flag in needs and value is None:
-                raise ValueError(f"{name} needs context.{field}, got None: pass what Weighting.needs names")
-            if isinstance(value, Tensor) and (value.shape[0] != rows or value.shape[-1] != tasks):
-                raise ValueError(
-                    f"{name} was bound to {rows} subproblems and {tasks} tasks, got {field} of shape "
-                    f"{tuple(value.shape)}: call bind again"
-                )
+            raise ValueError(f"{name} expected preferences [{rows}, {tasks}], got {got}: call bind again")
+        check_fields(name, context, self.needs_at(context.step) if only is None else self.needs & only, rows, tasks)
 
     def _load(self, state: State) -> None:
         own, of_parts = self._shared_out(state)
@@ -326,7 +357,7 @@ class Weighting(ABC):
             part._check_state(of_parts[name])
 
     def _shared_out(self, state: State) -> tuple[State, dict[str, State]]:
-        """What of a state is this weighting's own, and what belongs to its parts."""
+        """Split a state into this weighting's own and those of its parts."""
         own: State = {}
         of_parts: dict[str, State] = {name: {} for name in self._parts()}
         for key, tensor in state.items():
@@ -336,47 +367,3 @@ class Weighting(ABC):
             else:
                 own[key] = tensor
         return own, of_parts
-
-
-_FIELDS = {
-    Needs.LOSSES: "losses",
-    Needs.GRAM: "gram",
-    Needs.DIAGONAL: "gram",
-    Needs.SEGMENTS: "segments",
-    Needs.CROSS: "cross",
-    Needs.DRAWS: "draw",
-}
-
-
-def _along(mask: Tensor, table: Tensor) -> Tensor:
-    """mask [K] in the shape that broadcasts with table [K, ...]."""
-    return mask.view(-1, *[1] * (table.ndim - 1))
-
-
-def _batched(tables: dict[str, tuple[Tensor | None, int]]) -> tuple[bool, dict[str, Tensor]]:
-    """The tables that are there, float64 and with a dimension K; whether they came with one.
-
-    Each comes with the number of its dimensions without K. Raises TypeError or ValueError where they do not fit.
-    """
-    given = {name: (table, dims) for name, (table, dims) in tables.items() if table is not None}
-    if not given:
-        raise ValueError("expected at least one of gram, losses and preferences, got none")
-    for name, (table, _) in given.items():
-        if not isinstance(table, Tensor) or not table.is_floating_point():
-            got = table.dtype if isinstance(table, Tensor) else type(table).__name__
-            raise TypeError(f"expected {name} as a floating-point tensor, got {got}")
-    extra = {name: table.ndim - dims for name, (table, dims) in given.items()}
-    if not all(0 <= more <= 1 for more in extra.values()):
-        shapes = {name: tuple(table.shape) for name, (table, _) in given.items()}
-        raise ValueError(f"expected gram [T, T] or [K, T, T], losses and preferences [T] or [K, T], got {shapes}")
-    batched = max(extra.values()) == 1
-    num_rows = next((len(table) for name, (table, _) in given.items() if extra[name]), 1)
-    wide = {
-        name: table.detach().double() if extra[name] else table.detach().double().expand(num_rows, *table.shape)
-        for name, (table, _) in given.items()
-    }
-    ends = {(len(table), table.shape[-1]) for table in wide.values()}
-    if len(ends) > 1:
-        shapes = {name: tuple(table.shape) for name, table in wide.items()}
-        raise ValueError(f"expected one number of subproblems and of tasks, got {shapes}")
-    return batched, wide

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import conflict_averse, strictly
+from ..checks import check_real
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import conflict_averse, strictly
 
 
+@register("cagrad")
 class CAGrad(Weighting):
     """Conflict-averse gradient descent (Liu, Liu, Jin, Stone and Liu, NeurIPS 2021, arXiv 2110.14048).
 
@@ -18,11 +20,17 @@ class CAGrad(Weighting):
     the gradients are stationary: the shortest vector g_v of their convex hull is zero to the accuracy of the gradients,
     |g_v|^2 <= rtol sum_t (v_t |g_t|)^2. Homogeneous.
 
-    c: 0.5 in LibMTL, 0.4 in the authors' experiments.
-    rescale: divides w by 1 (0; TorchJD), 1 + c^2 (1; LibMTL's default) or 1 + c (2).
-    rtol: T times the accuracy of the Gram matrix if None: 2^-23 for float32 gradients, 2^-52 for float64, 2^-14 for
-        bfloat16.
-    strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+    Args:
+        c: 0.5 in LibMTL, 0.4 in the authors' experiments.
+        rescale: divides w by 1 (0; TorchJD), 1 + c^2 (1; LibMTL's default) or 1 + c (2).
+        rtol: T times the accuracy of the Gram matrix if None: 2^-23 for float32 gradients, 2^-52 for float64, 2^-14 for
+            bfloat16.
+        strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> CAGrad(c=0.4)(gram)
+        tensor([0.4310, 0.7297], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

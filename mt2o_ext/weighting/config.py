@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import inverse, pseudo_inverse_times, row_norms, scaled, squared_norm, times
+from ..checks import check_real
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import inverse, pseudo_inverse_times, row_norms, scaled, squared_norm, times
 
 
+@register("config")
 class ConFIG(Weighting):
     """Conflict-free inverse gradients (Liu, Chu and Thuerey, ICLR 2025, arXiv 2408.11104).
 
@@ -23,7 +25,13 @@ class ConFIG(Weighting):
     may be in conflict), and all weights are 0 where these cosines are zero to the accuracy of the gradients, as two
     opposite gradients have them.
 
-    rtol: what counts as zero, see `CAGrad`; eigenvalues of C count above it.
+    Args:
+        rtol: what counts as zero, see `CAGrad`; eigenvalues of C count above it.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> ConFIG()(gram)
+        tensor([0.7500, 1.5000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

@@ -1,4 +1,4 @@
-"""What a weighting may look at, and what it asks for."""
+"""The things that a weighting may look at, and the flags by which it asks for them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from enum import Flag, auto
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.draw import Draw
+from .draw import Draw
 
 
 class Needs(Flag):
-    """What a weighting reads: an optimizer skips every pass that nobody needs.
+    """Flags of what a weighting reads: an optimizer skips every pass that nobody needs.
 
     LOSSES: ``context.losses``. GRAM: ``context.gram``. DIAGONAL: only its diagonal (|g_t|^2). SEGMENTS:
     ``context.segments``. CROSS: ``context.cross``, two mini-batches. ROWS: `Weighting.transform_` changes the task
     gradients before their Gram matrix is taken. FEEDBACK: `Weighting.after_step`. EPOCHS: ``context.epoch`` counts.
     STEPS: ``context.step`` counts. DRAWS: ``context.draw``.
+
+    Example:
+        >>> CAGrad().needs is Needs.GRAM
+        True
+        >>> Needs.LOSSES in FAMO().needs
+        True
     """
 
     NOTHING = 0
@@ -37,21 +43,31 @@ class Needs(Flag):
 class WeightingContext:
     """K subproblems, T tasks, S segments (one per parameter tensor); float64, all on one device.
 
-    preferences: [K, T], rows on the simplex.
-    losses: [K, T], of this step.
-    gram: [K, T, T], <g_i, g_j>; zeros off the diagonal for a weighting that needs only the diagonal.
-    segments: [K, S, T, T]; their sum is ``gram``.
-    cross: [K, T, T], <g_i of one mini-batch, g_j of another>.
-    accuracy: relative error of the Gram matrices' entries; :func:`mt2o_ext.ops.gram_accuracy` of the gradients' dtype.
-    length_accuracy: of |J'w|^2 where gradients cancel; :func:`mt2o_ext.ops.length_accuracy` of their dtype.
-    step: optimizer steps taken before this one.
-    epoch: epochs finished before this step, as the user counts them.
-    draw: the random numbers of this step.
-    finite: bool [K], False where the step is skipped: nothing is remembered of it. None: found from the other fields,
-        which in any case count too.
-    tasks: int64 [T], the names of the tasks for random numbers; None: 0 .. T-1.
-    largest: [K, T], the largest weights with which the gradients still add up to finite numbers of their type; None:
-        those of float64. Larger ones are refused.
+    Attributes:
+        preferences: [K, T], rows on the simplex.
+        losses: [K, T], of this step.
+        gram: [K, T, T], <g_i, g_j>; zeros off the diagonal for a weighting that needs only the diagonal.
+        segments: [K, S, T, T]; their sum is ``gram``.
+        cross: [K, T, T], <g_i of one mini-batch, g_j of another>.
+        accuracy: relative error of the Gram matrices' entries; :func:`mt2o_ext.ops.gram_accuracy` of the gradients'
+            dtype.
+        length_accuracy: of |J'w|^2 where gradients cancel; :func:`mt2o_ext.ops.length_accuracy` of their dtype.
+        step: optimizer steps taken before this one.
+        epoch: epochs finished before this step, as the user counts them.
+        draw: the random numbers of this step.
+        finite: bool [K], False where the step is skipped: nothing is remembered of it. None: found from the other
+            fields, which in any case count too.
+        tasks: int64 [T], the names of the tasks for random numbers; None: 0 .. T-1.
+        largest: [K, T], the largest weights with which the gradients still add up to finite numbers of their type;
+            None: those of float64. Larger ones are refused.
+
+    Example:
+        >>> preferences, gram = torch.tensor([[0.5, 0.5]]).double(), torch.eye(2).double()[None]
+        >>> context = WeightingContext(preferences=preferences, gram=gram)
+        >>> weighting = CAGrad(c=0.0, rescale=0)
+        >>> weighting.bind(1, 2, 1, "cpu")
+        >>> weighting.weights(context)
+        tensor([[0.5000, 0.5000]], dtype=torch.float64)
     """
 
     preferences: Tensor

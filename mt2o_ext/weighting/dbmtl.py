@@ -7,21 +7,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rows import RowWeighting, update_
-from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import inverse, row_norms
+from ..checks import check_real
+from ..loss_domain import LossDomain
+from .base import State
+from .context import Needs, WeightingContext
+from .memory import MemoryWeighting, update_
+from .registry import register
+from .solvers import inverse, row_norms
 
 
-class DBMTL(RowWeighting):
+@register("db-mtl")
+class DBMTL(MemoryWeighting):
     """Dual balancing (Lin, Jiang, Ye, Zhang, Chen, Chen, Liu and Kwok, arXiv 2308.12029).
 
     G = J / l, the gradients of the log losses; Y <- G + b_k (Y - G), b_k = beta k^-beta_decay, from Y = 0 without bias
     correction; w_t = max |y| / |y_t|: all weighted rows are as long as the longest. The update is Y'w, of degree 0.
 
-    State: ``steps`` [K]; ``memory.average`` [K, T, P], Y.
+    State:
+        ``steps`` [K]; ``memory.average`` [K, T, P], Y.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=DBMTL(), base="sgd", lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.9911, 1.9621])
     """
 
     needs = Needs.ROWS | Needs.DIAGONAL | Needs.LOSSES

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .context import WeightingContext
 
 # SplitMix64 (Steele, Lea and Flood 2014) in signed 64-bit integers, which wrap the same on every device.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -18,7 +23,15 @@ class Draw:
     (subproblem, task, element). Orders are the same on every device bit for bit; normal numbers up to the rounding of
     the device's logarithm. Ranks that were given the same key agree.
 
-    key: int64 [], on the CPU or on the device; it is never read on the host.
+    Args:
+        key: int64 [], on the CPU or on the device; it is never read on the host.
+
+    Example:
+        >>> draw = Draw.new(torch.Generator().manual_seed(0))
+        >>> draw.uniform(0, torch.arange(3))  # of purpose 0, for the ids 0, 1, 2
+        tensor([0.4375, 0.4565, 0.5699], dtype=torch.float64)
+        >>> draw.uniform(0, torch.tensor([2]))  # the same number again
+        tensor([0.5699], dtype=torch.float64)
     """
 
     def __init__(self, key: Tensor) -> None:
@@ -67,3 +80,37 @@ def _mix(bits: Tensor) -> Tensor:
     bits = (bits ^ _shifted(bits, 30)) * _FIRST
     bits = (bits ^ _shifted(bits, 27)) * _SECOND
     return bits ^ _shifted(bits, 31)
+
+
+# ---------------------------------------------------------------------- of a step
+
+
+def drawn(context: WeightingContext) -> Draw:
+    """``context.draw``, which `Weighting.weights` has found to be there."""
+    assert context.draw is not None
+    return context.draw
+
+
+def task_names(context: WeightingContext) -> Tensor:
+    """int64 [T]."""
+    if context.tasks is not None:
+        return context.tasks
+    return torch.arange(context.preferences.shape[1], dtype=torch.int64, device=context.preferences.device)
+
+
+def subproblem_and_task(context: WeightingContext) -> tuple[Tensor, Tensor]:
+    """int64 [K, 1] and [1, T]: the ids of numbers [K, T]."""
+    return torch.arange(len(context.preferences), dtype=torch.int64, device=context.preferences.device)[
+        :, None
+    ], task_names(context)[None]
+
+
+def meeting_orders(context: WeightingContext, stream: int = 0) -> Tensor:
+    """int64 [K, T, T]: in row i a random order of all tasks, for the task i that meets the others."""
+    subproblem, task = subproblem_and_task(context)
+    return drawn(context).bits(stream, subproblem[..., None], task[..., None], task[:, None]).argsort(-1)
+
+
+def shared_order(context: WeightingContext, stream: int = 0) -> Tensor:
+    """int64 [K, T]: one random order of the tasks."""
+    return drawn(context).bits(stream, *subproblem_and_task(context)).argsort(-1)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.solvers import dual_cone
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import dual_cone
 
 
+@register("dualproj")
 class DualProj(Weighting):
     """DualProj, the projection of gradient episodic memory (Lopez-Paz and Ranzato, NeurIPS 2017, arXiv 1706.08840).
 
     The direction nearest to J'u among those with <g_t, d> >= 0 for all t: w = argmin v'Qv over v >= u; w = u where J'u
     conflicts with no task. Homogeneous.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> DualProj()(gram)
+        tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM
@@ -23,12 +30,18 @@ class DualProj(Weighting):
         return dual_cone(context.gram, context.preferences[:, None], context.gram_rtol())[:, 0]
 
 
+@register("upgrad")
 class UPGrad(Weighting):
     """UPGrad, unconflicting projections (Quinton and Rey, arXiv 2406.16232).
 
     Each u_t g_t is projected on the directions that conflict with no task, and the results are added: w = sum over t of
     argmin v'Qv over v >= u_t e_t. The direction never conflicts, (Qw)_t >= 0, and is linear in positive scalings of the
     rows; with two tasks it is half of `PCGrad`. Homogeneous.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> UPGrad()(gram)
+        tensor([0.6250, 1.0000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

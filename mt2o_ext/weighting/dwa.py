@@ -5,21 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import EpochMeans
-from mt2o_ext.weighting.settings import check_positive
+from ..checks import check_positive
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .learning import EpochMeans
+from .registry import register
 
 
+@register("dwa")
 class DWA(Weighting):
     """Dynamic weight average (Liu, Johns and Davison, CVPR 2019, arXiv 1803.10704).
 
     w = T softmax(r / tau), r_t = mean loss of the last epoch / mean loss of the epoch before; w = 1 in the first two
     epochs, and r = 1 where an epoch's mean was 0. The sum is T. Homogeneous.
 
-    tau: temperature.
+    Needs the user's count of epochs: without it w stays 1.
 
-    Needs the user's count of epochs: without it w stays 1. State: see `EpochMeans`.
+    Args:
+        tau: temperature.
+
+    State:
+        See `EpochMeans`.
+
+    Example:
+        >>> weighting = DWA()
+        >>> for epoch, losses in enumerate(torch.tensor([[2.0, 2.0], [1.0, 2.0], [1.0, 1.0]])):
+        ...     weights = weighting(losses=losses, epoch=epoch)
+        >>> weights
+        tensor([0.8756, 1.1244], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES | Needs.EPOCHS

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.solvers import inverse, minimum_norm, row_norms, scaled, strictly
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import inverse, minimum_norm, row_norms, scaled, strictly
 
 
+@register("edm")
 class EDM(Weighting):
     """Equiangular direction method (Katrutsa, Merkulov, Tursynbek and Oseledets, 2020, arXiv 2007.06937).
 
     lam = the weights of `MGDA` on g_t / |g_t|; w = (lam / s) / sum(lam / s), s = |g|: the angles with all gradients of
     the support are equal. The sum is 1. Homogeneous.
 
-    strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+    Args:
+        strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> EDM()(gram)
+        tensor([0.3333, 0.6667], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

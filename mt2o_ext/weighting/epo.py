@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.ops import solve
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_positive
-from mt2o_ext.weighting.solvers import inverse
+from ..checks import check_positive
+from ..loss_domain import LossDomain
+from ..ops import solve
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import inverse
 
 
+@register("epo")
 class EPO(Weighting):
     """Exact Pareto optimal search (Mahapatra and Rajan, ICML 2020).
 
@@ -21,9 +23,15 @@ class EPO(Weighting):
     mu > tolerance a linear program over the simplex lowers mu without raising the largest u l (balance), else it lowers
     all losses (descent, Qw >= 0); see :func:`mt2o_ext.ops.solve.descent_`. The sum is 1. Homogeneous.
 
-    relax: descent may raise mu.
-
     Losses that are all 0 are on the ray: descent.
+
+    Args:
+        relax: descent may raise mu.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> EPO()(gram, losses=torch.tensor([2.0, 0.5]))
+        tensor([0.8466, 0.1534], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.LOSSES

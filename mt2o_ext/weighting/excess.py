@@ -7,23 +7,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rows import RowWeighting, blocks, update_
-from mt2o_ext.weighting.settings import check_count, check_real
+from ..checks import check_count, check_real
+from .base import State
+from .context import Needs, WeightingContext
+from .memory import MemoryWeighting, blocks, update_
+from .registry import register
 
 
-class ExcessMTL(RowWeighting):
+@register("excessmtl")
+class ExcessMTL(MemoryWeighting):
     """ExcessMTL (He, Zhou, Zhang, Yao, Chen and Zhao, ICML 2024, arXiv 2402.02009).
 
     A += g^2 over all steps; e_t = sum_j g_tj^2 / sqrt(A_tj) estimates the excess risk of task t (a term 0 / 0 is 0;
     published codes add 1e-7 to A); w <- w exp(eta e / e_0), sum T, from w = 1; e_0 is the first e. Homogeneous.
 
-    eta: 1e-2 in LibMTL, 1 in TorchJD.
-    warmup_epochs: w stays 1 in them and e_0 is the mean of e over them (3 in the authors' experiments). Needs
-        the user's count of epochs.
+    Args:
+        eta: 1e-2 in LibMTL, 1 in TorchJD.
+        warmup_epochs: w stays 1 in them and e_0 is the mean of e over them (3 in the authors' experiments). Needs the
+            user's count of epochs.
 
-    State: ``log_weights``, ``first_excess`` [K, T], ``warmup_steps`` [K]; ``memory.squares`` [K, T, P], A.
+    State:
+        ``log_weights``, ``first_excess`` [K, T], ``warmup_steps`` [K]; ``memory.squares`` [K, T, P], A.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=ExcessMTL(), base="sgd", lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.8000, 1.4000])
     """
 
     def __init__(self, *, eta: float = 1e-2, warmup_epochs: int = 0) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import power_barrier
+from ..checks import check_real
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import power_barrier
 
 
+@register("fairgrad")
 class FairGrad(Weighting):
     """Fair resource allocation (Ban and Ji, ICML 2024, arXiv 2402.15638).
 
@@ -18,6 +20,11 @@ class FairGrad(Weighting):
     combinations of the gradients cancel.
 
     The authors' code multiplies w by T and shortens the direction to length 1: `Rescale(FairGrad(), "T", max_norm=1)`.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> FairGrad(alpha=2.0)(gram)
+        tensor([0.6775, 1.4953], dtype=torch.float64)
     """
 
     def __init__(self, alpha: float = 1.0) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import TableAdam
-from mt2o_ext.weighting.settings import check_per_task, per_task
+from ..checks import check_per_task, per_task
+from ..loss_domain import LossDomain
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .learning import TableAdam
+from .registry import register
 
 
+@register("famo")
 class FAMO(Weighting):
     """Fast adaptive multitask optimization (Liu, Feng, Stone and Liu, NeurIPS 2023, arXiv 2306.03792).
 
@@ -21,10 +23,16 @@ class FAMO(Weighting):
     Adam on xi with the gradient (diag z - z z^T) (log d_before - log d_after). The sum is 1. Homogeneous. Feedback
     with d <= 0 teaches nothing.
 
-    lr, weight_decay: of the Adam that learns xi. weight_decay is 1e-3 in LibMTL; the authors use 1e-2 and 1e-5.
-    lower_bound: of the losses, one number or one for each task.
+    Args:
+        lr, weight_decay: of the Adam that learns xi. weight_decay is 1e-3 in LibMTL; the authors use 1e-2 and 1e-5.
+        lower_bound: of the losses, one number or one for each task.
 
-    State: ``logits`` [K, T] and Adam's moments.
+    State:
+        ``logits`` [K, T] and Adam's moments.
+
+    Example:
+        >>> FAMO()(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.2000, 0.8000], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES | Needs.FEEDBACK

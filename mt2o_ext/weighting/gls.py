@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
+from ..loss_domain import LossDomain
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .registry import register
 
 
+@register("gls")
 class GLS(Weighting):
     """Geometric loss strategy (Chennupati et al., CVPR workshops 2019, arXiv 1904.08492).
 
@@ -16,6 +18,10 @@ class GLS(Weighting):
     same for all tasks. Homogeneous.
 
     LibMTL minimises the same loss but reports other numbers as its weights.
+
+    Example:
+        >>> GLS()(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.2500, 1.0000], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES

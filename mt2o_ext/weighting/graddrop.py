@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.names import drawn
-from mt2o_ext.weighting.rows import blocks, update_
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .draw import drawn
+from .memory import blocks, update_
+from .registry import register
 
 
+@register("graddrop")
 class GradDrop(Weighting):
     """Gradient sign dropout (Chen et al., NeurIPS 2020, arXiv 2010.06808).
 
@@ -21,11 +23,19 @@ class GradDrop(Weighting):
     p > U, the negative ones where p < U; without ``leak`` no element keeps two signs. The update is the sum of what
     stays. Homogeneous.
 
-    leak: share of the gradient that stays in any case, leak g + (1 - leak) kept; 0 in LibMTL, 0.5 in SamsungLabs/MTL
-        (which has it the other way round).
-
     On the rows, as in TorchJD; on the gradients of a shared representation it is LibMTL's form without its factor
     sign(activation).
+
+    Args:
+        leak: share of the gradient that stays in any case, leak g + (1 - leak) kept; 0 in LibMTL, 0.5 in
+            SamsungLabs/MTL (which has it the other way round).
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=GradDrop(), base="sgd", lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.8000, 1.4000])
     """
 
     needs = Needs.ROWS | Needs.DRAWS

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import EpochMeans, TableAdam
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from ..loss_domain import LossDomain
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .learning import EpochMeans, TableAdam
+from .registry import register
 
 
+@register("gradnorm")
 class GradNorm(Weighting):
     """GradNorm (Chen, Badrinarayanan, Lee and Rabinovich, ICML 2018, arXiv 1711.02257).
 
@@ -23,12 +25,22 @@ class GradNorm(Weighting):
     l_0 is a unit, so it has to be positive, and rho^alpha takes no rho below 0. A loss of exactly 0 later on (a hinge
     that is satisfied) is in order; where all are 0, rho / mean rho counts as 1.
 
-    alpha: 1.5 in LibMTL, 2 in SamsungLabs/MTL.
-    lr: of the Adam that learns a.
-    first_epoch: l_0 is the mean loss of the first epoch (LibMTL), in which w = 1, not the first loss (of the first
-        epoch in which no mean is 0); needs the user's count of epochs.
+    Args:
+        alpha: 1.5 in LibMTL, 2 in SamsungLabs/MTL.
+        lr: of the Adam that learns a.
+        first_epoch: l_0 is the mean loss of the first epoch (LibMTL), in which w = 1, not the first loss (of the first
+            epoch in which no mean is 0); needs the user's count of epochs.
 
-    State: ``logits``, ``first_losses`` [K, T] (0 until known), Adam's moments; with ``first_epoch`` `EpochMeans`.
+    State:
+        ``logits``, ``first_losses`` [K, T] (0 until known), Adam's moments; with ``first_epoch`` `EpochMeans`.
+
+    Example:
+        >>> weighting = GradNorm(lr=0.1)
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weighting(gram, losses=torch.tensor([2.0, 0.5]))
+        tensor([1., 1.], dtype=torch.float64)
+        >>> weighting(gram, losses=torch.tensor([1.0, 0.5]))
+        tensor([0.9003, 1.0997], dtype=torch.float64)
     """
 
     def __init__(self, *, alpha: float = 1.5, lr: float = 0.025, first_epoch: bool = False) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.ops import solve
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.meeting import aligned, present
-from mt2o_ext.weighting.names import meeting_orders
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from ..ops import solve
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .draw import meeting_orders
+from .registry import register
+from .solvers import aligned, present
 
 
+@register("gradvac")
 class GradVac(Weighting):
     """Gradient vaccine (Wang, Tsvetkov, Firat and Cao, ICLR 2021, arXiv 2010.05874).
 
@@ -20,10 +22,19 @@ class GradVac(Weighting):
     it is phi_ij; then phi_ij <- (1 - beta) phi_ij + beta rho, rho from before. w are the coefficients of the sum.
     Homogeneous. A g_i that is zero to the accuracy of the gradients by then has no cosine, and meets nobody.
 
-    beta: 0.5 in LibMTL and TorchJD; the paper's 1e-2 (inferred).
-    only_on_action: phi moves only when g_i was changed (SamsungLabs/MTL), not at each meeting (LibMTL, TorchJD).
+    The paper keeps a phi for each layer: `PerSegment(GradVac())`.
 
-    The paper keeps a phi for each layer: `PerSegment(GradVac())`. State: ``targets`` [K, T, T], phi, 0 at first.
+    Args:
+        beta: 0.5 in LibMTL and TorchJD; the paper's 1e-2 (inferred).
+        only_on_action: phi moves only when g_i was changed (SamsungLabs/MTL), not at each meeting (LibMTL, TorchJD).
+
+    State:
+        ``targets`` [K, T, T], phi, 0 at first.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> GradVac(beta=0.1)(gram)
+        tensor([1.2500, 2.0000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.DRAWS

@@ -1,4 +1,4 @@
-"""How weightings that learn do it: Adam on K x T numbers, and mean losses of epochs."""
+"""The parts of weightings that learn: Adam on K x T numbers, and mean losses of epochs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.settings import check_positive, check_real
+from ..checks import check_positive, check_real
+from .base import State
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class EpochMeans:
     """
 
     def start(self, ones: Tensor) -> State:
+        """Tables [K, T] and counts [K] before the first step."""
         zeros, count = torch.zeros_like(ones), torch.zeros_like(ones[:, 0])
         tables = {f"epoch_{name}": zeros.clone() for name in ("total", "last", "earlier")}
         counts = {"epoch_now": count, "epoch_steps": count.clone(), "epochs_finished": count.clone()}

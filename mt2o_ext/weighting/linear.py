@@ -7,18 +7,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import WeightingContext
-from mt2o_ext.weighting.settings import check_per_task, per_task
+from ..checks import check_per_task, per_task
+from .base import Weighting
+from .context import WeightingContext
+from .registry import register
 
 
+@register("ls")
 class LinearWeighting(Weighting):
     """LS: w = u, the preferences (1 / T for all tasks where nobody has any), or fixed ``values``.
 
-    values: a weight for all tasks or one for each instead of the preferences; ``1.0`` gives the gradient of the sum of
-        the losses, which most codes call "equal weighting" (``EW``).
-
     Homogeneous: losses times a give the update times a.
+
+    Args:
+        values: a weight for all tasks or one for each instead of the preferences; ``1.0`` gives the gradient of the sum
+            of the losses, which most codes call "equal weighting" (``EW``).
+
+    Example:
+        >>> LinearWeighting()(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
     def __init__(self, values: float | Sequence[float] | None = None) -> None:

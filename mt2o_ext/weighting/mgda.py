@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_choice
-from mt2o_ext.weighting.solvers import inverse, minimum_norm, row_norms, scaled, strictly
+from ..checks import check_choice
+from ..loss_domain import LossDomain
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import inverse, minimum_norm, row_norms, scaled, strictly
 
 
+@register("mgda")
 class MGDA(Weighting):
     """Multiple gradient descent (Désidéri 2012; Sener and Koltun, NeurIPS 2018, arXiv 1810.04650).
 
     w = argmin over the simplex of w'Qw: (Qw)_t >= w'Qw, equal on the support. The sum is 1. Homogeneous. Exact, also
     for rows of very different lengths; the clamps to [.001, .999] of published line searches are left out.
 
-    normaliser: alpha = argmin on the rows g_t / n_t, with n = 1 (None), |g| ("l2"), l ("loss") or l |g| ("loss+"); the
-        last two need positive losses.
-    apply_on: "raw": w = alpha, on the gradients themselves (nash-mtl); "normalised": w = alpha / n (LibMTL), whose
-        update has degree 0 (-1 for "loss+").
-    strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
-
     MGDA-UB is this weighting on the gradients of a shared representation, which the optimizer collects.
+
+    Args:
+        normaliser: alpha = argmin on the rows g_t / n_t, with n = 1 (None), |g| ("l2"), l ("loss") or l |g| ("loss+");
+            the last two need positive losses.
+        apply_on: "raw": w = alpha, on the gradients themselves (nash-mtl); "normalised": w = alpha / n (LibMTL), whose
+            update has degree 0 (-1 for "loss+").
+        strict: a row that is zero makes all weights 0, as the formula says; else such a row leaves the problem.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> MGDA()(gram)
+        tensor([0.2857, 0.7143], dtype=torch.float64)
     """
 
     def __init__(self, *, normaliser: str | None = None, apply_on: str = "raw", strict: bool = False) -> None:

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rows import RowWeighting, norms_of, update_
-from mt2o_ext.weighting.settings import check_choice, check_real
-from mt2o_ext.weighting.solvers import inverse, mean_diagonal, onto_simplex, times
+from ..checks import check_choice, check_real
+from ..loss_domain import LossDomain
+from .base import State
+from .context import Needs, WeightingContext
+from .memory import MemoryWeighting, norms_of, update_
+from .registry import register
+from .solvers import inverse, mean_diagonal, onto_simplex, times
 
 
-class MoCo(RowWeighting):
+@register("moco")
+class MoCo(MemoryWeighting):
     """MoCo (Fernando, Shen, Liu, Chaudhury, Murugesan and Chen, ICLR 2023, arXiv 2210.12624).
 
     Y <- Y - b_k (Y - l g / |g|) tracks the gradients, from Y = 0; w <- Proj(w - g_k (Y Y' w + rho w)) from 1 / T; the
@@ -25,10 +27,19 @@ class MoCo(RowWeighting):
     its loss, as what the task has still to go to 0. A loss below 0 has no such length: with l the row would turn round
     and the task ascend, with |l| it would be pulled the harder the better it is. So such a step is refused.
 
-    projection: "simplex": the nearest point of it (inferred from the paper); "softmax", as in the authors' code.
-    relative: Y Y' in units of its mean diagonal (ours); False: as published, gamma and rho in units of gradients.
+    Args:
+        projection: "simplex": the nearest point of it (inferred from the paper); "softmax", as in the authors' code.
+        relative: Y Y' in units of its mean diagonal (ours); False: as published, gamma and rho in units of gradients.
 
-    State: ``simplex`` [K, T], w; ``steps`` [K]; ``memory.tracked`` [K, T, P], Y.
+    State:
+        ``simplex`` [K, T], w; ``steps`` [K]; ``memory.tracked`` [K, T, P], Y.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=MoCo(), base="sgd", lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.9493, 1.8712])
     """
 
     needs = Needs.ROWS | Needs.GRAM | Needs.LOSSES

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_real
-from mt2o_ext.weighting.solvers import mean_diagonal, onto_simplex, times
+from ..checks import check_real
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import mean_diagonal, onto_simplex, times
 
 
+@register("modo")
 class MoDo(Weighting):
     """MoDo (Chen, Fernando, Ying and Chen, NeurIPS 2023, arXiv 2305.20057).
 
     w <- Proj(w - gamma (Q12 w + rho w)) on the simplex, with the cross Gram matrix Q12 of two independent mini-batches,
     from 1 / T; combine the gradients of a third. The sum is 1.
 
-    gamma, rho: step and regularisation.
-    relative: Q12 in units of tr(Q12) / T (ours): homogeneous; False: as published, gamma and rho in units of gradients.
+    Args:
+        gamma, rho: step and regularisation.
+        relative: Q12 in units of tr(Q12) / T (ours): homogeneous; False: as published, gamma and rho in units of
+            gradients.
 
-    State: ``simplex`` [K, T], w.
+    State:
+        ``simplex`` [K, T], w.
+
+    Example:
+        >>> cross = torch.tensor([[4.0, -1.0], [-1.2, 1.0]])
+        >>> MoDo(gamma=0.1)(cross=cross)
+        tensor([0.4680, 0.5320], dtype=torch.float64)
     """
 
     needs = Needs.CROSS

@@ -7,25 +7,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State
-from mt2o_ext.weighting.config import conflict_free
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rows import RowWeighting, gram_of, update_
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from .base import State
+from .config import conflict_free
+from .context import Needs, WeightingContext
+from .memory import MemoryWeighting, gram_of, update_
+from .registry import register
 
 
-class MomentumConFIG(RowWeighting):
+@register("m-config")
+class MomentumConFIG(MemoryWeighting):
     """M-ConFIG (Liu, Chu and Thuerey, ICLR 2025, arXiv 2408.11104).
 
     G_k = ConFIG of the bias-corrected first moments of the task gradients. The combined gradient is the one whose own
     first moment in Adam is G_k: f = (G_k (1 - b^k) - b G_(k-1) (1 - b^(k-1))) / (1 - b), b = beta; its square feeds the
     second moment. So the base rule must be Adam or AdamW with beta1 = ``beta``. Homogeneous.
 
-    rtol: what counts as zero, see `CAGrad`.
-
     All moments are renewed in each step, where the paper also renews one task at a time. After `transform_` the first
     row holds f and the others 0, and the weights are (1, 0, ..., 0): f is not in the span of the gradients.
-    State: ``steps`` [K]; ``memory.moment`` [K, T, P]; ``memory.previous`` [K, P], G.
+
+    Args:
+        rtol: what counts as zero, see `CAGrad`.
+
+    State:
+        ``steps`` [K]; ``memory.moment`` [K, T, P]; ``memory.previous`` [K, P], G.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting=MomentumConFIG(), lr=0.1)
+        >>> losses = optimizer.step(lambda: [p.square().sum(), (p - 1).square().sum()])
+        >>> p.detach()
+        tensor([0.8990, 1.8980])
     """
 
     needs = Needs.ROWS

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.rescale import clipped
-from mt2o_ext.weighting.settings import check_count, check_positive
-from mt2o_ext.weighting.solvers import power_barrier
+from ..checks import check_count, check_positive
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import clipped, power_barrier
 
 
+@register("nash-mtl")
 class NashMTL(Weighting):
     """Nash-MTL (Navon et al., ICML 2022, arXiv 2202.01017).
 
@@ -18,10 +19,17 @@ class NashMTL(Weighting):
     squared length T. Degree 0: the update does not depend on the scale of the losses; its direction not on the lengths
     of the rows. All weights are 0 where positive combinations of the gradients cancel.
 
-    every: new weights at each ``every``-th step only, the old ones between.
-    max_norm: the direction is shortened to this length; None: never. 1 in published codes, where it always acts.
+    Args:
+        every: new weights at each ``every``-th step only, the old ones between.
+        max_norm: the direction is shortened to this length; None: never. 1 in published codes, where it always acts.
 
-    State: ``weights`` [K, T], before they are shortened; 1 at first.
+    State:
+        ``weights`` [K, T], before they are shortened; 1 at first.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> NashMTL()(gram)
+        tensor([0.5000, 1.0000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.ops import solve
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.meeting import present, projected
-from mt2o_ext.weighting.names import meeting_orders, shared_order
+from ..ops import solve
+from .base import Weighting
+from .context import Needs, WeightingContext
+from .draw import meeting_orders, shared_order
+from .registry import register
+from .solvers import present, projected
 
 
+@register("pcgrad")
 class PCGrad(Weighting):
     """PCGrad, gradient surgery (Yu et al., NeurIPS 2020, arXiv 2001.06782).
 
@@ -18,10 +20,16 @@ class PCGrad(Weighting):
     the original g_j); w are the coefficients of the sum of the results. With two tasks each changed row is orthogonal
     to the other. Homogeneous.
 
-    shared: one order for all rows (a shuffled list that many codes share) instead of one for each (the paper).
-    visit_self: g_i meets its own original too, as in LibMTL and nash-mtl; it may act after two projections.
-
     The sum, as in LibMTL; `Rescale(..., "mean")` gives the mean.
+
+    Args:
+        shared: one order for all rows (a shuffled list that many codes share) instead of one for each (the paper).
+        visit_self: g_i meets its own original too, as in LibMTL and nash-mtl; it may act after two projections.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> PCGrad()(gram)
+        tensor([1.2500, 2.0000], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.DRAWS

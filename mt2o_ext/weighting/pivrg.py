@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_positive
-from mt2o_ext.weighting.solvers import power_barrier
+from ..checks import check_positive
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import power_barrier
 
 
+@register("pivrg")
 class PIVRG(Weighting):
     """PIVRG, performance-informed variance reduction (Qin, Wang and Yan, CVPR 2025).
 
@@ -20,10 +22,18 @@ class PIVRG(Weighting):
     min_temperature), where D [T] is how much worse each task is on validation data than when trained alone, in percent
     (`set_degradation`; 0 at first, with which it is `FairGrad(2)`). max b / min b <= bound. Degree -1/3.
 
-    bound, min_temperature: 2 and 10 for NYUv2 and CelebA, 1.8 and 20 for Cityscapes, 1.8 and 100 for QM9.
-
     The authors' code multiplies w by T and shortens the direction to length 1: `Rescale(PIVRG(), "T", max_norm=1)`.
-    State: ``degradation`` [K, T].
+
+    Args:
+        bound, min_temperature: 2 and 10 for NYUv2 and CelebA, 1.8 and 20 for Cityscapes, 1.8 and 100 for QM9.
+
+    State:
+        ``degradation`` [K, T].
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> PIVRG()(gram)
+        tensor([0.6775, 1.4953], dtype=torch.float64)
     """
 
     needs = Needs.GRAM

@@ -1,4 +1,4 @@
-"""Why weights were refused: what a weighting finds in its last step, told when somebody asks."""
+"""The reasons why weights were refused, found in each step and told when somebody asks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import Reason, first_offence
+from ..loss_domain import Reason, first_offence
 
 DOMAIN, OVERFLOW = 1, 2  # a weighting's own reasons, counted from 1; those of its parts follow
 
 
 def overflow(name: str) -> Reason:
+    """Return the reason of a weight that is out of range."""
     return Reason(
         f"the weight that {name} gives task {{task}}{{where}} is out of range: {{value:.3g}}",
         f"It is too large for the gradients' type: see what the documentation of {name} says of such losses, and if it "
@@ -23,10 +24,14 @@ def overflow(name: str) -> Reason:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `Weighting.weights` found.
+    """The findings of `Weighting.weights`.
 
-    refused: bool [K], finite rows without weights.  outside: bool [K, T], losses outside of the domain; None: none can
-    be.  unusable: bool, the shape of the weights [K, T] or [K, S, T], where these are too large or no numbers.
+    Attributes:
+        refused: bool [K], finite rows without weights.
+        outside: bool [K, T], losses outside of the domain; None: there can be none.
+        losses: [K, T] float64, or None.
+        unusable: bool, the shape of the weights [K, T] or [K, S, T], where these are too large or no numbers.
+        weights: float64 [K, T] or [K, S, T].
     """
 
     refused: Tensor
@@ -36,9 +41,13 @@ class Outcome:
     weights: Tensor
 
     def refusals(self, parts: Iterable[tuple[int, Tensor | None]]) -> Tensor:
-        """float64 [K, 3]: number of the reason, task, value.
+        """Return the findings as numbers.
 
-        parts: the number of reasons of each part and what it refused itself; the last part that did is told of.
+        Args:
+            parts: the number of reasons of each part and what it refused itself; the last part that did is told of.
+
+        Returns:
+            float64 [K, 3]: number of the reason (0: not refused), task, value.
         """
         rows, tasks = len(self.weights), self.weights.shape[-1]
         found = first_offence(self.unusable.flatten(1), self.weights.flatten(1), OVERFLOW, tasks)

@@ -5,26 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_count, check_positive, check_real
-from mt2o_ext.weighting.solvers import mean_diagonal, minimum_norm, onto_simplex, times
+from ..checks import check_count, check_positive, check_real
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .registry import register
+from .solvers import mean_diagonal, minimum_norm, onto_simplex, times
 
 
+@register("sdmgrad")
 class SDMGrad(Weighting):
     """SDMGrad (Xiao, Ban and Ji, NeurIPS 2023, arXiv 2305.18409).
 
     v minimises |J'(v + lam u)|^2 over the simplex, w = (v + lam u) / (1 + lam). lam = 0 is `MGDA`, infinity linear
     scalarization. Homogeneous.
 
-    lam: 0.3 in LibMTL, 0.6 in the authors' code.
-    two_batches: v descends for the cross Gram matrix Q12 of two mini-batches, whose products are not biased by noise:
-        ``iterations`` steps of projected gradient descent with momentum on Q12 in units of tr(Q12) / T, from where the
-        last step ended. The gradients that are combined should be those of a third mini-batch. False: solved exactly on
-        one mini-batch, which is what the authors' code comes to, because its buffers are one.
-    iterations, lr, momentum: 20 steps with 5 (LibMTL) or 10 and 0.5 in published codes, on Q12 / (mean s)^2.
+    Args:
+        lam: 0.3 in LibMTL, 0.6 in the authors' code.
+        two_batches: v descends for the cross Gram matrix Q12 of two mini-batches, whose products are not biased by
+            noise: ``iterations`` steps of projected gradient descent with momentum on Q12 in units of tr(Q12) / T, from
+            where the last step ended. The gradients that are combined should be those of a third mini-batch. False:
+            solved exactly on one mini-batch, which is what the authors' code comes to, because its buffers are one.
+        iterations, lr, momentum: 20 steps with 5 (LibMTL) or 10 and 0.5 in published codes, on Q12 / (mean s)^2.
 
-    State with ``two_batches``: ``simplex`` [K, T], v.
+    State:
+        With ``two_batches``: ``simplex`` [K, T], v.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> SDMGrad()(gram)
+        tensor([0.2857, 0.7143], dtype=torch.float64)
     """
 
     def __init__(

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import EpochMeans
-from mt2o_ext.weighting.settings import check_count, check_per_task, check_positive, per_task
+from ..checks import check_count, check_per_task, check_positive, per_task
+from ..loss_domain import LossDomain
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .learning import EpochMeans
+from .registry import register
 
 
+@register("stch")
 class STCH(Weighting):
     """Smooth Tchebycheff (Lin et al., ICML 2024, arXiv 2402.19078), in logarithms of the losses or in their units.
 
@@ -24,10 +26,16 @@ class STCH(Weighting):
     With ``ideal``, and then for any losses: w = u softmax(u (l - ideal) / mu), homogeneous where mu and the ideal point
     scale with the losses; mu -> 0 is the Tchebycheff scalarization. The same as `SmoothTchebycheff` up to its units.
 
-    mu: temperature.
-    ideal: lower bound of the losses, one number or one for each task.
+    Args:
+        mu: temperature.
+        ideal: lower bound of the losses, one number or one for each task.
 
-    State of the logarithmic form: ``nadir`` [K, T] and `EpochMeans`.
+    State:
+        Of the logarithmic form: ``nadir`` [K, T] and `EpochMeans`.
+
+    Example:
+        >>> STCH(mu=1.0, ideal=0.0)(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.3396, 0.1604], dtype=torch.float64)
     """
 
     def __init__(

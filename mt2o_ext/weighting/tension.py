@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.edm import equiangular
-from mt2o_ext.weighting.settings import check_choice, check_real
-from mt2o_ext.weighting.solvers import are_rounding, inverse, row_norms, squared_norm, times
+from ..checks import check_choice, check_real
+from ..loss_domain import LossDomain
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .edm import equiangular
+from .registry import register
+from .solvers import are_rounding, inverse, row_norms, squared_norm, times
 
 WINDOW = 10
 
 
+@register("cdtt")
 class TaskTensioner(Weighting):
     """CDTT, the task tensioner (Nakamura, Grassi and Wolf, arXiv 2204.06698).
 
@@ -23,11 +25,18 @@ class TaskTensioner(Weighting):
     t in order, where (Qv)_t < 0: lam = -(Qv)_t / Q_tt, v <- (v + lam e_t) / (1 + lam); equal to the published rule of
     tangents without its singularities. Terms of length zero are left out.
 
-    a: share of the tension that follows the losses.
-    tension: "unit": m = 1 (the published code; not homogeneous); "relative": m = |c|_Q and losses in units of their
-        mean over the first 10 steps (ours; homogeneous).
+    Args:
+        a: share of the tension that follows the losses.
+        tension: "unit": m = 1 (the published code; not homogeneous); "relative": m = |c|_Q and losses in units of their
+            mean over the first 10 steps (ours; homogeneous).
 
-    State: ``norms`` [K, T, 10], ``norm_sum`` and ``loss_sum`` [K, T], ``steps`` [K].
+    State:
+        ``norms`` [K, T, 10], ``norm_sum`` and ``loss_sum`` [K, T], ``steps`` [K].
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> TaskTensioner()(gram, losses=torch.tensor([2.0, 0.5]))
+        tensor([0.3333, 0.6667], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.LOSSES

@@ -5,27 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import TableAdam
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from .base import State, Weighting
+from .context import Needs, WeightingContext
+from .learning import TableAdam
+from .registry import register
 
 
+@register("uw")
 class UncertaintyWeighting(Weighting):
     """UW, uncertainty weighting (Kendall, Gal and Cipolla, CVPR 2018, arXiv 1705.07115).
 
     With one log variance a for each task: w = exp(-a) / 2; a descends exp(-a) l / 2 + a / 2, da = (1 - exp(-a) l) / 2,
     by Adam. Fixed point: exp(a) = l.
 
-    initial: the first a; 0 as in TorchJD, -0.5 in LibMTL.
-    lr, weight_decay: of the Adam that learns a. Published codes put a into the model's optimizer instead.
-
     A loss that stays at 0 or below has no such point: its weight grows without bound, by about the same factor in each
     step, until the other tasks no longer count and steps are refused because the weight is out of range. Add a constant
     to such a loss.
 
     Not homogeneous: a has to find the unit of the losses first; `Relative` around it makes the update free of it.
-    State: ``log_variance`` [K, T] and Adam's moments.
+
+    Args:
+        initial: the first a; 0 as in TorchJD, -0.5 in LibMTL.
+        lr, weight_decay: of the Adam that learns a. Published codes put a into the model's optimizer instead.
+
+    State:
+        ``log_variance`` [K, T] and Adam's moments.
+
+    Example:
+        >>> UncertaintyWeighting(initial=-0.5)(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.8244, 0.8244], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES
@@ -46,16 +55,25 @@ class UncertaintyWeighting(Weighting):
         return self.adam.in_range(self._state, precision / 2)
 
 
+@register("imtl-l")
 class IMTLL(Weighting):
     """IMTL-L, the loss half of impartial multi-task learning (Liu et al., ICLR 2021).
 
     w = exp(a); a descends exp(a) l - a, da = exp(a) l - 1, by Adam from a = 0. Fixed point: w = 1 / l. The same as
     twice `UncertaintyWeighting` with -a.
 
-    lr, weight_decay: of the Adam that learns a.
-
     Not homogeneous, and with a loss that stays at 0 or below the weight grows without bound, see
-    `UncertaintyWeighting`. State: ``log_weight`` [K, T] and Adam's moments.
+    `UncertaintyWeighting`.
+
+    Args:
+        lr, weight_decay: of the Adam that learns a.
+
+    State:
+        ``log_weight`` [K, T] and Adam's moments.
+
+    Example:
+        >>> IMTLL()(losses=torch.tensor([2.0, 0.5]))
+        tensor([1., 1.], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES

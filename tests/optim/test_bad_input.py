@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, SubproblemBank
 from mt2o_ext.base import SGD, Adam, AdamW
+from mt2o_ext.scalarization import Linear
 from mt2o_ext.transfer import Hat, Mean, Moments, Spectral, TransferContext
 
 P = nn.Parameter
@@ -43,11 +44,12 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "nesterov": (lambda: make(base=SGD(nesterov=True)), ValueError, "Nesterov"),
     "base": (lambda: make(base="lion"), ValueError, "base must be"),
     "transfer class": (lambda: make(transfer=Spectral), TypeError, "instance"),
-    "scalarization": (lambda: make(scalarization="linear"), TypeError, "scalarization"),
+    "scalarization": (lambda: make(scalarization="linaer"), ValueError, "name of a scalarization.*mean 'linear'"),
+    "scalarization class": (lambda: make(scalarization=Linear), TypeError, "pass an instance"),
     "moments": (lambda: make(num_subproblems=5, transfer=Hat(), moments=Moments.MIX), ValueError, "moments"),
     "preferences off the simplex": (lambda: make(preferences=[[1, 0], [0.5, 0.6], [0, 1]]), ValueError, "sum to 1"),
     "negative preferences": (lambda: make(preferences=[[1, 0], [-0.5, 1.5], [0, 1]]), ValueError, "not negative"),
-    "preferences' shape": (lambda: make(preferences=[[1, 0], [0, 1]]), ValueError, "one row per subproblem"),
+    "preferences' shape": (lambda: make(preferences=[[1, 0], [0, 1]]), ValueError, "one row for each subproblem"),
     "start of a bank": (lambda: make([P(torch.ones(3, 2))], stacked=True, start=print), ValueError, "start="),
     "buffers of a bank": (
         lambda: make([P(torch.ones(3, 2))], stacked=True, buffers=[torch.ones(1)]),

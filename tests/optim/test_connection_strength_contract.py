@@ -248,8 +248,8 @@ def ones(layer: nn.Module) -> Tensor:
 BAD: dict[str, tuple[Callable[[Network], dict[str, Any]], type[Exception], str]] = {
     "tasks of the norms": (lambda m: {"num_tasks": 2}, ValueError, r"trunk.0: expected a norm of 2 tasks .* one of 3"),
     "number of tasks": (lambda m: {"num_tasks": 0}, ValueError, "num_tasks must be at least 1"),
-    "number of steps": (lambda m: {"total_steps": 0}, ValueError, "total_steps must be at least 1, not 0"),
-    "steps per epoch": (lambda m: {"steps_per_epoch": 0}, ValueError, "steps_per_epoch must be at least 1"),
+    "number of steps": (lambda m: {"total_steps": 0}, ValueError, "expected total_steps >= 1, got 0"),
+    "steps per epoch": (lambda m: {"steps_per_epoch": 0}, ValueError, "steps_per_epoch >= 1"),
     "mode": (lambda m: {"mode": "paper"}, ValueError, 'mode must be "faithful" or "general", not \'paper\''),
     "not there": (lambda m: {"params": [*m.heads.parameters()]}, ValueError, "is not among the parameters"),
     "in a head": (
@@ -293,7 +293,7 @@ def test_bad_input_is_named(case: str) -> None:
 def test_a_schedule_that_gives_no_probability() -> None:
     model = network()
     optimizer = optimizer_of(model, schedule=lambda progress: 2.0)
-    with pytest.raises(ValueError, match=r"schedule must give a probability, not 2\.0"):
+    with pytest.raises(ValueError, match=r"expected a probability from the schedule, got 2\.0"):
         optimizer.step(Batches().loss(model))
 
 

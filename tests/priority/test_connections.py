@@ -139,7 +139,11 @@ def test_the_report_is_a_table() -> None:
         (lambda n: Connection("a", nn.Linear(5, 2), n, before=True), ValueError, "5 input channels, its norm 4"),
         (lambda n: Connection("a", nn.ReLU(), n), TypeError, "expected a layer among Linear, Conv1d, .*, got ReLU"),
         (lambda n: Connection("a", nn.Linear(2, 4), nn.BatchNorm1d(4)), TypeError, "expected a per-task norm"),
-        (lambda n: Connection("a", nn.Linear(2, 4), None), ValueError, "needs a per-task norm, or strength="),
+        (
+            lambda n: Connection("a", nn.Linear(2, 4), None),
+            ValueError,
+            "got None: give one, or strength=",
+        ),
         (lambda n: Connection("a", nn.Linear(2, 4), n, heads=3), ValueError, r"\[4, 2\] has no rows for 3 heads"),
         (lambda n: Connection("a", nn.MultiheadAttention(4, 2), n), ValueError, "use before=True"),
         (lambda n: Connection("a", nn.Conv2d(4, 4, 1, groups=2), n, before=True), ValueError, "plain convolutions"),

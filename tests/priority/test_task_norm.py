@@ -139,13 +139,13 @@ def test_selection_is_nested_and_undone() -> None:
 
 def test_what_is_missing_is_said() -> None:
     model = TaskBatchNorm.convert(batch_net(), 2)
-    with pytest.raises(RuntimeError, match=r"TaskBatchNorm needs a task: run the model in `with select_task"):
+    with pytest.raises(RuntimeError, match=r"expected a task, got None: run the model in `with select_task"):
         model(images())
     with pytest.raises(IndexError, match=r"expected a task 0 \.\. 1, got 2"), select_task(model, 2):
         pass
     with pytest.raises(IndexError, match=r"expected a task 0 \.\. 1, got -1"):
         TaskNorm.revert(model, -1)
-    with pytest.raises(ValueError, match="num_tasks must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="expected num_tasks >= 1, got 0"):
         TaskBatchNorm.convert(batch_net(), 0)
     with pytest.raises(TypeError, match=r"expected BatchNorm1d, .*, got LayerNorm"):
         TaskBatchNorm(nn.LayerNorm(3), 2)

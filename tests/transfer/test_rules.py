@@ -34,7 +34,12 @@ from mt2o_ext.transfer import (
     Mean,
     Spectral,
     check_mix,
+    register,
 )
+
+
+def test_every_registered_rule_is_tested_here():
+    assert {type(make()) for make in RULES.values()} == set(register.values()) - {Identity}, "give RULES one of each"
 
 
 @every_rule()
@@ -175,9 +180,9 @@ def test_a_missing_gram_is_an_error(make):
         ([[0.5, 0.5]], TypeError, "float64 tensor, got list"),
         (torch.ones(3, 2) / 2, TypeError, "got torch.float32"),
         (torch.ones(2, dtype=torch.float64) / 2, ValueError, "got \\[2\\]"),
-        (torch.ones(3, 2, dtype=torch.float64), ValueError, "rows summing to 1"),
-        (torch.tensor([[1.5, -0.5]], dtype=torch.float64), ValueError, "non-negative"),
-        (torch.tensor([[math.nan, 0.5]], dtype=torch.float64), ValueError, "non-negative"),
+        (torch.ones(3, 2, dtype=torch.float64), ValueError, "a sum of 2 in row 0"),
+        (torch.tensor([[1.5, -0.5]], dtype=torch.float64), ValueError, "not negative"),
+        (torch.tensor([[math.nan, 0.5]], dtype=torch.float64), ValueError, "not negative"),
     ],
 )
 def test_bad_preferences_are_refused(preferences, error, message):

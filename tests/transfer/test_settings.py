@@ -22,6 +22,7 @@ from mt2o_ext.transfer import (
     Constant,
     CosineDecay,
     CrossLearning,
+    DistanceDecrease,
     ExponentialDecay,
     Hat,
     Identity,
@@ -165,9 +166,15 @@ def test_as_transfer_rule():
     assert isinstance(as_transfer_rule(None), Identity)
     assert isinstance(as_transfer_rule(False), Identity)
     assert isinstance(as_transfer_rule(lambda given: None), UserTransfer)
-    for wrong in (True, "spectral", 0.5):
+    assert isinstance(as_transfer_rule("spectral"), Spectral)
+    assert isinstance(as_transfer_rule("Distance_Decrease"), DistanceDecrease)
+    for wrong in (True, 0.5):
         with pytest.raises(TypeError, match="expected a transfer rule"):
             as_transfer_rule(wrong)
+    with pytest.raises(ValueError, match=r"got 'spectrel': did you mean 'spectral'\? All names are cross-learning"):
+        as_transfer_rule("spectrel")
+    with pytest.raises(ValueError, match=r"pass an instance, Neighbours\(strength=..., width=...\)"):
+        as_transfer_rule("neighbours")
     with pytest.raises(TypeError, match="got the class Spectral: pass an instance"):
         as_transfer_rule(Spectral)
 

@@ -45,6 +45,11 @@ def test_ema_averages_the_weights_from_the_first_ones():
         assert_close(weighting(gram(step)), average)
 
 
+def test_what_is_inside_may_be_given_by_name():
+    assert_close(Ema("upgrad")(gram()), Ema(UPGrad())(gram()))
+    assert_close(Fallback("nash-mtl", "ls")(gram()), NashMTL()(gram()))
+
+
 def test_every_keeps_the_weights_between():
     weighting = Every(MGDA(), 3)
     weights = [weighting(gram(step)) for step in range(5)]
@@ -164,7 +169,8 @@ def test_combinators_nest_with_their_states():
     ("make", "error", "match"),
     [
         (lambda: Ema(UPGrad), TypeError, "the class UPGrad"),
-        (lambda: Ema("upgrad"), TypeError, "'upgrad'"),
+        (lambda: Ema(None), TypeError, "got None"),
+        (lambda: Ema("upgard"), ValueError, "did you mean 'upgrad'"),
         (lambda: PerSegment(DBMTL()), ValueError, "one Gram matrix"),
         (lambda: PerSegment(FAMO()), ValueError, "one Gram matrix"),
         (lambda: PerSegment(MoDo()), ValueError, "one Gram matrix"),

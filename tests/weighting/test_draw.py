@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mt2o_ext.weighting import Draw, WeightingContext
-from mt2o_ext.weighting.names import meeting_orders, shared_order
+from mt2o_ext.weighting.draw import meeting_orders, shared_order
 
 MASK = 2**64 - 1
 

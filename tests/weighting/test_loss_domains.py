@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from weighting_problems import VARIANTS, every_weighting, steps
+from weighting_problems import METHODS, VARIANTS, every_weighting, steps
 
 from mt2o_ext import MT2OFused, WeightedBackward, WeightedFused
 from mt2o_ext import weighting as W
 from mt2o_ext.base import SGD
 from mt2o_ext.weighting import LossDomain, Needs
-from mt2o_ext.weighting.shorthand import METHODS
 
 LATER_ANY = LossDomain.POSITIVE_AT_FIRST
 LATER_ZERO = LossDomain.POSITIVE_AT_FIRST_THEN_NON_NEGATIVE
@@ -110,7 +109,7 @@ class Quadratics(nn.Module):
 
 def by_weighted_fused(model: Quadratics, name: str, **options: Any) -> Callable[[], Any]:
     optimizer = WeightedFused(
-        model.parameters(), num_tasks=2, weighting=name, base=SGD(), lr=0.2, generator=generator(), **options
+        model.parameters(), num_tasks=2, weighting=METHODS[name](), base=SGD(), lr=0.2, generator=generator(), **options
     )
     return lambda: optimizer.step(model.losses)
 
@@ -120,7 +119,7 @@ def by_accumulation(model: Quadratics, name: str) -> Callable[[], Any]:
 
 
 def by_backward(model: Quadratics, name: str) -> Callable[[], Any]:
-    backward = WeightedBackward(model.parameters(), num_tasks=2, weighting=name, generator=generator())
+    backward = WeightedBackward(model.parameters(), num_tasks=2, weighting=METHODS[name](), generator=generator())
 
     def step() -> None:
         model.zero_grad()
@@ -138,7 +137,8 @@ def by_backward(model: Quadratics, name: str) -> Callable[[], Any]:
 
 def by_mt2o(model: Quadratics, name: str) -> Callable[[], Any]:
     optimizer = MT2OFused(
-        model.parameters(), num_tasks=2, num_subproblems=2, preferences=[[0.5, 0.5], [0.3, 0.7]], weighting=name,
+        model.parameters(), num_tasks=2, num_subproblems=2, preferences=[[0.5, 0.5], [0.3, 0.7]],
+        weighting=METHODS[name](),
         transfer=None, base=SGD(), lr=0.2, generator=generator(),
     )  # fmt: skip
     return lambda: optimizer.step(model.losses)

@@ -7,14 +7,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from weighting_problems import assert_close, normal
+from weighting_problems import adam, assert_close, by_autograd, normal
 
 from mt2o_ext.weighting import (
     DWA,
     FAMO,
     GLS,
     IMTLL,
-    LDCMTL,
     RGW,
     RLW,
     STCH,
@@ -64,16 +63,6 @@ def test_rlw_is_the_softmax_of_normal_numbers_and_dirichlet_is_uniform():
         assert abs(float((flat[:, 0] > x).double().mean()) - chance) < 4 * (chance * (1 - chance) / 20_000) ** 0.5
 
 
-def adam(gradients: list[Tensor], start: Tensor, lr: float, weight_decay: float = 0.0) -> Tensor:
-    """torch.optim.Adam on these gradients, as an oracle."""
-    value = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([value], lr=lr, weight_decay=weight_decay)
-    for gradient in gradients:
-        value.grad = gradient
-        optimizer.step()
-    return value.detach()
-
-
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_the_small_adam_is_torchs(weight_decay):
     gradients = [normal(2, 3, seed=i) for i in range(6)]
@@ -83,10 +72,6 @@ def test_the_small_adam_is_torchs(weight_decay):
     for gradient in gradients:
         rule.step(state, "value", gradient)
     assert_close(state["value"], adam(gradients, ones, 0.05, weight_decay))
-
-
-def by_autograd(parameter: Tensor, objective: Tensor) -> Tensor:
-    return torch.autograd.grad(objective, parameter)[0]
 
 
 @pytest.mark.parametrize("initial", [0.0, -0.5])
@@ -211,36 +196,6 @@ def test_famo_skips_losses_below_the_bound_and_learns_nothing_from_them():
     assert all(torch.equal(value, before[name]) for name, value in weighting.state_dict().items())
 
 
-def test_ldc_mtl_is_the_gradient_of_its_penalized_loss():
-    weighting = LDCMTL(lam=0.2, lr=0.1)
-    rows = [losses(seed=i) for i in range(4)]
-    unit = rows[0] / rows[0].min()
-    logits, gradients = torch.zeros(4, dtype=torch.float64), []
-    for step, row in enumerate(rows):
-        free, score = row.clone().requires_grad_(), logits.clone().requires_grad_()
-        share = torch.softmax(score, 0)
-        x = share * free / unit
-        objective = x.sum() / share.sum() + 0.2 * (x[:-1] - x[1:]).abs().sum()
-        by_losses, by_score = torch.autograd.grad(objective, (free, score))
-        weights = weighting(losses=row)
-        if step > 0:  # in the first step all x are equal, and the kinks of the absolute values have no gradient
-            # Adam turns the rounding of a gradient that is zero into a step, so the shares agree to about 1e-9.
-            assert_close(weights, by_losses, rtol=1e-7)
-            gradients.append(by_score / (row / unit).mean())
-        else:
-            assert_close(weights, 0.25 / unit)
-            plain = torch.softmax(score, 0)
-            gradients.append(by_autograd(score, (plain * row / unit).sum()) / (row / unit).mean())
-        logits = adam(gradients, torch.zeros(4, dtype=torch.float64), 0.1)
-        assert_close(weighting.state_dict()["logits"][0], logits, atol=1e-6)
-
-
-def test_ldc_mtl_with_fixed_shares():
-    weighting = LDCMTL(lam=0.5, relative=False, lr=0.0)
-    weights = weighting(losses=tensor(3.0, 1.0, 2.0))
-    assert_close(weights, tensor(1 + 0.5, 1 - 1.0, 1 + 0.5) / 3)
-
-
 def gradnorm_slope(logits: Tensor, norms: Tensor, rate: Tensor, alpha: float) -> Tensor:
     """By autograd, with the target held constant."""
     free = logits.clone().requires_grad_()
@@ -273,7 +228,7 @@ def test_gradnorm_with_the_first_epoch_as_its_start():
     assert_close(weighting(norms.square().diag(), losses=rows[3], epoch=1), 4 * torch.softmax(logits, 0))
 
 
-@pytest.mark.parametrize("weighting", [GLS(), STCH(), FAMO(), LDCMTL(), Relative(UncertaintyWeighting())])
+@pytest.mark.parametrize("weighting", [GLS(), STCH(), FAMO(), Relative(UncertaintyWeighting())])
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan])
 def test_losses_without_a_logarithm_skip_the_step(weighting: Weighting, bad: float):
     weights = weighting(losses=torch.stack([tensor(1.0, bad), tensor(1.0, 2.0)]))

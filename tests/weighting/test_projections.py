@@ -1,4 +1,4 @@
-"""PCGrad, GradVac, wPCGrad and CDTT on Gram matrices, against the same rules on explicit vectors."""
+"""PCGrad, GradVac and CDTT on Gram matrices, against the same rules on explicit vectors."""
 
 from __future__ import annotations
 
@@ -7,54 +7,29 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from weighting_problems import KINDS, assert_close, assert_parallel, normal, rows_of
+from weighting_problems import (
+    KINDS,
+    assert_close,
+    assert_parallel,
+    assert_same_direction,
+    bound,
+    context,
+    normal,
+    pcgrad,
+    rows_of,
+)
 
 from mt2o_ext.weighting import (
     EDM,
-    Draw,
     GradVac,
     PCGrad,
     PerSegment,
     TaskTensioner,
     UPGrad,
-    WeightingContext,
-    WPCGrad,
 )
-from mt2o_ext.weighting.names import meeting_orders, shared_order
+from mt2o_ext.weighting.draw import meeting_orders, shared_order
 
 SIZES = (2, 3, 8)
-
-
-def context(rows: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int = 0, epoch: int = 0):
-    num_tasks = len(rows)
-    return WeightingContext(
-        preferences=torch.full((1, num_tasks), 1 / num_tasks, dtype=torch.float64),
-        losses=None if losses is None else losses[None],
-        gram=(rows @ rows.T)[None],
-        draw=Draw.new(torch.Generator().manual_seed(seed)),
-        step=step,
-        epoch=epoch,
-    )
-
-
-def bound(weighting, num_tasks: int):
-    weighting.bind(1, num_tasks, 1, "cpu")
-    return weighting
-
-
-def assert_same_direction(weights: Tensor, rows: Tensor, expected: Tensor) -> None:
-    """J' w is this vector, up to 1e-12 of the rows' lengths."""
-    unit = rows.norm(dim=1).max()
-    assert_close((rows.T @ weights[0]) / unit, expected / unit, atol=1e-12, rtol=1e-12)
-
-
-def pcgrad(rows: Tensor, orders: Tensor, *, visit_self: bool = False) -> Tensor:
-    changed = rows.clone()
-    for i in range(len(rows)):
-        for j in orders[i].tolist():
-            if (j != i or visit_self) and changed[i] @ rows[j] < 0:
-                changed[i] -= (changed[i] @ rows[j]) / (rows[j] @ rows[j]) * rows[j]
-    return changed
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,68 +127,6 @@ def test_gradvac_per_segment_keeps_targets_for_each():
     targets = weighting.state_dict()["inner.targets"]
     assert targets.shape == (4, 3, 3)
     assert len({round(float(each.sum()), 9) for each in targets}) == 4
-
-
-def wpcgrad(rows: Tensor, order: list[int], protect: str, reference: str) -> Tensor:
-    changed, visited = rows.clone(), set()
-    for i in order[:1] if protect == "first" else order:
-        visited.add(i)
-        r = (changed if reference == "current" else rows)[i].clone()
-        for k in range(len(rows)):
-            kept = k in visited if protect == "visited" else k == i
-            if not kept and changed[k] @ r < 0:
-                changed[k] -= (changed[k] @ r) / (r @ r) * r
-    return changed
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("protect", ["visited", "none", "first"])
-@pytest.mark.parametrize("reference", ["original", "current"])
-def test_wpcgrad_is_its_rule_on_vectors(kind, protect, reference):
-    weighting = bound(WPCGrad(protect=protect, reference=reference), 5)
-    rows = rows_of(kind, 5)
-    given = context(rows, normal(5).abs())
-    weights = weighting.weights(given)
-    order = weighting.order(given)[0].tolist()
-    assert_same_direction(weights, rows, wpcgrad(rows, order, protect, reference).sum(0))
-
-
-def test_wpcgrad_that_protects_nobody_is_pcgrad_with_one_order():
-    rows = rows_of("conflicting", 6)
-    weighting = bound(WPCGrad(protect="none", reference="original"), 6)
-    given = context(rows, normal(6).abs())
-    weights = weighting.weights(given)
-    orders = weighting.order(given)[0].expand(6, 6)
-    assert_same_direction(weights, rows, pcgrad(rows, orders).sum(0))
-
-
-def test_wpcgrad_draws_in_proportion_to_the_power_of_the_last_losses():
-    count = 5000
-    weighting = WPCGrad(gamma=2.0)
-    weighting.bind(count, 3, 1, "cpu")
-    gram = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
-    losses = torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64).expand(count, 3)
-    preferences = torch.full((count, 3), 1 / 3, dtype=torch.float64)
-    for epoch in range(2):
-        draw = Draw.new(torch.Generator().manual_seed(epoch))
-        given = WeightingContext(preferences=preferences, gram=gram, losses=losses, draw=draw, epoch=epoch)
-        weighting.weights(given)
-        order = weighting.order(given)
-        first = (order[:, 0, None] == torch.arange(3)).double().mean(0)
-        chances = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.2, 0.8, 0.0]], dtype=torch.float64)[epoch]
-        assert (first - chances).abs().max() < 4 * 0.5 * count**-0.5
-    assert (order[:, 2] == 2).all()
-
-
-def test_wpcgrad_keeps_the_row_drawn_first():
-    rows = rows_of("conflicting", 4)
-    weighting = bound(WPCGrad(), 4)
-    given = context(rows, normal(4).abs())
-    weighting.weights(given)
-    order = weighting.order(given)[0].tolist()
-    changed = wpcgrad(rows, order, "visited", "current")
-    assert torch.equal(changed[order[0]], rows[order[0]])
-    assert all(changed[k] @ changed[order[0]] > -1e-12 for k in range(4))
 
 
 class Tension:

@@ -11,17 +11,18 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from weighting_problems import (
     KINDS,
+    METHODS,
     VARIANTS,
     Steps,
     assert_close,
     assert_parallel,
     every_weighting,
     steps,
+    untested,
 )
 
 from mt2o_ext import _native
 from mt2o_ext.weighting import Needs
-from mt2o_ext.weighting.shorthand import METHODS
 
 # Their numbers are in units of the losses, and they say so: no scale law.
 UNSCALED = ("uw", "imtl-l", "stch in units", "cdtt unit", "moco raw", "modo raw")
@@ -133,6 +134,11 @@ def test_draws_decide_alone(make):
     other = replace(plain, seed=8).run(make())
     same = all(torch.equal(*pair) for pair in zip(once, other, strict=True))
     assert same == (Needs.DRAWS not in make().needs)
+
+
+def test_every_registered_weighting_is_tested_here():
+    assert untested() == set(), "give VARIANTS in weighting_problems.py one of each"
+    assert set(METHODS) <= set(VARIANTS)
 
 
 def test_preferences_of_zero_are_allowed():

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from weighting_problems import METHODS
 
 import mt2o_ext
+from mt2o_ext import contrib
 from mt2o_ext import weighting as W
-from mt2o_ext.weighting.shorthand import METHODS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "weightings.py"
 NO_METHODS = ("Draw", "LossDomain", "Needs", "Weighting", "WeightingContext")
@@ -25,14 +26,15 @@ def test_names_give_methods_with_their_defaults():
     own = W.CAGrad(0.3)
     assert W.as_weighting(own) is own
     assert W.as_weighting("cagrad") is not W.as_weighting("cagrad")
-    for name, make in METHODS.items():
+    for name, make in W.register.items():
         assert type(W.as_weighting(name)) is make
 
 
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        ("pcgard", ValueError, "one of ls, rlw"),
+        ("pcgard", ValueError, r"did you mean .*'pcgrad'.*All names are aligned-mtl, cagrad"),
+        ("ema", ValueError, r"pass an instance, Ema\(inner=...\)"),
         (W.CAGrad, TypeError, "the class CAGrad"),
         (3, TypeError, "got 3"),
     ],
@@ -42,10 +44,9 @@ def test_other_names_and_things_are_refused(given, error, match):
         W.as_weighting(given)
 
 
-def test_every_method_is_a_public_name_and_has_one_name():
-    for make in METHODS.values():
-        assert getattr(W, make.__name__) is make
-    assert len(set(METHODS.values())) == len(METHODS)
+def test_every_method_is_a_public_name():
+    for make in (*W.register.values(), *W.register_around.values()):
+        assert getattr(W, make.__name__) is make and make.__name__ in W.__all__
     assert mt2o_ext.weighting is W and not set(W.__all__) & set(mt2o_ext.__all__)
 
 
@@ -58,8 +59,8 @@ def test_every_method_is_a_public_name_and_has_one_name():
         (lambda: W.MGDA(normaliser="l1"), ValueError, "'l2', 'loss', 'loss\\+'"),
         (lambda: W.MGDA(apply_on="both"), ValueError, "apply_on"),
         (lambda: W.GradVac(beta=2.0), ValueError, "beta"),
-        (lambda: W.WPCGrad(protect="all"), ValueError, "protect"),
-        (lambda: W.WPCGrad(reference="mean"), ValueError, "reference"),
+        (lambda: contrib.WPCGrad(protect="all"), ValueError, "protect"),
+        (lambda: contrib.WPCGrad(reference="mean"), ValueError, "reference"),
         (lambda: W.TaskTensioner(tension="high"), ValueError, "tension"),
         (lambda: W.AlignedMTL(scale="max"), ValueError, "scale"),
         (lambda: W.NashMTL(every=0), ValueError, "every"),
@@ -108,6 +109,7 @@ def test_the_document_is_what_the_code_says(document):
 def test_the_document_has_a_row_and_a_section_for_every_weighting(document):
     text = document.PAGE.read_text()
     classes = {name for name in W.__all__ if isinstance(getattr(W, name), type) and name not in NO_METHODS}
+    classes |= {method.__name__ for method in contrib.register.values()}
     assert set(re.findall(r"^\| `(\w+)`", text, re.M)) == classes
     assert set(re.findall(r"^### (\w+)", text, re.M)) == classes
 
@@ -131,3 +133,14 @@ def test_the_document_says_which_losses_a_method_needs(document, name, sentence)
 def test_every_method_names_its_source(document):
     without = {make.__name__ for make in METHODS.values() if document.source(make) == "-"}
     assert without == {"LinearWeighting"}
+
+
+FORMULAS = [
+    Path(__file__).with_name(f"test_{name}.py").read_text()
+    for name in ("equations", "losses", "programs", "projections", "row_methods", "torchjd")
+]
+
+
+@pytest.mark.parametrize("method", W.register.values(), ids=W.register)
+def test_every_method_outside_of_contrib_is_compared_with_something_independent(method):
+    assert any(re.search(rf"\b{method.__name__}\(", text) for text in FORMULAS), "see what contrib is for"

@@ -7,12 +7,11 @@ import io
 import pytest
 import torch
 from weighting_problems import (
+    METHODS,
     VARIANTS,
     every_weighting,
     steps,
 )
-
-from mt2o_ext.weighting.shorthand import METHODS
 
 
 @every_weighting()

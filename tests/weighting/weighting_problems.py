@@ -9,22 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from mt2o_ext import contrib
 from mt2o_ext import weighting as W
 from mt2o_ext.weighting import Draw, Needs, Weighting, WeightingContext
-from mt2o_ext.weighting.shorthand import METHODS
+
+# Every registered method, by its name.
+METHODS: dict[str, type[Weighting]] = {**W.register, **contrib.register}
 
 # Every method with its defaults, and the variants that take another way through the code.
 VARIANTS: dict[str, Callable[[], Weighting]] = {
     **METHODS,
     "rlw dirichlet": lambda: W.RLW(dirichlet=True),
     "stch in units": lambda: W.STCH(ideal=0.0),
-    "ldc-mtl r=1": lambda: W.LDCMTL(relative=False),
+    "ldc-mtl r=1": lambda: contrib.LDCMTL(relative=False),
     "gradnorm first epoch": lambda: W.GradNorm(first_epoch=True),
     "pcgrad shared": lambda: W.PCGrad(shared=True),
     "pcgrad visit self": lambda: W.PCGrad(visit_self=True),
     "gradvac on action": lambda: W.GradVac(only_on_action=True),
-    "wpcgrad none": lambda: W.WPCGrad(protect="none", reference="original"),
-    "wpcgrad first": lambda: W.WPCGrad(protect="first"),
+    "wpcgrad none": lambda: contrib.WPCGrad(protect="none", reference="original"),
+    "wpcgrad first": lambda: contrib.WPCGrad(protect="first"),
     "mgda l2": lambda: W.MGDA(normaliser="l2", apply_on="normalised"),
     "mgda loss": lambda: W.MGDA(normaliser="loss", apply_on="normalised"),
     "mgda loss+": lambda: W.MGDA(normaliser="loss+", apply_on="normalised"),
@@ -55,6 +58,11 @@ VARIANTS: dict[str, Callable[[], Weighting]] = {
     "per segment": lambda: W.PerSegment(W.GradVac()),
     "per segment ema": lambda: W.Ema(W.PerSegment(W.UPGrad())),
 }
+
+
+def untested() -> set[type[Weighting]]:
+    """The classes around a weighting that no variant is of."""
+    return set(W.register_around.values()) - {type(make()) for make in VARIANTS.values()}
 
 
 def every_weighting(*, without: Sequence[str] = ()) -> pytest.MarkDecorator:
@@ -193,3 +201,50 @@ def assert_parallel(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -
 def _unit(vectors: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return torch.where(length > 0, vectors / torch.where(length > 0, length, 1.0), 0.0)
+
+
+# ---------------------------------------------------------------------- oracles
+def by_autograd(parameter: Tensor, objective: Tensor) -> Tensor:
+    return torch.autograd.grad(objective, parameter)[0]
+
+
+def adam(gradients: list[Tensor], start: Tensor, lr: float, weight_decay: float = 0.0) -> Tensor:
+    """torch.optim.Adam on these gradients, as an oracle."""
+    value = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([value], lr=lr, weight_decay=weight_decay)
+    for gradient in gradients:
+        value.grad = gradient
+        optimizer.step()
+    return value.detach()
+
+
+def context(rows: Tensor, losses: Tensor | None = None, *, seed: int = 0, step: int = 0, epoch: int = 0):
+    num_tasks = len(rows)
+    return WeightingContext(
+        preferences=torch.full((1, num_tasks), 1 / num_tasks, dtype=torch.float64),
+        losses=None if losses is None else losses[None],
+        gram=(rows @ rows.T)[None],
+        draw=Draw.new(torch.Generator().manual_seed(seed)),
+        step=step,
+        epoch=epoch,
+    )
+
+
+def bound(weighting, num_tasks: int):
+    weighting.bind(1, num_tasks, 1, "cpu")
+    return weighting
+
+
+def assert_same_direction(weights: Tensor, rows: Tensor, expected: Tensor) -> None:
+    """J' w is this vector, up to 1e-12 of the rows' lengths."""
+    unit = rows.norm(dim=1).max()
+    assert_close((rows.T @ weights[0]) / unit, expected / unit, atol=1e-12, rtol=1e-12)
+
+
+def pcgrad(rows: Tensor, orders: Tensor, *, visit_self: bool = False) -> Tensor:
+    changed = rows.clone()
+    for i in range(len(rows)):
+        for j in orders[i].tolist():
+            if (j != i or visit_self) and changed[i] @ rows[j] < 0:
+                changed[i] -= (changed[i] @ rows[j]) / (rows[j] @ rows[j]) * rows[j]
+    return changed

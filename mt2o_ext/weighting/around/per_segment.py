@@ -7,25 +7,38 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.combinator import Combinator
-from mt2o_ext.weighting.context import Needs, WeightingContext
+from ..base import Weighting
+from ..context import Needs, WeightingContext
+from ..registry import register_around
+from .base import Combinator
 
 
+@register_around("per-segment")
 class PerSegment(Combinator):
     """``inner`` on the Gram matrix of each segment (parameter tensor) alone: weights [K, S, T].
 
     As the paper of `GradVac` does, and "per layer" variants of `PCGrad`. The inner weighting is bound to K S
-    subproblems. Raises ValueError for one that changes gradients, learns from feedback, or wants two mini-batches.
+    subproblems.
+
+    Raises:
+        ValueError: for one that changes gradients, learns from feedback, or wants two mini-batches.
+
+    Example:
+        >>> segments = torch.stack([torch.eye(2), torch.tensor([[4.0, -1.0], [-1.0, 1.0]])])
+        >>> PerSegment(UPGrad())(segments=segments)
+        tensor([[0.5000, 0.5000],
+                [0.6250, 1.0000]], dtype=torch.float64)
     """
 
-    def __init__(self, inner: Weighting) -> None:
+    def __init__(self, inner: Weighting | str) -> None:
         super().__init__(inner)
-        unfit = inner.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.CROSS | Needs.SEGMENTS)
-        if unfit or inner.per_segment:
-            name = type(inner).__name__
-            raise ValueError(f"expected a weighting of one Gram matrix, got {name}, which needs {unfit}")
-        self.needs = (inner.needs & ~(Needs.GRAM | Needs.DIAGONAL)) | Needs.SEGMENTS
+        unfit = self.inner.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.CROSS | Needs.SEGMENTS)
+        if unfit or self.inner.per_segment:
+            name = type(self.inner).__name__
+            raise ValueError(
+                f"expected a weighting of one Gram matrix, got {name}, which needs {unfit}: take another one"
+            )
+        self.needs = (self.inner.needs & ~(Needs.GRAM | Needs.DIAGONAL)) | Needs.SEGMENTS
         self.per_segment = True
 
     def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:

@@ -5,24 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import Weighting
-from mt2o_ext.weighting.combinator import Combinator
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_choice, check_positive
-from mt2o_ext.weighting.solvers import squared_norm
+from ...checks import check_choice, check_positive
+from ..base import Weighting
+from ..context import Needs, WeightingContext
+from ..registry import register_around
+from ..solvers import clipped
+from .base import Combinator
 
 
+@register_around("rescale")
 class Rescale(Combinator):
     """The weights of ``inner`` times a factor.
 
-    scale: "sum": as they are; "mean": divided by T (PCGrad as a mean); "simplex": divided by |sum w| (0 where the sum
-        is zero to the accuracy of the gradients); "T": times T (MGDA in nash-mtl; the authors' FairGrad, PIVRG and
-        SDMGrad).
-    max_norm: then the direction is shortened to this length if it is longer. Free of the scale of the losses only where
-        the inner update has degree 0; published codes use 1 for Nash-MTL, FairGrad, PIVRG and SDMGrad.
+    Args:
+        scale: "sum": as they are; "mean": divided by T (PCGrad as a mean); "simplex": divided by |sum w| (0 where the
+            sum is zero to the accuracy of the gradients); "T": times T (MGDA in nash-mtl; the authors' FairGrad, PIVRG
+            and SDMGrad).
+        max_norm: then the direction is shortened to this length if it is longer. Free of the scale of the losses only
+            where the inner update has degree 0; published codes use 1 for Nash-MTL, FairGrad, PIVRG and SDMGrad.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> Rescale(PCGrad(), "mean")(gram)
+        tensor([0.6250, 1.0000], dtype=torch.float64)
     """
 
-    def __init__(self, inner: Weighting, scale: str = "sum", *, max_norm: float | None = None) -> None:
+    def __init__(self, inner: Weighting | str, scale: str = "sum", *, max_norm: float | None = None) -> None:
         super().__init__(inner)
         self.scale = check_choice("scale", scale, ("sum", "mean", "simplex", "T"))
         self.max_norm = None if max_norm is None else check_positive("max_norm", max_norm)
@@ -50,12 +58,3 @@ class Rescale(Combinator):
         gram = context.segments if self.per_segment else context.gram
         assert gram is not None
         return clipped(weights, gram, self.max_norm)
-
-
-def clipped(weights: Tensor, gram: Tensor, max_norm: float) -> Tensor:
-    """The weights [K, T] (or [K, S, T] with gram [K, S, T, T]), times what makes |J'w| <= max_norm."""
-    squared = squared_norm(gram, weights)
-    if weights.ndim == 3:
-        squared = squared.sum(1, keepdim=True)
-    norm = squared.sqrt()
-    return weights * torch.where(norm > max_norm, max_norm / torch.where(norm > max_norm, norm, 1.0), 1.0)

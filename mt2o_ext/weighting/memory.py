@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
+from .base import State, Weighting
 
 _PREFIX = "memory."
 # Columns that are worked on at a time: what is needed beside the gradients stays small.
 _BLOCK = 1 << 18
 
 
-class RowWeighting(Weighting):
+class MemoryWeighting(Weighting):
     """Base of weightings with memory [K, T, P] (or [K, P]) beside the gradients, one tensor for each dtype.
 
     The memory begins as zeros with the first step, and is changed in place: a subproblem that skips a step keeps it
@@ -82,6 +82,7 @@ def update_(table: Tensor, new: Tensor, finite: Tensor) -> None:
 
 
 def blocks(num_columns: int) -> list[slice]:
+    """Return slices that cover the columns, a block at a time."""
     return [slice(begin, begin + _BLOCK) for begin in range(0, num_columns, _BLOCK)]
 
 

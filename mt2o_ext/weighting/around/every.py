@@ -4,19 +4,32 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.combinator import Combinator
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_count
+from ...checks import check_count
+from ..base import State, Weighting
+from ..context import Needs, WeightingContext
+from ..registry import register_around
+from .base import Combinator
 
 
+@register_around("every")
 class Every(Combinator):
     """The weights of ``inner`` at each ``every``-th step, the same ones between: no Gram matrix is read then.
 
-    Until the first usable step the weights are 1 / T. State: ``kept`` [K, T] (or [K, S, T]).
+    Until the first usable step the weights are 1 / T.
+
+    State:
+        ``kept`` [K, T] (or [K, S, T]).
+
+    Example:
+        >>> weighting = Every("mgda", 10)
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weighting(gram)
+        tensor([0.2857, 0.7143], dtype=torch.float64)
+        >>> weighting(torch.eye(2))  # as before
+        tensor([0.2857, 0.7143], dtype=torch.float64)
     """
 
-    def __init__(self, inner: Weighting, every: int) -> None:
+    def __init__(self, inner: Weighting | str, every: int) -> None:
         super().__init__(inner)
         self.every = check_count("every", every)
         self.needs |= Needs.STEPS

@@ -9,23 +9,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.combinator import Combinator
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.settings import check_per_task, per_task
-from mt2o_ext.weighting.solvers import scaled
+from ...checks import check_per_task, per_task
+from ...loss_domain import LossDomain
+from ..base import State, Weighting
+from ..context import Needs, WeightingContext
+from ..registry import register_around
+from ..solvers import scaled
+from .base import Combinator
 
 
 class _RowScaling(Combinator):
     """Row scalings compose: ``inner`` solves on diag(r) Q diag(r) for w~; w = r w~."""
 
-    def __init__(self, inner: Weighting) -> None:
+    def __init__(self, inner: Weighting | str) -> None:
         super().__init__(inner)
-        unfit = inner.needs & (Needs.ROWS | Needs.FEEDBACK)
+        unfit = self.inner.needs & (Needs.ROWS | Needs.FEEDBACK)
         if unfit:
+            name = type(self.inner).__name__
             raise ValueError(
-                f"expected a weighting of losses and Gram matrices, got {type(inner).__name__}, which needs {unfit}"
+                f"expected a weighting of losses and Gram matrices, got {name}, which needs {unfit}: take another one"
             )
         self.needs |= Needs.LOSSES
 
@@ -48,15 +50,22 @@ class _RowScaling(Combinator):
         return weights * (factor[:, None] if self.per_segment else factor)
 
 
+@register_around("log-losses")
 class LogLosses(_RowScaling):
     """``inner`` on the logarithms of the losses: rows g / l. Degree 0.
 
-    Raises ValueError for weightings that change gradients or learn from feedback.
+    Raises:
+        ValueError: for weightings that change gradients or learn from feedback.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> LogLosses(MGDA())(gram, losses=torch.tensor([2.0, 0.5]))
+        tensor([0.3571, 0.5714], dtype=torch.float64)
     """
 
     loss_domain = LossDomain.POSITIVE
 
-    def __init__(self, inner: Weighting) -> None:
+    def __init__(self, inner: Weighting | str) -> None:
         super().__init__(inner)
         self.degree = 0.0
 
@@ -64,17 +73,27 @@ class LogLosses(_RowScaling):
         return 1 / losses, losses.log()
 
 
+@register_around("relative")
 class Relative(_RowScaling):
     """``inner`` on losses in units of ``loss_ref``: rows g / loss_ref, losses l / loss_ref.
 
-    loss_ref: one number for all tasks or one for each; None: each task's first loss. With it methods that know no scale
-    law, such as `UncertaintyWeighting`, get one: degree 0. A given one takes any losses.
+    Args:
+        loss_ref: one number for all tasks or one for each; None: each task's first loss. With it methods that know no
+            scale law, such as `UncertaintyWeighting`, get one: degree 0. A given one takes any losses.
 
-    Raises ValueError for weightings that change gradients or learn from feedback.
-    State where ``loss_ref`` is None: ``loss_ref`` [K, T], 0 until known.
+    State:
+        Where ``loss_ref`` is None: ``loss_ref`` [K, T], 0 until known.
+
+    Raises:
+        ValueError: for weightings that change gradients or learn from feedback.
+
+    Example:
+        >>> weighting = Relative(UncertaintyWeighting())
+        >>> weighting(losses=torch.tensor([200.0, 0.5]))
+        tensor([0.0025, 1.0000], dtype=torch.float64)
     """
 
-    def __init__(self, inner: Weighting, loss_ref: float | Sequence[float] | None = None) -> None:
+    def __init__(self, inner: Weighting | str, loss_ref: float | Sequence[float] | None = None) -> None:
         super().__init__(inner)
         self.loss_ref = None if loss_ref is None else check_per_task("loss_ref", loss_ref, positive=True)
         self._given = torch.empty(0, dtype=torch.float64)

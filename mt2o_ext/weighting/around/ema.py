@@ -5,23 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.combinator import Combinator
-from mt2o_ext.weighting.context import WeightingContext
-from mt2o_ext.weighting.settings import check_real
+from ...checks import check_real
+from ..base import State, Weighting
+from ..context import WeightingContext
+from ..registry import register_around
+from .base import Combinator
 
 
+@register_around("ema")
 class Ema(Combinator):
     """CR-MOGM (Zhou, Zhang, Jiang, Zhong, Gu and Zhu, NeurIPS 2022) around any weighting.
 
     w_k = alpha w_(k-1) + (1 - alpha) w^_k, with w^ the inner weights; the first is w^_1.
 
-    alpha: 0.9 in TorchJD; the paper lets it approach 1 as the learning rate decays.
+    Args:
+        alpha: 0.9 in TorchJD; the paper lets it approach 1 as the learning rate decays.
 
-    State: ``average`` [K, T] (or [K, S, T]), ``started`` [K].
+    State:
+        ``average`` [K, T] (or [K, S, T]), ``started`` [K].
+
+    Example:
+        >>> weighting = Ema("upgrad", alpha=0.9)
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> weighting(gram)
+        tensor([0.6250, 1.0000], dtype=torch.float64)
+        >>> weighting(torch.eye(2))  # nine tenths of the old weights
+        tensor([0.6125, 0.9500], dtype=torch.float64)
     """
 
-    def __init__(self, inner: Weighting, alpha: float = 0.9) -> None:
+    def __init__(self, inner: Weighting | str, alpha: float = 0.9) -> None:
         super().__init__(inner)
         self.alpha = check_real("alpha", alpha, 0.0, 1.0)
 

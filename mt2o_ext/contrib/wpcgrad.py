@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import EpochMeans
-from mt2o_ext.weighting.meeting import present
-from mt2o_ext.weighting.names import drawn, subproblem_and_task
-from mt2o_ext.weighting.settings import check_choice, check_real
-from mt2o_ext.weighting.solvers import are_rounding
+from ..checks import check_choice, check_real
+from ..weighting.base import State, Weighting
+from ..weighting.context import Needs, WeightingContext
+from ..weighting.draw import drawn, subproblem_and_task
+from ..weighting.learning import EpochMeans
+from ..weighting.solvers import are_rounding, present
+from .registry import register
 
 
+@register("wpcgrad")
 class WPCGrad(Weighting):
     """Weighted PCGrad (Bohn, Freeman, Tercan and Meisen, arXiv 2409.01793).
 
@@ -21,14 +22,23 @@ class WPCGrad(Weighting):
     turn is the reference r: every g_k that conflicts with r loses its component along r. w are the coefficients of the
     sum. The task drawn first keeps its gradient. Homogeneous.
 
-    gamma: 0 draws all tasks alike, as the first epoch does.
-    protect: "visited": a task that was a reference is changed no more; "none": all are changed each time; "first": only
-        the first task is a reference.
-    reference: "original": r is the task's gradient; "current": as it is by then. "none" with "original" is PCGrad with
-        one shared order.
-
     From the abstract, there is no official code: the order and gamma are not verified. Needs the user's count of
-    epochs, without it all tasks stay alike. State: see `EpochMeans`.
+    epochs, without it all tasks stay alike.
+
+    Args:
+        gamma: 0 draws all tasks alike, as the first epoch does.
+        protect: "visited": a task that was a reference is changed no more; "none": all are changed each time; "first":
+            only the first task is a reference.
+        reference: "original": r is the task's gradient; "current": as it is by then. "none" with "original" is PCGrad
+            with one shared order.
+
+    State:
+        See `EpochMeans`.
+
+    Example:
+        >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
+        >>> WPCGrad()(gram, losses=torch.tensor([2.0, 0.5]), generator=torch.Generator().manual_seed(0))
+        tensor([1., 2.], dtype=torch.float64)
     """
 
     needs = Needs.GRAM | Needs.LOSSES | Needs.EPOCHS | Needs.DRAWS

@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mt2o_ext.loss_domain import LossDomain
-from mt2o_ext.weighting.base import State, Weighting
-from mt2o_ext.weighting.context import Needs, WeightingContext
-from mt2o_ext.weighting.learning import TableAdam
-from mt2o_ext.weighting.settings import check_real
+from ..checks import check_real
+from ..loss_domain import LossDomain
+from ..weighting.base import State, Weighting
+from ..weighting.context import Needs, WeightingContext
+from ..weighting.learning import TableAdam
+from .registry import register
 
 _ROUNDING = 4 * torch.finfo(torch.float64).eps
 
 
+@register("ldc-mtl")
 class LDCMTL(Weighting):
     """LDC-MTL, loss discrepancy control (Xiao, Dong et al., arXiv 2502.08585).
 
@@ -21,13 +23,21 @@ class LDCMTL(Weighting):
     w_t = (sig_t / r_t) (1 / sum sig + lam (sg_t - sg_(t-1))), sg_t = sign(x_t - x_(t+1)), 0 at both ends. One backward
     of the weighted sum; w may be negative. Homogeneous. The order of the tasks matters.
 
-    lam: .1 for Cityscapes, .05 for NYUv2 and QM9, .01 for CelebA.
-    relative: r = l_0 / min l_0 from the first losses, which have to be positive as units; r = 1 if False (as for
-        CelebA), for any losses.
-    lr: sig = softmax(a) descends the same F by Adam, its gradient divided by the mean of l / r; 0 keeps sig = 1 / T.
-
     Departs from the paper, where sig comes from a router that sees the input.
-    State: ``logits``, ``first_losses`` [K, T] (0 before the first step) and Adam's moments.
+
+    Args:
+        lam: .1 for Cityscapes, .05 for NYUv2 and QM9, .01 for CelebA.
+        relative: r = l_0 / min l_0 from the first losses, which have to be positive as units; r = 1 if False (as for
+            CelebA), for any losses.
+        lr: sig = softmax(a) descends the same F by Adam, its gradient divided by the mean of l / r; 0 keeps sig = 1 /
+            T.
+
+    State:
+        ``logits``, ``first_losses`` [K, T] (0 before the first step) and Adam's moments.
+
+    Example:
+        >>> LDCMTL(lam=0.1)(losses=torch.tensor([2.0, 0.5]))
+        tensor([0.1250, 0.5000], dtype=torch.float64)
     """
 
     needs = Needs.LOSSES

@@ -1,0 +1,31 @@
+"""The weighted sum of the losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Scalarization
+from .registry import register
+
+
+@register("linear")
+@dataclass(frozen=True, repr=False)
+class Linear(Scalarization):
+    """sum_t w_t l_t; coefficients w.
+
+    Example:
+        >>> scalarization = Linear()
+        >>> losses, preference = torch.tensor([2.0, 0.5]), torch.tensor([0.3, 0.7])
+        >>> scalarization(losses, preference)
+        tensor(0.9500)
+        >>> scalarization.coefficients(losses, preference)
+        tensor([0.3000, 0.7000], dtype=torch.float64)
+    """
+
+    def _value(self, losses: Tensor, preferences: Tensor) -> Tensor:
+        return (preferences * losses).sum(-1)
+
+    def _gradient(self, losses: Tensor, preferences: Tensor) -> Tensor:
+        return preferences

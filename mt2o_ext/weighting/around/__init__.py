@@ -1,0 +1,1 @@
+"""Weightings around a weighting: each changes what another one sees or answers, one file for each."""
