@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -393,6 +393,35 @@ class FlatOptimizer(SavedState):
         loss that the weighting or the scalarization is not defined for."""
         self._report.warn(wait=True)
         return self._report.counts.clone()
+
+    def _name_unreached(self, tables: Sequence[GradientTable]) -> None:
+        """Warns at the first step of trainable parameters that no loss has a gradient for."""
+        if torch.compiler.is_compiling() or "unreached" in self._now.warned:
+            return
+        self._now.warned.add("unreached")
+        reached = {
+            p for table in tables for p, one in zip(table.layout.parameters, table.reached(), strict=True) if one
+        }
+        left = [(label, task) for label, p, task in self._labelled() if p.requires_grad and p not in reached]
+        if left:
+            told = [label if task is None else f"{label} (of a group with task={task})" for label, task in left[:5]]
+            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+            warnings.warn(
+                f"no loss has a gradient for {', '.join(told)}{more}: they stay as they are. Are they used in the "
+                "model, and is each head in the group of its own task? Freeze with requires_grad_(False) what is not trained",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def _labelled(self) -> Iterator[tuple[str, Tensor, int | None]]:
+        """For each parameter its name or number, itself, and the task that it belongs to, or None."""
+        number = 0
+        for group in self.param_groups:
+            names = group.get("param_names") or [None] * len(group["params"])
+            for name, p in zip(names, group["params"], strict=True):
+                label = f"parameter {number} of shape {list(p.shape)}" if name is None else f'"{name}"'
+                yield label, p, group.get("task")
+                number += 1
 
     def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:
         if key not in self._now.warned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -181,7 +182,8 @@ class ConnectionStrengthFused(FlatOptimizer):
 
         Args:
             closure: ``task -> loss``, a scalar with a graph.  Called under grad mode once for each task, in phase 1
-                with parameters that the tasks before have changed: run the model anew in each call.
+                with parameters that the tasks before have changed: run the model anew in each call.  One without
+                arguments (trainers hand on such ones) finds the task in ``optimizer.task``.
 
         Returns the losses, float64 [T].
         Raises TypeError or ValueError for what is not a scalar loss with a graph; in phase 2, and for the first task of
@@ -243,10 +245,14 @@ class ConnectionStrengthFused(FlatOptimizer):
         self.zero_grad()
         return joint
 
-    def _backward(self, closure: Callable[[int], Tensor], task: int) -> Tensor:
-        with torch.enable_grad():
-            loss = check_losses([closure(task)], 1, None).sum()
-            loss.backward()
+    def _backward(self, closure: Callable[..., Tensor], task: int) -> Tensor:
+        self._now.task = task
+        try:
+            with torch.enable_grad():
+                loss = check_losses([closure(task) if _takes_task(closure) else closure()], 1, None).sum()
+                loss.backward()
+        finally:
+            self._now.task = None
         self._synchronize()
         return loss.detach().double()
 
@@ -293,6 +299,13 @@ class ConnectionStrengthFused(FlatOptimizer):
 
     # ------------------------------------------------------------------ diagnostics
     @property
+    def task(self) -> int:
+        """The task whose loss ``step`` asks for, while it calls its closure; RuntimeError at any other time."""
+        if self._now.task is None:
+            raise RuntimeError("optimizer.task is there while step(closure) calls its closure, once for each task")
+        return self._now.task
+
+    @property
     def last_phase(self) -> int:
         """1 or 2, of the last step; 0 before the first."""
         return self._phase
@@ -331,6 +344,9 @@ class ConnectionStrengthFused(FlatOptimizer):
 
     def _checked_history(self, history: dict[str, Any]) -> dict[str, Any]:
         layers, tasks = self._recorder.conflicts.shape
+        history = {**history, **{key: _as_tensor(history.get(key)) for key in ("phases", "steps", "shares")}}
+        if isinstance(history["shares"], Tensor) and history["shares"].numel() == 0:
+            history["shares"] = history["shares"].reshape(0, layers, tasks + 1)
         phases, steps = (member(history, key, None, "`history`") for key in ("phases", "steps"))
         if phases.dim() != 1 or steps.dim() != 1:
             raise ValueError(f"expected `phases` and `steps` of one dimension, got {phases.dim()} and {steps.dim()}")
@@ -348,6 +364,25 @@ class ConnectionStrengthFused(FlatOptimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in super().__getstate__().items() if key not in ("_projections", "_order")}
+
+
+def _as_tensor(numbers: Any) -> Any:
+    """A list of numbers, or of such lists, as a tensor; anything else, and what does not fit, as it is."""
+    try:
+        return torch.tensor(numbers, dtype=torch.float64) if isinstance(numbers, list) else numbers
+    except (TypeError, ValueError):
+        return numbers
+
+
+def _takes_task(closure: Callable[..., Tensor]) -> bool:
+    """True if a closure can be called with a task."""
+    try:
+        inspect.signature(closure).bind(0)
+    except TypeError:
+        return False
+    except ValueError:  # of something compiled, whose signature nobody knows
+        return True
+    return True
 
 
 def _checked(connections: Iterable[Connection], num_tasks: int) -> list[Connection]:

@@ -376,6 +376,7 @@ class MT2OFused(OneModel):
                 flat.tasks.take(keep=True)
         if flats and not self._has_gradients():
             raise RuntimeError(self._without_gradients())
+        self._name_unreached([flat.tasks for flat in flats])
         if self._buffers.keeps_rows:
             self._warn_of_missing_rows()
         self._buffers.refresh(self.param_groups, self._base, self._ema)

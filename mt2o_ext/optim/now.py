@@ -30,7 +30,8 @@ class Now:
     row: the subproblem that the model shows.  detached: its parameters are tensors of their own.  averaged: and running
     averages.  loops: over subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.
     batch: what backward left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.  grad_norm:
-    float64 [K], of the last step, where it was measured.  warned: what there is one warning of in a lifetime.
+    float64 [K], of the last step, where it was measured.  warned: what there is one warning of in a lifetime.  task:
+    the one whose loss is asked for, in a closure.
     """
 
     row: int = 0
@@ -42,3 +43,4 @@ class Now:
     weights: Tensor | None = None
     grad_norm: Tensor | None = None
     warned: set[str] = field(default_factory=set)
+    task: int | None = None

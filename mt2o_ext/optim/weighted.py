@@ -368,6 +368,7 @@ class WeightedFused(FlatOptimizer):
             scaling.check_known()
         if self._buffers.flats and not any(any(table.reached()) for table in self._step_tables):
             raise RuntimeError(self._without_gradients())
+        self._name_unreached(self._step_tables)
         self._buffers.refresh(self.param_groups, self._base, self._ema)
         return scaling
 

@@ -126,28 +126,30 @@ class HistoryRecorder:
 
     def history(self) -> PriorityHistory:
         """Return what was collected so far, on the host."""
-        state = self.state_dict()
+        empty = torch.zeros(0, len(self.layers), self.num_tasks + 1, dtype=torch.float32)
         return PriorityHistory(
             self.layers,
-            state["phases"],
-            state["steps"],
-            state["shares"],
-            state["conflicts"].double() / (self.projected or float("nan")),
+            torch.tensor(list(self.phases), dtype=torch.uint8),
+            torch.tensor(self.steps, dtype=torch.int64),
+            torch.stack(self.shares).cpu() if self.shares else empty,
+            self.conflicts.cpu().double() / (self.projected or float("nan")),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was collected, as plain tensors on the CPU and a number."""
-        empty = torch.zeros(0, len(self.layers), self.num_tasks + 1, dtype=torch.float32)
+        """Return what was collected, as numbers, lists of them, and a tensor on the CPU.
+
+        What grows with the steps is in lists: distributed checkpoints load tensors into others of the same shape only.
+        """
         return {
-            "phases": torch.tensor(list(self.phases), dtype=torch.uint8),
-            "steps": torch.tensor(self.steps, dtype=torch.int64),
-            "shares": torch.stack(self.shares).cpu() if self.shares else empty,
+            "phases": list(self.phases),
+            "steps": list(self.steps),
+            "shares": torch.stack(self.shares).tolist() if self.shares else [],
             "projected": self.projected,
             "conflicts": self.conflicts.cpu().clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` gave, with tensors in the place of lists."""
         self.phases = bytearray(state["phases"].tolist())
         self.steps = state["steps"].tolist()
         self.shares = list(state["shares"].clone())
