@@ -185,7 +185,6 @@ LOOPS: dict[str, type[Loop]] = {
     "one task": OneTask,
     "one subproblem": OneSubproblem,
 }
-BY_CALLS = [name for name in LOOPS if "closure" not in name and name != "connection strength"]
 
 
 def run(name: str, steps: int = STEPS, batch: int = BATCH, **options: Any) -> dict[str, Tensor]:
