@@ -20,13 +20,13 @@ class TwoHeads(transformers.BertPreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.bert = transformers.BertModel(config, add_pooling_layer=False)
-        self.heads = nn.ModuleList(nn.Linear(config.hidden_size, 3) for _ in range(2))
+        self.first, self.second = nn.Linear(config.hidden_size, 3), nn.Linear(config.hidden_size, 3)
         self.post_init()
 
     def forward(self, input_ids: Tensor, a: Tensor, b: Tensor) -> dict[str, Tensor]:
         z = self.bert(input_ids).last_hidden_state.mean(1)
-        first, second = (nn.functional.cross_entropy(head(z), label) for head, label in zip(self.heads, (a, b)))
-        return {"losses": torch.stack([first, 2 * second])}
+        cross_entropy = nn.functional.cross_entropy
+        return {"losses": torch.stack([cross_entropy(self.first(z), a), 2 * cross_entropy(self.second(z), b)])}
 
 
 def model() -> TwoHeads:
