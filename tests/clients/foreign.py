@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +28,7 @@ NOISE = (
 
 
 def library(name: str) -> Any:
-    """The imported module; skips the module of tests that asks, where it cannot be imported."""
+    """The imported module; or a skip of the test (the module of tests) that asks, where it cannot be imported."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -35,16 +37,20 @@ def library(name: str) -> Any:
             pytest.skip(f"{name} is not here: {error} (make test-clients)", allow_module_level=True)
 
 
-def timm_schedulers() -> Any:
-    """timm.scheduler, also without torchvision, which the rest of timm wants."""
-    try:
-        return importlib.import_module("timm.scheduler")
-    except ModuleNotFoundError as error:
-        if error.name != "torchvision":
-            pytest.skip(f"timm is not here: {error} (make test-clients)")
-    spec = importlib.util.find_spec("timm")
-    assert spec is not None
-    bare = ModuleType("timm")
-    bare.__path__ = list(spec.submodule_search_locations or [])
-    sys.modules["timm"] = bare
-    return importlib.import_module("timm.scheduler")
+def timm_module(name: str) -> Any:
+    """A module of timm, also without torchvision, which timm wants for its models; skips the test without timm."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != "torchvision":
+                pytest.skip(f"timm is not here: {error} (make test-clients)")
+        package = name.rpartition(".")[0]  # whose __init__ imports the models
+        spec = importlib.util.find_spec("timm")
+        assert spec is not None and spec.submodule_search_locations
+        root = Path(spec.submodule_search_locations[0]).parent
+        for bare in ("timm", package) if package != "timm" else ("timm",):
+            sys.modules[bare] = module = ModuleType(bare)
+            module.__path__ = [str(root / bare.replace(".", "/"))]
+        return importlib.import_module(name)
