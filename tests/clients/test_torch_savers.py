@@ -121,14 +121,18 @@ def test_torch_save_of_plain_tensors(name: str) -> None:
     assert_same(everything(fresh), everything(through(name)))
 
 
-@pytest.mark.xfail(strict=True, reason="the error says that backward was not called, but it was")
-@pytest.mark.parametrize("name", ["weighted", "mt2o", "connection strength"])
+WRONG_CAUSE = pytest.mark.xfail(strict=True, reason="the error says that backward was not called, but it was")
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param("weighted", marks=WRONG_CAUSE), pytest.param("mt2o", marks=WRONG_CAUSE), "connection strength",
+])  # fmt: skip
 def test_parameters_that_the_optimizer_no_longer_has(name: str) -> None:
     """After ``load_state_dict(assign=True)`` the model has other parameters: the error says just that."""
     loop = LOOPS[name](Net())
     train(loop, halves()[0][:1])
     loop.model.load_state_dict({key: value.clone() for key, value in loop.model.state_dict().items()}, assign=True)
-    with pytest.raises(RuntimeError, match="replaced|other parameters|assign"):
+    with pytest.raises(RuntimeError, match="parameter.* of this optimizer|this optimizer's parameters"):
         train(loop, halves()[1][:1])
 
 
