@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from foreign import NOISE, library
-from loops import LOOPS, STEPS, Net, assert_same, everything, loader, losses, run
+from loops import LOOPS, STEPS, Loop, Net, assert_same, everything, loader, losses, run
 from torch import Tensor
 
 L: Any = library("lightning")
@@ -35,8 +35,11 @@ class Module(L.LightningModule):
         self.name, self.schedule, self.options = name, schedule, options
         self.seen: list[int] = []
 
+    def make(self) -> Loop:
+        return LOOPS[self.name](self.net, **self.options)
+
     def configure_optimizers(self) -> Any:
-        self.loop = LOOPS[self.name](self.net, **self.options)
+        self.loop = self.make()
         if not self.schedule:
             return self.loop.optimizer
         return [self.loop.optimizer], [torch.optim.lr_scheduler.StepLR(self.loop.optimizer, 2, 0.5)]
