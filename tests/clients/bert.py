@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 transformers: Any = library("transformers")
 
+# The loops that need neither a closure nor norms of each task.
+NAMES = [
+    "weighted", "weighting of losses", "mt2o", "mt2o, weighting", "weighted backward", "one task", "one subproblem",
+]  # fmt: skip
 STEPS, BATCH, LENGTH, WORDS = 6, 4, 7, 40
 
 

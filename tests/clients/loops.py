@@ -164,7 +164,7 @@ class OneTask(Loop):
         return WeightedFused(self.model.parameters(), num_tasks=1, **options)
 
     def backward(self, optimizer: Any, compute: Compute) -> None:
-        sum(compute()).backward()  # type: ignore[union-attr]
+        sum(compute()).backward()
 
 
 class OneSubproblem(OneTask):
@@ -191,7 +191,7 @@ def run(name: str, steps: int = STEPS, batch: int = BATCH, **options: Any) -> di
     """What the plain loop, without any library, comes to."""
     loop = LOOPS[name](Net(), **options)
     for x, y in islice(loader(batch), steps):
-        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
     return everything(loop)
 
 

@@ -30,7 +30,7 @@ def fit(loop: Loop, accelerator: Any, batches: Any, net: nn.Module, optimizer: A
     """Our own methods are those of ``optimizer.optimizer``; what Accelerate counts, and skips, goes through its own."""
     for x, y in batches:
         with accelerator.accumulate(net):
-            loop.backward(optimizer.optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+            loop.backward(optimizer.optimizer, lambda x=x, y=y: losses(net, x, y))
             optimizer.step()
             optimizer.zero_grad()
 
@@ -46,7 +46,7 @@ def test_the_loops_of_the_pages(name: str) -> None:
     net, optimizer, batches = accelerator.prepare(loop.model, loop.optimizer, loader())
     if name in CLOSURES:
         for x, y in batches:
-            loop.step(optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+            loop.step(optimizer, lambda x=x, y=y: losses(net, x, y))
     else:
         fit(loop, accelerator, batches, net, optimizer)
     assert_same(everything(loop), run(name))
@@ -69,8 +69,8 @@ def test_mixed_precision(name: str) -> None:
 
     for x, y in loader():
         mine = optimizer if name in CLOSURES else optimizer.optimizer
-        loop.step(mine, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
-        twin.step(twin.optimizer, lambda x=x, y=y: losses(Float(), x, y))  # type: ignore[misc]
+        loop.step(mine, lambda x=x, y=y: losses(net, x, y))
+        twin.step(twin.optimizer, lambda x=x, y=y: losses(Float(), x, y))
     assert_same(everything(loop), everything(twin))
 
 
@@ -82,7 +82,7 @@ def test_accumulation(name: str) -> None:
     net, optimizer, batches = accelerator.prepare(loop.model, loop.optimizer, loader())
     fit(loop, accelerator, batches, net, optimizer)
     for index, (x, y) in enumerate(loader()):
-        twin.backward(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))  # type: ignore[misc]
+        twin.backward(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))
         if index % 2 == 1:
             twin.optimizer.step()
             twin.optimizer.zero_grad()
@@ -95,11 +95,11 @@ def test_clipping(name: str) -> None:
     loop, twin = LOOPS[name](Net()), LOOPS[name](Net())
     net, optimizer, batches = accelerator.prepare(loop.model, loop.optimizer, loader())
     for (x, y), (a, b) in zip(batches, loader(), strict=True):
-        loop.backward(optimizer.optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+        loop.backward(optimizer.optimizer, lambda x=x, y=y: losses(net, x, y))
         norm = accelerator.clip_grad_norm_(net.parameters(), 0.05)
         optimizer.step()
         optimizer.zero_grad()
-        twin.backward(twin.optimizer, lambda a=a, b=b: losses(twin.model, a, b))  # type: ignore[misc]
+        twin.backward(twin.optimizer, lambda a=a, b=b: losses(twin.model, a, b))
         assert torch.equal(norm, nn.utils.clip_grad_norm_(twin.model.parameters(), 0.05))
         assert norm > 0.05
         twin.optimizer.step()
@@ -112,12 +112,12 @@ def test_state_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     """``save_state`` in the middle, with its defaults, and ``load_state`` into a new run: bitwise."""
     accelerator = accelerate.Accelerator(cpu=True)
     loop = LOOPS[name](Net())
-    net, optimizer = accelerator.prepare(loop.model, loop.optimizer)
+    net, _ = accelerator.prepare(loop.model, loop.optimizer)
     batches = list(loader())
     for step, (x, y) in enumerate(batches):
         if step == 4:
             accelerator.save_state(str(tmp_path / "state"))
-        loop.step(loop.optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda x=x, y=y: losses(net, x, y))
 
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     again = accelerate.Accelerator(cpu=True)
@@ -125,7 +125,7 @@ def test_state_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     other, _ = again.prepare(fresh.model, fresh.optimizer)
     again.load_state(str(tmp_path / "state"))
     for x, y in batches[4:]:
-        fresh.step(fresh.optimizer, lambda x=x, y=y: losses(other, x, y))  # type: ignore[misc]
+        fresh.step(fresh.optimizer, lambda x=x, y=y: losses(other, x, y))
     assert_same(everything(fresh), everything(loop))
 
 
@@ -135,7 +135,7 @@ def test_the_saved_model_is_whole(name: str, tmp_path: Path) -> None:
     loop = LOOPS[name](Net())
     net, _ = accelerator.prepare(loop.model, loop.optimizer)
     for x, y in loader():
-        loop.step(loop.optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda x=x, y=y: losses(net, x, y))
     accelerator.save_model(net, str(tmp_path))
     saved = safetensors.load_file(tmp_path / "model.safetensors")
     assert_same(saved, dict(loop.model.state_dict()))
@@ -166,10 +166,10 @@ def test_schedulers(name: str) -> None:
     other = torch.optim.lr_scheduler.LinearLR(twin.optimizer, 0.1, total_iters=5)
     net, optimizer, schedule = accelerator.prepare(loop.model, loop.optimizer, schedule)
     for x, y in loader():
-        loop.backward(optimizer.optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+        loop.backward(optimizer.optimizer, lambda x=x, y=y: losses(net, x, y))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        twin.step(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))  # type: ignore[misc]
+        twin.step(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))
         other.step()
     assert_same(everything(loop), everything(twin))

@@ -118,7 +118,7 @@ def test_closures_that_have_done_backward(name: str, way: str) -> None:
     loop = LOOPS[name](Net())
     optimizer = WAYS[way](loop.optimizer)
     for x, y in loader():
-        loop.backward(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.backward(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
         assert optimizer.step(lambda: None) is None
         optimizer.zero_grad()
     assert_same(everything(loop), run(name))

@@ -130,7 +130,7 @@ def test_clipping(name: str, tmp_path: Path) -> None:
     trainer(tmp_path).fit(module, loader())
     loop = LOOPS[name](Net())
     for x, y in loader():
-        loop.backward(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.backward(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
         assert torch.nn.utils.clip_grad_norm_(loop.model.parameters(), bound) > bound
         loop.optimizer.step()
         loop.optimizer.zero_grad()
@@ -153,7 +153,7 @@ def test_automatic_optimization_says_what_is_missing(name: str, tmp_path: Path) 
 
     module = Automatic(name)
     module.automatic_optimization = True
-    with pytest.raises((RuntimeError, TypeError, ValueError), match="loss|backward"):
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=r"loss|backward"):
         trainer(tmp_path).fit(module, loader())
 
 

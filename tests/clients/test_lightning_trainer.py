@@ -41,7 +41,7 @@ def test_running_averages_of_weights(name: str, tmp_path: Path) -> None:
         loop.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.75)
     )
     for x, y in loader():
-        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
         average.update_parameters(loop.model)
     for p, q in zip(module.net.parameters(), average.module.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
@@ -57,7 +57,7 @@ def test_stochastic_weight_averaging(name: str, tmp_path: Path) -> None:
     seen = []
     for _ in range(3):
         for x, y in loader():
-            loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+            loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
         seen.append(nn.utils.parameters_to_vector(loop.model.parameters()).detach())
     found = nn.utils.parameters_to_vector(module.net.parameters())
     torch.testing.assert_close(found, torch.stack(seen).mean(0), rtol=1e-5, atol=1e-6)
@@ -88,7 +88,7 @@ def test_mixed_precision(name: str, tmp_path: Path) -> None:
     trainer(tmp_path, precision="bf16-mixed").fit(module, loader())
     loop = LOOPS[name](Net())
     for x, y in loader():
-        loop.step(loop.optimizer, in_autocast(lambda x=x, y=y: losses(loop.model, x, y)))  # type: ignore[misc]
+        loop.step(loop.optimizer, in_autocast(lambda x=x, y=y: losses(loop.model, x, y)))
     assert_same(everything(module.loop), everything(loop))
     assert moved(everything(loop)) > 0.05
 
@@ -101,7 +101,7 @@ def test_true_bfloat16(name: str, tmp_path: Path) -> None:
     loop = LOOPS[name](Net().bfloat16())
     for x, y in loader():
         batch = x.bfloat16(), y.bfloat16()
-        loop.step(loop.optimizer, lambda batch=batch: losses(loop.model, *batch))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda batch=batch: losses(loop.model, *batch))
     assert_same(everything(module.loop), everything(loop))
     assert all(p.dtype == torch.bfloat16 for p in module.net.parameters())
 
@@ -113,7 +113,7 @@ def test_true_float64(name: str, tmp_path: Path) -> None:
     loop = LOOPS[name](Net().double())
     for x, y in loader():
         batch = x.double(), y.double()
-        loop.step(loop.optimizer, lambda batch=batch: losses(loop.model, *batch))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda batch=batch: losses(loop.model, *batch))
     assert_same(everything(module.loop), everything(loop))
 
 
@@ -124,7 +124,7 @@ def test_fabric(name: str) -> None:
     loop = LOOPS[name](Net())
     net, optimizer = fabric.setup(loop.model, loop.optimizer)
     for x, y in fabric.setup_dataloaders(loader()):
-        loop.step(optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+        loop.step(optimizer, lambda x=x, y=y: losses(net, x, y))
     assert_same(everything(loop), run(name))
 
 
@@ -140,8 +140,8 @@ def test_fabric_in_mixed_precision(name: str) -> None:
             return losses(net.module, x, y)
 
     for x, y in loader():
-        loop.step(optimizer, lambda x=x, y=y: compute(x, y))  # type: ignore[misc]
-        twin.step(twin.optimizer, in_autocast(lambda x=x, y=y: losses(twin.model, x, y)))  # type: ignore[misc]
+        loop.step(optimizer, lambda x=x, y=y: compute(x, y))
+        twin.step(twin.optimizer, in_autocast(lambda x=x, y=y: losses(twin.model, x, y)))
     assert_same(everything(loop), everything(twin))
 
 
@@ -152,7 +152,7 @@ def test_fabrics_own_module_in_mixed_precision(name: str) -> None:
     loop = LOOPS[name](Net())
     net, optimizer = fabric.setup(loop.model, loop.optimizer)
     for x, y in loader():
-        loop.step(optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+        loop.step(optimizer, lambda x=x, y=y: losses(net, x, y))
 
 
 @pytest.mark.parametrize("name", ["weighted", "mt2o", "mt2o, weighting", "connection strength"])
@@ -164,13 +164,13 @@ def test_fabric_saves_and_loads(name: str, tmp_path: Path) -> None:
     for step, (x, y) in enumerate(batches):
         if step == 4:
             fabric.save(tmp_path / "saved.ckpt", {"model": net, "optimizer": optimizer})
-        loop.step(optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+        loop.step(optimizer, lambda x=x, y=y: losses(net, x, y))
 
     fresh = LOOPS[name](Net())
     other, again = fabric.setup(fresh.model, fresh.optimizer)
     fabric.load(tmp_path / "saved.ckpt", {"model": other, "optimizer": again})
     for x, y in batches[4:]:
-        fresh.step(again, lambda x=x, y=y: losses(other, x, y))  # type: ignore[misc]
+        fresh.step(again, lambda x=x, y=y: losses(other, x, y))
     assert_same(everything(fresh), everything(loop))
 
 
@@ -180,11 +180,11 @@ def test_fabric_clips(name: str) -> None:
     loop, twin = LOOPS[name](Net()), LOOPS[name](Net())
     net, optimizer = fabric.setup(loop.model, loop.optimizer)
     for x, y in loader():
-        loop.backward(optimizer, lambda x=x, y=y: losses(net, x, y))  # type: ignore[misc]
+        loop.backward(optimizer, lambda x=x, y=y: losses(net, x, y))
         assert fabric.clip_gradients(net, optimizer, max_norm=0.05) > 0.05
         optimizer.step()
         optimizer.zero_grad()
-        twin.backward(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))  # type: ignore[misc]
+        twin.backward(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))
         nn.utils.clip_grad_norm_(twin.model.parameters(), 0.05)
         twin.optimizer.step()
         twin.optimizer.zero_grad()

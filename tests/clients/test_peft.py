@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from bert import batches, loop_of, losses, model
+from bert import NAMES, batches, loop_of, losses, model
 from foreign import NOISE, library
-from loops import Loop, assert_same, everything
+from loops import Loop, assert_same
 from torch import nn
 
 peft: Any = library("peft")
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
 
-NAMES = ["weighted", "weighting of losses", "mt2o", "mt2o, weighting", "weighted backward", "one task", "one subproblem"]
 KINDS = ["lora", "dora"]
 
 
@@ -54,7 +53,7 @@ def train(name: str, net: nn.Module, *, only_trainable: bool = False) -> Loop:
 
     loop = loop_of(name, Given())
     for batch in batches():
-        loop.step(loop.optimizer, lambda batch=batch: losses(net, batch))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda batch=batch: losses(net, batch))
     return loop
 
 
@@ -131,8 +130,10 @@ def test_adapters_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
     loop: Any = train(name, net)
     net.save_pretrained(tmp_path / "shown")
     again = peft.PeftModel.from_pretrained(model(), tmp_path / "shown")
-    assert_same({k.replace(".default", ""): v for k, v in again.state_dict().items()},
-                {k.replace(".default", ""): v for k, v in net.state_dict().items()})
+    assert_same(
+        {k.replace(".default", ""): v for k, v in again.state_dict().items()},
+        {k.replace(".default", ""): v for k, v in net.state_dict().items()},
+    )
     if name == "mt2o":
         with loop.optimizer.subproblem(2):
             net.save_pretrained(tmp_path / "third")
@@ -150,12 +151,12 @@ def test_merging_and_unmerging_between_steps(name: str) -> None:
     net, plain = adapted(), adapted()
     loop, twin = loop_of(name, net), loop_of(name, plain)
     for batch in batches():
-        loop.step(loop.optimizer, lambda batch=batch: losses(net, batch))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda batch=batch: losses(net, batch))
         net.merge_adapter()
         with torch.no_grad():
             losses(net, batch)
         net.unmerge_adapter()
-        twin.step(twin.optimizer, lambda batch=batch: losses(plain, batch))  # type: ignore[misc]
+        twin.step(twin.optimizer, lambda batch=batch: losses(plain, batch))
     assert_same(trainable(net), trainable(plain), 1e-5)
 
 

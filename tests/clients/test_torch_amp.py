@@ -34,8 +34,8 @@ def test_autocast_around_the_whole_step(name: str, dtype: torch.dtype) -> None:
     loop, twin = LOOPS[name](Net()), LOOPS[name](Net())
     for x, y in loader():
         with torch.autocast("cpu", dtype=dtype):
-            loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
-        twin.step(twin.optimizer, autocast(dtype, lambda x=x, y=y: losses(twin.model, x, y)))  # type: ignore[misc]
+            loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
+        twin.step(twin.optimizer, autocast(dtype, lambda x=x, y=y: losses(twin.model, x, y)))
     assert_same(everything(loop), everything(twin))
 
 
@@ -46,7 +46,7 @@ def scaled_step(loop: Loop, scaler: Any, compute: Compute, *, clip: float | None
         scaler.scale(sum(compute())).backward()
     elif kind == "AnyOptimizer":
         loop.optimizer.zero_grad()
-        loop.weigh(compute(), scaler=scaler)  # type: ignore[attr-defined]
+        loop.weigh(compute(), scaler=scaler)
     else:
         optimizer: Any = loop.optimizer
         for _ in optimizer.subproblems() if hasattr(optimizer, "subproblems") else [0]:
@@ -66,8 +66,8 @@ def test_a_scaler_changes_nothing(name: str, dtype: torch.dtype) -> None:
     loop, twin = LOOPS[name](Net()), LOOPS[name](Net())
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=1000)
     for x, y in loader():
-        scaled_step(loop, scaler, autocast(dtype, lambda x=x, y=y: losses(loop.model, x, y)))  # type: ignore[misc]
-        twin.step(twin.optimizer, autocast(dtype, lambda x=x, y=y: losses(twin.model, x, y)))  # type: ignore[misc]
+        scaled_step(loop, scaler, autocast(dtype, lambda x=x, y=y: losses(loop.model, x, y)))
+        twin.step(twin.optimizer, autocast(dtype, lambda x=x, y=y: losses(twin.model, x, y)))
     # float16 gradients below the smallest normal number are kept by the factor: that is what it is for
     assert_same(everything(loop), everything(twin), 1e-6 if dtype == torch.bfloat16 else 5e-3)
     assert scaler.get_scale() == 256.0
@@ -80,12 +80,12 @@ def test_a_scaler_skips_an_infinite_step(name: str) -> None:
     for step, (x, y) in enumerate(loader()):
         factor = float("inf") if step == 3 else 1.0
         before = everything(loop)
-        scaled_step(loop, scaler, lambda x=x, y=y, f=factor: [f * one for one in losses(loop.model, x, y)])  # type: ignore[misc]
+        scaled_step(loop, scaler, lambda x=x, y=y, f=factor: [f * one for one in losses(loop.model, x, y)])
         if step == 3:
             assert_same(dict(loop.model.state_dict()), {k[6:]: v for k, v in before.items() if k.startswith("model.")})
             assert scaler.get_scale() == 128.0
         else:
-            scaled_step(twin, other, lambda x=x, y=y: losses(twin.model, x, y))  # type: ignore[misc]
+            scaled_step(twin, other, lambda x=x, y=y: losses(twin.model, x, y))
     found, expected = everything(loop), everything(twin)
     models = [key for key in expected if "skipped" not in key and "generator" not in key]
     assert_same({key: found[key] for key in models}, {key: expected[key] for key in models}, 1e-6)
@@ -96,8 +96,8 @@ def test_unscale_and_clip(name: str) -> None:
     loop, twin = LOOPS[name](Net()), LOOPS[name](Net())
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     for x, y in loader():
-        scaled_step(loop, scaler, lambda x=x, y=y: losses(loop.model, x, y), clip=0.05)  # type: ignore[misc]
-        twin.backward(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))  # type: ignore[misc]
+        scaled_step(loop, scaler, lambda x=x, y=y: losses(loop.model, x, y), clip=0.05)
+        twin.backward(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))
         assert nn.utils.clip_grad_norm_(twin.model.parameters(), 0.05) > 0.05
         twin.optimizer.step()
         twin.optimizer.zero_grad()
@@ -109,7 +109,7 @@ def test_connection_strength_takes_no_scaler() -> None:
     loop = LOOPS["connection strength"](Net())
     before, scaler = everything(loop), torch.amp.GradScaler("cpu")
     scaler.scale(torch.ones(1))
-    with pytest.raises((AssertionError, RuntimeError, TypeError), match="closure|inf checks"):
+    with pytest.raises((AssertionError, RuntimeError, TypeError), match=r"closure|inf checks"):
         scaler.step(loop.optimizer)
     assert_same(everything(loop), before)
 
@@ -133,7 +133,7 @@ def test_gradients_are_clipped(name: str, how: str) -> None:
     if name == "weighted backward":
         loop.optimizer = torch.optim.SGD(loop.model.parameters(), lr=1.0)
     for x, y in loader():
-        loop.backward(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.backward(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
         parameters = list(loop.model.parameters())
         CLIPS[how](parameters)
         before = [p.detach().clone() for p in parameters]
@@ -189,7 +189,7 @@ def test_recurrent_weights_that_are_flattened_anew(name: str) -> None:
     loop, twin = LOOPS[name](net), LOOPS[name](plain)
     for x, y in loader():
         for one in (loop, twin):
-            one.step(one.optimizer, lambda x=x, y=y, m=one.model: losses(m, x, y))  # type: ignore[misc]
+            one.step(one.optimizer, lambda x=x, y=y, m=one.model: losses(m, x, y))
     assert_same(everything(loop), everything(twin))
     assert not torch.equal(net.trunk.weight_ih_l0, Recurrent().trunk.weight_ih_l0)
 
@@ -199,7 +199,7 @@ def test_a_model_that_is_converted_between_steps(name: str) -> None:
     """To float64 and back, which changes no bit."""
     loop = LOOPS[name](Net())
     for x, y in loader():
-        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
         loop.model.double()
         loop.model.float()
     assert_same(everything(loop), run(name))

@@ -1,4 +1,4 @@
-"""Everything that saves, moves or copies: distributed checkpoints, safetensors, torch.save, pickles, other processes."""
+"""Everything that saves or copies: distributed checkpoints, safetensors, torch.save, copies, shared memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HALF = 4
 
 def train(loop: Loop, batches: Any) -> None:
     for x, y in batches:
-        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
 
 
 def halves() -> tuple[list[Any], list[Any]]:
@@ -132,7 +132,7 @@ def test_parameters_that_the_optimizer_no_longer_has(name: str) -> None:
     loop = LOOPS[name](Net())
     train(loop, halves()[0][:1])
     loop.model.load_state_dict({key: value.clone() for key, value in loop.model.state_dict().items()}, assign=True)
-    with pytest.raises(RuntimeError, match="parameter.* of this optimizer|this optimizer's parameters"):
+    with pytest.raises(RuntimeError, match=r"parameter.* of this optimizer|this optimizer's parameters"):
         train(loop, halves()[1][:1])
 
 

@@ -52,7 +52,7 @@ def train(loop: Loop, wrap: Wrap) -> Any:
     """Backward of ours, and all else of the wrapper."""
     wrapper = wrap(loop.optimizer)
     for x, y in loader():
-        loop.backward(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.backward(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
         wrapper.step()
         wrapper.zero_grad()
     return wrapper
@@ -102,7 +102,7 @@ def test_sam(name: str) -> None:
         sam = Sharpness(loop.optimizer)
         for x, y in loader():
             for move in (sam.up, sam.step):
-                loop.backward(loop.optimizer, lambda x=x, y=y, m=loop.model: losses(m, x, y))  # type: ignore[misc]
+                loop.backward(loop.optimizer, lambda x=x, y=y, m=loop.model: losses(m, x, y))
                 move()
             loop.optimizer.zero_grad()
     assert_close(ours, theirs)
@@ -148,7 +148,8 @@ def test_gradients_are_there_after_the_step(name: str) -> None:
     loop.backward(loop.optimizer, lambda: losses(loop.model, x, y))
     before = [p.grad.clone() for p in loop.model.parameters()]
     loop.optimizer.step()
-    assert all(p.grad is not None and torch.equal(p.grad, g) for p, g in zip(loop.model.parameters(), before, strict=True))
+    for p, gradient in zip(loop.model.parameters(), before, strict=True):
+        assert p.grad is not None and torch.equal(p.grad, gradient)
     loop.optimizer.zero_grad()
     assert all(p.grad is None for p in loop.model.parameters())
 
@@ -161,9 +162,9 @@ def test_averaged_models(name: str) -> None:
     average = AveragedModel(loop.model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     by_hand = {key: value.clone() for key, value in twin.model.named_parameters()}
     for index, (x, y) in enumerate(loader()):
-        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
         average.update_parameters(loop.model)
-        twin.step(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))  # type: ignore[misc]
+        twin.step(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))
         for key, p in twin.model.named_parameters():
             by_hand[key] = p.detach().clone() if index == 0 else 0.5 * by_hand[key] + 0.5 * p.detach()
     assert_same(everything(loop), everything(twin))
@@ -176,7 +177,7 @@ def test_averages_put_into_the_model_and_back(name: str) -> None:
     loop, twin = LOOPS[name](Net()), LOOPS[name](Net())
     for index, (x, y) in enumerate(loader()):
         for one in (loop, twin):
-            one.step(one.optimizer, lambda x=x, y=y, m=one.model: losses(m, x, y))  # type: ignore[misc]
+            one.step(one.optimizer, lambda x=x, y=y, m=one.model: losses(m, x, y))
         kept = {key: value.clone() for key, value in loop.model.state_dict().items()}
         other = {key: value + 1 for key, value in kept.items()}
         for values in (other, kept):
@@ -193,22 +194,28 @@ def test_averages_put_into_the_model_and_back(name: str) -> None:
 
 
 # ---------------------------------------------------------------- schedulers
-@pytest.mark.parametrize("kind", ["CosineLRScheduler", "StepLRScheduler", "PlateauLRScheduler"])
+KINDS: dict[str, dict[str, Any]] = {
+    "CosineLRScheduler": {"t_initial": 8},
+    "StepLRScheduler": {"decay_t": 2, "decay_rate": 0.5},
+    "PlateauLRScheduler": {"patience_t": 0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["weighted", "heads", "mt2o", "connection strength", "one task"])
 def test_schedulers_of_timm(name: str, kind: str) -> None:
     make = getattr(timm_module("timm.scheduler"), kind)
-    options = {"warmup_t": 2, "warmup_lr_init": 1e-4}
-    options |= {"CosineLRScheduler": {"t_initial": 8}, "StepLRScheduler": {"decay_t": 2, "decay_rate": 0.5}}.get(kind, {"patience_t": 0})
+    options = {"warmup_t": 2, "warmup_lr_init": 1e-4, **KINDS[kind]}
     loop, twin = LOOPS[name](Net()), LOOPS[name](Net())
     schedule = make(loop.optimizer, **options)
     theirs = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=LR)
     expected = make(theirs, **options)
     rates = []
     for step, (x, y) in enumerate(loader()):
-        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))  # type: ignore[misc]
+        loop.step(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
         for group in twin.optimizer.param_groups:
             group["lr"] = theirs.param_groups[0]["lr"]
-        twin.step(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))  # type: ignore[misc]
+        twin.step(twin.optimizer, lambda x=x, y=y: losses(twin.model, x, y))
         for one in (schedule, expected):
             one.step(step + 1, 1.0)
         rates.append(loop.optimizer.param_groups[0]["lr"])

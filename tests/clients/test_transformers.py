@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from bert import STEPS, TwoHeads, batches, loop_of, losses, model, rows, transformers
+from bert import NAMES, STEPS, TwoHeads, batches, loop_of, losses, model, rows, transformers
 from foreign import NOISE
 from loops import Loop, assert_same, everything
 from torch import nn
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
-
-NAMES = ["weighted", "weighting of losses", "mt2o", "mt2o, weighting", "weighted backward", "one task", "one subproblem"]
 
 
 class Trainer(transformers.Trainer):
@@ -26,9 +24,7 @@ class Trainer(transformers.Trainer):
         quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 1}
         fixed = {"train_sampling_strategy": "sequential", "remove_unused_columns": False}
         args = transformers.TrainingArguments(str(folder), **{**usual, **quiet, **fixed, **options})
-        super().__init__(
-            model=loop.model, args=args, train_dataset=rows(), optimizers=(loop.optimizer, None)
-        )
+        super().__init__(model=loop.model, args=args, train_dataset=rows(), optimizers=(loop.optimizer, None))
 
     def training_step(self, net: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         net.train()
@@ -49,6 +45,7 @@ def plain(name: str, *, clip: float = 1.0, accumulate: int = 1, autocast: bool =
     schedule = transformers.get_scheduler("linear", loop.optimizer, 0, STEPS)
     every = batches() * accumulate
     for step, batch in enumerate(every):
+
         def compute(batch: Any = batch) -> list[torch.Tensor]:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 return losses(loop.model, batch)
