@@ -153,6 +153,8 @@ WAYS: dict[str, tuple[Any, list[str]]] = {
     "accelerate": (in_accelerate, GROUPED),
     "trainer": (in_trainer, ["weighted", "mt2o"]),
     "wrapper": (in_wrapper, ["mt2o", "one task", "one subproblem"]),
+    "wrapper in vain": (in_wrapper, ["weighted", "mt2o, weighting"]),
+    "priority": (plain, ["connection strength"]),
     "no group": (without_a_group, ["weighted", "mt2o", "weighted backward"]),
     "sharded": (sharded, ["weighted", "mt2o", "weighted backward"]),
 }
