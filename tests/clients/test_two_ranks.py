@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from foreign import NOISE, library
-from loops import BATCH, assert_same, run
+from loops import BATCH, assert_same, everything, run
 from torch import distributed
-from two_ranks import JOBS, WAYS
+from two_ranks import JOBS, NEEDS, WAYS
 from worlds import once, world
 
 pytestmark = [
@@ -18,7 +18,6 @@ pytestmark = [
 ]
 
 Results = list[dict[str, Any]]
-NEEDS = {"lightning": "lightning", "fabric": "lightning", "accelerate": "accelerate", "trainer": "transformers"}
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +56,9 @@ def test_one_process_on_the_joint_batches(way: str, name: str, results: Results)
 @pytest.mark.parametrize("name", WAYS["trainer"][1])
 def test_the_trainer_of_transformers(name: str, results: Results) -> None:
     first, second = of_all(results, "trainer", name)
-    assert_same(first, second)
-    from loops import everything
     from test_transformers import plain
+
+    assert_same(first, second)
 
     expected = everything(plain(name, clip=0.0))
     models = [key for key in expected if key.startswith(("model.", "optimizer.state"))]

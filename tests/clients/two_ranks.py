@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -158,4 +159,10 @@ WAYS: dict[str, tuple[Any, list[str]]] = {
     "no group": (without_a_group, ["weighted", "mt2o", "weighted backward"]),
     "sharded": (sharded, ["weighted", "mt2o", "weighted backward"]),
 }
-JOBS = {f"{way}: {name}": partial(job, name) for way, (job, names) in WAYS.items() for name in names}
+NEEDS = {"lightning": "lightning", "fabric": "lightning", "accelerate": "accelerate", "trainer": "transformers"}
+JOBS = {
+    f"{way}: {name}": partial(job, name)
+    for way, (job, names) in WAYS.items()
+    for name in names
+    if way not in NEEDS or find_spec(NEEDS[way])
+}
