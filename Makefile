@@ -18,7 +18,7 @@ PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-cpp test-emulator floor bench wheels gpu-check lint format clean
+.PHONY: help install demo test test-clients test-cpp test-emulator floor bench wheels gpu-check lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -29,7 +29,11 @@ demo: $(NATIVE) $(VENV)/.extra-demo  ## train a Pareto front on real data, plot 
 	$(BIN)/python -m mt2o_ext.demo
 
 test: $(NATIVE) $(VENV)/.extra-test $(PRESETS:%=emulator-%)  ## the whole Python test suite, CUDA kernels emulated
+	@$(MAKE) $(VENV)/.extra-clients || echo "make: not all of other people's libraries are here: their tests are skipped"
 	$(PYTEST)
+
+test-clients: $(NATIVE) $(VENV)/.extra-test $(VENV)/.extra-clients  ## the loops of Lightning, Accelerate, transformers, peft, ...
+	$(PYTEST) tests/clients
 
 test-cpp: $(PRESETS:%=test-cpp-%)  ## kernels without torch and Python: plain, ASan + UBSan, TSan
 
@@ -98,6 +102,12 @@ $(VENV)/.package: pyproject.toml $(TORCH_STAMP)
 
 $(VENV)/.extra-%: pyproject.toml $(TORCH_STAMP)
 	MT2O_NO_EXT=1 $(BIN)/python -m pip install --no-build-isolation --editable ".[$*]"
+	touch $@
+
+# Of timm the tests want schedulers and wrappers only, and not the torchvision that its models need.
+$(VENV)/.extra-clients: pyproject.toml $(TORCH_STAMP)
+	MT2O_NO_EXT=1 $(BIN)/python -m pip install --no-build-isolation --editable ".[clients]"
+	$(BIN)/python -m pip install --no-deps timm
 	touch $@
 
 $(NATIVE): $(SOURCES) $(VENV)/.package

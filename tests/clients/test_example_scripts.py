@@ -1,0 +1,73 @@
+"""Each script in examples/ runs, and its models have learned both tasks."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from foreign import NOISE, library
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
+
+NEEDS = {"in_lightning": "lightning", "in_accelerate": "accelerate", "in_hf_trainer": "transformers", "lora": "peft"}
+SHORTER: dict[str, dict[str, Any]] = {
+    "plain": {"epochs": 6},
+    "amp": {"epochs": 6},
+    "serve_front": {"steps": 120},
+    "in_lightning": {"epochs": 6},
+    "in_accelerate": {"epochs": 6},
+    "in_hf_trainer": {"epochs": 2},
+    "lora": {"steps": 100},
+}
+RANKS = {"ddp": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], "in_lightning": []}
+
+
+@pytest.fixture
+def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield
+    for name in ("problem", *SHORTER):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("_importable")
+@pytest.mark.parametrize("name", SHORTER)
+def test_in_this_process(name: str) -> None:
+    if name in NEEDS:
+        library(NEEDS[name])
+    first, second = importlib.import_module(name).main(**SHORTER[name])
+    assert first > 0.6 and second > 0.6  # 0.1 by chance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RANKS)
+def test_in_two_processes(name: str) -> None:
+    if name in NEEDS:
+        library(NEEDS[name])
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    arguments = ["2"] if name == "in_lightning" else []
+    command = [sys.executable, *RANKS[name], str(EXAMPLES / f"{name}.py"), *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [line] = [line for line in done.stdout.splitlines() if "accuracies" in line]
+    numbers = [float(word.rstrip(",;")) for word in line.partition("accuracies")[2].replace(" and", "").split()[:2]]
+    assert min(numbers) > 0.6
+
+
+def test_scripts_are_short_and_listed() -> None:
+    scripts = {file.stem for file in EXAMPLES.glob("*.py")}
+    assert scripts == {"problem", *SHORTER, *RANKS}
+    page = (EXAMPLES / "README.md").read_text()
+    for name in scripts:
+        assert f"`{name}.py`" in page
+        assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 80

@@ -1,0 +1,177 @@
+"""Lightning: manual optimization as the pages write it, Fabric, checkpoints, callbacks, precisions, two processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign import NOISE, library
+from loops import LOOPS, STEPS, Loop, Net, assert_same, everything, loader, losses, run
+from torch import Tensor
+
+L: Any = library("lightning")
+callbacks = library("lightning.pytorch.callbacks")
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
+
+
+OF_TASKS = pytest.mark.xfail(strict=True, raises=TypeError, reason="Lightning's closures take no task")
+
+
+def each(*names: str) -> pytest.MarkDecorator:
+    marks = {"connection strength": OF_TASKS}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks.get(name, ())) for name in names])
+
+
+class Module(L.LightningModule):
+    """The loop of a page in ``training_step``."""
+
+    def __init__(self, name: str, *, schedule: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = Net()
+        self.name, self.schedule, self.options = name, schedule, options
+        self.seen: list[int] = []
+
+    def make(self) -> Loop:
+        return LOOPS[self.name](self.net, **self.options)
+
+    def configure_optimizers(self) -> Any:
+        self.loop = self.make()
+        if not self.schedule:
+            return self.loop.optimizer
+        return [self.loop.optimizer], [torch.optim.lr_scheduler.StepLR(self.loop.optimizer, 2, 0.5)]
+
+    def training_step(self, batch: Any, index: int) -> None:
+        self.loop.step(self.optimizers(), lambda: losses(self.net, *batch))
+        if self.schedule:
+            self.lr_schedulers().step()
+        self.seen.append(self.trainer.global_step)
+
+
+def trainer(folder: Path, **options: Any) -> Any:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return L.Trainer(default_root_dir=folder, **{**quiet, "max_epochs": 1, "enable_checkpointing": False, **options})
+
+
+@each(*LOOPS)
+def test_the_loops_of_the_pages(name: str, tmp_path: Path) -> None:
+    module = Module(name)
+    trainer(tmp_path).fit(module, loader())
+    assert_same(everything(module.loop), run(name))
+    assert module.seen == list(range(1, STEPS + 1))
+
+
+@each("weighted", "mt2o", "mt2o, closure", "connection strength")
+def test_max_steps_counts_steps(name: str, tmp_path: Path) -> None:
+    module = Module(name)
+    trainer(tmp_path, max_steps=3, max_epochs=-1).fit(module, loader())
+    assert module.seen == [1, 2, 3]
+    assert_same(everything(module.loop), run(name, 3))
+
+
+@pytest.mark.parametrize("name", ["weighted", "mt2o", "connection strength"])
+def test_a_loop_on_the_bare_optimizer(name: str, tmp_path: Path) -> None:
+    """``use_pl_optimizer=False``: right, though Lightning does not count the steps then."""
+
+    class Bare(Module):
+        def training_step(self, batch: Any, index: int) -> None:
+            self.loop.step(self.optimizers(use_pl_optimizer=False), lambda: losses(self.net, *batch))
+
+    module = Bare(name)
+    trainer(tmp_path).fit(module, loader())
+    assert_same(everything(module.loop), run(name))
+
+
+@each(*LOOPS)
+def test_resumed_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    """Saved by ModelCheckpoint, loaded into a new module: the bits of the run that went through."""
+    saver = callbacks.ModelCheckpoint(dirpath=tmp_path, save_top_k=-1, filename="{epoch}")
+    through = Module(name, schedule=True)
+    trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[saver]).fit(through, loader())
+    saved = tmp_path / "epoch=0.ckpt"
+    assert saved.exists()
+
+    resumed = Module(name, schedule=True)
+    trainer(tmp_path, max_epochs=2).fit(resumed, loader(), ckpt_path=saved)
+    assert resumed.seen == list(range(STEPS + 1, 2 * STEPS + 1))
+    assert_same(everything(resumed.loop), everything(through.loop))
+
+
+@each("weighted", "mt2o", "mt2o, weighting", "connection strength")
+def test_a_checkpoint_of_plain_tensors(name: str, tmp_path: Path) -> None:
+    module = Module(name)
+    fitted = trainer(tmp_path)
+    fitted.fit(module, loader())
+    fitted.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    fresh = LOOPS[name](Net())
+    fresh.model.load_state_dict({key.removeprefix("net."): value for key, value in saved["state_dict"].items()})
+    fresh.optimizer.load_state_dict(saved["optimizer_states"][0])
+    assert_same(everything(fresh), everything(module.loop))
+
+
+@pytest.mark.parametrize("name", ["weighted", "heads", "weighting of losses", "weighted backward", "one task"])
+def test_clipping(name: str, tmp_path: Path) -> None:
+    """``self.clip_gradients`` where ``.grad`` is what the step uses, as ``clip_grad_norm_`` in a plain loop."""
+    bound = 0.05
+
+    class Clipped(Module):
+        def training_step(self, batch: Any, index: int) -> None:
+            optimizer = self.optimizers()
+            self.loop.backward(optimizer, lambda: losses(self.net, *batch))
+            self.clip_gradients(optimizer, gradient_clip_val=bound, gradient_clip_algorithm="norm")
+            optimizer.step()
+            optimizer.zero_grad()
+
+    module = Clipped(name)
+    trainer(tmp_path).fit(module, loader())
+    loop = LOOPS[name](Net())
+    for x, y in loader():
+        loop.backward(loop.optimizer, lambda x=x, y=y: losses(loop.model, x, y))
+        assert torch.nn.utils.clip_grad_norm_(loop.model.parameters(), bound) > bound
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+    assert_same(everything(module.loop), everything(loop))
+
+
+@each("weighted", "mt2o", "mt2o, weighting", "connection strength")
+def test_clipping_within_the_step(name: str, tmp_path: Path) -> None:
+    module = Module(name, max_norm=0.05)
+    trainer(tmp_path).fit(module, loader())
+    assert_same(everything(module.loop), run(name, max_norm=0.05))
+    assert module.optimizers().grad_norm.min() > 0.05
+
+
+@pytest.mark.parametrize("name", ["weighted", "mt2o"])
+def test_automatic_optimization_says_what_is_missing(name: str, tmp_path: Path) -> None:
+    class Automatic(Module):
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return torch.stack(losses(self.net, *batch)).sum()
+
+    module = Automatic(name)
+    module.automatic_optimization = True
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=r"loss|backward"):
+        trainer(tmp_path).fit(module, loader())
+
+
+@pytest.mark.parametrize("name", ["one task", "one subproblem"])
+def test_automatic_optimization_of_one_task(name: str, tmp_path: Path) -> None:
+    class Automatic(Module):
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return sum(losses(self.net, *batch))
+
+    module = Automatic(name)
+    module.automatic_optimization = True
+    trainer(tmp_path, gradient_clip_val=0.05).fit(module, loader())
+    twin = Net()
+    theirs = torch.optim.AdamW(twin.parameters(), lr=0.02)
+    for x, y in loader():
+        theirs.zero_grad()
+        sum(losses(twin, x, y)).backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.05)
+        theirs.step()
+    for p, q in zip(module.net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
