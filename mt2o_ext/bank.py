@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,26 +57,36 @@ class SubproblemBank(nn.Module):
         named = [*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)]
         return {self._keys[key]: tensor for key, tensor in named}
 
-    def forward(self, *inputs: Any, shared: bool = False, **options: Any) -> Any:
+    def forward(self, *inputs: Any, shared: bool | Sequence[str] = False, **options: Any) -> Any:
         """Outputs of all copies, with a leading dimension K.
 
-        inputs: tensors [K, B, ...], one batch for each copy; [B, ...] with ``shared``.  options: passed to each copy as
-        they are.  Random layers (dropout) draw anew for each copy.  Raises ValueError where the leading dimension is
-        not K.
+        Args:
+            inputs, options: tensors [K, B, ...], one batch for each copy, by position or by keyword; what is no tensor
+                is passed to each copy as it is.
+            shared: True: all tensors go to each copy whole, [B, ...]; or the names of the keywords that do.
+
+        Random layers (dropout) draw anew for each copy.  Raises ValueError where a leading dimension is not K, or where
+        ``shared`` names no keyword.
         """
-        if not shared:
-            for tensor in inputs:
-                if isinstance(tensor, Tensor) and (tensor.dim() == 0 or tensor.shape[0] != self.num_subproblems):
-                    raise ValueError(
-                        f"expected inputs with a leading dimension {self.num_subproblems} (one batch for each "
-                        f"subproblem, see mt2o_ext.stack), got {list(tensor.shape)}; pass shared=True for one for all"
-                    )
+        names = () if isinstance(shared, bool) else tuple(shared)
+        if unknown := [name for name in names if name not in options]:
+            raise ValueError(f"expected shared= to name keywords of this call, {list(options)}, got {unknown}")
+        whole = [*([shared is True] * len(inputs)), *(shared is True or name in names for name in options)]
+        given = [*inputs, *options.values()]
+        in_dims = [None if not isinstance(value, Tensor) or one else 0 for value, one in zip(given, whole, strict=True)]
+        for value, dim in zip(given, in_dims, strict=True):
+            if dim == 0 and (value.dim() == 0 or value.shape[0] != self.num_subproblems):
+                raise ValueError(
+                    f"expected inputs with a leading dimension {self.num_subproblems} (one batch for each "
+                    f"subproblem, see mt2o_ext.stack), got {list(value.shape)}; pass shared=True for one for all, or "
+                    "the names of keywords"
+                )
 
-        def call(tensors: dict[str, Tensor], *arguments: Any) -> Any:
-            return torch.func.functional_call(self._template, tensors, arguments, options)
+        def call(tensors: dict[str, Tensor], *values: Any) -> Any:
+            by_name = dict(zip(options, values[len(inputs) :], strict=True))
+            return torch.func.functional_call(self._template, tensors, values[: len(inputs)], by_name)
 
-        in_dims = (0, *([None if shared else 0] * len(inputs)))
-        return torch.func.vmap(call, in_dims=in_dims, randomness="different")(self._tensors(), *inputs)
+        return torch.func.vmap(call, in_dims=(0, *in_dims), randomness="different")(self._tensors(), *given)
 
     @contextmanager
     def subproblem(self, k: int) -> Iterator[nn.Module]:

@@ -18,6 +18,7 @@ __all__ = [
     "LateFlags",
     "capturing",
     "graph_generator",
+    "has_addresses",
     "host_knows",
     "in_shared_memory",
     "kept_in_place",
@@ -59,6 +60,11 @@ def with_own_storage(view: Tensor) -> Tensor:
 def in_shared_memory(tensor: Tensor) -> bool:
     """True if other processes see what is written to a tensor of the host; torch does not tell on a GPU."""
     return tensor.device.type == "cpu" and tensor.is_shared()
+
+
+def has_addresses(device: torch.device) -> bool:
+    """True if the host may say where a tensor lies: it lies somewhere, and will not be elsewhere in a replay."""
+    return device.type in ("cpu", "cuda") and not capturing(device)
 
 
 # ---------------------------------------------------------------------- CUDA graphs

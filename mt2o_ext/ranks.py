@@ -8,6 +8,7 @@ the same exchange: then they tell one another everything, and each raises an err
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from hashlib import blake2b
@@ -220,6 +221,25 @@ def warning_of_drift(process_group: Any, name: str, *, wrapper: bool) -> str | N
         "uses the gradients of its own mini-batches only, and the parameters of the ranks drift apart. Pass "
         f"process_group=True (the default group){other}. process_group=False says that this is taken care of"
     )
+
+
+def check_not_wrapped(parameters: Sequence[Tensor], name: str) -> None:
+    """Raises RuntimeError where DistributedDataParallel around the model cannot average what an optimizer uses.
+
+    It averages one gradient of each parameter, not those of several tasks.  name: of the optimizer's class.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    from torch.nn.parallel import DistributedDataParallel
+
+    known = set(map(id, parameters))
+    for found in gc.get_objects():  # once in the life of an optimizer: nobody else tells who wraps a model
+        if type(found) is DistributedDataParallel and any(id(p) in known for p in found.parameters()):
+            raise RuntimeError(
+                f"DistributedDataParallel cannot average the gradients of several tasks that {name} keeps apart: the "
+                "ranks would drift apart. Pass process_group=True instead of False (and use the model without the "
+                "wrapper)"
+            )
 
 
 def describe(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -108,9 +108,12 @@ class TaskSlots:
         return [table.layout.parameters[segment] for table, segment, task in self._segments() if task is not None]
 
     def collect(self, losses: Sequence[Tensor], row: int, how: str, *, retain_graph: bool) -> None:
-        """Backward of T scalar losses, "sequential" or "batched"."""
+        """Backward of T scalar losses, "sequential" or "batched".
+
+        Sequential also where hooks want to see each complete gradient, which a batched pass has none of.
+        """
         slots = self.of_row(row)
-        if how == "sequential":
+        if how == "sequential" or any(map(_has_hooks, (p for table in self._tables for p in table.layout.parameters))):
             collect_sequential(losses, slots, self.head_parameters(), retain_graph=retain_graph)
         else:
             of_parameter: dict[Tensor, list[tuple[int, Slot]]] = {}
@@ -128,6 +131,11 @@ class TaskSlots:
         for table, tasks in zip(self._tables, self._tasks, strict=True):
             for segment, task in enumerate(tasks):
                 yield table, segment, task
+
+
+def _has_hooks(p: Tensor) -> bool:
+    """True if there are hooks for the complete gradient of a parameter (no public attribute tells)."""
+    return bool(getattr(p, "_post_accumulate_grad_hooks", None))
 
 
 def collect_sum(

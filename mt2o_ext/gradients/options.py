@@ -81,10 +81,11 @@ def members_of(params: Any, num_tasks: int) -> Iterator[tuple[Tensor, int | None
         raise TypeError("expected parameters or parameter groups, got one tensor: put it into a list")
     seen: set[Tensor] = set()
     for item in params:
-        group = item if isinstance(item, dict) else {"params": [item]}
+        group: dict[str, Any] = item if isinstance(item, dict) else {"params": [item]}
         task = check_task(group.get("task"), num_tasks)
         members = group["params"]
-        for p in [members] if isinstance(members, Tensor) else members:
+        for named in [members] if isinstance(members, Tensor) else members:
+            p: Any = named[1] if isinstance(named, tuple) and len(named) == 2 else named  # of named_parameters()
             if p in seen:
                 raise ValueError("expected every parameter once, got one twice")
             seen.add(p)

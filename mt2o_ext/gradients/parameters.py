@@ -38,6 +38,11 @@ def check_parameters(tensors: Sequence[Any], device: torch.device | None, num_ro
             raise ValueError(
                 f"expected all parameters on one device, {expected}, got one on {p.device}; move the model first"
             )
+        if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
+            raise ValueError(
+                f"expected parameters with an element of memory for each of theirs, got an expanded one of shape "
+                f"{list(p.shape)}: clone() it"
+            )
         device = p.device
         if num_rows is not None and (p.dim() < 1 or p.shape[0] != num_rows):
             raise ValueError(

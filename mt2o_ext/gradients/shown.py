@@ -43,8 +43,11 @@ class ShownGradients:
         self._given = {id(p): p.grad for p in self._parameters() if p.grad is not None and not self.is_used(p, p.grad)}
 
     def dropped(self) -> bool:
-        """True if gradients that were shown have been taken away since: their batch counts no more."""
-        return any(p.grad is None for p, _, _ in self._written)
+        """True if gradients that were shown have been taken away, or set to zero: their batch counts no more."""
+        if any(p.grad is None for p, _, _ in self._written):
+            return True
+        changed = any(version not in (None, grad._version) for _, grad, version in self._written)
+        return changed and not any(bool(grad.any()) for _, grad, _ in self._written)
 
     def check_unchanged(self) -> None:
         """Raises RuntimeError where ``.grad`` was changed since the last backward, to which another is to be added."""

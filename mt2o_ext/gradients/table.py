@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..device import capturing, to_device
+from ..device import has_addresses, to_device
 from ..ops import address_table, can_read_addresses, combine_, finite_, gram_
 from .layout import Layout
 
@@ -219,7 +219,7 @@ class GradientTable:
     def _flat_only(self) -> bool:
         """True where nobody may ask for addresses, and where all gradients lie in the buffer anyway."""
         device = self.layout.device
-        if not can_read_addresses(device) or capturing(device):
+        if not can_read_addresses(device) or not has_addresses(device):
             return True
         return self._flat is not None and all(
             grad is view

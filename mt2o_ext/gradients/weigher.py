@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,7 @@ __all__ = ["READS_GRADIENTS", "Weigher", "largest_weights", "undone_on_error"]
 
 GRAMS = Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL
 READS_GRADIENTS = GRAMS | Needs.ROWS
+_marks = count(1)  # of weightings, to know which optimizer has one
 PATIENCE = 100  # steps without an `epoch_end` until there is a warning
 
 
@@ -95,6 +97,7 @@ class Weigher:
             draws = Needs.DRAWS in weighting.needs  # else torch's own numbers go on as if nobody had been here
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if draws else 0)
         self.weighting = weighting
+        self._mark = weighting.mark = next(_marks)
         self.preferences = preferences
         self.generator = generator
         self.ranks: Ranks | None = None
@@ -197,6 +200,11 @@ class Weigher:
 
         skipped: float32 [K], rows that are not updated.  dtypes: of the gradients, where they are not the parameters'.
         """
+        if self.weighting.mark != self._mark:
+            raise RuntimeError(
+                f"this {type(self.weighting).__name__} was given to another optimizer since, which has made it forget "
+                "what it had learned here: give each optimizer an instance of its own"
+            )
         dtypes = dtypes or self._dtypes
         if self.weighting.needs & (Needs.EPOCHS | Needs.STEPS):
             name = type(self.weighting).__name__

@@ -116,6 +116,8 @@ class WeightedBackward:
         self._tasks = TaskGradients(self._weigher, num_tasks, heads, collect)
         self._members = list(members_of(params, num_tasks))
         check_parameters([p for p, _ in self._members], None, None)
+        if not self._members:
+            raise ValueError("expected parameters, got none")
         if all(task is not None for _, task in self._members):
             raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget

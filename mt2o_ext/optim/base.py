@@ -19,7 +19,7 @@ from ..gradients.skipped import NONFINITE, Refuser
 from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, TaskGradients
 from ..ops import FIELDS, Order
-from ..ranks import as_ranks, describe, warning_of_drift
+from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_drift
 from .amp import Scaling
 from .buffers import Buffers
 from .now import Now
@@ -83,7 +83,7 @@ class FlatOptimizer(SavedState):
         self._report = SkipReport(buffers.num_rows, skip_all=skip_all, refusers=refusers)
         self._now = Now(batch=self._new_batch())
         self._ranks = as_ranks(process_group)
-        self._alone = [process_group is None]  # as far as was said, and not looked into yet
+        self._said = [process_group]  # of data parallelism, until it was looked into
         super().__init__(params, defaults)
         check_memory(self._held_parameters())
         if self._ranks is not None:
@@ -140,6 +140,8 @@ class FlatOptimizer(SavedState):
             raise ValueError(f"lr must be finite and at least 0, not {lr}")
         if not isinstance(options.get("transfer", True), bool):
             raise TypeError(f"transfer of a parameter group must be True or False, not {options['transfer']!r:.80}")
+        if options.get("differentiable"):
+            raise ValueError("differentiable=True is not supported: the step is made by kernels without a backward")
         self._base.check(options)
         check_task(options.get("task"), self._heads_of)
 
@@ -306,12 +308,16 @@ class FlatOptimizer(SavedState):
         """True if DistributedDataParallel around the model averages all gradients that a step uses."""
         return False
 
-    def _warn_if_alone(self) -> None:
-        if self._alone[0] and not torch.compiler.is_compiling():
-            self._alone[0] = False
-            text = warning_of_drift(None, type(self).__name__, wrapper=self._works_in_wrapper())
-            if text is not None:
-                self._warn_once("ranks", text, stacklevel=4)
+    def _look_for_ranks(self) -> None:
+        """Looks once, at the first gradients, whether other ranks get them as they should."""
+        if not self._said or torch.compiler.is_compiling():
+            return
+        said, wrapper = self._said[0], self._works_in_wrapper()
+        self._said.clear()
+        if said is False and not wrapper:
+            check_not_wrapped(self._buffers.parameters(), type(self).__name__)
+        if said is None and (text := warning_of_drift(None, type(self).__name__, wrapper=wrapper)) is not None:
+            self._warn_once("ranks", text, stacklevel=4)
 
     def _joint(self, losses: Tensor) -> Tensor:
         """The mean over the ranks."""
@@ -408,7 +414,8 @@ class FlatOptimizer(SavedState):
             more = f" and {len(left) - 5} more" if len(left) > 5 else ""
             warnings.warn(
                 f"no loss has a gradient for {', '.join(told)}{more}: they stay as they are. Are they used in the "
-                "model, and is each head in the group of its own task? Freeze with requires_grad_(False) what is not trained",
+                "model, and is each head in the group of its own task? Freeze what is not trained "
+                "(requires_grad_(False))",
                 UserWarning,
                 stacklevel=5,
             )

@@ -200,7 +200,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         refuse_in_graph(
             self._buffers.device, "ConnectionStrengthFused", "it draws phase and order of tasks on the host"
         )
-        self._warn_if_alone()
+        self._look_for_ranks()
         before, phase = self._draw.state_dict(), self._phase
         self._phase, order = self._draw.next(self._num_tasks)
         try:

@@ -232,7 +232,7 @@ class MT2OFused(OneModel):
         """
         buffers, row = self._buffers, self._row
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
-        self._warn_if_alone()
+        self._look_for_ranks()
         if buffers.keeps_rows and not self._model_buffers and not self._now.graph_checked:
             check_running_statistics(stacked, self._warn_once)
         self._now.graph_checked = True
@@ -361,7 +361,7 @@ class MT2OFused(OneModel):
 
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
-        self._warn_if_alone()
+        self._look_for_ranks()
         self._synchronize()
         scaling = Scaling.of(self, self._now.batch.scaler)
         scaling.check_known()

@@ -242,7 +242,7 @@ class WeightedFused(FlatOptimizer):
     def _collect(self, losses: Losses, scaler: Any, retain_graph: bool) -> None:
         """Backward of T losses into the tables."""
         stacked = check_losses(losses, self._num_tasks, None)
-        self._warn_if_alone()
+        self._look_for_ranks()
         self._read_shown()
         own = stacked.detach().double()
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -354,7 +354,7 @@ class WeightedFused(FlatOptimizer):
 
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
-        self._warn_if_alone()
+        self._look_for_ranks()
         self._synchronize()
         batch = self._now.batch
         scaling = Scaling.of(self, batch.scaler)
@@ -454,6 +454,15 @@ class WeightedFused(FlatOptimizer):
         for shown in self._shown.values():
             shown.forget()
 
+    @property
+    def preferences(self) -> Tensor:
+        """float64 [T], weights of the tasks on the simplex, for weightings that have a use for them; may be set."""
+        return self._weigher.preferences[0].clone()
+
+    @preferences.setter
+    def preferences(self, preferences: Tensor | Sequence[float]) -> None:
+        self._weigher.preferences = check_one_row(preferences, self._num_tasks).to(self._weigher.preferences)
+
     # ------------------------------------------------------------------ what weightings learn from
     @property
     def weights(self) -> Tensor | None:
@@ -479,7 +488,7 @@ class WeightedFused(FlatOptimizer):
         state = self._weigher.state_dict()
         if self._num_tasks == 1 and not state["weighting"]:
             return {}  # the dict of torch.optim
-        return {**state, "skipped": self._report.counts.clone()}
+        return {**state, "skipped": self._report.counts.clone(), "preferences": self._weigher.preferences.clone()}
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
         if shared is None:
@@ -489,9 +498,11 @@ class WeightedFused(FlatOptimizer):
         shared = member_dict({"weighted": shared}, "weighted", "the first group")
         weigh = self._weigher.loaded(shared)
         skipped = member(shared, "skipped", (1,), "the optimizer")
+        preferences = member(shared, "preferences", (1, self._num_tasks), "the optimizer")
 
         def commit() -> None:
             weigh()
+            self._weigher.preferences = preferences.to(self._weigher.preferences)
             self._report.counts.copy_(skipped)
 
         return commit

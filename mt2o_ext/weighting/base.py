@@ -53,6 +53,7 @@ class Weighting(ABC):
     per_segment: bool = False
 
     def __init__(self) -> None:
+        self.mark = 0  # of the optimizer that it works for
         self._state: State = {}
         self._shape: tuple[int, int, int] | None = None
         self._device = torch.device("cpu")
