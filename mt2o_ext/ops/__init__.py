@@ -16,6 +16,7 @@ from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
 from .layout import plan_layout
 from .priority import PriorityRecord, plan_priority, priority_
+from .rules import FIELDS, MOMENTS, NUM_CONSTANTS, SQUARES, Rule
 from .solve import (
     conflict_averse_,
     descent_,
@@ -26,12 +27,14 @@ from .solve import (
     project_,
     workspace_size,
 )
-from .step import FIELDS, NUM_CONSTANTS, Order, Rule, step_
+from .step import Order, step_
 from .transfer import transfer_
 
 __all__ = [
     "FIELDS",
+    "MOMENTS",
     "NUM_CONSTANTS",
+    "SQUARES",
     "Order",
     "PriorityRecord",
     "Rule",
