@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from plain_lion import PlainLion
 
 from mt2o_ext import base
 from mt2o_ext.base import BASE_RULES, AdamW, BaseRule, as_base_rule
@@ -16,6 +20,7 @@ PEERS: dict[str, Any] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "lion": PlainLion,
 }
 EACH = pytest.mark.parametrize("name", BASE_RULES)
 
@@ -100,3 +105,24 @@ def test_a_rule_of_ones_own() -> None:
 
     assert Quick(eps=1e-6).fields(Quick().defaults()) == AdamW().fields(AdamW().defaults())
 
+
+# ---------------------------------------------------------------------- the page
+@pytest.fixture(scope="module")
+def document() -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "docs" / "base_rules.py"
+    spec = importlib.util.spec_from_file_location("base_rules_document", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_the_code_says(document: ModuleType) -> None:
+    assert document.PAGE.read_text() == document.page(), "run python docs/base_rules.py"
+
+
+def test_the_page_has_a_row_and_a_section_for_every_rule(document: ModuleType) -> None:
+    text = document.PAGE.read_text()
+    for name, rule in BASE_RULES.items():
+        assert f'| `"{name}"` |' in text
+        assert f"\n## {rule.__name__}\n" in text

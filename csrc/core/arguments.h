@@ -74,7 +74,7 @@ struct Transfer {
 };
 
 // The base rules in the order of their numbers, each with its struct; see rules.h.
-#define MT2O_RULES(X) X(sgd, Sgd) X(momentum, Momentum) X(adam, Adam) X(amsgrad, AmsGrad)
+#define MT2O_RULES(X) X(sgd, Sgd) X(momentum, Momentum) X(adam, Adam) X(amsgrad, AmsGrad) X(lion, Lion)
 #define MT2O_NAME(name, R) name,
 #define MT2O_ONE(name, R) +1
 enum class Rule : int64_t { MT2O_RULES(MT2O_NAME) };

@@ -6,6 +6,7 @@
 // MT2O_RULES in arguments.h lists them; the loops of the CPU and of CUDA are written for any of them.
 #pragma once
 #include "rules/adam.h"
+#include "rules/lion.h"
 #include "rules/sgd.h"
 
 namespace mt2o {

@@ -7,12 +7,13 @@ the kernel still runs once.
 from __future__ import annotations
 
 from .adam import Adam, AdamW
+from .lion import Lion
 from .rule import BaseRule
 from .sgd import SGD
 
-__all__ = ["BASE_RULES", "SGD", "Adam", "AdamW", "BaseRule", "as_base_rule"]
+__all__ = ["BASE_RULES", "SGD", "Adam", "AdamW", "BaseRule", "Lion", "as_base_rule"]
 
-BASE_RULES: dict[str, type[BaseRule]] = {rule.__name__.lower(): rule for rule in (SGD, Adam, AdamW)}
+BASE_RULES: dict[str, type[BaseRule]] = {rule.__name__.lower(): rule for rule in (SGD, Adam, AdamW, Lion)}
 
 
 def as_base_rule(base: BaseRule | str) -> BaseRule:

@@ -29,6 +29,7 @@ class Rule(IntEnum):
     MOMENTUM = 1
     ADAM = 2
     AMSGRAD = 3
+    LION = 4
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -74,12 +75,19 @@ def _adapted(m: Tensor, v: Tensor, f: Fields, count: Tensor) -> Tensor:
     return -size * m / (root * v.sqrt() + f["eps"])
 
 
+def _lion(g: Tensor, moments: list[Tensor], f: Fields, count: Tensor) -> tuple[Tensor, list[Tensor]]:
+    direction = f["beta1"] * moments[0] + (1 - f["beta1"]) * g
+    sign = torch.where(direction.isnan(), direction, direction.sign())  # torch's sign of NaN is 0, which would hide it
+    return -f["lr"] * sign, [f["beta2"] * moments[0] + (1 - f["beta2"]) * g]
+
+
 # How many moments a rule keeps, and its formula.
 _RULES: dict[Rule, tuple[int, Formula]] = {
     Rule.SGD: (0, _sgd),
     Rule.MOMENTUM: (1, _momentum),
     Rule.ADAM: (2, _adam),
     Rule.AMSGRAD: (3, _amsgrad),
+    Rule.LION: (1, _lion),
 }
 
 

@@ -21,6 +21,11 @@ static double textbook(Rule rule, const double* field, int64_t number, double g,
     e.m = number == 1 ? g : beta1 * e.m + (1. - field[field_dampening]) * g;
     return decay - lr * (field[field_nesterov] != 0. ? g + beta1 * e.m : e.m);
   }
+  if (rule == Rule::lion) {
+    const double d = beta1 * e.m + (1. - beta1) * g;
+    e.m = beta2 * e.m + (1. - beta2) * g;
+    return decay - lr * double((d > 0.) - (d < 0.));
+  }
   e.m = beta1 * e.m + (1. - beta1) * g;
   e.v = beta2 * e.v + (1. - beta2) * g * g;
   e.top = field[field_amsgrad] != 0. ? std::max(e.top, e.v) : e.v;

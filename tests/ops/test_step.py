@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_lion import PlainLion
 from samplers import (
     FLOATS,
     HALVES,
@@ -163,6 +164,7 @@ PEERS: dict[Rule, tuple[Callable[..., torch.optim.Optimizer], dict[str, float]]]
     Rule.MOMENTUM: (partial(torch.optim.SGD, momentum=0.9), {"decoupled": 0.0}),
     Rule.ADAM: (torch.optim.AdamW, {}),
     Rule.AMSGRAD: (partial(torch.optim.AdamW, amsgrad=True), {"amsgrad": 1.0}),
+    Rule.LION: (PlainLion, {"beta2": 0.99}),
 }
 
 
@@ -304,3 +306,22 @@ def test_a_mask_of_one_row_and_a_scale_reach_every_chunk(backend: Backend, rule:
     layout = Layout((40_000,))
     problem = sampled(Sampler(layout), 2, 1, rule, grad_scale=torch.tensor([0.25]), found_inf=torch.tensor([1.0, 0.0]))
     check(backend, problem, layout, rule)
+
+
+@pytest.mark.parametrize("theta_dtype", FLOATS, ids=str)
+def test_lion_takes_the_sign_of_zero_for_zero(backend: Backend, theta_dtype: torch.dtype) -> None:
+    """Where the average and the gradient cancel or are zero, nothing moves; a NaN stays one; all else moves by lr."""
+    layout = Layout((40,))
+    sampler = Sampler(layout)
+    segments = sampler.segments(lr=0.5, weight_decay=0.0, beta1=0.5, beta2=0.5)
+    problem = sampled(sampler, 1, 1, Rule.LION, theta_dtype=theta_dtype, segments=segments)
+    problem.exp_avg[:, :40], problem.grads[:, :, :40] = 0.0, 0.0
+    problem.theta[:, :40] = 8.0
+    problem.exp_avg[0, 1], problem.grads[0, 0, 1] = 3.0, -3.0
+    problem.exp_avg[0, 2], problem.grads[0, 0, 2] = -0.0, -0.0
+    tiny = torch.finfo(theta_dtype).tiny
+    problem.exp_avg[0, 3], problem.grads[0, 0, 4], problem.grads[0, 0, 5] = tiny, -tiny, torch.inf
+    problem.grads[0, 0, 6] = torch.nan
+    after = problem.run(backend, Rule.LION).theta[0, :40].tolist()
+    assert after[:6] + after[7:] == [8.0, 8.0, 8.0, 7.5, 8.5, 7.5] + [8.0] * 33
+    assert after[6] != after[6]
