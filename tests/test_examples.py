@@ -86,11 +86,17 @@ def the_update_is_the_combination(names: Names) -> None:
     assert bool((names["jacobian"] @ names["update"] > 0).all()), "CAGrad's direction lowers both losses here"
 
 
+def the_options_are_in_the_groups(names: Names) -> None:
+    weight, bias = names["optimizer"].param_groups
+    assert (weight["betas"], weight["weight_decay"], bias["weight_decay"], bias["lr"]) == ((0.95, 0.98), 0.1, 0.0, 1e-4)
+
+
 # Of each section with Python: what the reader has, and what is true afterwards.
 SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
     ("README.md", "A front of models"): (reader, a_front_is_there),
     ("README.md", "One model: weightings of task gradients"): (reader, both_have_trained),
     ("README.md", "One model: the priority of tasks"): (with_batch_norm, priorities_are_learned),
+    ("docs/base_rules.md", "Base rules"): (dict, the_options_are_in_the_groups),
     ("docs/weightings.md", "Weightings"): (dict, the_update_is_the_combination),
 }
 
