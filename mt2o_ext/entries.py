@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .base import BASE_RULES
+from .ops import SQUARES
+
 __all__ = ["ENTRIES", "check_entry", "generator_state", "member", "member_dict", "tensors_of"]
 
 
@@ -33,10 +36,11 @@ REAL = Entry("real")
 ENTRIES = {
     # of a parameter
     "step": COUNT,
-    "exp_avg": REAL,
-    "exp_avg_sq": SQUARE,
-    "max_exp_avg_sq": SQUARE,
-    "momentum_buffer": REAL,
+    **{
+        key: SQUARE if buffer in SQUARES else REAL
+        for rule in BASE_RULES.values()
+        for key, buffer in rule.state_keys().items()
+    },
     "ema": REAL,
     "transfer_base": REAL,
     "master": REAL,

@@ -16,7 +16,7 @@ from emulator import library
 from torch import Tensor
 
 from mt2o_ext import _native
-from mt2o_ext.ops import FIELDS, NUM_CONSTANTS, Order, Rule, plan_layout, reference, reference_solve
+from mt2o_ext.ops import FIELDS, MOMENTS, NUM_CONSTANTS, SQUARES, Order, Rule, plan_layout, reference, reference_solve
 
 FLOATS = (torch.float32, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
@@ -273,12 +273,15 @@ class StepProblem:
     ) -> StepProblem:
         """A problem in the middle of a run: every moment of the rule is there, `steps_taken` steps were counted."""
         num_segments = len(sampler.layout.numels)
-        second = rule in (Rule.ADAM, Rule.AMSGRAD)
+        moments = {
+            name: (sampler.positive_rows if name in SQUARES else sampler.rows)(rows, dtype=theta_dtype)
+            for name in rule.moments
+        }
         problem = StepProblem(
             theta=sampler.rows(rows, dtype=theta_dtype),
-            exp_avg=sampler.rows(rows, dtype=theta_dtype) if rule != Rule.SGD else None,
-            exp_avg_sq=sampler.positive_rows(rows, dtype=theta_dtype) if second else None,
-            max_exp_avg_sq=sampler.positive_rows(rows, dtype=theta_dtype) if rule == Rule.AMSGRAD else None,
+            exp_avg=moments.get("exp_avg"),
+            exp_avg_sq=moments.get("exp_avg_sq"),
+            max_exp_avg_sq=moments.get("max_exp_avg_sq"),
             ema=None,
             low_precision=None,
             step=torch.full((rows, num_segments), float(steps_taken)),
@@ -303,7 +306,7 @@ class StepProblem:
 
     def double(self) -> StepProblem:
         """The same numbers in float64: what the oracle is given."""
-        wide = ("theta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema", "grads")
+        wide = ("theta", *MOMENTS, "ema", "grads")
         copies = {
             name: widened(value) if name in wide else value.clone()
             for name, value in self.tensors().items()

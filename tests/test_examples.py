@@ -123,12 +123,18 @@ def pieces_of_ones_own_train(names: Names) -> None:
         assert not any(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
 
 
+def the_options_are_in_the_groups(names: Names) -> None:
+    weight, bias = names["optimizer"].param_groups
+    assert (weight["betas"], weight["weight_decay"], bias["weight_decay"], bias["lr"]) == ((0.95, 0.98), 0.1, 0.0, 1e-4)
+
+
 # Of each section with Python: what the reader has, and what is true afterwards.
 SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
     ("CONTRIBUTING.md", "A new weighting, transfer rule or scalarization"): (two_models, pieces_of_ones_own_train),
     ("README.md", "A front of models"): (reader, a_front_is_there),
     ("README.md", "One model: weightings of task gradients"): (reader, the_model_has_trained),
     ("README.md", "One model: the priority of tasks"): (with_batch_norm, priorities_are_learned),
+    ("docs/base_rules.md", "Base rules"): (dict, the_options_are_in_the_groups),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),
     ("docs/one_model.md", "One model, T task gradients"): (two_models, both_have_trained),
     ("docs/weightings.md", "Weightings"): (dict, the_update_is_the_combination),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import mt2o_ext
 from mt2o_ext import _native
 from mt2o_ext.__main__ import main
-from mt2o_ext.ops import FIELDS, NUM_CONSTANTS, Order, Rule, plan_layout, reference
+from mt2o_ext.ops import FIELDS, MOMENTS, NUM_CONSTANTS, Order, Rule, plan_layout, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_native = pytest.mark.skipif(_native.C is None, reason=f"the compiled part was not loaded: {_native.load_error}")
@@ -83,7 +83,8 @@ def test_constants_agree() -> None:
     assert len(FIELDS) == _native.C.num_fields
     assert _native.C.num_constants == NUM_CONSTANTS
     assert _native.C.alignment == reference.ALIGNMENT
-    assert [int(rule) for rule in Rule] == list(range(4))
+    assert tuple(_native.C.moments) == MOMENTS
+    assert _native.C.rules == [(rule.name.lower(), len(rule.moments)) for rule in Rule]
     assert [int(order) for order in Order] == [0, 1]
 
 

@@ -85,7 +85,16 @@ struct Transfer {
   int64_t tile;
 };
 
-enum class Rule : int64_t { sgd, momentum, adam, amsgrad };
+// The base rules in the order of their numbers, each with its struct; see rules.h.
+#define MT2O_RULES(X) X(sgd, Sgd) X(momentum, Momentum) X(adam, Adam) X(amsgrad, AmsGrad) X(lion, Lion)
+#define MT2O_NAME(name, R) name,
+#define MT2O_ONE(name, R) +1
+enum class Rule : int64_t { MT2O_RULES(MT2O_NAME) };
+constexpr int64_t num_rules = 0 MT2O_RULES(MT2O_ONE);
+#undef MT2O_NAME
+#undef MT2O_ONE
+constexpr int max_moments = 3;
+constexpr const char* moment_names[max_moments] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
 enum class Order : int64_t { consensus, adapt_then_combine };
 
 struct StepConstants;  // rules.h
@@ -107,10 +116,12 @@ struct Step {
   int64_t rows, tasks, segments;
   Rule rule;
   Order order;
-  Type type;                                                  // of theta and its moments: float32 or float64
-  void *theta, *exp_avg, *exp_avg_sq, *max_exp_avg_sq, *ema;  // ema: nullptr if not kept
-  int64_t row;                                                // of all of these
-  void* low_precision;                                        // parameters of 16 bits, rounded from theta; or nullptr
+  Type type;  // of theta and its moments: float32 or float64
+  void* theta;
+  void* moments[max_moments];  // exp_avg, exp_avg_sq, max_exp_avg_sq: those that the rule has
+  void* ema;                   // nullptr if not kept
+  int64_t row;                 // of all of these
+  void* low_precision;         // parameters of 16 bits, rounded from theta; or nullptr
   Type low_type;
   int64_t low_row;
   Gradients grads;

@@ -76,6 +76,18 @@ inline D8 fma(D8 a, D8 b, D8 c) { return {_mm256_fmadd_pd(a.lo, b.lo, c.lo), _mm
 inline D8 sqrt(D8 a) { return {_mm256_sqrt_pd(a.lo), _mm256_sqrt_pd(a.hi)}; }
 inline D8 max(D8 a, D8 b) { return {_mm256_max_pd(a.lo, b.lo), _mm256_max_pd(a.hi, b.hi)}; }
 
+// One with the sign of x; zero and NaN as they are.
+inline __m256 sign(__m256 x) {
+  const __m256 one = _mm256_or_ps(_mm256_and_ps(x, _mm256_set1_ps(-0.f)), _mm256_set1_ps(1.f));
+  return _mm256_blendv_ps(x, one, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NEQ_OQ));
+}
+inline __m256d sign(__m256d x) {
+  const __m256d one = _mm256_or_pd(_mm256_and_pd(x, _mm256_set1_pd(-0.)), _mm256_set1_pd(1.));
+  return _mm256_blendv_pd(x, one, _mm256_cmp_pd(x, _mm256_setzero_pd(), _CMP_NEQ_OQ));
+}
+inline F16 sign(F16 a) { return {sign(a.lo), sign(a.hi)}; }
+inline D8 sign(D8 a) { return {sign(a.lo), sign(a.hi)}; }
+
 inline D8 widened_eight(__m256 x) {
   return {_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))};
 }

@@ -55,6 +55,16 @@ inline D8 fma(D8 a, D8 b, D8 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 inline D8 sqrt(D8 a) { return {_mm512_sqrt_pd(a.v)}; }
 inline D8 max(D8 a, D8 b) { return {_mm512_max_pd(a.v, b.v)}; }
 
+// One with the sign of x; zero and NaN as they are.
+inline F16 sign(F16 a) {
+  const __m512 one = _mm512_or_ps(_mm512_and_ps(a.v, _mm512_set1_ps(-0.f)), _mm512_set1_ps(1.f));
+  return {_mm512_mask_mov_ps(a.v, _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_OQ), one)};
+}
+inline D8 sign(D8 a) {
+  const __m512d one = _mm512_or_pd(_mm512_and_pd(a.v, _mm512_set1_pd(-0.)), _mm512_set1_pd(1.));
+  return {_mm512_mask_mov_pd(a.v, _mm512_cmp_pd_mask(a.v, _mm512_setzero_pd(), _CMP_NEQ_OQ), one)};
+}
+
 inline __m256 upper(__m512 x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)); }
 inline D8 lower_half(F16 x) { return {_mm512_cvtps_pd(_mm512_castps512_ps256(x.v))}; }
 inline D8 upper_half(F16 x) { return {_mm512_cvtps_pd(upper(x.v))}; }

@@ -69,6 +69,10 @@ template <class T, int L>
 inline Array<T, L> max(Array<T, L> a, Array<T, L> b) {
   MT2O_EACH(r, mt2o::max(a.v[i], b.v[i]));
 }
+template <class T, int L>
+inline Array<T, L> sign(Array<T, L> a) {
+  MT2O_EACH(r, mt2o::sign(a.v[i]));
+}
 #undef MT2O_EACH
 
 inline D8 lower_half(F16 x) {

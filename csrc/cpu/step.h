@@ -4,7 +4,7 @@
 // columns was best. Included by kernels_impl.h.
 
 // Advances the moments of one row over a tile; sink(i, left, x, u) takes the old value and the update.
-template <Rule rule, class S, class G, class Sink>
+template <class R, class S, class G, class Sink>
 void advance_row(const Step& s, const StepConstants& constants, int64_t k, int64_t segment, int64_t p, int64_t n,
                  Sink sink) {
   using N = Number<S>;
@@ -12,30 +12,15 @@ void advance_row(const Step& s, const StepConstants& constants, int64_t k, int64
   const WeightedGradients<G> grads(s.grads, s.weights, s.tasks, k, segment, p);
   const int64_t at = k * s.row + p;
   const S* theta = static_cast<const S*>(s.theta) + at;
-  const auto moment = [&](void* rows) { return rows ? static_cast<S*>(rows) + at : nullptr; };
-  S *m = moment(s.exp_avg), *v = moment(s.exp_avg_sq), *top = moment(s.max_exp_avg_sq);
+  S* rows[R::moments + 1];  // one more than there are: no array is empty
+  for (int j = 0; j < R::moments; ++j) rows[j] = static_cast<S*>(s.moments[j]) + at;
   for_groups<N>(n, [&](int64_t i, auto left) {
-    const N g = c.gradient * grads.combined(i, left), x = load(theta + i, left);
-    if constexpr (rule == Rule::sgd) {
-      sink(i, left, x, sgd(c, g, x));
-    } else {
-      N m1 = load(m + i, left), update;
-      if constexpr (rule == Rule::momentum) {
-        update = momentum(c, g, x, m1);
-      } else {
-        N v1 = load(v + i, left);
-        if constexpr (rule == Rule::adam) {
-          update = adam(c, g, x, m1, v1);
-        } else {
-          N top1 = load(top + i, left);
-          update = amsgrad(c, g, x, m1, v1, top1);
-          store(top + i, top1, left);
-        }
-        store(v + i, v1, left);
-      }
-      store(m + i, m1, left);
-      sink(i, left, x, update);
-    }
+    const N g = grads.combined(i, left), x = load(theta + i, left);
+    N moments[R::moments + 1];
+    for (int j = 0; j < R::moments; ++j) moments[j] = load(rows[j] + i, left);
+    const N u = update<R>(c, g, x, moments);
+    for (int j = 0; j < R::moments; ++j) store(rows[j] + i, moments[j], left);
+    sink(i, left, x, u);
   });
 }
 
@@ -58,7 +43,7 @@ void round_row(const Step& s, int64_t k, int64_t p, int64_t n) {
 }
 
 // One chunk of one segment.
-template <Rule rule, class S, class G>
+template <class R, class S, class G>
 struct ChunkStep {
   const Step& s;
   const Chunk& chunk;
@@ -69,7 +54,7 @@ struct ChunkStep {
     for (int64_t k = 0; k < s.rows; ++k) {
       if (inactive(k)) continue;
       S* theta = static_cast<S*>(s.theta) + k * s.row + p;
-      advance_row<rule, S, G>(s, constants(k), k, chunk.segment, p, n,
+      advance_row<R, S, G>(s, constants(k), k, chunk.segment, p, n,
                               [&](int64_t i, auto left, auto x, auto u) { store(theta + i, x + u, left); });
     }
   }
@@ -81,7 +66,7 @@ struct ChunkStep {
       return rows ? reinterpret_cast<const char*>(static_cast<const S*>(rows) + p) : nullptr;
     };
     constexpr int64_t size = sizeof(S);
-    return {{at(s.theta), at(s.exp_avg), at(s.exp_avg_sq)},
+    return {{at(s.theta), at(s.moments[0]), at(s.moments[1])},
             s.row * size,
             size,
             &s.grads,
@@ -102,7 +87,7 @@ struct ChunkStep {
         for_groups<Number<S>>(n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(row + i, left)); });
         continue;
       }
-      advance_row<rule, S, G>(s, constants(k), k, chunk.segment, p, n, [&](int64_t i, auto left, auto x, auto u) {
+      advance_row<R, S, G>(s, constants(k), k, chunk.segment, p, n, [&](int64_t i, auto left, auto x, auto u) {
         const auto sum = x + u;
         if (mix.identity[k])
           store(row + i, sum, left);
@@ -149,23 +134,14 @@ struct ChunkStep {
   }
 };
 
-template <Rule rule, class S, class G>
+template <class R, class S, class G>
 void step_chunks(const Step& s, int64_t first, int64_t last) {
   alignas(64) S scratch[blend_scratch / sizeof(S)];
-  for (int64_t c = first; c < last; ++c) ChunkStep<rule, S, G>{s, s.chunks[c]}.run(scratch);
-}
-template <class S, class G>
-void step_with_rule(const Step& s, int64_t first, int64_t last) {
-  switch (s.rule) {
-    case Rule::sgd: return step_chunks<Rule::sgd, S, G>(s, first, last);
-    case Rule::momentum: return step_chunks<Rule::momentum, S, G>(s, first, last);
-    case Rule::adam: return step_chunks<Rule::adam, S, G>(s, first, last);
-    case Rule::amsgrad: return step_chunks<Rule::amsgrad, S, G>(s, first, last);
-  }
+  for (int64_t c = first; c < last; ++c) ChunkStep<R, S, G>{s, s.chunks[c]}.run(scratch);
 }
 void step(const Step& s, int64_t first, int64_t last) {
   with_type(s.grads.type, [&](auto grads) {
     using G = typename decltype(grads)::type;
-    step_with_rule<Scalar<G>, G>(s, first, last);
+    with_rule(s.rule, [&](auto rule) { step_chunks<decltype(rule), Scalar<G>, G>(s, first, last); });
   });
 }

@@ -22,42 +22,36 @@ struct RowState {
   }
 };
 
-// What the base rule adds to x; advances the moments in memory.
+// What the rule R adds to x; advances its moments in memory.
+template <class R, class S, int V>
+__device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S>& c, int64_t at, const Pack<S, V>& g,
+                                             const Pack<S, V>& x) {
+  Pack<S, V> moments[R::moments + 1], u;  // one more than there are: no array is empty
+#pragma unroll
+  for (int j = 0; j < R::moments; ++j) moments[j] = load<V>(static_cast<const S*>(s.moments[j]) + at);
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    S own[R::moments + 1];
+#pragma unroll
+    for (int j = 0; j < R::moments; ++j) own[j] = moments[j].of[i];
+    u.of[i] = mt2o::update<R>(c, g.of[i], x.of[i], own);
+#pragma unroll
+    for (int j = 0; j < R::moments; ++j) moments[j].of[i] = own[j];
+  }
+#pragma unroll
+  for (int j = 0; j < R::moments; ++j) store(static_cast<S*>(s.moments[j]) + at, moments[j]);
+  return u;
+}
+
+// The same with the rule of this step, for V columns of row k.
 template <int V, class G, class S>
 __device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S>& c, int64_t k, int64_t p,
                                              const Pack<S, V>& x) {
+  const Pack<S, V> g = combined<V>(static_cast<const G*>(s.grads) + k * s.grads_row + p, s.grads_task,
+                                   s.weights ? s.weights + k * s.tasks : nullptr, s.tasks);
   const int64_t at = k * s.row + p;
-  S *exp_avg = static_cast<S*>(s.exp_avg) + at, *exp_avg_sq = static_cast<S*>(s.exp_avg_sq) + at;
-  Pack<S, V> g = combined<V>(static_cast<const G*>(s.grads) + k * s.grads_row + p, s.grads_task,
-                             s.weights ? s.weights + k * s.tasks : nullptr, s.tasks);
   Pack<S, V> u;
-#pragma unroll
-  for (int i = 0; i < V; ++i) g.of[i] = c.gradient * g.of[i];
-  if (s.rule == Rule::sgd) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) u.of[i] = sgd(c, g.of[i], x.of[i]);
-    return u;
-  }
-  Pack<S, V> m = load<V>(exp_avg);
-  if (s.rule == Rule::momentum) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) u.of[i] = momentum(c, g.of[i], x.of[i], m.of[i]);
-    store(exp_avg, m);
-    return u;
-  }
-  Pack<S, V> v = load<V>(exp_avg_sq);
-  if (s.rule == Rule::adam) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) u.of[i] = adam(c, g.of[i], x.of[i], m.of[i], v.of[i]);
-  } else {
-    S* max_exp_avg_sq = static_cast<S*>(s.max_exp_avg_sq) + at;
-    Pack<S, V> top = load<V>(max_exp_avg_sq);
-#pragma unroll
-    for (int i = 0; i < V; ++i) u.of[i] = amsgrad(c, g.of[i], x.of[i], m.of[i], v.of[i], top.of[i]);
-    store(max_exp_avg_sq, top);
-  }
-  store(exp_avg, m);
-  store(exp_avg_sq, v);
+  with_rule(s.rule, [&](auto rule) { u = update<decltype(rule)>(s, c, at, g, x); });
   return u;
 }
 

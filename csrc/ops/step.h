@@ -16,7 +16,7 @@ struct StepTensors {
   int64_t rule, order;
 };
 
-inline void* moment(const MaybeTensor& t, const Tensor& theta, const char* name, bool needed) {
+inline void* like_theta(const MaybeTensor& t, const Tensor& theta, const char* name, bool needed) {
   STD_TORCH_CHECK(t.has_value() || !needed, "mt2o_ext: this rule needs ", name);
   if (!t.has_value()) return nullptr;
   check_same(*t, theta, name, "theta");
@@ -34,8 +34,7 @@ inline void check_low_precision(const Tensor& low, const Step& s, int64_t column
 // All but the chunks and the mix.
 inline Step step_arguments(const StepTensors& t) {
   check_rows(t.theta, "theta", 2);
-  STD_TORCH_CHECK(t.rule >= 0 && t.rule <= int64_t(Rule::amsgrad) && t.order >= 0 && t.order <= 1,
-                  "mt2o_ext: unknown rule or order");
+  STD_TORCH_CHECK(t.rule >= 0 && t.rule < num_rules && t.order >= 0 && t.order <= 1, "mt2o_ext: unknown rule or order");
   Step s = {};
   s.grads = gradients_of(t.grads, "grads", t.addresses, t.addresses.has_value() ? t.segments.size(0) : -1);
   s.rows = t.theta.size(0), s.tasks = t.grads.size(1), s.segments = t.segments.size(0);
@@ -51,10 +50,10 @@ inline Step step_arguments(const StepTensors& t) {
   if (t.weights.has_value()) check_table(*t.weights, "weights", ScalarType::Double, {s.rows, s.tasks});
   STD_TORCH_CHECK(t.weights.has_value() || s.tasks == 1, "mt2o_ext: gradients of several tasks need weights");
   s.theta = t.theta.mutable_data_ptr(), s.row = t.theta.stride(0);
-  s.exp_avg = moment(t.exp_avg, t.theta, "exp_avg", s.rule != Rule::sgd);
-  s.exp_avg_sq = moment(t.exp_avg_sq, t.theta, "exp_avg_sq", s.rule == Rule::adam || s.rule == Rule::amsgrad);
-  s.max_exp_avg_sq = moment(t.max_exp_avg_sq, t.theta, "max_exp_avg_sq", s.rule == Rule::amsgrad);
-  s.ema = moment(t.ema, t.theta, "ema", false);
+  const MaybeTensor* moments[max_moments] = {&t.exp_avg, &t.exp_avg_sq, &t.max_exp_avg_sq};
+  for (int j = 0; j < max_moments; ++j)
+    s.moments[j] = like_theta(*moments[j], t.theta, moment_names[j], j < num_moments(s.rule));
+  s.ema = like_theta(t.ema, t.theta, "ema", false);
   if (const MaybeTensor& low = t.low_precision; low.has_value()) {
     check_low_precision(*low, s, t.theta.size(1));
     s.low_type = type_of(*low, "low_precision");

@@ -18,6 +18,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("max_tasks") = mt2o::max_tasks;
   m.attr("num_constants") = mt2o::num_constants;
   m.attr("num_fields") = int(mt2o::num_fields);
+  m.attr("moments") = std::vector<std::string>(std::begin(mt2o::moment_names), std::end(mt2o::moment_names));
+  std::vector<std::pair<std::string, int>> rules;
+#define MT2O_RULE(name, R) rules.emplace_back(#name, mt2o::R::moments);
+  MT2O_RULES(MT2O_RULE)
+#undef MT2O_RULE
+  m.attr("rules") = rules;  // in the order of their numbers: name, how many of the moments
   m.def("cpu_isa", [] { return mt2o::kernels().name; }, "The instruction set that runs.");
   m.def(
       "supported_isas",

@@ -21,6 +21,7 @@ from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
 from .layout import plan_layout
 from .priority import PriorityRecord, plan_priority, priority_
+from .rules import FIELDS, MOMENTS, NUM_CONSTANTS, SQUARES, Rule
 from .solve import (
     conflict_averse_,
     descent_,
@@ -31,13 +32,15 @@ from .solve import (
     project_,
     workspace_size,
 )
-from .step import FIELDS, NUM_CONSTANTS, Order, Rule, step_
+from .step import Order, step_
 from .transfer import transfer_
 
 __all__ = [
     "FIELDS",
+    "MOMENTS",
     "NO_GRADIENT",
     "NUM_CONSTANTS",
+    "SQUARES",
     "Order",
     "PriorityRecord",
     "Rule",

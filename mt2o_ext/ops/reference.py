@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from .reference_gradients import gathered
+from .rules import FIELDS, Rule, reference_update
 
-# Columns of the table of hyper-parameters, one row per segment; for SGD, beta1 is the momentum.
-FIELDS = (
-    "lr", "weight_decay", "decoupled", "beta1", "beta2", "eps", "dampening", "nesterov", "maximize", "amsgrad",
-    "transfer", "ema",
-)  # fmt: skip
-NUM_CONSTANTS = 16
 ALIGNMENT = 16
 
 
@@ -171,6 +166,11 @@ def step_(
     order: int,
 ) -> None:
     rows = theta.shape[0]
+    kept = []
+    for name, moment in zip(Rule(rule).moments, (exp_avg, exp_avg_sq, max_exp_avg_sq), strict=False):
+        if moment is None:
+            raise ValueError(f"mt2o_ext: this rule needs {name}")
+        kept.append(moment)
     grads = gathered(grads, addresses, chunks)
     taking_part = torch.ones_like(step, dtype=torch.bool) if active is None else active.clone()
     if found_inf is not None:
@@ -184,14 +184,13 @@ def step_(
         # In float64 (1 - beta2 of a float32 is wrong by 1e-5); a 0-d tensor does not widen what it is multiplied with.
         field = dict(zip(FIELDS, segments[segment], strict=True))
         who = taking_part[:, segment].unsqueeze(1)
-        moments = [None if moment is None else moment[:, at] for moment in (exp_avg, exp_avg_sq, max_exp_avg_sq)]
+        moments = [moment[:, at] for moment in kept]
         x = theta[:, at]
         g = torch.einsum("kt,ktp->kp", weights.to(theta.dtype), grads[..., at].to(theta.dtype)) / scale
         count = step[:, segment].double().unsqueeze(1)
-        new, update = _update(x, g, moments, field, count, rule)
+        update, new = reference_update(rule, x, g, moments, field, count)
         for moment, value in zip(moments, new, strict=True):
-            if moment is not None and value is not None:
-                moment.copy_(torch.where(who, value, moment))
+            moment.copy_(torch.where(who, value, moment))
         update = torch.where(who, update, torch.zeros_like(update))
         if mix is None or not bool(field["transfer"]):
             result = x + update
@@ -205,31 +204,3 @@ def step_(
             average.copy_(torch.where(who, average + (1 - field["ema"]) * (x - average), average))
         if low_precision is not None:
             low_precision[:, at] = torch.where(who, x.to(low_precision.dtype), low_precision[:, at])
-
-
-def _update(
-    x: Tensor, g: Tensor, moments: list[Tensor | None], f: dict[str, Tensor], count: Tensor, rule: int
-) -> tuple[list[Tensor | None], Tensor]:
-    """New moments and what is added to x; formulas of torch.optim.SGD, Adam and AdamW."""
-    g = torch.where(f["maximize"] != 0, -g, g)
-    decoupled = f["decoupled"] != 0
-    decay = torch.where(decoupled, -f["lr"] * f["weight_decay"], 0.0) * x
-    g = g + torch.where(decoupled, 0.0, f["weight_decay"]) * x
-    m, v, top = moments
-    if rule == 0:
-        return [m, v, top], decay - f["lr"] * g
-    assert m is not None
-    if rule == 1:
-        first = (count == 1) | (f["beta1"] == 0)
-        m = torch.where(first, g, f["beta1"] * m + (1 - f["dampening"]) * g)
-        return [m, v, top], decay - f["lr"] * torch.where(f["nesterov"] != 0, g + f["beta1"] * m, m)
-    assert v is not None
-    m = f["beta1"] * m + (1 - f["beta1"]) * g
-    v = f["beta2"] * v + (1 - f["beta2"]) * g * g
-    largest = v
-    if rule == 3:
-        assert top is not None
-        top = largest = torch.where(f["amsgrad"] != 0, torch.maximum(top, v), v)
-    root = (1 / (1 - f["beta2"] ** count).sqrt()).to(x.dtype)
-    size = (f["lr"] / (1 - f["beta1"] ** count)).to(x.dtype)
-    return [m, v, top], decay - size * m / (root * largest.sqrt() + f["eps"])

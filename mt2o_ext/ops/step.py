@@ -9,18 +9,9 @@ from torch import Tensor
 
 from . import reference
 from ._registry import changed, check_addresses, compiled, register_fake
-from .reference import FIELDS, NUM_CONSTANTS
+from .rules import Rule
 
-__all__ = ["FIELDS", "NUM_CONSTANTS", "Order", "Rule", "step_"]
-
-
-class Rule(IntEnum):
-    """The base rule: which moments there are."""
-
-    SGD = 0
-    MOMENTUM = 1
-    ADAM = 2
-    AMSGRAD = 3
+__all__ = ["Order", "step_"]
 
 
 class Order(IntEnum):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..device import capturing, kept_in_place, refuse_in_graph, warn_in_graph
 from ..entries import member, tensors_of
-from ..ops import Order, combine_, transfer_
+from ..ops import MOMENTS, SQUARES, Order, combine_, transfer_
 from ..preferences import check_preferences
 from ..transfer import Identity, TransferContext, TransferRule
 from ..transfer.moments import Moments
@@ -189,9 +189,9 @@ def blend_moments(flats: Sequence[FlatParameters], mixes: Sequence[Tensor | None
     for flat, mix in zip(flats, mixes, strict=True):
         if mix is None:
             continue
-        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+        for name in MOMENTS:
             if name in flat.buffers:
-                squared = moments is Moments.MIX_SQUARED and name != "exp_avg"
+                squared = moments is Moments.MIX_SQUARED and name in SQUARES
                 _blend_moment(flat, flat.buffers[name], mix * mix if squared else mix)
 
 

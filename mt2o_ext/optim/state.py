@@ -221,7 +221,7 @@ class StateViews:
             return self._view(flat, flat.theta, segment)
         view = self._view(flat, flat.buffer(buffers[key]), segment)
         view.copy_(value)
-        if key == "momentum_buffer":  # torch.optim.SGD does not count: enough that the next step is not the first
+        if key in self._base.counted_by:  # torch.optim.SGD does not count: enough that the next step is not the first
             flat.step[:, segment].clamp_(min=1)
         return view
 
@@ -233,7 +233,7 @@ class StateViews:
             flat.rows_of(flat.buffer(key), segment).copy_(flat.rows_of(flat.theta, segment))
         elif key in buffers and buffers[key] in flat.buffers:
             flat.rows_of(flat.buffers[buffers[key]], segment).zero_()
-        if key in ("step", "momentum_buffer"):  # without its buffer, SGD's next step is the first
+        if key in ("step", *self._base.counted_by):  # without its buffer, SGD's next step is the first
             flat.step[:, segment] = 0
 
     # ------------------------------------------------------------------ in

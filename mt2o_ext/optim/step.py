@@ -11,13 +11,11 @@ from torch import Tensor
 from ..base import BaseRule
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
-from ..ops import Order, combine_, step_
+from ..ops import MOMENTS, Order, combine_, step_
 from .buffers import Buffers
 from .flat import FlatParameters
 
 __all__ = ["Clipped", "Plan", "StepInputs", "apply", "clip", "combined_gradient", "moments_of"]
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 class StepInputs(NamedTuple):

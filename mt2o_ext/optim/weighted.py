@@ -137,6 +137,9 @@ class WeightedFused(FlatOptimizer):
     def _weigher(self) -> Weigher:
         return self._tasks.weigher
 
+    def _works_in_wrapper(self) -> bool:
+        return self._buffers.num_tasks == 1
+
     def _build(self) -> None:
         super()._build()
         flats = self._buffers.flats

@@ -14,11 +14,11 @@ struct StepCase {
 // What a step changes.
 template <class S>
 struct StepState {
-  Matrix<S> theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema;
+  Matrix<S> theta, moments[max_moments], ema;
   Matrix<bfloat16> low;
   Bytes bytes() const {
     Bytes all = low.bytes();
-    for (const Matrix<S>* m : {&theta, &exp_avg, &exp_avg_sq, &max_exp_avg_sq, &ema}) {
+    for (const Matrix<S>* m : {&theta, &moments[0], &moments[1], &moments[2], &ema}) {
       const Bytes more = m->bytes();
       all.insert(all.end(), more.begin(), more.end());
     }
@@ -43,8 +43,10 @@ struct StepProblem {
         number(number),
         weights(random.weights(of.rows * of.tasks)),
         grads(random.matrix<G>(of.rows * of.tasks, layout, grad_scale)),
-        start{random.matrix<S>(of.rows, layout), random.matrix<S>(of.rows, layout),       squares(), squares(),
-              random.matrix<S>(of.rows, layout), random.matrix<bfloat16>(of.rows, layout)} {
+        start{random.matrix<S>(of.rows, layout),
+              {random.matrix<S>(of.rows, layout), squares(), squares()},
+              random.matrix<S>(of.rows, layout),
+              random.matrix<bfloat16>(of.rows, layout)} {
     fields.resize(segments * num_fields);
     for (int64_t segment = 0; segment < segments; ++segment) {
       double* field = fields.data() + segment * num_fields;
@@ -76,9 +78,7 @@ struct StepProblem {
     s.rows = of.rows, s.tasks = of.tasks, s.segments = segments;
     s.rule = of.rule, s.order = of.order, s.type = type_of<S>;
     s.theta = state.theta.values.data(), s.row = state.theta.row, s.ema = state.ema.values.data();
-    if (of.rule != Rule::sgd) s.exp_avg = state.exp_avg.values.data();
-    if (of.rule == Rule::adam || of.rule == Rule::amsgrad) s.exp_avg_sq = state.exp_avg_sq.values.data();
-    if (of.rule == Rule::amsgrad) s.max_exp_avg_sq = state.max_exp_avg_sq.values.data();
+    for (int j = 0; j < num_moments(of.rule); ++j) s.moments[j] = state.moments[j].values.data();
     if (std::is_same_v<S, float>)
       s.low_precision = state.low.values.data(), s.low_type = Type::bfloat16, s.low_row = state.low.row;
     s.grads = grads.values.data(), s.grads_type = type_of<G>;

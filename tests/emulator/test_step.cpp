@@ -64,10 +64,9 @@ static void check_rule(Rule rule) {
   check_step<double, double>({3, 1, rule, true, Order::consensus});
 }
 
-TEST(sgd) { check_rule(Rule::sgd); }
-TEST(momentum) { check_rule(Rule::momentum); }
-TEST(adam) { check_rule(Rule::adam); }
-TEST(amsgrad) { check_rule(Rule::amsgrad); }
+#define EACH_RULE(name, R) \
+  TEST(name) { check_rule(Rule::name); }
+MT2O_RULES(EACH_RULE)
 
 // One number of rows for each kernel that is compiled.
 TEST(rows) {

@@ -45,9 +45,14 @@ def step_bounds(before: StepProblem, after: StepProblem, segment_of: Tensor, rul
         u_error = f["lr"] * (g_error + 2 * u * g)
     else:
         old = before.exp_avg.double().abs()
-        gain = 1.0 if rule == Rule.MOMENTUM else 1 - f["beta1"]
-        m = f["beta1"] * old + gain * g
+        keep = f["beta2"] if rule == Rule.LION else f["beta1"]
+        gain = 1.0 if rule == Rule.MOMENTUM else 1 - keep
+        m = keep * old + gain * g
         m_error = gain * g_error + 4 * u * m
+    if rule == Rule.LION:  # a sign, of a number that is too small for its error to leave it alone
+        direction_error = (1 - f["beta1"]) * g_error + 4 * u * (f["beta1"] * old + (1 - f["beta1"]) * g)
+        unsure = lion_direction(before, f).abs() <= direction_error
+        u_error = f["lr"] * (2.0 * unsure + u)
     if rule == Rule.MOMENTUM:
         u_error = f["lr"] * (g_error + m_error + 5 * u * (m + g))
     if rule in (Rule.ADAM, Rule.AMSGRAD):
@@ -70,6 +75,15 @@ def step_bounds(before: StepProblem, after: StepProblem, segment_of: Tensor, rul
     if before.ema is not None:
         ema = (1 - f["ema"]) * theta_error + 3 * u * (before.ema.double().abs() + after.theta.abs())
     return Bounds(theta_error, m_error, v_error, v_error, ema)
+
+
+def lion_direction(before: StepProblem, f: dict[str, Tensor]) -> Tensor:
+    """[K, P], the number whose sign Lion takes."""
+    x, weights = before.theta.double(), before.weights
+    g = before.grads.double()[:, 0] if weights is None else torch.einsum("kt,ktp->kp", weights, before.grads.double())
+    g = g / (1.0 if before.grad_scale is None else before.grad_scale.item())
+    g = torch.where(f["maximize"] != 0, -g, g) + torch.where(f["decoupled"] != 0, 0.0, f["weight_decay"]) * x
+    return f["beta1"] * before.exp_avg.double() + (1 - f["beta1"]) * g
 
 
 def blended_error(before: StepProblem, moved: Tensor, u_error: Tensor, segment_of: Tensor, order: Order) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mt2o_ext import ops
+from mt2o_ext.ops import MOMENTS
 
-MATRICES = {"grads", "rows", "others", "theta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema", "low_precision"}
+MATRICES = {"grads", "rows", "others", "theta", *MOMENTS, "ema", "low_precision"}
 
 
 def rows_of(case: str) -> Iterator[tuple[int, str]]:

@@ -325,7 +325,7 @@ def test_a_segment_that_is_not_there_is_refused(case: str, position: int) -> Non
 
 def test_an_unknown_rule_is_refused() -> None:
     positional, named = arguments_of("step")
-    check_refused("step", positional, {**named, "rule": 4}, "unknown rule or order")
+    check_refused("step", positional, {**named, "rule": len(Rule)}, "unknown rule or order")
     check_refused("step", positional, {**named, "order": 2}, "unknown rule or order")
 
 

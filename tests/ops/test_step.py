@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_lion import PlainLion
 from samplers import (
     FLOATS,
     HALVES,
@@ -19,9 +23,9 @@ from samplers import (
 )
 from step_bounds import step_bounds
 
-from mt2o_ext.ops import Order, Rule
+from mt2o_ext.ops import MOMENTS, Order, Rule
 
-MATRICES = ("theta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "ema")
+MATRICES = ("theta", *MOMENTS, "ema")
 RULES = pytest.mark.parametrize("rule", Rule, ids=lambda rule: rule.name.lower())
 ORDERS = pytest.mark.parametrize("order", Order, ids=lambda order: order.name.lower())
 DTYPES = [(dtype, dtype) for dtype in FLOATS] + [(torch.float32, dtype) for dtype in HALVES]
@@ -154,22 +158,28 @@ def test_the_second_moment_is_as_exact_as_float32_can_hold(backend: Backend, rul
     assert_within(after.exp_avg_sq[:, layout.inside], exact, 4 * 2**-24 * exact)
 
 
+# Each rule in torch, and the fields that it takes for that.
+PEERS: dict[Rule, tuple[Callable[..., torch.optim.Optimizer], dict[str, float]]] = {
+    Rule.SGD: (torch.optim.SGD, {"decoupled": 0.0}),
+    Rule.MOMENTUM: (partial(torch.optim.SGD, momentum=0.9), {"decoupled": 0.0}),
+    Rule.ADAM: (torch.optim.AdamW, {}),
+    Rule.AMSGRAD: (partial(torch.optim.AdamW, amsgrad=True), {"amsgrad": 1.0}),
+    Rule.LION: (PlainLion, {"beta2": 0.99}),
+}
+
+
 @RULES
 def test_many_steps_follow_torch(backend: Backend, rule: Rule) -> None:
-    """From nothing, 20 steps of torch.optim in float64; Adam's update is at most about lr, an error of it far less."""
+    """From nothing, 20 steps in float64; Adam's update is at most about lr, an error of it far less."""
     layout = Layout((123,))
     sampler = Sampler(layout)
-    segments = sampler.segments(lr=0.01, weight_decay=0.1, amsgrad=float(rule == Rule.AMSGRAD))
+    make, options = PEERS[rule]
+    segments = sampler.segments(lr=0.01, weight_decay=0.1, **options)
     problem = sampled(sampler, 1, 1, rule, segments=segments, steps_taken=0)
-    for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-        if getattr(problem, name) is not None:
-            setattr(problem, name, torch.zeros(1, layout.row))
+    for name in rule.moments:
+        setattr(problem, name, torch.zeros(1, layout.row))
     parameter = torch.nn.Parameter(problem.theta[0, :123].double())
-    if rule in (Rule.ADAM, Rule.AMSGRAD):
-        peer = torch.optim.AdamW([parameter], lr=0.01, weight_decay=0.1, amsgrad=rule == Rule.AMSGRAD)
-    else:
-        peer = torch.optim.SGD([parameter], lr=0.01, momentum=0.9 if rule == Rule.MOMENTUM else 0.0, weight_decay=0.1)
-        problem.segments = sampler.segments(lr=0.01, weight_decay=0.1, decoupled=0.0)
+    peer = make([parameter], lr=0.01, weight_decay=0.1)
     for _ in range(20):
         problem.grads = sampler.rows(1, 1)
         parameter.grad = problem.grads[0, 0, :123].double()
@@ -296,3 +306,22 @@ def test_a_mask_of_one_row_and_a_scale_reach_every_chunk(backend: Backend, rule:
     layout = Layout((40_000,))
     problem = sampled(Sampler(layout), 2, 1, rule, grad_scale=torch.tensor([0.25]), found_inf=torch.tensor([1.0, 0.0]))
     check(backend, problem, layout, rule)
+
+
+@pytest.mark.parametrize("theta_dtype", FLOATS, ids=str)
+def test_lion_takes_the_sign_of_zero_for_zero(backend: Backend, theta_dtype: torch.dtype) -> None:
+    """Where the average and the gradient cancel or are zero, nothing moves; a NaN stays one; all else moves by lr."""
+    layout = Layout((40,))
+    sampler = Sampler(layout)
+    segments = sampler.segments(lr=0.5, weight_decay=0.0, beta1=0.5, beta2=0.5)
+    problem = sampled(sampler, 1, 1, Rule.LION, theta_dtype=theta_dtype, segments=segments)
+    problem.exp_avg[:, :40], problem.grads[:, :, :40] = 0.0, 0.0
+    problem.theta[:, :40] = 8.0
+    problem.exp_avg[0, 1], problem.grads[0, 0, 1] = 3.0, -3.0
+    problem.exp_avg[0, 2], problem.grads[0, 0, 2] = -0.0, -0.0
+    tiny = torch.finfo(theta_dtype).tiny
+    problem.exp_avg[0, 3], problem.grads[0, 0, 4], problem.grads[0, 0, 5] = tiny, -tiny, torch.inf
+    problem.grads[0, 0, 6] = torch.nan
+    after = problem.run(backend, Rule.LION).theta[0, :40].tolist()
+    assert after[:6] + after[7:] == [8.0, 8.0, 8.0, 7.5, 8.5, 7.5] + [8.0] * 33
+    assert after[6] != after[6]

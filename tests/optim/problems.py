@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from plain_lion import PlainLion
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, WeightedFused
-from mt2o_ext.base import SGD, Adam, AdamW, BaseRule
+from mt2o_ext.base import SGD, Adam, AdamW, BaseRule, Lion
 
 Kind = type[MT2OFused] | type[WeightedFused]
 Single = Callable[..., MT2OFused | WeightedFused]
@@ -19,7 +20,7 @@ Single = Callable[..., MT2OFused | WeightedFused]
 
 @dataclass(frozen=True)
 class Twin:
-    """One of our base rules and the optimizer of torch.optim that it has to equal."""
+    """One of our base rules and the plain optimizer, of torch.optim where there is one, that it has to equal."""
 
     base: BaseRule
     theirs: Callable[..., torch.optim.Optimizer]
@@ -51,6 +52,9 @@ TWINS = {
     "adamw": _twin(AdamW, torch.optim.AdamW, 1e-2),
     "adamw-amsgrad": _twin(AdamW, torch.optim.AdamW, 1e-2, amsgrad=True, weight_decay=0.1),
     "adamw-maximize": _twin(AdamW, torch.optim.AdamW, 1e-2, maximize=True),
+    "lion": _twin(Lion, PlainLion, 1e-3),
+    "lion-decay": _twin(Lion, PlainLion, 1e-3, weight_decay=0.1, betas=(0.8, 0.95)),
+    "lion-maximize": _twin(Lion, PlainLion, 1e-3, maximize=True, weight_decay=0.01),
 }
 
 

@@ -56,7 +56,7 @@ def run(optimizer: MT2OFused, model: torch.nn.Module, step: Any, schedule: str) 
 
 @pytest.mark.parametrize("schedule", ["float", "tensor"])
 @pytest.mark.parametrize("num_subproblems", [1, 3])
-@pytest.mark.parametrize("base", ["adamw", "amsgrad", "nesterov"])
+@pytest.mark.parametrize("base", ["adamw", "amsgrad", "nesterov", "lion"])
 def test_step_compiles_without_a_break_and_twice_at_most(schedule: str, num_subproblems: int, base: str) -> None:
     frames, results = Frames(), []
     for compiled in (False, True):

@@ -60,7 +60,7 @@ def move(optimizer: Optimizer, p: list[nn.Parameter]) -> None:
     optimizer.add_param_group({"params": [p[2]], "lr": 0.03})
 
 
-@pytest.mark.parametrize("base", ["momentum", "adamw", "dampening"])
+@pytest.mark.parametrize("base", ["momentum", "adamw", "dampening", "lion"])
 @pytest.mark.parametrize(
     "change",
     [remove, remove_and_keep, put_in, replace, replace_with_state, append, pop, move],

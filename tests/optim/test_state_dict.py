@@ -24,7 +24,7 @@ from problems import (
 from torch import nn
 
 from mt2o_ext import MT2OFused
-from mt2o_ext.base import SGD, Adam, AdamW
+from mt2o_ext.base import SGD, Adam, AdamW, Lion
 from mt2o_ext.transfer import CrossLearning, DistanceDecrease, Hat, Spectral
 
 
@@ -159,6 +159,7 @@ CASES: dict[str, dict[str, Any]] = {
     "spectral of changes": {"transfer": lambda: Spectral(every=3, relative=True)},
     "hat": {"transfer": lambda: Hat(every=2), "base": Adam(amsgrad=True)},
     "distance decrease": {"transfer": lambda: DistanceDecrease(every=2), "base": SGD(momentum=0.9, dampening=0.5)},
+    "lion": {"transfer": lambda: Spectral(every=3), "base": Lion(weight_decay=0.1)},
     "cross-learning": {"transfer": lambda: CrossLearning(0.01, every=2), "base": SGD()},
     "none": {"transfer": lambda: None},
 }

@@ -78,7 +78,7 @@ CHANGES: list[Change] = [
 NAMES = ["clear", "defaultdict", "del", "{}", "other moment", "in place", "step = 0", "exchanged"]
 
 
-@pytest.mark.parametrize("base", ["adamw", "amsgrad", "nesterov", "dampening"])
+@pytest.mark.parametrize("base", ["adamw", "amsgrad", "nesterov", "dampening", "lion"])
 @pytest.mark.parametrize("change", CHANGES, ids=NAMES)
 def test_as_in_torch(change: Change, base: str, twins: dict[str, Twin]) -> None:
     ours, theirs = parameters(20, 5, 20), parameters(20, 5, 20)

@@ -213,7 +213,7 @@ def test_several_heads_of_one_task_and_none_of_another() -> None:
     assert all((p.grad is None) != (p in nobodys) for p in model.parameters())
 
 
-@pytest.mark.parametrize("base", ["sgd", "momentum", "adam", "amsgrad", "adamw"])
+@pytest.mark.parametrize("base", ["sgd", "momentum", "adam", "amsgrad", "adamw", "lion"])
 def test_one_task_is_torch(base: str) -> None:
     twin = TWINS[base]
     models = [Towers(1), Towers(1)]

@@ -242,9 +242,7 @@ void step(const Tensors& t, int64_t rows, int64_t tasks, int64_t matrices, Rule 
                   order,
                   type_of<S>,
                   theta.get(),
-                  first.get(),
-                  second.get(),
-                  most.get(),
+                  {first.get(), second.get(), most.get()},
                   average.get(),
                   row,
                   wide ? nullptr : low.get(),
@@ -319,7 +317,7 @@ void all_of(const Tensors& t) {
       for (const Order order : {Order::consensus, Order::adapt_then_combine})
         step<S, G>(t, rows, 2, rows > 1 ? matrices : 0, Rule::amsgrad, order);
   }
-  for (const Rule rule : {Rule::sgd, Rule::momentum, Rule::adam}) step<S, G>(t, 3, 1, 1, rule, Order::consensus);
+  for (int64_t rule = 0; rule < num_rules; ++rule) step<S, G>(t, 3, 1, 1, Rule(rule), Order::consensus);
 }
 
 }  // namespace

@@ -1,0 +1,141 @@
+"""The base class of all base rules, and how a rule states its options.
+
+A rule is a frozen dataclass: its fields are the options of a parameter group, with their defaults, and a few class
+attributes say which of the kernels' rules it uses and under which names its state is shown.  All else follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..ops import MOMENTS, Rule
+
+__all__ = ["BaseRule", "flag", "number"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """The range of an option's numbers, and the columns of the kernels' table that they fill.
+
+    columns: names in ``ops.FIELDS``; none: the option's own name.
+    low, below: the range [low, below); None: the option is True or False.
+    """
+
+    columns: tuple[str, ...]
+    low: float | None = None
+    below: float = math.inf
+
+    def check(self, name: str, value: Any, default: Any) -> None:
+        """Raises TypeError or ValueError unless the value is like the default and in the range."""
+        if self.low is None:
+            if isinstance(value, str) or value not in (False, True):
+                raise TypeError(f"{name} must be True or False, not {value!r:.80}")
+        elif not isinstance(default, tuple):
+            self._check_number(name, value, self.low)
+        elif not isinstance(value, (tuple, list)) or len(value) != len(default):
+            words = {2: "two"}.get(len(default), str(len(default)))
+            raise ValueError(f"{name} must be {words} numbers {self._range(self.low)}, not {value!r:.80}")
+        else:
+            for index, one in enumerate(value):
+                self._check_number(f"{name}[{index}]", one, self.low)
+
+    def _check_number(self, name: str, value: Any, low: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+            raise TypeError(f"{name} must be a number, not {value!r:.80}")
+        if not math.isfinite(float(value)) or not low <= float(value) < self.below:
+            raise ValueError(f"{name} must be {self._range(low)}, not {value}")
+
+    def _range(self, low: float) -> str:
+        if self.below < math.inf:
+            return f"in [{low:g}, {self.below:g})"
+        return "finite" if low == -math.inf else f"finite and at least {low:g}"
+
+
+def number(default: float | tuple[float, ...], *columns: str, low: float = 0.0, below: float = math.inf) -> Any:
+    """An option of a rule that is a number, or several, in [low, below)."""
+    return field(default=default, metadata={"option": Option(columns, low, below)})
+
+
+def flag(default: bool, *columns: str) -> Any:
+    """An option of a rule that is True or False."""
+    return field(default=default, metadata={"option": Option(columns)})
+
+
+class BaseRule:
+    """The update that one subproblem makes with its combined gradient.  Subclasses are frozen dataclasses of options.
+
+    rules: the kernels' rules that serve it, each with the option that asks for it; first the one that is always there,
+        without an option, then those that keep more.
+    keys: names in ``optimizer.state`` of the moments that these rules keep, in the order of ``ops.MOMENTS``.
+    counts_steps: the state has a ``step``.
+    shown: entries that torch.optim shows (as None) also where they are not used.
+    always: columns of the kernels' table that no option fills.
+    lr: the learning rate to begin with, of its authors or of torch.optim.
+    source: the paper, or the optimizer of torch.optim that it equals.
+    """
+
+    rules: ClassVar[Mapping[Rule, str | None]]
+    keys: ClassVar[tuple[str, ...]] = MOMENTS
+    counts_steps: ClassVar[bool] = False
+    shown: ClassVar[tuple[str, ...]] = ()
+    always: ClassVar[Mapping[str, float]] = {}
+    lr: ClassVar[float] = 1e-3
+    source: ClassVar[str]
+
+    _options: ClassVar[dict[str, tuple[Option, Any]]] = {}  # with their defaults
+
+    def __init_subclass__(cls) -> None:
+        own = {name: one for name, one in vars(cls).items() if isinstance(one, Field)}  # dataclass comes after this
+        options = {name: (one.metadata["option"], one.default) for name, one in own.items()}
+        cls._options = {**cls._options, **options}
+
+    def defaults(self) -> dict[str, Any]:
+        """Options of a parameter group, but for ``lr``."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raises TypeError or ValueError where an option of this group is out of range."""
+        for name, (option, default) in self._options.items():
+            option.check(name, group[name], default)
+
+    def rule(self, groups: Sequence[Mapping[str, Any]]) -> Rule:
+        """The kernels' rule that serves all these groups."""
+        order = list(self.rules)
+        return max((self._rule_of(group) for group in groups), key=order.index, default=order[0])
+
+    def _rule_of(self, group: Mapping[str, Any]) -> Rule:
+        return [rule for rule, option in self.rules.items() if option is None or group[option] != 0][-1]
+
+    def moments(self, group: Mapping[str, Any]) -> dict[str, str]:
+        """State key -> buffer, of a parameter in this group."""
+        return dict(zip(self.keys, self._rule_of(group).moments, strict=False))
+
+    def fields(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """The columns of the kernels' hyper-parameter table that this rule fills, but for ``lr``."""
+        values = dict(self.always)
+        for name, (option, _) in self._options.items():
+            if len(option.columns) > 1:
+                values.update(zip(option.columns, group[name], strict=True))
+            else:
+                values[option.columns[0] if option.columns else name] = group[name]
+        return values
+
+    @classmethod
+    def state_keys(cls) -> dict[str, str]:
+        """State key -> buffer, of a parameter in any group."""
+        return dict(zip(cls.keys, list(cls.rules)[-1].moments, strict=False))
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The entries of a state that come together."""
+        return ("step",) * self.counts_steps + self.keys[: len(next(iter(self.rules)).moments)]
+
+    @property
+    def counted_by(self) -> tuple[str, ...]:
+        """The entries that tell, where no ``step`` does, that the next step of a parameter is not its first."""
+        return () if self.counts_steps else tuple(self.state_keys())
