@@ -132,13 +132,15 @@ class Priority(Loop):
         torch.manual_seed(2)
         for p in model.parameters():
             nn.init.normal_(p, std=0.5)
-        return ConnectionStrengthFused(
+        self.made = ConnectionStrengthFused(
             model.named_parameters(), connections=find_connections(model), num_tasks=2, total_steps=STEPS,
             mode="general", **options,
         )  # fmt: skip
+        return self.made
 
     def step(self, optimizer: Any, compute: Compute) -> None:
-        def loss(task: int) -> Tensor:
+        def loss(task: int | None = None) -> Tensor:
+            task = self.made.task if task is None else task  # trainers hand on closures without arguments
             with select_task(self.model, task):
                 return compute()[task]
 

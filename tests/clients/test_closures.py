@@ -54,14 +54,11 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "lightning": through_lightning,
 }
 EACH_WAY = pytest.mark.parametrize("way", WAYS)
-OF_TASKS = pytest.mark.xfail(strict=True, reason="Lightning's closures take no task")
 
 
 def each_way_of(*names: str) -> pytest.MarkDecorator:
     both = [(name, way) for name in names for way in WAYS]
-    failing = ("connection strength", "lightning")
-    params = [pytest.param(*one, marks=OF_TASKS if one == failing else ()) for one in both]
-    return pytest.mark.parametrize(("name", "way"), params)
+    return pytest.mark.parametrize(("name", "way"), both)
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,8 @@ callbacks = library("lightning.pytorch.callbacks")
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
 
 
-OF_TASKS = pytest.mark.xfail(strict=True, raises=TypeError, reason="Lightning's closures take no task")
-
-
 def each(*names: str) -> pytest.MarkDecorator:
-    marks = {"connection strength": OF_TASKS}
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks.get(name, ())) for name in names])
+    return pytest.mark.parametrize("name", names)
 
 
 class Module(L.LightningModule):

@@ -98,7 +98,6 @@ def memory() -> int:
     return total
 
 
-@pytest.mark.xfail(strict=True, reason="frozen parameters lie in the buffers, once for each row, task and moment")
 @pytest.mark.parametrize("name", ["weighted", "weighting of losses", "mt2o", "mt2o, weighting", "one task"])
 def test_frozen_parameters_cost_nothing(name: str) -> None:
     """What an optimizer allocates for an adapted model, given all of its parameters or the trainable ones."""
@@ -113,7 +112,6 @@ def test_frozen_parameters_cost_nothing(name: str) -> None:
     assert extra[1] - extra[0] < 0.1 * frozen
 
 
-@pytest.mark.xfail(strict=True, reason="the K models are saved with frozen parameters in each")
 @pytest.mark.parametrize("name", ["mt2o", "mt2o, weighting"])
 def test_frozen_parameters_have_no_state(name: str) -> None:
     sizes = []
@@ -160,7 +158,6 @@ def test_merging_and_unmerging_between_steps(name: str) -> None:
     assert_same(trainable(net), trainable(plain), 1e-5)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="frozen parameters of other dtypes are refused")
 @pytest.mark.parametrize("name", ["weighted", "mt2o"])
 def test_frozen_integers_among_the_parameters(name: str) -> None:
     """As quantised bases have them: frozen, of a dtype that nothing could train."""

@@ -59,18 +59,15 @@ def in_place(p: Tensor) -> None:
     p.grad.zero_()
 
 
-BLIND = known("what a post-accumulate hook makes of .grad is not read back")
-
-
 @pytest.mark.parametrize(
     ("options", "hook"),
     [
         ({}, in_place),
         ({"weighting": "uw"}, in_place),
-        pytest.param({}, replaced, marks=BLIND),
-        pytest.param({"weighting": "uw"}, replaced, marks=BLIND),
-        pytest.param({"collect": "batched"}, in_place, marks=BLIND),
-        pytest.param({"collect": "batched"}, replaced, marks=BLIND),
+        ({}, replaced),
+        ({"weighting": "uw"}, replaced),
+        ({"collect": "batched"}, in_place),
+        ({"collect": "batched"}, replaced),
     ],
 )
 def test_masks_by_hook_keep_weights_where_they_are(options: Any, hook: Callable[[Tensor], None]) -> None:
@@ -85,7 +82,7 @@ def test_masks_by_hook_keep_weights_where_they_are(options: Any, hook: Callable[
     assert torch.equal(weight, before)
 
 
-@pytest.mark.parametrize("weighting", [None, pytest.param("cagrad", marks=BLIND)])
+@pytest.mark.parametrize("weighting", [None, "cagrad"])
 def test_masks_by_hook_in_subproblems(weighting: str | None) -> None:
     model: Any = Net()
     optimizer = MT2OFused(model.parameters(), num_tasks=2, base="sgd", transfer=None, weighting=weighting)
@@ -97,35 +94,39 @@ def test_masks_by_hook_in_subproblems(weighting: str | None) -> None:
 
 
 # ---------------------------------------------------------------- calls that do something else than they seem to
-@known("keyword tensors are given whole to each of the K models")
 def test_a_bank_takes_keywords_as_positions() -> None:
     bank = SubproblemBank(nn.Linear(3, 2), num_subproblems=4)
     x = torch.randn(4, 5, 3)
     assert torch.equal(bank(input=x), bank(x))
 
 
-@known("heads of swapped tasks have no gradient, and nobody says so")
 def test_heads_that_never_learn_are_told_of() -> None:
     model = Net()
     optimizer = WeightedFused(by_task(model, (1, 0)), num_tasks=2, weighting="upgrad")
-    optimizer.step(lambda: losses(model, X, Y))
-    with pytest.warns(UserWarning, match="task"):
+    with pytest.warns(UserWarning, match=r"no loss has a gradient for .* of a group with task="):
         optimizer.step(lambda: losses(model, X, Y))
 
 
-@known("any attribute can be set on an optimizer")
-def test_preferences_can_be_set_or_are_refused() -> None:
-    optimizer: Any = weighted(Net())
-    with pytest.raises((AttributeError, TypeError, ValueError), match="preferences"):
-        optimizer.preferences = [0.2, 0.8]
+def test_preferences_can_be_set() -> None:
+    model = Net()
+    optimizer = weighted(model, weighting=None, base="sgd")
+    optimizer.preferences = [0.2, 0.8]
+    optimizer.step(lambda: losses(model, X, Y))
+    assert optimizer.weights is not None and optimizer.weights.tolist() == [[0.2, 0.8]]
+    other = weighted(Net(), weighting=None)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.preferences.tolist() == [0.2, 0.8]
+    with pytest.raises(ValueError, match="preferences"):
+        optimizer.preferences = [0.2, 0.9]
 
 
-@known("the second optimizer takes the state of the first one's weighting away")
 def test_a_weighting_belongs_to_one_optimizer() -> None:
-    weighting = MoCo()
+    weighting, model = MoCo(), Net()
+    first = weighted(model, weighting=weighting)
+    first.step(lambda: losses(model, X, Y))
     weighted(Net(), weighting=weighting)
-    with pytest.raises((RuntimeError, ValueError), match="MoCo"):
-        weighted(Net(), weighting=weighting)
+    with pytest.raises(RuntimeError, match="MoCo was given to another optimizer"):
+        first.step(lambda: losses(model, X, Y))
 
 
 # ---------------------------------------------------------------- what torch.optim takes, or refuses
@@ -135,26 +136,22 @@ def test_flags_of_torch_are_taken(flag: str) -> None:
     weighted(Net(), **{flag: True})
 
 
-@known("what a step cannot do is accepted as an option of a group")
 def test_differentiable_is_refused() -> None:
     with pytest.raises((TypeError, ValueError), match="differentiable"):
         WeightedFused([{"params": list(Net().parameters()), "differentiable": True}], num_tasks=2)
 
 
-@known("the parameter is given memory of its own, without a word")
 def test_expanded_parameters_are_refused() -> None:
     """They cannot be written to, says torch."""
     with pytest.raises((RuntimeError, ValueError), match=r"expand|memory"):
         WeightedFused([nn.Parameter(torch.ones(1).expand(4))], num_tasks=1)
 
 
-@known("names are not taken off")
 def test_weighted_backward_takes_named_parameters() -> None:
     model = Net()
     WeightedBackward(model.named_parameters(), num_tasks=2)(losses(model, X, Y))
 
 
-@known("the message is about heads")
 def test_weighted_backward_of_nothing_says_so() -> None:
-    with pytest.raises(ValueError, match=r"empty|no parameters"):
+    with pytest.raises(ValueError, match="expected parameters, got none"):
         WeightedBackward([], num_tasks=2)

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 BY_BACKWARD = ["weighted", "heads", "weighting of losses", "mt2o", "mt2o, weighting", "weighted backward", "one task",
                "one subproblem"]  # fmt: skip
-WITHOUT_CACHE = ["weighted", "heads", "weighting of losses", "weighted, closure", "weighted backward", "one task",
-                 "one subproblem"]  # fmt: skip
-STALE = pytest.mark.xfail(strict=True, reason="autocast keeps the 16-bit weights of the subproblem (task) before")
 
 
 def autocast(dtype: torch.dtype, compute: Compute) -> Compute:
@@ -26,9 +23,7 @@ def autocast(dtype: torch.dtype, compute: Compute) -> Compute:
 
 # ---------------------------------------------------------------- autocast
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [
-    name if name in WITHOUT_CACHE else pytest.param(name, marks=STALE) for name in LOOPS
-])  # fmt: skip
+@pytest.mark.parametrize("name", LOOPS)
 def test_autocast_around_the_whole_step(name: str, dtype: torch.dtype) -> None:
     """As around the forward pass alone: a cached 16-bit copy of a parameter must not outlive a change of it."""
     loop, twin = LOOPS[name](Net()), LOOPS[name](Net())

@@ -25,10 +25,6 @@ safetensors: Any = library("safetensors.torch")
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in (*NOISE, "ignore:torch.distributed is disabled:UserWarning")]
 ALL = pytest.mark.parametrize("name", LOOPS)
-OF_ANY_LENGTH = pytest.mark.xfail(strict=True, reason="the history is saved as tensors that grow")
-PLANNED = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=OF_ANY_LENGTH) if name == "connection strength" else name for name in LOOPS]
-)
 HALF = 4
 
 
@@ -62,7 +58,7 @@ def test_distributed_state_dicts(name: str) -> None:
     assert_same(everything(fresh), everything(through(name)))
 
 
-@PLANNED
+@ALL
 def test_distributed_checkpoints(name: str, tmp_path: Path) -> None:
     """``dcp.save`` and ``dcp.load`` into a run that has not made a step: bitwise."""
     first, second = halves()
@@ -79,7 +75,7 @@ def test_distributed_checkpoints(name: str, tmp_path: Path) -> None:
     assert_same(everything(fresh), everything(through(name)))
 
 
-@PLANNED
+@ALL
 def test_distributed_checkpoints_of_plain_dicts(name: str, tmp_path: Path) -> None:
     first, second = halves()
     loop, fresh = LOOPS[name](Net()), LOOPS[name](Net())
@@ -121,12 +117,7 @@ def test_torch_save_of_plain_tensors(name: str) -> None:
     assert_same(everything(fresh), everything(through(name)))
 
 
-WRONG_CAUSE = pytest.mark.xfail(strict=True, reason="the error says that backward was not called, but it was")
-
-
-@pytest.mark.parametrize("name", [
-    pytest.param("weighted", marks=WRONG_CAUSE), pytest.param("mt2o", marks=WRONG_CAUSE), "connection strength",
-])  # fmt: skip
+@pytest.mark.parametrize("name", ["weighted", "mt2o", "connection strength"])
 def test_parameters_that_the_optimizer_no_longer_has(name: str) -> None:
     """After ``load_state_dict(assign=True)`` the model has other parameters: the error says just that."""
     loop = LOOPS[name](Net())
@@ -136,12 +127,7 @@ def test_parameters_that_the_optimizer_no_longer_has(name: str) -> None:
         train(loop, halves()[1][:1])
 
 
-IN_OWN_MEMORY = pytest.mark.xfail(strict=True, reason="the step moves parameters out of the shared memory")
-
-
-@pytest.mark.parametrize("name", [
-    name if name == "weighted backward" else pytest.param(name, marks=IN_OWN_MEMORY) for name in LOOPS
-])  # fmt: skip
+@ALL
 def test_parameters_in_shared_memory_are_trained_there(name: str) -> None:
     """Other processes see the weights of each step (Hogwild, actors, evaluations)."""
     first, second = halves()

@@ -63,14 +63,6 @@ def assert_close(first: Loop, second: Loop, tolerance: float = 2e-5) -> None:
     assert not torch.equal(first.model.state_dict()["trunk.0.weight"], Net().state_dict()["trunk.0.weight"])
 
 
-USED_UP = pytest.mark.xfail(strict=True, reason="a step takes .grad away, which wrappers read after it")
-
-
-def unless_of_several(names: list[str], mark: Any = USED_UP) -> list[Any]:
-    """The names, and the mark on those of one model and several tasks."""
-    return [name if name.startswith("one") else pytest.param(name, marks=mark) for name in names]
-
-
 # ---------------------------------------------------------------- wrappers of the step
 class Sharpness:
     """SAM as it is mostly written: up by ``p.data``, back by re-pointing ``p.data``."""
@@ -108,7 +100,7 @@ def test_sam(name: str) -> None:
     assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("name", unless_of_several(ONE_MODEL))
+@pytest.mark.parametrize("name", ONE_MODEL)
 def test_lookahead_of_timm(name: str) -> None:
     lookahead = timm_module("timm.optim.lookahead").Lookahead
     ours, theirs = ours_and_theirs(name)
@@ -117,7 +109,7 @@ def test_lookahead_of_timm(name: str) -> None:
     assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("name", unless_of_several(ONE_MODEL))
+@pytest.mark.parametrize("name", ONE_MODEL)
 def test_schedule_free(name: str) -> None:
     check_schedule_free(name, library("schedulefree").ScheduleFreeWrapper)
 
@@ -140,7 +132,7 @@ def check_schedule_free(name: str, wrapped: Any) -> None:
     assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("name", unless_of_several(ONE_MODEL))
+@pytest.mark.parametrize("name", ONE_MODEL)
 def test_gradients_are_there_after_the_step(name: str) -> None:
     """Until zero_grad, as in torch.optim: wrappers, loggers and callbacks look at them then."""
     loop = LOOPS[name](Net())

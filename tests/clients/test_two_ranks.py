@@ -65,7 +65,6 @@ def test_the_trainer_of_transformers(name: str, results: Results) -> None:
     assert_same({key: first[key] for key in models}, {key: expected[key] for key in models}, 1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="nobody looks whether the wrapper can average what the weighting wants")
 @pytest.mark.parametrize("name", WAYS["wrapper in vain"][1])
 def test_a_wrapper_that_cannot_average_is_told_of(name: str, results: Results) -> None:
     """``process_group=False`` around DistributedDataParallel, and a weighting: an error or a warning, or equal bits."""
@@ -93,7 +92,6 @@ def test_ranks_that_drift_are_warned_of(name: str, results: Results) -> None:
         assert len(told) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="refused as shared memory, or by an assertion within torch")
 @pytest.mark.parametrize("name", WAYS["sharded"][1])
 def test_sharded_parameters_are_trained_or_refused_by_name(name: str, results: Results) -> None:
     for result in results:
