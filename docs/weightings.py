@@ -53,7 +53,7 @@ jacobian = torch.tensor([[1.0, 0.0, 2.0], [-2.0, 1.0, 0.0]])  # the gradients of
 weights = CAGrad(c=0.4)(jacobian @ jacobian.T)  # from their Gram matrix [T, T]; the answer is float64 [T]
 update = weights.float() @ jacobian             # the combined gradient
 
-weighting = Ema(UPGrad(), alpha=0.9)            # some classes go around another weighting, here a running average
+weighting = Ema(UPGrad(), decay=0.9)            # some classes go around another weighting, here a running average
 weighting = as_weighting("nash-mtl")            # a name stands for the class with its default settings
 ```
 

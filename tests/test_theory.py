@@ -178,7 +178,7 @@ def symmetric_mixes(num_subproblems: int) -> dict[str, Tensor]:
     """Signed and with negative eigenvalues too, all with M 1 = 1."""
     preferences = line_preferences(num_subproblems)
     ones = torch.full((num_subproblems, num_subproblems), 1 / num_subproblems, dtype=torch.float64)
-    signed = matrix_of(Hat(tau=0.8), preferences)
+    signed = matrix_of(Hat(rate=0.8), preferences)
     axes, _ = torch.linalg.qr(torch.cat([ones[:, :1], normal(num_subproblems, num_subproblems - 1, seed=9)], 1))
     spectrum = torch.linspace(-0.5, 0.9, num_subproblems, dtype=torch.float64)
     spectrum[0] = 1.0

@@ -27,8 +27,8 @@ class LDCMTL(Weighting):
 
     Args:
         lam: .1 for Cityscapes, .05 for NYUv2 and QM9, .01 for CelebA.
-        relative: r = l_0 / min l_0 from the first losses, which have to be positive as units; r = 1 if False (as for
-            CelebA), for any losses.
+        by_first_losses: r = l_0 / min l_0 from the first losses, which have to be positive as units; r = 1 if False (as
+            for CelebA), for any losses.
         lr: sig = softmax(a) descends the same F by Adam, its gradient divided by the mean of l / r; 0 keeps sig = 1 /
             T.
 
@@ -42,11 +42,11 @@ class LDCMTL(Weighting):
 
     needs = Needs.LOSSES
 
-    def __init__(self, *, lam: float = 0.1, relative: bool = True, lr: float = 1e-3) -> None:
+    def __init__(self, *, lam: float = 0.1, by_first_losses: bool = True, lr: float = 1e-3) -> None:
         super().__init__()
         self.lam = check_real("lam", lam)
-        self.relative = relative
-        self.loss_domain = LossDomain.POSITIVE_AT_FIRST if relative else LossDomain.ANY
+        self.by_first_losses = by_first_losses
+        self.loss_domain = LossDomain.POSITIVE_AT_FIRST if by_first_losses else LossDomain.ANY
         self.adam = TableAdam(lr)
 
     def _initial_state(self, ones: Tensor) -> State:
@@ -61,7 +61,7 @@ class LDCMTL(Weighting):
         first = self._state["first_losses"]
         first = torch.where((first == 0).all(-1, keepdim=True), context.losses, first)
         self._state["first_losses"] = first
-        unit = first / first.amin(-1, keepdim=True) if self.relative else torch.ones_like(first)
+        unit = first / first.amin(-1, keepdim=True) if self.by_first_losses else torch.ones_like(first)
         share = torch.softmax(self._state["logits"], -1)
         losses = context.losses / unit
         pull = self._pull(share * losses)

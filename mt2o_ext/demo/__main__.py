@@ -24,8 +24,8 @@ from .training import EMA, REFERENCE, Arm, Run, Setting, train
 RULES: dict[str, Callable[[], TransferRule | None]] = {
     "spectral": Spectral,
     "hat": Hat,
-    "neighbours": lambda: Neighbours(strength=0.1, width=0.25),
-    "mean": lambda: Mean(strength=0.1),
+    "neighbours": lambda: Neighbours(rate=0.1, width=0.25),
+    "mean": lambda: Mean(rate=0.1),
     "none": lambda: None,
 }
 DEMOS: dict[str, Callable[[Sequence[str]], None]] = {"connection-strength": connection_strength.main}

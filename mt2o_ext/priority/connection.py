@@ -49,7 +49,7 @@ class Connection:
             projection to queries, keys and values).
         norm: a per-task norm, or None where ``strength`` is given.
         before: the norm is before the layer.
-        heads: the rows of a linear layer in so many groups, one channel each; of attention: its heads.
+        num_heads: the rows of a linear layer in so many groups, one channel each; of attention: its heads.
         strength: takes the place of the formulas above.
 
     Raises:
@@ -66,7 +66,7 @@ class Connection:
     layer: nn.Module
     norm: TaskNorm | None
     before: bool = False
-    heads: int | None = None
+    num_heads: int | None = None
     strength: Callable[[nn.Module], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -76,11 +76,13 @@ class Connection:
         if isinstance(self.layer, nn.MultiheadAttention):
             if self.layer.in_proj_weight is None:
                 raise ValueError(f"{self.name}: expected attention with one joint projection (kdim = vdim = embed_dim)")
-            object.__setattr__(self, "heads", self.layer.num_heads)
+            object.__setattr__(self, "num_heads", self.layer.num_heads)
             if not self.before and self.strength is None:
                 raise ValueError(f"{self.name}: queries, keys and values have no norm after them: use before=True")
-        if self.heads is not None and (self.heads < 1 or self.weight.shape[0] % self.heads or self._is_transposed):
-            raise ValueError(f"{self.name}: {list(self.weight.shape)} has no rows for {self.heads} heads")
+        if self.num_heads is not None and (
+            self.num_heads < 1 or self.weight.shape[0] % self.num_heads or self._is_transposed
+        ):
+            raise ValueError(f"{self.name}: {list(self.weight.shape)} has no rows for {self.num_heads} heads")
         if self.norm is None:
             if self.strength is None:
                 raise ValueError(f"{self.name}: expected a per-task norm, got None: give one, or strength=")
@@ -130,13 +132,13 @@ class Connection:
     @property
     def channels(self) -> int:
         """The number of channels that have owners: output rows, or heads."""
-        return self.heads or self._rows
+        return self.num_heads or self._rows
 
     @property
     def in_the_paper(self) -> bool:
         """True for what the paper's method is written for: a two-dimensional convolution, then a BatchNorm."""
         batch_norm = isinstance(self.norm, TaskBatchNorm) and not self.before
-        return batch_norm and self.strength is None and self.heads is None and isinstance(self.layer, nn.Conv2d)
+        return batch_norm and self.strength is None and self.num_heads is None and isinstance(self.layer, nn.Conv2d)
 
     def weight_ranges(self, strides: Sequence[int]) -> list[ChannelRange]:
         """Return the places in memory, of these dense strides, where the weight has its channels."""
@@ -177,7 +179,7 @@ class Connection:
             rows = self.norm.scales().square() @ squares.T
         else:
             rows = self.norm.gains() * self._energies().double()
-        return rows if self.heads is None else rows.unflatten(1, (self._stacked, self.heads, -1)).sum((1, 3))
+        return rows if self.num_heads is None else rows.unflatten(1, (self._stacked, self.num_heads, -1)).sum((1, 3))
 
     def _energies(self) -> Tensor:
         """|W_p|^2 of each output row: Eq. 4's 1 / k^2 is the same for all and cancels in Eq. 7."""

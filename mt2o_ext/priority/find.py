@@ -50,7 +50,7 @@ class Connections(Sequence[Connection]):
             assert norm is not None
             place = "after" if connection.before else "before"
             goes_with = f"{place} {self._norm_names[norm]} ({type(norm).__name__})"
-            heads = f"{connection.channels} heads" if connection.heads else str(connection.channels)
+            heads = f"{connection.channels} heads" if connection.num_heads else str(connection.channels)
             rows.append((connection.name, type(connection.layer).__name__, heads, goes_with))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in rows]

@@ -22,11 +22,11 @@ class Hat(FixedMix):
 
     Args:
         degree: >= 1.
-        tau: strength in [0, 1], a number or a `Schedule`.
+        rate: how much of P is applied, in [0, 1], a number or a `Schedule`.
 
     Example:
         >>> preferences = mt2o_ext.preferences.even(4)
-        >>> rule = Hat(degree=1, tau=0.5)
+        >>> rule = Hat(degree=1, rate=0.5)
         >>> rule.bind(preferences)
         >>> context = TransferContext(preferences, None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
         >>> rule.matrix(context)
@@ -36,11 +36,11 @@ class Hat(FixedMix):
                 [-0.1000,  0.0500,  0.2000,  0.8500]], dtype=torch.float64)
     """
 
-    def __init__(self, degree: int = 1, tau: float | Schedule = 1.0, *, every: int = 10) -> None:
-        super().__init__(tau, every=every)
+    def __init__(self, degree: int = 1, rate: float | Schedule = 1.0, *, every: int = 10) -> None:
+        super().__init__(rate, every=every)
         self.degree = check_count("degree", degree)
 
-    def mix(self, preferences: Tensor) -> Tensor | None:
+    def target(self, preferences: Tensor) -> Tensor | None:
         phi, _ = orthonormal_polynomials(preferences, self.degree)
         num_subproblems, columns = phi.shape
         if num_subproblems < 2 * columns:

@@ -1,4 +1,4 @@
-"""Rules whose M does not depend on the data: (1 - tau) I + tau P with a P made from the preferences."""
+"""Rules whose M does not depend on the data: (1 - rate) I + rate P with a P made from the preferences."""
 
 from __future__ import annotations
 
@@ -15,33 +15,43 @@ from .schedule import Schedule, as_schedule
 
 
 class FixedMix(TransferRule):
-    """M = (1 - tau) I + tau P."""
+    """M = (1 - rate) I + rate P.
+
+    Args:
+        rate: how much of P is applied, in [0, 1], a number or a `Schedule`.
+        every: the rule is due at each ``every``-th step.
+    """
 
     fixed = True
 
-    def __init__(self, tau: float | Schedule, *, every: int) -> None:
+    def __init__(self, rate: float | Schedule, *, every: int) -> None:
         super().__init__(every=every)
-        self.tau = as_schedule(tau)
-        self.counts_steps = self.tau.counts_steps
-        self._mix: Tensor | None = None
+        self.rate = as_schedule(rate)
+        self.counts_steps = self.rate.counts_steps
+        self._target: Tensor | None = None
 
     @abstractmethod
-    def mix(self, preferences: Tensor) -> Tensor | None:
+    def target(self, preferences: Tensor) -> Tensor | None:
         """P [K, K] with rows that sum to 1; None where there is nothing to mix."""
 
     def bind(self, preferences: Tensor) -> None:
         super().bind(preferences)
-        self._mix = self.mix(preferences)
-        self.nonnegative = self._mix is None or not bool((self._mix < 0).any())
+        self._target = self.target(preferences)
+        self.nonnegative = self._target is None or not bool((self._target < 0).any())
 
     def matrix(self, context: TransferContext) -> Tensor | None:
         self._check_bound()
-        if self._mix is None:
+        if self._target is None:
             return None
-        tau = self.tau(context)
-        if isinstance(tau, float) and tau == 0:
+        rate = self.rate(context)
+        if isinstance(rate, float) and rate == 0:
             return None
-        return (1 - tau) * torch.eye(*self._mix.shape, dtype=torch.float64, device=self._mix.device) + tau * self._mix
+        return mixed(self._target, rate)
+
+
+def mixed(target: Tensor, rate: float | Tensor) -> Tensor:
+    """(1 - rate) I + rate P, [K, K]."""
+    return (1 - rate) * torch.eye(*target.shape, dtype=torch.float64, device=target.device) + rate * target
 
 
 @register("mean")
@@ -49,7 +59,7 @@ class Mean(FixedMix):
     """P = 1 1^T / K: every subproblem moves to the mean of all. Biased where the tasks conflict.
 
     Args:
-        strength: tau in [0, 1], a number or a `Schedule`.
+        rate: how much of P is applied, in [0, 1], a number or a `Schedule`.
 
     Example:
         >>> preferences = mt2o_ext.preferences.even(3)
@@ -62,10 +72,10 @@ class Mean(FixedMix):
                 [0.1000, 0.1000, 0.8000]], dtype=torch.float64)
     """
 
-    def __init__(self, strength: float | Schedule, *, every: int = 1) -> None:
-        super().__init__(strength, every=every)
+    def __init__(self, rate: float | Schedule, *, every: int = 1) -> None:
+        super().__init__(rate, every=every)
 
-    def mix(self, preferences: Tensor) -> Tensor:
+    def target(self, preferences: Tensor) -> Tensor:
         num_subproblems = len(preferences)
         return preferences.new_full((num_subproblems, num_subproblems), 1 / num_subproblems)
 
@@ -75,7 +85,7 @@ class Neighbours(FixedMix):
     """P_kj ~ exp(-|w_k - w_j|^2 / (2 width^2)) for j != k, rows normalised. Biased where the tasks conflict.
 
     Args:
-        strength: tau in [0, 1], a number or a `Schedule`.
+        rate: how much of P is applied, in [0, 1], a number or a `Schedule`.
         width: distance in preference space at which the influence has fallen to exp(-1/2).
         nearest: only that many nearest subproblems count, and all those at the same distance as the last of them.
 
@@ -90,12 +100,12 @@ class Neighbours(FixedMix):
                 [0.0237, 0.4763, 0.5000]], dtype=torch.float64)
     """
 
-    def __init__(self, strength: float | Schedule, width: float, nearest: int | None = None, *, every: int = 1) -> None:
-        super().__init__(strength, every=every)
+    def __init__(self, rate: float | Schedule, width: float, nearest: int | None = None, *, every: int = 1) -> None:
+        super().__init__(rate, every=every)
         self.width = check_positive("width", width)
         self.nearest = None if nearest is None else check_count("nearest", nearest)
 
-    def mix(self, preferences: Tensor) -> Tensor | None:
+    def target(self, preferences: Tensor) -> Tensor | None:
         others = len(preferences) - 1
         if others == 0:
             return None
@@ -116,7 +126,7 @@ class MGD(FixedMix):
 
     Args:
         relation: r [K, K], its diagonal does not count; None: the cosines of the preferences.
-        rate: the strength per step, >= 0; not multiplied by the learning rate.
+        rate: of each step, in [0, 1]; not multiplied by the learning rate.
 
     Example:
         >>> preferences = mt2o_ext.preferences.even(3)
@@ -130,21 +140,25 @@ class MGD(FixedMix):
     """
 
     def __init__(self, relation: Tensor | None = None, rate: float = 1e-3, *, every: int = 1) -> None:
-        super().__init__(1.0, every=every)
+        super().__init__(check_real("rate", rate, maximum=1.0), every=every)
         if relation is not None and not isinstance(relation, Tensor):
             raise TypeError(f"expected relation as a tensor [K, K] or None, got {type(relation).__name__}: convert it")
         self.relation = relation
-        self.rate = check_real("rate", rate)
+        self._number = float(rate)
 
-    def mix(self, preferences: Tensor) -> Tensor:
-        num_subproblems = len(preferences)
-        relation = self.rate * self._relation(preferences)
-        mix = relation + (1 - relation.sum(1)).diag()
+    def bind(self, preferences: Tensor) -> None:
+        super().bind(preferences)
+        assert self._target is not None
+        matrix = mixed(self._target, self._number)
         try:
-            check_mix(mix, num_subproblems)
+            check_mix(matrix, len(preferences))
         except ValueError as error:
-            raise ValueError(f"MGD: rate {self.rate:g} does not fit the relation, lower it ({error})") from error
-        return mix
+            raise ValueError(f"MGD: rate {self._number:g} does not fit the relation, lower it ({error})") from error
+        self.nonnegative = not bool((matrix < 0).any())  # also where P has negative entries on its diagonal
+
+    def target(self, preferences: Tensor) -> Tensor:
+        relation = self._relation(preferences)
+        return relation + (1 - relation.sum(1)).diag()
 
     def _relation(self, preferences: Tensor) -> Tensor:
         if self.relation is None:

@@ -1,4 +1,4 @@
-"""The strength of a transfer over time: tau in [0, 1], 0 no transfer, 1 all of it.
+"""The rate of a transfer over time, in [0, 1]: 0 no transfer, 1 all of it.
 
 Transfer that fades leaves no bias; transfer that stays while the learning rate decays draws the front together.
 """
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Schedule(ABC):
-    """Gives tau in [0, 1] for a step: a float, or a 0-d tensor where it follows a value on the device.
+    """Gives the rate in [0, 1] for a step: a float, or a 0-d tensor where it follows a value on the device.
 
     Attributes:
-        counts_steps: tau depends on ``context.step``.
+        counts_steps: the rate depends on ``context.step``.
 
     Example:
         >>> class OnAndOff(Schedule):
@@ -42,10 +42,10 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """tau = ``value``.
+    """rate = ``value``.
 
     Example:
-        >>> Hat(tau=Constant(0.5)).tau
+        >>> Hat(rate=Constant(0.5)).rate
         Constant(value=0.5)
     """
 
@@ -86,7 +86,7 @@ class LinearDecay(_Decay):
     """From ``start`` to ``end`` on a straight line in ``steps`` steps, then ``end``.
 
     Example:
-        >>> Mean(LinearDecay(0.8, steps=1000)).tau
+        >>> Mean(LinearDecay(0.8, steps=1000)).rate
         LinearDecay(start=0.8, steps=1000, end=0.0)
     """
 
@@ -98,7 +98,7 @@ class CosineDecay(_Decay):
     """From ``start`` to ``end`` on half a cosine in ``steps`` steps, then ``end``.
 
     Example:
-        >>> Mean(CosineDecay(0.8, steps=1000, end=0.1)).tau
+        >>> Mean(CosineDecay(0.8, steps=1000, end=0.1)).rate
         CosineDecay(start=0.8, steps=1000, end=0.1)
     """
 
@@ -108,10 +108,10 @@ class CosineDecay(_Decay):
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """tau = ``start`` * 2^(-step / ``half_life``), the half-life in steps.
+    """rate = ``start`` * 2^(-step / ``half_life``), the half-life in steps.
 
     Example:
-        >>> Mean(ExponentialDecay(0.8, half_life=100)).tau
+        >>> Mean(ExponentialDecay(0.8, half_life=100)).rate
         ExponentialDecay(start=0.8, half_life=100)
     """
 
@@ -130,10 +130,10 @@ class ExponentialDecay(Schedule):
 
 @dataclass(frozen=True)
 class WithLearningRate(Schedule):
-    """tau = ``value`` * lr / initial lr, at most 1: the coupling per unit of learning rate stays the same.
+    """rate = ``value`` * lr / initial lr, at most 1: the coupling per unit of learning rate stays the same.
 
     Example:
-        >>> Mean(WithLearningRate(0.8)).tau
+        >>> Mean(WithLearningRate(0.8)).rate
         WithLearningRate(value=0.8)
     """
 
@@ -147,6 +147,6 @@ class WithLearningRate(Schedule):
         return (self.value / context.initial_lr * context.lr).clamp(max=1.0)
 
 
-def as_schedule(tau: float | Schedule) -> Schedule:
-    """``tau`` itself when it is a schedule, else `Constant`."""
-    return tau if isinstance(tau, Schedule) else Constant(check_real("tau", tau, maximum=1.0))
+def as_schedule(rate: float | Schedule) -> Schedule:
+    """``rate`` itself when it is a schedule, else `Constant`."""
+    return rate if isinstance(rate, Schedule) else Constant(check_real("rate", rate, maximum=1.0))

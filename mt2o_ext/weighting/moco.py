@@ -29,7 +29,7 @@ class MoCo(MemoryWeighting):
 
     Args:
         projection: "simplex": the nearest point of it (inferred from the paper); "softmax", as in the authors' code.
-        relative: Y Y' in units of its mean diagonal (ours); False: as published, gamma and rho in units of gradients.
+        scale_free: Y Y' in units of its mean diagonal (ours); False: as published, gamma and rho in units of gradients.
 
     State:
         ``simplex`` [K, T], w; ``steps`` [K]; ``memory.tracked`` [K, T, P], Y.
@@ -54,7 +54,7 @@ class MoCo(MemoryWeighting):
         gamma_decay: float = 0.5,
         rho: float = 0.0,
         projection: str = "simplex",
-        relative: bool = True,
+        scale_free: bool = True,
     ) -> None:
         super().__init__()
         self.beta = check_real("beta", beta, 0.0, 1.0)
@@ -63,8 +63,8 @@ class MoCo(MemoryWeighting):
         self.gamma_decay = check_real("gamma_decay", gamma_decay)
         self.rho = check_real("rho", rho)
         self.projection = check_choice("projection", projection, ("simplex", "softmax"))
-        self.relative = relative
-        if not relative:
+        self.scale_free = scale_free
+        if not scale_free:
             self.degree = None
 
     def _initial_state(self, ones: Tensor) -> State:
@@ -82,7 +82,7 @@ class MoCo(MemoryWeighting):
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
-        gram = context.gram / mean_diagonal(context.gram) if self.relative else context.gram
+        gram = context.gram / mean_diagonal(context.gram) if self.scale_free else context.gram
         w = self._state["simplex"]
         rate = (self.gamma * self._state["steps"].clamp(min=1) ** -self.gamma_decay)[:, None]
         moved = w - rate * (times(gram, w) + self.rho * w)

@@ -20,7 +20,7 @@ class MoDo(Weighting):
 
     Args:
         gamma, rho: step and regularisation.
-        relative: Q12 in units of tr(Q12) / T (ours): homogeneous; False: as published, gamma and rho in units of
+        scale_free: Q12 in units of tr(Q12) / T (ours): homogeneous; False: as published, gamma and rho in units of
             gradients.
 
     State:
@@ -34,12 +34,12 @@ class MoDo(Weighting):
 
     needs = Needs.CROSS
 
-    def __init__(self, *, gamma: float = 1e-3, rho: float = 0.1, relative: bool = True) -> None:
+    def __init__(self, *, gamma: float = 1e-3, rho: float = 0.1, scale_free: bool = True) -> None:
         super().__init__()
         self.gamma = check_real("gamma", gamma)
         self.rho = check_real("rho", rho)
-        self.relative = relative
-        if not relative:
+        self.scale_free = scale_free
+        if not scale_free:
             self.degree = None
 
     def _initial_state(self, ones: Tensor) -> State:
@@ -47,7 +47,7 @@ class MoDo(Weighting):
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.cross is not None
-        cross = context.cross / mean_diagonal(context.cross) if self.relative else context.cross
+        cross = context.cross / mean_diagonal(context.cross) if self.scale_free else context.cross
         w = self._state["simplex"]
         self._state["simplex"] = onto_simplex(w - self.gamma * (times(cross, w) + self.rho * w))
         return self._state["simplex"]

@@ -57,7 +57,7 @@ def stochastic(preferences: Tensor) -> Tensor:
 
 RULES: dict[str, Any] = {
     "user": lambda: lambda context: stochastic(context.preferences),
-    "hat": lambda: Hat(tau=0.5, every=2),
+    "hat": lambda: Hat(rate=0.5, every=2),
     "spectral": lambda: Spectral(every=3),
     "neighbours": lambda: Neighbours(0.2, 0.3),
 }

@@ -41,7 +41,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "generator": (lambda: make(generator=0), TypeError, "generator"),
     "process group": (lambda: make(process_group=True), RuntimeError, "init_process_group"),
     "kind of process group": (lambda: make(process_group=0), TypeError, "process_group as a ProcessGroup"),
-    "preferences": (lambda: make(preferences=[0.5, 0.5]), ValueError, "one column per task"),
+    "preferences": (lambda: make(preferences=[0.5, 0.5]), ValueError, "one column for each task"),
     "preferences off the simplex": (lambda: make(preferences=[1.0, 1.0, 1.0]), ValueError, "sum to 1"),
     "task too large": (lambda: make(head(3)), ValueError, "task must be in 0 .. 2"),
     "negative task": (lambda: make(head(-1)), ValueError, "task must be"),

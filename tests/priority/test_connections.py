@@ -144,7 +144,7 @@ def test_the_report_is_a_table() -> None:
             ValueError,
             "got None: give one, or strength=",
         ),
-        (lambda n: Connection("a", nn.Linear(2, 4), n, heads=3), ValueError, r"\[4, 2\] has no rows for 3 heads"),
+        (lambda n: Connection("a", nn.Linear(2, 4), n, num_heads=3), ValueError, r"\[4, 2\] has no rows for 3 heads"),
         (lambda n: Connection("a", nn.MultiheadAttention(4, 2), n), ValueError, "use before=True"),
         (lambda n: Connection("a", nn.Conv2d(4, 4, 1, groups=2), n, before=True), ValueError, "plain convolutions"),
         (lambda n: find_connections(nn.Linear(2, 2)), ValueError, "expected a model with per-task norms"),

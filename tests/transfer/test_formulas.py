@@ -66,7 +66,7 @@ def test_hat_of_a_single_task_is_the_mean():
 
 def test_hat_with_tau_leaves_that_share_of_the_noise():
     preferences = line_preferences(8)
-    full, half = (matrices(Hat(tau=tau), preferences, [None])[0][0] for tau in (1.0, 0.25))
+    full, half = (matrices(Hat(rate=tau), preferences, [None])[0][0] for tau in (1.0, 0.25))
     assert_close(half, 0.75 * identity(8) + 0.25 * full)
 
 
@@ -228,7 +228,7 @@ def test_mgd_uses_the_cosines_of_the_preferences():
 def test_mgd_refuses_a_relation_that_does_not_fit():
     with pytest.raises(ValueError, match=r"shape \[3, 3\], got \[2, 2\]"):
         MGD(torch.eye(2)).bind(line_preferences(3))
-    with pytest.raises(ValueError, match="MGD: rate 3 does not fit"):
-        MGD(rate=3.0).bind(line_preferences(3))
+    with pytest.raises(ValueError, match="MGD: rate 1 does not fit"):
+        MGD(rate=1.0).bind(line_preferences(3))
     with pytest.raises(TypeError, match="got list"):
         MGD([[1.0]])

@@ -80,9 +80,9 @@ def test_a_rule_follows_its_schedule():
     [
         (lambda: Hat(degree=0), ValueError, "degree >= 1, got 0"),
         (lambda: Hat(degree=1.0), TypeError, "degree as an int"),
-        (lambda: Hat(tau=1.5), ValueError, r"tau in \[0, 1\], got 1.5"),
-        (lambda: Hat(tau=math.nan), ValueError, "got nan"),
-        (lambda: Hat(tau="cosine"), TypeError, "tau as a float"),
+        (lambda: Hat(rate=1.5), ValueError, r"rate in \[0, 1\], got 1.5"),
+        (lambda: Hat(rate=math.nan), ValueError, "got nan"),
+        (lambda: Hat(rate="cosine"), TypeError, "rate as a float"),
         (lambda: Hat(every=0), ValueError, "every >= 1"),
         (lambda: Spectral(every=True), TypeError, "every as an int"),
         (lambda: Mean(-0.1), ValueError, "got -0.1"),
@@ -91,7 +91,8 @@ def test_a_rule_follows_its_schedule():
         (lambda: Neighbours(0.1, width=0.1, nearest=5).bind(line_preferences(5)), ValueError, "nearest <= 4"),
         (lambda: CrossLearning(-1.0), ValueError, "eps finite and >= 0"),
         (lambda: CrossLearning(1.0, iterations=0), ValueError, "iterations >= 1"),
-        (lambda: MGD(rate=math.inf), ValueError, "rate finite"),
+        (lambda: MGD(rate=math.inf), ValueError, "rate in"),
+        (lambda: MGD(rate=3.0), ValueError, "rate in"),
         (lambda: LinearDecay(0.5, steps=0), ValueError, "steps >= 1"),
         (lambda: CosineDecay(2.0, steps=10), ValueError, "start in"),
         (lambda: ExponentialDecay(0.5, half_life=0.0), ValueError, "half_life > 0"),
@@ -173,7 +174,7 @@ def test_as_transfer_rule():
             as_transfer_rule(wrong)
     with pytest.raises(ValueError, match=r"got 'spectrel': did you mean 'spectral'\? All names are cross-learning"):
         as_transfer_rule("spectrel")
-    with pytest.raises(ValueError, match=r"pass an instance, Neighbours\(strength=..., width=...\)"):
+    with pytest.raises(ValueError, match=r"pass an instance, Neighbours\(rate=..., width=...\)"):
         as_transfer_rule("neighbours")
     with pytest.raises(TypeError, match="got the class Spectral: pass an instance"):
         as_transfer_rule(Spectral)
@@ -188,4 +189,4 @@ def test_schedules_are_schedules():
         WithLearningRate(1.0),
     ):
         assert isinstance(schedule, Schedule)
-        assert Hat(tau=schedule).tau is schedule
+        assert Hat(rate=schedule).rate is schedule

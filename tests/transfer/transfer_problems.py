@@ -22,7 +22,7 @@ from mt2o_ext.transfer import (
 
 RULES = {
     "hat": lambda: Hat(),
-    "hat of degree 2": lambda: Hat(degree=2, tau=0.7),
+    "hat of degree 2": lambda: Hat(degree=2, rate=0.7),
     "spectral": lambda: Spectral(),
     "neighbours": lambda: Neighbours(0.3, width=0.2),
     "two nearest neighbours": lambda: Neighbours(0.3, width=0.2, nearest=2),

@@ -38,7 +38,7 @@ def gram(seed: int = 0, tasks: int = 4) -> Tensor:
 
 
 def test_ema_averages_the_weights_from_the_first_ones():
-    weighting, average = Ema(UPGrad(), alpha=0.8), None
+    weighting, average = Ema(UPGrad(), decay=0.8), None
     for step in range(4):
         fresh = UPGrad()(gram(step))
         average = fresh if average is None else 0.8 * average + 0.2 * fresh
@@ -180,7 +180,7 @@ def test_combinators_nest_with_their_states():
         (lambda: Relative(UPGrad(), 0.0), ValueError, "> 0"),
         (lambda: Fallback(PerSegment(UPGrad()), UPGrad()), ValueError, "same kind"),
         (lambda: Every(UPGrad(), 0), ValueError, ">= 1"),
-        (lambda: Ema(UPGrad(), 1.5), ValueError, "alpha"),
+        (lambda: Ema(UPGrad(), 1.5), ValueError, "decay"),
         (lambda: Rescale(UPGrad(), "max"), ValueError, "'simplex'"),
         (lambda: Rescale(UPGrad(), max_norm=0.0), ValueError, "max_norm"),
     ],

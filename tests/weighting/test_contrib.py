@@ -61,7 +61,7 @@ def test_ldc_mtl_is_the_gradient_of_its_penalized_loss():
 
 
 def test_ldc_mtl_with_fixed_shares():
-    weighting = LDCMTL(lam=0.5, relative=False, lr=0.0)
+    weighting = LDCMTL(lam=0.5, by_first_losses=False, lr=0.0)
     weights = weighting(losses=torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64))
     assert_close(weights, torch.tensor([1 + 0.5, 1 - 1.0, 1 + 0.5], dtype=torch.float64) / 3)
 

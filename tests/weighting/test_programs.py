@@ -229,7 +229,7 @@ def onto_simplex(vector: Tensor) -> Tensor:
 def test_modo_takes_one_projected_step(relative):
     rows, others = normal(4, 20, seed=1), normal(4, 20, seed=2)
     cross = rows @ others.T
-    weighting, simplex = MoDo(gamma=0.1, rho=0.2, relative=relative), torch.full((4,), 0.25, dtype=torch.float64)
+    weighting, simplex = MoDo(gamma=0.1, rho=0.2, scale_free=relative), torch.full((4,), 0.25, dtype=torch.float64)
     unit = cross.diagonal().abs().mean() if relative else 1.0
     for _ in range(4):
         simplex = onto_simplex(simplex - 0.1 * (cross / unit @ simplex + 0.2 * simplex))

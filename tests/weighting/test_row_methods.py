@@ -69,7 +69,7 @@ def onto_simplex(vector: Tensor) -> Tensor:
 @pytest.mark.parametrize("projection", ["simplex", "softmax"])
 @pytest.mark.parametrize("relative", [False, True])
 def test_moco_tracks_normalised_gradients_and_descends_for_w(projection, relative):
-    loop = Loop(MoCo(beta=0.6, gamma=0.4, rho=0.1, projection=projection, relative=relative))
+    loop = Loop(MoCo(beta=0.6, gamma=0.4, rho=0.1, projection=projection, scale_free=relative))
     tracked = torch.zeros(TASKS, COLUMNS, dtype=torch.float64)
     w = torch.full((TASKS,), 1 / TASKS, dtype=torch.float64)
     for step in range(4):

@@ -120,7 +120,7 @@ def test_sdmgrad_of_two_batches():
 
 
 def test_modo():
-    ours, theirs = MoDo(gamma=0.1, rho=0.1, relative=False), aggregation.MoDoWeighting(gamma=0.1, rho=0.1)
+    ours, theirs = MoDo(gamma=0.1, rho=0.1, scale_free=False), aggregation.MoDoWeighting(gamma=0.1, rho=0.1)
     for seed in range(4):
         rows, others = (unit_rows("random", 4, 2 * seed + batch) for batch in range(2))
         assert_close(ours(cross=rows @ others.T), theirs(rows @ others.T), rtol=1e-6, atol=1e-9)

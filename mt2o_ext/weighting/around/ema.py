@@ -16,16 +16,16 @@ from .base import Combinator
 class Ema(Combinator):
     """CR-MOGM (Zhou, Zhang, Jiang, Zhong, Gu and Zhu, NeurIPS 2022) around any weighting.
 
-    w_k = alpha w_(k-1) + (1 - alpha) w^_k, with w^ the inner weights; the first is w^_1.
+    w_k = decay w_(k-1) + (1 - decay) w^_k, with w^ the inner weights; the first is w^_1.
 
     Args:
-        alpha: 0.9 in TorchJD; the paper lets it approach 1 as the learning rate decays.
+        decay: 0.9 in TorchJD; the paper lets it approach 1 as the learning rate decays.
 
     State:
         ``average`` [K, T] (or [K, S, T]), ``started`` [K].
 
     Example:
-        >>> weighting = Ema("upgrad", alpha=0.9)
+        >>> weighting = Ema("upgrad", decay=0.9)
         >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
         >>> weighting(gram)
         tensor([0.6250, 1.0000], dtype=torch.float64)
@@ -33,9 +33,9 @@ class Ema(Combinator):
         tensor([0.6125, 0.9500], dtype=torch.float64)
     """
 
-    def __init__(self, inner: Weighting | str, alpha: float = 0.9) -> None:
+    def __init__(self, inner: Weighting | str, decay: float = 0.9) -> None:
         super().__init__(inner)
-        self.alpha = check_real("alpha", alpha, 0.0, 1.0)
+        self.decay = check_real("decay", decay, 0.0, 1.0)
 
     def _initial_state(self, ones: Tensor) -> State:
         return {"average": self._empty_weights(ones), "started": torch.zeros_like(ones[:, 0])}
@@ -43,7 +43,7 @@ class Ema(Combinator):
     def _weights(self, context: WeightingContext) -> Tensor:
         fresh = self.inner.weights(context)
         started = self._state["started"].view(-1, *[1] * (fresh.ndim - 1)) > 0
-        mixed = self.alpha * self._state["average"] + (1 - self.alpha) * fresh
+        mixed = self.decay * self._state["average"] + (1 - self.decay) * fresh
         self._state["average"] = torch.where(started, mixed, fresh)
         self._state["started"] = torch.ones_like(self._state["started"])
         return self._state["average"]
