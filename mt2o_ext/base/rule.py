@@ -105,8 +105,8 @@ class BaseRule:
 
     def rule(self, groups: Sequence[Mapping[str, Any]]) -> Rule:
         """The kernels' rule that serves all these groups."""
-        order = list(self.rules)
-        return max((self._rule_of(group) for group in groups), key=order.index, default=order[0])
+        wanted = [self._rule_of(group) for group in groups]
+        return next((rule for rule in reversed(list(self.rules)) if rule in wanted), next(iter(self.rules)))
 
     def _rule_of(self, group: Mapping[str, Any]) -> Rule:
         return [rule for rule, option in self.rules.items() if option is None or group[option] != 0][-1]

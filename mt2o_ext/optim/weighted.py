@@ -436,8 +436,11 @@ class WeightedFused(FlatOptimizer):
             weigher.done()
         self._await_feedback(losses, skipped)
         self._count_skipped(plan.found, skipped, scaling, self._now.batch.early_weights)
-        if self._now.batch.shown and not torch.compiler.is_compiling():
-            self._shown_gradients().mark_used()
+        if self._now.batch.shown:
+            if torch.compiler.is_compiling():  # versions are not to be had
+                self._shown_gradients().drop()
+            else:
+                self._shown_gradients().mark_used()
         self._forget()
 
     def _reduce(self, scaling: Scaling) -> None:
