@@ -41,7 +41,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "eps": (lambda: make(base=Adam(eps=-1.0)), ValueError, "eps"),
     "weight decay": (lambda: make(base=SGD(weight_decay=-0.1)), ValueError, "weight_decay"),
     "nesterov": (lambda: make(base=SGD(nesterov=True)), ValueError, "Nesterov"),
-    "base": (lambda: make(base="lion"), ValueError, "base must be"),
+    "base": (lambda: make(base="lamb"), ValueError, "base must be"),
     "transfer class": (lambda: make(transfer=Spectral), TypeError, "instance"),
     "scalarization": (lambda: make(scalarization="linear"), TypeError, "scalarization"),
     "moments": (lambda: make(num_subproblems=5, transfer=Hat(), moments=Moments.MIX), ValueError, "moments"),
