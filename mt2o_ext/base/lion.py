@@ -15,8 +15,8 @@ class Lion(BaseRule):
     (Chen et al., 2023, arXiv 2302.06675, Algorithm 2).  The sign of 0 is 0.  One moment, where Adam has two.  Its
     authors take an ``lr`` 3 to 10 times smaller than AdamW's, and a ``weight_decay`` as many times larger.
 
-    A parameter whose gradient is nothing but rounding errors, such as a bias in front of a batch norm, moves by ``lr`` at
-    each step too, in a direction that means nothing: leave such parameters out.
+    A parameter whose gradient is nothing but rounding errors, such as a bias in front of a batch norm, moves by ``lr``
+    at each step too, in a direction that means nothing: leave such parameters out.
     """
 
     betas: tuple[float, float] = number((0.9, 0.99), "beta1", "beta2", below=1.0)
