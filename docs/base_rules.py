@@ -25,11 +25,11 @@ from mt2o_ext.base import Lion
 
 model = torch.nn.Linear(3, 2)
 groups = [{"params": [model.weight], "weight_decay": 0.1}, {"params": [model.bias]}]
-optimizer = WeightedFused(groups, num_tasks=2, base=Lion(betas=(0.95, 0.98)), lr=Lion.lr)  # or base="lion"
+optimizer = WeightedFused(groups, num_tasks=2, base=Lion(betas=(0.95, 0.98)))  # or base="lion"
 ```
 
-* **`lr` is an option of the optimizer**, whose default does not depend on the rule. The column `lr` is the rate to
-  begin with, that of the rule's authors or of torch.optim. In Python it is an attribute of the rule, such as `Lion.lr`.
+* **`lr` is an option of the optimizer**; where it is not given, it is the one in the column `lr`, that of the rule's
+  authors or of torch.optim. In Python it is an attribute of the rule, such as `Lion.lr`.
 * **State** lists what `optimizer.state[p]` shows of a parameter, with torch.optim's names and shapes; in brackets what
   only some options need. With K > 1 subproblems each tensor has a leading dimension K, and every rule shows `step`.
 * **Precision.** Moments are float32, or float64 for float64 parameters; of 16-bit parameters there are float32

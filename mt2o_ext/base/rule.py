@@ -87,12 +87,22 @@ class BaseRule:
     lr: ClassVar[float] = 1e-3
     source: ClassVar[str]
 
-    _options: ClassVar[dict[str, tuple[Option, Any]]] = {}  # with their defaults
+    # These follow from the above.  They are worked out once for each class, as every step reads them for every group.
+    _options: ClassVar[dict[str, tuple[Option, Any]]] = {}  # each option by its name, with its default
+    _columns: ClassVar[list[tuple[str, str]]]  # a column of the table, and the option of one number that fills it
+    _several: ClassVar[list[tuple[tuple[str, ...], str]]]  # several columns, and the option of as many numbers
+    _first: ClassVar[tuple[Rule, dict[str, str]]]  # the first rule, and its moments: state key -> buffer
+    _asked_for: ClassVar[list[tuple[str, Rule, dict[str, str]]]]  # the option, the rule and its moments; longest first
 
     def __init_subclass__(cls) -> None:
         own = {name: one for name, one in vars(cls).items() if isinstance(one, Field)}  # dataclass comes after this
-        options = {name: (one.metadata["option"], one.default) for name, one in own.items()}
-        cls._options = {**cls._options, **options}
+        cls._options = {**cls._options, **{name: (one.metadata["option"], one.default) for name, one in own.items()}}
+        columns = [(option.columns or (name,), name) for name, (option, _) in cls._options.items()]
+        cls._columns = [(names[0], name) for names, name in columns if len(names) == 1]
+        cls._several = [(names, name) for names, name in columns if len(names) > 1]
+        kept = [(option, rule, dict(zip(cls.keys, rule.moments, strict=False))) for rule, option in cls.rules.items()]
+        cls._first = kept[0][1:]
+        cls._asked_for = [(option, rule, moments) for option, rule, moments in kept[::-1] if option is not None]
 
     def defaults(self) -> dict[str, Any]:
         """Options of a parameter group, but for ``lr``."""
@@ -105,35 +115,38 @@ class BaseRule:
 
     def rule(self, groups: Sequence[Mapping[str, Any]]) -> Rule:
         """The kernels' rule that serves all these groups."""
-        wanted = [self._rule_of(group) for group in groups]
-        return next((rule for rule in reversed(list(self.rules)) if rule in wanted), next(iter(self.rules)))
-
-    def _rule_of(self, group: Mapping[str, Any]) -> Rule:
-        return [rule for rule, option in self.rules.items() if option is None or group[option] != 0][-1]
+        for option, rule, _ in self._asked_for:
+            for group in groups:
+                if group[option] != 0:
+                    return rule
+        return self._first[0]
 
     def moments(self, group: Mapping[str, Any]) -> dict[str, str]:
         """State key -> buffer, of a parameter in this group."""
-        return dict(zip(self.keys, self._rule_of(group).moments, strict=False))
+        for option, _, moments in self._asked_for:
+            if group[option] != 0:
+                return moments.copy()
+        return self._first[1].copy()
 
     def fields(self, group: Mapping[str, Any]) -> dict[str, float]:
         """The columns of the kernels' hyper-parameter table that this rule fills, but for ``lr``."""
         values = dict(self.always)
-        for name, (option, _) in self._options.items():
-            if len(option.columns) > 1:
-                values.update(zip(option.columns, group[name], strict=True))
-            else:
-                values[option.columns[0] if option.columns else name] = group[name]
+        for column, name in self._columns:
+            values[column] = group[name]
+        for columns, name in self._several:
+            for column, value in zip(columns, group[name], strict=True):
+                values[column] = value
         return values
 
     @classmethod
     def state_keys(cls) -> dict[str, str]:
         """State key -> buffer, of a parameter in any group."""
-        return dict(zip(cls.keys, list(cls.rules)[-1].moments, strict=False))
+        return (cls._asked_for[0][2] if cls._asked_for else cls._first[1]).copy()
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The entries of a state that come together."""
-        return ("step",) * self.counts_steps + self.keys[: len(next(iter(self.rules)).moments)]
+        return ("step",) * self.counts_steps + tuple(self._first[1])
 
     @property
     def counted_by(self) -> tuple[str, ...]:

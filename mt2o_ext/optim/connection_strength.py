@@ -58,7 +58,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         connections: :func:`find_connections`, or a list of :class:`Connection`.
         num_tasks: T.
         total_steps: E, after which phase 2 stays.
-        lr: learning rate, a float or a one-element tensor.
+        lr: learning rate, a float or a one-element tensor; None: that of the base rule.
         base: ``AdamW()`` (default), ``Adam()`` or ``SGD()`` of this package, or a name.
         mode: "faithful": the paper's method (``nn.Conv2d`` with BatchNorm, without biases; ties go to the lowest task;
             a layer of one owner, or one that a task gives no gradient, takes the plain sum).  "general": all
@@ -88,7 +88,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         connections: Iterable[Connection],
         num_tasks: int,
         total_steps: int,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = None,
         base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
         mode: str = "faithful",
         schedule: Callable[[float], float] = mixed,
@@ -113,7 +113,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         base = as_base_rule(base)
         super().__init__(
             params,
-            {"lr": lr, **base.defaults()},
+            {"lr": base.lr if lr is None else lr, **base.defaults()},
             base,
             Buffers(1, num_tasks, stacked=False),
             heads_of=num_tasks if num_tasks > 1 else None,

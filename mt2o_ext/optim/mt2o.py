@@ -66,7 +66,7 @@ class MT2OFused(OneModel):
             for tensors that are never blended.
         num_tasks: T.
         num_subproblems: K.
-        lr: learning rate, a float or a one-element tensor.
+        lr: learning rate, a float or a one-element tensor; None: that of the base rule (1e-3; 1e-4 of Lion).
         base: ``AdamW()`` (default), ``Adam()`` or ``SGD()`` of this package, with torch.optim's options; or a name.
         preferences: [K, T] weight vectors on the simplex; default: evenly spaced (T = 2), Riesz energy (T > 2).
         scalarization: how losses and preferences become one loss; :class:`Linear` by default.  Use
@@ -102,7 +102,7 @@ class MT2OFused(OneModel):
         *,
         num_tasks: int,
         num_subproblems: int = 5,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = None,
         base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
         preferences: Tensor | Sequence[Sequence[float]] | None = None,
         scalarization: Scalarization | None = Linear(),  # noqa: B008  (frozen)
@@ -153,7 +153,7 @@ class MT2OFused(OneModel):
         refusers: list[Refuser] = [] if tasks is None else [tasks.weigher.weighting]
         super().__init__(
             params,
-            {"lr": lr, "transfer": True, **base.defaults()},
+            {"lr": base.lr if lr is None else lr, "transfer": True, **base.defaults()},
             base,
             Buffers(num_subproblems, 1 if tasks is None else num_tasks, stacked=stacked),
             tasks=tasks,

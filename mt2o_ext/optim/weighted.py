@@ -88,7 +88,7 @@ class WeightedFused(FlatOptimizer):
         *,
         num_tasks: int,
         weighting: Weighting | str | None = None,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = None,
         base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
         preferences: Tensor | Sequence[float] | None = None,
         heads: str = "plain",
@@ -113,7 +113,7 @@ class WeightedFused(FlatOptimizer):
         tasks = TaskGradients(Weigher(weighting, table, generator), num_tasks, heads, collect)
         super().__init__(
             params,
-            {"lr": lr, **base.defaults()},
+            {"lr": base.lr if lr is None else lr, **base.defaults()},
             base,
             Buffers(1, num_tasks if keeps_tasks else 1, stacked=False),
             tasks=tasks,

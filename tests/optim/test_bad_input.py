@@ -42,7 +42,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "eps": (lambda: make(base=Adam(eps=-1.0)), ValueError, "eps"),
     "weight decay": (lambda: make(base=SGD(weight_decay=-0.1)), ValueError, "weight_decay"),
     "nesterov": (lambda: make(base=SGD(nesterov=True)), ValueError, "Nesterov"),
-    "base": (lambda: make(base="adamax"), ValueError, "base must be"),
+    "base": (lambda: make(base="lamb"), ValueError, "base must be"),
     "transfer class": (lambda: make(transfer=Spectral), TypeError, "instance"),
     "scalarization": (lambda: make(scalarization="linaer"), ValueError, "name of a scalarization.*mean 'linear'"),
     "scalarization class": (lambda: make(scalarization=Linear), TypeError, "pass an instance"),

@@ -8,7 +8,7 @@ from problems import TWINS, Batches, Kind, Twin, assert_same, make_model, rows, 
 from torch import Tensor
 
 from mt2o_ext import MT2OFused
-from mt2o_ext.base import AdamW
+from mt2o_ext.base import BASE_RULES, AdamW
 
 SIZES = [0, 1, 3, 15, 16, 17, 4097]
 STEPS = 20
@@ -17,6 +17,10 @@ STEPS = 20
 @pytest.fixture(params=TWINS, ids=str)
 def twin(request: pytest.FixtureRequest, twins: dict[str, Twin]) -> Twin:
     return twins[request.param]
+
+
+def test_every_base_rule_has_a_twin() -> None:
+    assert {type(twin.base) for twin in TWINS.values()} == set(BASE_RULES.values())
 
 
 def make_parameters(sizes: list[int], dtype: torch.dtype) -> list[torch.nn.Parameter]:

@@ -48,7 +48,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "task of another type": (lambda: make(head("a")), TypeError, "number of a task"),
     "true task": (lambda: make(head(True)), TypeError, "number of a task"),
     "ema": (lambda: make(ema=1.0), ValueError, "ema must be"),
-    "base": (lambda: make(base="lion"), ValueError, "base must be"),
+    "base": (lambda: make(base="lamb"), ValueError, "base must be"),
     "no parameter": (lambda: make([]), ValueError, "empty parameter list"),
 }
 

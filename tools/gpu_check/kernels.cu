@@ -294,7 +294,7 @@ void solvers(int64_t batch, int64_t tasks) {
     expect_numbers(weights, what);
   };
   run("minimum norm", tasks, [&](double* w, double*) { return MinimumNorm{all, ones.get(), w}; });
-  run("conflict averse", tasks, [&](double* w, double*) { return ConflictAverse{all, ones.get(), 0.5, 1e-12, w}; });
+  run("conflict averse", tasks, [&](double* w, double*) { return ConflictAverse{all, ones.get(), 0.5, w}; });
   run("power barrier", tasks, [&](double* w, double* r) { return PowerBarrier{all, ones.get(), 0.3, w, r}; });
   run("dual cone", tasks, [&](double* w, double*) { return DualCone{all, 1, ones.get(), w}; });
   run("eigen", tasks * tasks, [&](double* v, double* e) { return Eigen{all, e, v}; });
