@@ -9,7 +9,15 @@ from torch import Tensor
 
 from .table import GradientTable
 
-__all__ = ["ShownGradients"]
+__all__ = ["ShownGradients", "is_used"]
+
+
+def is_used(grad: Tensor) -> bool:
+    """True if a step has used this ``.grad`` as it is: it stands there for others to see, and counts no more.
+
+    The mark is on the tensor, where other optimizers of the same parameters find it; a change of the tensor undoes it.
+    """
+    return getattr(grad, "_used", None) == grad._version
 
 
 class ShownGradients:
@@ -27,7 +35,6 @@ class ShownGradients:
         self._rows: dict[int, tuple[Tensor, list[Tensor]]] = {}  # the buffers, and views of the parameters' shapes
         self._given: dict[int, Tensor] = {}  # what stood in `.grad` before the first backward, by parameter
         self._written: list[tuple[Tensor, Tensor, int | None]] = []  # parameter, its `.grad`, and version, if combined
-        self._used: dict[int, tuple[Tensor, int]] = {}  # gradients of the last step and their versions, by parameter
 
     def _row(self, index: int) -> tuple[Tensor, list[Tensor]]:
         if index not in self._rows:
@@ -40,7 +47,7 @@ class ShownGradients:
 
     def begin(self) -> None:
         """Notes the gradients that somebody else left in ``.grad`` before the first backward since a step."""
-        self._given = {id(p): p.grad for p in self._parameters() if p.grad is not None and not self.is_used(p, p.grad)}
+        self._given = {id(p): p.grad for p in self._parameters() if p.grad is not None and not is_used(p.grad)}
 
     def dropped(self) -> bool:
         """True if gradients that were shown have been taken away, or set to zero: their batch counts no more."""
@@ -84,15 +91,12 @@ class ShownGradients:
                 self._written.append((p, p.grad, p.grad._version if apart else None))
 
     # ------------------------------------------------------------------ the end of a round
-    def is_used(self, p: Tensor, grad: Tensor) -> bool:
-        """True if this ``.grad`` is as the last step used it: it stands there for others to see, and counts no more."""
-        used = self._used.get(id(p))
-        return used is not None and used[0] is grad and used[1] == grad._version
-
     def mark_used(self) -> None:
         """Notes that a step has used what stands in ``.grad``."""
         self.forget()
-        self._used = {id(p): (p.grad, p.grad._version) for p in self._parameters() if p.grad is not None}
+        for p in self._parameters():
+            if p.grad is not None:
+                p.grad._used = p.grad._version  # type: ignore[attr-defined]
 
     def drop(self) -> None:
         """Takes the gradients of this round out of ``.grad``."""

@@ -331,7 +331,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         draw, history = member_dict(shared, "draw", where), member_dict(shared, "history", where)
         phases = {key: int(member(draw, key, (), "`draw`")) for key in ("steps", "phase")}
         drawn = {**phases, "generator": generator_state(draw, self._draw.generator, "`draw`")}
-        recorded = self._checked_history(history)
+        recorded = self._checked_history(history, phases["steps"])
         phase, skipped = int(member(shared, "phase", (), where)), member(shared, "skipped", (1,), where)
 
         def commit() -> None:
@@ -342,7 +342,7 @@ class ConnectionStrengthFused(FlatOptimizer):
 
         return commit
 
-    def _checked_history(self, history: dict[str, Any]) -> dict[str, Any]:
+    def _checked_history(self, history: dict[str, Any], taken: int) -> dict[str, Any]:
         layers, tasks = self._recorder.conflicts.shape
         history = {**history, **{key: _as_tensor(history.get(key)) for key in ("phases", "steps", "shares")}}
         if isinstance(history["shares"], Tensor) and history["shares"].numel() == 0:
@@ -350,6 +350,8 @@ class ConnectionStrengthFused(FlatOptimizer):
         phases, steps = (member(history, key, None, "`history`") for key in ("phases", "steps"))
         if phases.dim() != 1 or steps.dim() != 1:
             raise ValueError(f"expected `phases` and `steps` of one dimension, got {phases.dim()} and {steps.dim()}")
+        if len(phases) != taken:
+            raise ValueError(f"expected `phases` of {taken} steps (`draw`), got those of {len(phases)}")
         conflicts = member(history, "conflicts", None, "`history`")
         if conflicts.shape != (layers, tasks):
             got = " and ".join(map(str, conflicts.shape))

@@ -15,7 +15,7 @@ from ..entries import member, member_dict
 from ..gradients.collect import TaskSlots, collect_sequential, collect_sum, weighted_sum
 from ..gradients.losses import as_list, backward_done, check_losses
 from ..gradients.options import check_one_row, check_task_options
-from ..gradients.shown import ShownGradients
+from ..gradients.shown import ShownGradients, is_used
 from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
 from ..gradients.table import GradientTable, check_dense
 from ..gradients.tasks import Combination, TaskGradients
@@ -264,6 +264,7 @@ class WeightedFused(FlatOptimizer):
             raise
         batch.add_losses(0, own.unsqueeze(0))
         batch.scaler = scaler
+        self._name_unreached(self._step_tables)
         if self._ranks is not None:
             self._ranks.count(0)
 
@@ -371,17 +372,17 @@ class WeightedFused(FlatOptimizer):
             scaling.check_known()
         if self._buffers.flats and not any(any(table.reached()) for table in self._step_tables):
             raise RuntimeError(self._without_gradients())
-        self._name_unreached(self._step_tables)
+        if batch.losses[0] is None:  # else backward has seen what it reached
+            self._name_unreached(self._step_tables)
         self._buffers.refresh(self.param_groups, self._base, self._ema)
         return scaling
 
     def _leave_out_used(self) -> None:
         """Drops gradients that the last step has used: they still stand in ``.grad`` for others to see."""
-        for shown in self._shown.values():
-            for flat in self._buffers.flats:
-                for segment, p in enumerate(flat.parameters):
-                    if p.grad is not None and shown.is_used(p, p.grad):
-                        flat.combined.leave_out(segment)
+        for flat in self._buffers.flats:
+            for segment, p in enumerate(flat.parameters):
+                if p.grad is not None and is_used(p.grad):
+                    flat.combined.leave_out(segment)
 
     @property
     def _step_tables(self) -> list[GradientTable]:

@@ -134,6 +134,7 @@ def test_add_param_group_keeps_state(steps: int, single: Single) -> None:
     assert ours.state[second]["step"] == 4
 
 
+@pytest.mark.filterwarnings("ignore:no loss has a gradient")
 def test_add_param_group_keeps_the_gradients_and_rows_of_all_subproblems() -> None:
     model, late = make_model(), make_model()
     extra = nn.Parameter(torch.ones(3))
@@ -180,6 +181,7 @@ def test_repr_shows_options_and_defaults() -> None:
 
 
 # ---------------------------------------------------------------------- gradients
+@pytest.mark.filterwarnings("ignore:no loss has a gradient")
 def test_no_gradient_no_state_and_no_step_until_it_appears(single: Single) -> None:
     p, q = parameters(5, 6)
     optimizer = single([p, q])

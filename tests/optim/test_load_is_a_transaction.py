@@ -151,6 +151,8 @@ def test_refused_and_unchanged_or_accepted_and_meaningful(name: str) -> None:
         for key in path:
             value = value[key]
         for kind, fault in faults(value).items():
+            if fault == [] and isinstance(value, list) and not value:
+                continue  # as it was
             tampered = broken(saved, path, fault)
             try:
                 optimizer.load_state_dict(tampered)

@@ -102,6 +102,7 @@ def _context(preferences: Tensor, losses: Tensor, step: int, gram: Tensor | None
 
 
 # ---------------------------------------------------------------------- only what is needed
+@pytest.mark.filterwarnings("ignore:no loss has a gradient")
 def test_weightings_of_losses_run_no_gram_pass_and_keep_no_task_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("no weighting asked for products of gradients")
@@ -155,6 +156,7 @@ def test_squares_alone_read_no_products(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 # ---------------------------------------------------------------------- parameters of all kinds
+@pytest.mark.filterwarnings("ignore:no loss has a gradient")
 def test_frozen_unused_and_sparse_parameters() -> None:
     embedding = nn.Embedding(5, 7, sparse=True)
     model = Towers()
