@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from ..base import BaseRule
 from ..checks import check_positive
 from ..device import host_knows
-from ..gradients.options import check_task
 from ..gradients.parameters import check_memory, check_parameters
 from ..gradients.skipped import NONFINITE, Refuser
 from ..gradients.table import GradientTable
@@ -22,6 +20,7 @@ from ..ops import FIELDS, Order
 from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_drift
 from .amp import Scaling
 from .buffers import Buffers
+from .groups import about_unreached, check_options, listed_of
 from .now import Now
 from .saved import SavedState
 from .skips import SkipReport, infinite
@@ -47,6 +46,7 @@ class FlatOptimizer(SavedState):
         copies: names of buffers that begin as copies of theta.
         max_norm: the length that combined gradients are shortened to, or None.
         skip_all: skip the step of all subproblems where one has a non-finite gradient (else that subproblem's only).
+        look_for_nonfinite: read gradients for that once more than the step does, where nothing else tells.
         refusers: who may refuse a step for what is finite.
         process_group: data parallelism; see :mod:`mt2o_ext.ranks`.
     """
@@ -67,6 +67,7 @@ class FlatOptimizer(SavedState):
         copies: Sequence[str] = (),
         max_norm: float | None = None,
         skip_all: bool = True,
+        look_for_nonfinite: bool = True,
         refusers: Sequence[Refuser] = (),
         process_group: Any = None,
     ) -> None:
@@ -80,6 +81,7 @@ class FlatOptimizer(SavedState):
         self._ema = ema
         self._copies = list(copies)
         self._views = StateViews(buffers, base, copies)
+        self._look_for_nonfinite = look_for_nonfinite
         self._report = SkipReport(buffers.num_rows, skip_all=skip_all, refusers=refusers)
         self._now = Now(batch=self._new_batch())
         self._ranks = as_ranks(process_group)
@@ -112,7 +114,7 @@ class FlatOptimizer(SavedState):
         if not isinstance(param_group, dict):
             raise TypeError(f"expected a parameter group as a dict, got {type(param_group).__name__}")
         group = dict(param_group)
-        group["params"] = _listed(group["params"])
+        group["params"] = listed_of(group)
         tensors = [p[1] if isinstance(p, tuple) else p for p in group["params"]]
         self._check_tensors(tensors, next(iter(self._held_parameters()), None))
         self._check_options({**self.defaults, **group})
@@ -130,20 +132,7 @@ class FlatOptimizer(SavedState):
             self._rebuild()
 
     def _check_options(self, options: dict[str, Any]) -> None:
-        """Raises ValueError or TypeError for options of a group that are out of range."""
-        lr = options["lr"]
-        real = isinstance(lr, (int, float)) and not isinstance(lr, bool)
-        if not real and not (isinstance(lr, Tensor) and lr.numel() == 1 and not lr.is_complex()):
-            error = ValueError if isinstance(lr, Tensor) else TypeError
-            raise error(f"lr must be a number or one-element tensor, not {lr!r:.80}")
-        if not 0.0 <= float(lr) < math.inf:
-            raise ValueError(f"lr must be finite and at least 0, not {lr}")
-        if not isinstance(options.get("transfer", True), bool):
-            raise TypeError(f"transfer of a parameter group must be True or False, not {options['transfer']!r:.80}")
-        if options.get("differentiable"):
-            raise ValueError("differentiable=True is not supported: the step is made by kernels without a backward")
-        self._base.check(options)
-        check_task(options.get("task"), self._heads_of)
+        check_options(options, self._base, self._heads_of)
 
     def _check_tensors(self, tensors: Sequence[Any], other: Tensor | None = None) -> None:
         """Raises TypeError or ValueError unless these can be optimized, beside another one."""
@@ -175,21 +164,18 @@ class FlatOptimizer(SavedState):
         if self._buffers.is_of(self.param_groups, self._is_held):
             self._views.read(self.state, self.param_groups)
             return
-        self._check_groups()
+        self._complete_groups()
         for _, p in self._parameters():
             if not self._views.holds(p) and p in self.state:
                 self.state[p] = cloned(self.state[p])  # it may be taken over from another parameter, views and all
         self._views.read(self.state, self.param_groups)
         self._rebuild()
 
-    def _check_groups(self) -> None:
+    def _complete_groups(self) -> None:
         """Checks groups that somebody may have changed by hand, and completes them."""
-        listed = []
+        listed = [listed_of(group) for group in self.param_groups]
         for group in self.param_groups:
-            if not isinstance(group, dict) or "params" not in group:
-                raise TypeError(f'expected a parameter group as a dict with "params", got {group!r:.80}')
             self._check_options({**self.defaults, **group})
-            listed.append(_listed(group["params"]))
         parameters = [p for params in listed for p in params]
         if len(set(map(id, parameters))) < len(parameters):
             raise ValueError("expected every parameter once, got one twice in the parameter groups")
@@ -334,8 +320,9 @@ class FlatOptimizer(SavedState):
     def _find_nonfinite(self, tables: Iterable[GradientTable], losses: Tensor | None, scaling: Scaling) -> Tensor:
         """float32 [K], NONFINITE where the gradients or losses [K, T] of a row are infinite or NaN."""
         found = scaling.with_infinities(self._report.nothing_found())
-        for table in tables:
-            table.find_nonfinite(found)
+        if self._look_for_nonfinite:
+            for table in tables:
+                table.find_nonfinite(found)
         return with_losses(found, losses)
 
     def _without_gradients(self) -> str:
@@ -401,34 +388,12 @@ class FlatOptimizer(SavedState):
         return self._report.counts.clone()
 
     def _name_unreached(self, tables: Sequence[GradientTable]) -> None:
-        """Warns at the first step of trainable parameters that no loss has a gradient for."""
+        """Warns at the first gradients of trainable parameters that no loss has a gradient for."""
         if torch.compiler.is_compiling() or "unreached" in self._now.warned:
             return
         self._now.warned.add("unreached")
-        reached = {
-            p for table in tables for p, one in zip(table.layout.parameters, table.reached(), strict=True) if one
-        }
-        left = [(label, task) for label, p, task in self._labelled() if p.requires_grad and p not in reached]
-        if left:
-            told = [label if task is None else f"{label} (of a group with task={task})" for label, task in left[:5]]
-            more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-            warnings.warn(
-                f"no loss has a gradient for {', '.join(told)}{more}: they stay as they are. Are they used in the "
-                "model, and is each head in the group of its own task? Freeze what is not trained "
-                "(requires_grad_(False))",
-                UserWarning,
-                stacklevel=5,
-            )
-
-    def _labelled(self) -> Iterator[tuple[str, Tensor, int | None]]:
-        """For each parameter its name or number, itself, and the task that it belongs to, or None."""
-        number = 0
-        for group in self.param_groups:
-            names = group.get("param_names") or [None] * len(group["params"])
-            for name, p in zip(names, group["params"], strict=True):
-                label = f"parameter {number} of shape {list(p.shape)}" if name is None else f'"{name}"'
-                yield label, p, group.get("task")
-                number += 1
+        if (text := about_unreached(self.param_groups, tables)) is not None:
+            warnings.warn(text, UserWarning, stacklevel=5)
 
     def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:
         if key not in self._now.warned:
@@ -458,10 +423,3 @@ def with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
 def nothing_left(skipped: Tensor) -> bool:
     """True if there is no row left to update; where the host cannot know without waiting, the kernel finds out."""
     return host_knows(skipped) and bool(skipped.all())
-
-
-def _listed(params: Any) -> list[Any]:
-    """The parameters of a group as a list.  Raises TypeError for a set, which has no order."""
-    if isinstance(params, set):
-        raise TypeError("expected parameters in an ordered collection, got a set")
-    return [params] if isinstance(params, Tensor) else list(params)

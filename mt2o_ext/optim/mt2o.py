@@ -88,7 +88,8 @@ class MT2OFused(OneModel):
             start from the model as it is (averaging networks of independent initialisation mixes unrelated units).
         moments: whether transfers blend the base rule's moments too; see :class:`Moments`.
         skip_nonfinite: whose step an infinite or NaN gradient or loss skips, or a loss that the scalarization or the
-            weighting is not defined for: "subproblem" (its own) or "all".
+            weighting is not defined for: "subproblem" (its own) or "all".  False: gradients are not looked at for that,
+            which saves one read of them.
         process_group: data parallelism, as of :class:`WeightedFused`: each subproblem's gradients and losses are
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
@@ -118,15 +119,15 @@ class MT2OFused(OneModel):
         buffers: Iterable[Tensor] = (),
         start: Callable[[int], None] | None = None,
         moments: Moments = Moments.KEEP,
-        skip_nonfinite: str = "subproblem",
+        skip_nonfinite: str | bool = "subproblem",
         process_group: Any = None,
     ) -> None:
         if num_tasks < 1 or num_subproblems < 1:
             raise ValueError(f"num_tasks and num_subproblems must be at least 1, not {num_tasks} and {num_subproblems}")
         if num_subproblems > MAX_ROWS:
             raise ValueError(f"num_subproblems must be at most {MAX_ROWS}, not {num_subproblems}")
-        if skip_nonfinite not in ("subproblem", "all"):
-            raise ValueError(f'skip_nonfinite must be "subproblem" or "all", not {skip_nonfinite!r}')
+        if skip_nonfinite not in ("subproblem", "all") and skip_nonfinite is not False:
+            raise ValueError(f'skip_nonfinite must be "subproblem", "all" or False, not {skip_nonfinite!r}')
         if start is not None and stacked:
             raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
         self._num_tasks = num_tasks
@@ -162,6 +163,7 @@ class MT2OFused(OneModel):
             copies=["ema"] * (ema is not None) + ["transfer_base"] * self._blend.rule.relative,
             max_norm=max_norm,
             skip_all=skip_nonfinite == "all",
+            look_for_nonfinite=skip_nonfinite is not False,
             refusers=refusers if self._refused is None else [*refusers, self._refused],
             process_group=process_group,
         )
@@ -399,7 +401,8 @@ class MT2OFused(OneModel):
         if self._tasks is None:
             return self._find_nonfinite([flat.tasks for flat in self._buffers.flats], losses, scaling)
         found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
-        self._tasks.find_nonfinite(found)
+        if self._look_for_nonfinite:
+            self._tasks.find_nonfinite(found)
         return found
 
     def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:

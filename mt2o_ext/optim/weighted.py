@@ -72,6 +72,8 @@ class WeightedFused(FlatOptimizer):
         max_norm: shortens the combined gradient to this length, all parameters as one vector, before the base rule
             sees it; ``grad_norm`` tells how long it was.  None: never.
         generator: of the weighting's random numbers; by default one that is seeded from torch's default generator.
+        skip_nonfinite: skip steps of infinite or NaN gradients or losses (default).  False: gradients are not looked at
+            for that, which saves one read of them; where a weighting reads them anyway, and for losses, it stays.
         process_group: data parallelism without DDP: a process group, or True for the default one.  Gradients and losses
             are averaged over its ranks before they are weighted.  All ranks start from the first one's parameters, draw
             its random numbers and skip a step that one of them has to skip; every rank calls ``backward`` and ``step``
@@ -98,8 +100,11 @@ class WeightedFused(FlatOptimizer):
         ema: float | None = None,
         max_norm: float | None = None,
         generator: torch.Generator | None = None,
+        skip_nonfinite: bool = True,
         process_group: Any = None,
     ) -> None:
+        if not isinstance(skip_nonfinite, bool):
+            raise TypeError(f"expected skip_nonfinite as True or False, got {skip_nonfinite!r:.80}")
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
@@ -121,6 +126,7 @@ class WeightedFused(FlatOptimizer):
             ema=ema,
             copies=["ema"] * (ema is not None),
             max_norm=max_norm,
+            look_for_nonfinite=skip_nonfinite,
             refusers=[weighting],
             process_group=process_group,
         )
@@ -225,7 +231,8 @@ class WeightedFused(FlatOptimizer):
             return
         losses, factor = batch.all_losses(), Scaling.of(self, batch.scaler).kept_factor(self._buffers.device)
         found = with_losses(self._report.nothing_found(), losses)
-        self._tasks.find_nonfinite(found)
+        if self._look_for_nonfinite:
+            self._tasks.find_nonfinite(found)
         self._tasks.transform(batch, losses, found, factor, self._report.rows_to_skip)
         if Needs.ROWS not in weigher.weighting.needs:  # else it has learned from them for good
             weigher.undo()
@@ -400,7 +407,8 @@ class WeightedFused(FlatOptimizer):
         """float32 [1], what is found in the gradients and losses before anything is weighed."""
         if not self._is_combined:
             found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
-            self._tasks.find_nonfinite(found)
+            if self._look_for_nonfinite:
+                self._tasks.find_nonfinite(found)
             return found
         found = self._find_nonfinite(self._step_tables, losses, scaling)
         if self._now.batch.early_weights is None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from problems import Batches, assert_same, make_model, rows, set_gradients, several, snapshot, task_losses, train
 
+from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext.gradients import table
 from mt2o_ext.transfer import Hat, Mean, Moments, Spectral
 
 BAD = [float("nan"), float("inf"), -float("inf")]
@@ -80,3 +82,33 @@ def test_a_skipped_subproblem_keeps_its_moments_where_a_tensor_has_no_gradient(m
             for k in range(5):
                 held = k == 3 or (k == 1 and p is last)
                 assert torch.equal(optimizer.state[p][key][k], state[key][k]) == held, (key, k)
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_gradients_are_looked_at_only_if_asked_for(looks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``skip_nonfinite=False`` saves the read, and lets an infinity through as torch.optim does; not one of a loss."""
+    read: list[int] = []
+    finite_ = table.finite_
+    monkeypatch.setattr(table, "finite_", lambda *a, **k: (read.append(1), finite_(*a, **k)))
+    for make in (
+        lambda p: MT2OFused([p], num_tasks=1, num_subproblems=1, skip_nonfinite="subproblem" if looks else False),
+        lambda p: WeightedFused([p], num_tasks=1, skip_nonfinite=looks),
+    ):
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = make(p)
+        p.grad = torch.tensor([1.0, torch.inf, 1.0])
+        if looks:
+            with pytest.warns(UserWarning, match="infinite or NaN"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert torch.equal(p, torch.ones(3)) == looks
+        p.data.fill_(1.0)
+        optimizer.state.clear()
+        if not looks:
+            with pytest.warns(UserWarning, match="infinite or NaN"):
+                optimizer.step(lambda: [(p * torch.inf).sum()])  # noqa: B023
+            assert torch.equal(p, torch.ones(3))
+    assert bool(read) == looks
+    with pytest.raises(TypeError, match="skip_nonfinite"):
+        WeightedFused([torch.nn.Parameter(torch.ones(3))], num_tasks=1, skip_nonfinite="all")  # type: ignore[arg-type]

@@ -1,0 +1,80 @@
+"""Parameter groups: what may stand in them, and words about their parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..base import BaseRule
+from ..gradients.options import check_task
+from ..gradients.table import GradientTable
+
+__all__ = ["about_unreached", "check_options", "listed_of"]
+
+
+def check_options(options: dict[str, Any], base: BaseRule, heads_of: int | None) -> None:
+    """Check the options of a parameter group.
+
+    Args:
+        options: of the group, complete.
+        base: the base rule, whose options are among them.
+        heads_of: the number of tasks whose head the group may be; None: it may not be one.
+
+    Raises:
+        TypeError, ValueError: for an option out of range.
+    """
+    lr = options["lr"]
+    real = isinstance(lr, (int, float)) and not isinstance(lr, bool)
+    if not real and not (isinstance(lr, Tensor) and lr.numel() == 1 and not lr.is_complex()):
+        error = ValueError if isinstance(lr, Tensor) else TypeError
+        raise error(f"lr must be a number or one-element tensor, not {lr!r:.80}")
+    if not 0.0 <= float(lr) < math.inf:
+        raise ValueError(f"lr must be finite and at least 0, not {lr}")
+    if not isinstance(options.get("transfer", True), bool):
+        raise TypeError(f"transfer of a parameter group must be True or False, not {options['transfer']!r:.80}")
+    if options.get("differentiable"):
+        raise ValueError("differentiable=True is not supported: the step is made by kernels without a backward")
+    base.check(options)
+    check_task(options.get("task"), heads_of)
+
+
+def listed_of(group: Any) -> list[Any]:
+    """Return the parameters of a group as a list.
+
+    Raises:
+        TypeError: for what is no group, and for a set, which has no order.
+    """
+    if not isinstance(group, dict) or "params" not in group:
+        raise TypeError(f'expected a parameter group as a dict with "params", got {group!r:.80}')
+    params = group["params"]
+    if isinstance(params, set):
+        raise TypeError("expected parameters in an ordered collection, got a set")
+    return [params] if isinstance(params, Tensor) else list(params)
+
+
+def about_unreached(groups: Sequence[dict[str, Any]], tables: Sequence[GradientTable]) -> str | None:
+    """Return the words about trainable parameters that have no gradient in these tables; None: all have one."""
+    reached = {p for table in tables for p, one in zip(table.layout.parameters, table.reached(), strict=True) if one}
+    left = [(label, task) for label, p, task in _labelled(groups) if p.requires_grad and p not in reached]
+    if not left:
+        return None
+    told = [label if task is None else f"{label} (of a group with task={task})" for label, task in left[:5]]
+    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+    return (
+        f"no loss has a gradient for {', '.join(told)}{more}: they stay as they are. Are they used in the model, and "
+        "is each head in the group of its own task? Freeze what is not trained (requires_grad_(False))"
+    )
+
+
+def _labelled(groups: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Tensor, int | None]]:
+    """Yield for each parameter its name or number, itself, and the task that it belongs to, or None."""
+    number = 0
+    for group in groups:
+        names = group.get("param_names") or [None] * len(group["params"])
+        for name, p in zip(names, group["params"], strict=True):
+            label = f"parameter {number} of shape {list(p.shape)}" if name is None else f'"{name}"'
+            yield label, p, group.get("task")
+            number += 1
