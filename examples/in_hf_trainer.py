@@ -24,6 +24,7 @@ class Reader(transformers.BertPreTrainedModel):
         self.bert = transformers.BertModel(config, add_pooling_layer=False)
         self.words = nn.Linear(4, config.hidden_size)
         self.heads = nn.ModuleList(nn.Linear(36 * config.hidden_size, CLASSES) for _ in range(2))
+        self.bert.embeddings.word_embeddings.requires_grad_(False)  # not used: the words are given as vectors
         self.post_init()
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

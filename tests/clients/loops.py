@@ -133,7 +133,7 @@ class Priority(Loop):
         for p in model.parameters():
             nn.init.normal_(p, std=0.5)
         self.made = ConnectionStrengthFused(
-            model.named_parameters(), connections=find_connections(model), num_tasks=2, total_steps=STEPS,
+            model.named_parameters(), connections=find_connections(model), num_tasks=2, total_steps=2 * STEPS,
             mode="general", **options,
         )  # fmt: skip
         return self.made
