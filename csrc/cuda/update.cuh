@@ -23,13 +23,12 @@ struct RowState {
 };
 
 // What the base rule adds to x; advances the moments in memory.
-template <int V, class G, class S>
-__device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S>& c, int64_t k, int64_t p,
-                                             const Pack<S, V>& x) {
+template <int V, class G, bool Apart, class S>
+__device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S>& c, int64_t k, int64_t segment,
+                                             int64_t p, const Pack<S, V>& x) {
   const int64_t at = k * s.row + p;
   S *exp_avg = static_cast<S*>(s.exp_avg) + at, *exp_avg_sq = static_cast<S*>(s.exp_avg_sq) + at;
-  Pack<S, V> g = combined<V>(static_cast<const G*>(s.grads) + k * s.grads_row + p, s.grads_task,
-                             s.weights ? s.weights + k * s.tasks : nullptr, s.tasks);
+  Pack<S, V> g = combined<V, G, Apart>(s.grads, s.weights, s.tasks, k, segment, p);
   Pack<S, V> u;
 #pragma unroll
   for (int i = 0; i < V; ++i) g.of[i] = c.gradient * g.of[i];
