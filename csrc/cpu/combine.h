@@ -5,32 +5,40 @@ constexpr int64_t zero_columns = 2 * step_tile;
 alignas(64) const double zeros[zero_columns] = {};
 
 // The gradients of one row in some columns (no more than zero_columns) of one segment, and their weights, rounded once
-// for the loops.
+// for the loops.  The first of each stays in a register.
 template <class G>
-struct WeightedGradients {
-  struct {
-    const G* values;
-    Scalar<G> weight;
-  } of[max_tasks];
-  int64_t tasks;
-
+class WeightedGradients {
+ public:
   WeightedGradients(const Gradients& grads, const double* weights, int64_t tasks, int64_t k, int64_t segment,
                     int64_t column)
-      : tasks(tasks) {
-    for (int64_t t = 0; t < tasks; ++t) {
-      const G* values = gradient_at<G>(grads, k, t, segment, column);
-      of[t].values = values ? values : reinterpret_cast<const G*>(zeros);
-      of[t].weight = weights ? Scalar<G>(weights[k * tasks + t]) : Scalar<G>(1);
+      : tasks_(tasks) {
+    const RowGradients<G> row(grads, k, segment, column, lie_apart(grads));
+    const double* of_row = weights ? weights + k * tasks : nullptr;
+    first_ = there(row[0]), first_weight_ = of_row ? Scalar<G>(of_row[0]) : Scalar<G>(1);
+    for (int64_t t = 1; t < tasks; ++t) {
+      others_[t].values = there(row[t]);
+      others_[t].weight = of_row ? Scalar<G>(of_row[t]) : Scalar<G>(1);
     }
   }
 
   // The weighted sum of the group of columns i: what `combine` writes and `step` goes on with.
   template <class Left>
-  Number<G> combined(int64_t i, Left left) const {
-    Number<G> sum = set1(of[0].weight) * load(of[0].values + i, left);
-    for (int64_t t = 1; t < tasks; ++t) sum = fma(set1(of[t].weight), load(of[t].values + i, left), sum);
+  Number<G> sum(int64_t i, Left left) const {
+    Number<G> sum = set1(first_weight_) * load(first_ + i, left);
+    for (int64_t t = 1; t < tasks_; ++t) sum = fma(set1(others_[t].weight), load(others_[t].values + i, left), sum);
     return sum;
   }
+
+ private:
+  static const G* there(const G* values) { return values ? values : reinterpret_cast<const G*>(zeros); }
+
+  int64_t tasks_;
+  const G* first_;
+  Scalar<G> first_weight_;
+  struct {
+    const G* values;
+    Scalar<G> weight;
+  } others_[max_tasks];
 };
 
 template <class G, class O>
@@ -40,7 +48,7 @@ void combine_chunk(const Combine& s, const Chunk& chunk) {
       const WeightedGradients<G> grads(s.grads, s.weights, s.tasks, k, chunk.segment, p);
       O* out = static_cast<O*>(s.out) + k * s.out_row + p;
       for_groups<Number<G>>(least(zero_columns, chunk.end - p),
-                            [&](int64_t i, auto left) { store(out + i, grads.combined(i, left), left); });
+                            [&](int64_t i, auto left) { store(out + i, grads.sum(i, left), left); });
     }
 }
 

@@ -22,7 +22,7 @@ void finite(const Finite& s, int64_t first, int64_t last) {
       for (int64_t k = 0; k < s.rows; ++k)
         for (int64_t t = 0; t < s.tasks; ++t) {
           const Chunk& chunk = s.chunks[c];
-          const G* values = gradient_at<G>(s.grads, k, t, chunk.segment, chunk.begin);
+          const G* values = RowGradients<G>(s.grads, k, chunk.segment, chunk.begin, lie_apart(s.grads))[t];
           if (!values || all_finite(values, chunk.end - chunk.begin)) continue;
           const float one = 1.f;  // several threads may say so at once
           __atomic_store(s.found + k, &one, __ATOMIC_RELAXED);

@@ -31,22 +31,26 @@ inline int64_t gram_columns(int64_t rows, int64_t size) {
 }
 
 // Rows of a tile less their mean.  Taken from differences to the first row, which are exact or nearly so where the rows
-// are close to one another: the mean itself would carry a rounding error of the size of the rows.
+// are close to one another: the mean itself would carry a rounding error of the size of the rows.  These rows lie in
+// one buffer, as those of the scratch do: at even distances.
 template <class G>
 void centre_rows(Rows<G> rows, int64_t count, int64_t n, Scratch<Scalar<G>> out) {
   using N = Number<G>;
   const N share = set1(Scalar<G>(1) / Scalar<G>(count));
+  const G* from = rows[0];
+  Scalar<G>* to = out[0];
+  const int64_t row = count > 1 ? rows[1] - from : 0, stride = count > 1 ? out[1] - to : 0;
   for_groups<N>(n, [&](int64_t p, auto left) {
-    const N first = load(rows[0] + p, left);
+    const N first = load(from + p, left);
     N sum = first - first;
     for (int64_t i = 1; i < count; ++i) {
-      const N difference = load(rows[i] + p, left) - first;
-      store(out[i] + p, difference);
+      const N difference = load(from + i * row + p, left) - first;
+      store(to + i * stride + p, difference);
       sum = sum + difference;
     }
     const N mean = sum * share;
-    store(out[0] + p, first - first - mean);
-    for (int64_t i = 1; i < count; ++i) store(out[i] + p, load(out[i] + p) - mean);
+    store(to + p, first - first - mean);
+    for (int64_t i = 1; i < count; ++i) store(to + i * stride + p, load(to + i * stride + p) - mean);
   });
 }
 template <class G>
@@ -79,9 +83,10 @@ class GramChunk {
 
   // The rows and others from column p on.
   GramTile<G> tile_at(int64_t p, int64_t n) {
+    const RowGradients<G> rows(s_.values, batch_, chunk_.segment, p, lie_apart(s_.values));
     const G** others = rows_ + s_.rows;
     for (int64_t i = 0; i < s_.rows; ++i) {
-      rows_[i] = gradient_at<G>(s_.values, batch_, i, chunk_.segment, p);
+      rows_[i] = rows[i];
       if (!rows_[i] && !s_.diagonal) rows_[i] = reinterpret_cast<const G*>(zeros);
       if (s_.cross)
         others[i] = static_cast<const G*>(s_.others) + batch_ * s_.others_batch_stride + i * s_.others_row + p;

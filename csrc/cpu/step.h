@@ -15,7 +15,7 @@ void advance_row(const Step& s, const StepConstants& constants, int64_t k, int64
   S* rows[R::moments + 1];  // one more than there are: no array is empty
   for (int j = 0; j < R::moments; ++j) rows[j] = static_cast<S*>(s.moments[j]) + at;
   for_groups<N>(n, [&](int64_t i, auto left) {
-    const N g = grads.combined(i, left), x = load(theta + i, left);
+    const N g = grads.sum(i, left), x = load(theta + i, left);
     N moments[R::moments + 1];
     for (int j = 0; j < R::moments; ++j) moments[j] = load(rows[j] + i, left);
     const N u = update<R>(c, g, x, moments);
@@ -42,6 +42,24 @@ void round_row(const Step& s, int64_t k, int64_t p, int64_t n) {
   for_groups<F16>(n, [&](int64_t i, auto left) { store(low + i, load(theta + i, left), left); });
 }
 
+// The next tile of a row, which begins at this column: theta, its moments and the gradients.
+template <class S, class G>
+struct NextTile {
+  const Step& s;
+  int64_t segment, column;
+  bool there;  // nothing behind the end of the chunk
+
+  void operator()(int64_t k, int64_t i) const {
+    if (!there) return;
+    const void* const all[] = {s.theta, s.moments[0], s.moments[1]};
+    for (const void* rows : all)
+      if (rows) __builtin_prefetch(static_cast<const S*>(rows) + k * s.row + column + i, 1, 2);
+    const RowGradients<G> grads(s.grads, k, segment, column + i, lie_apart(s.grads));
+    for (int64_t t = 0; t < s.tasks; ++t)
+      if (const G* values = grads[t]) __builtin_prefetch(values, 0, 2);
+  }
+};
+
 // One chunk of one segment.
 template <class R, class S, class G>
 struct ChunkStep {
@@ -57,23 +75,6 @@ struct ChunkStep {
       advance_row<R, S, G>(s, constants(k), k, chunk.segment, p, n,
                               [&](int64_t i, auto left, auto x, auto u) { store(theta + i, x + u, left); });
     }
-  }
-
-  // The next tile, which begins at column p; nothing behind the end of the chunk.
-  Ahead ahead(int64_t p, int64_t n) const {
-    if (p + n > chunk.end) return {};
-    const auto at = [&](const void* rows) {
-      return rows ? reinterpret_cast<const char*>(static_cast<const S*>(rows) + p) : nullptr;
-    };
-    constexpr int64_t size = sizeof(S);
-    return {{at(s.theta), at(s.moments[0]), at(s.moments[1])},
-            s.row * size,
-            size,
-            &s.grads,
-            s.tasks,
-            sizeof(G),
-            chunk.segment,
-            p};
   }
 
   template <Base base>
@@ -96,7 +97,8 @@ struct ChunkStep {
         stage(staged, stride, k, i, base == Base::updated ? x : sum);
       });
     }
-    blend<base>(BlendTile<S>{theta, s.row, s.rows, n, staged, added, stride, kept, ahead(p + n, n)}, mix);
+    const NextTile<S, G> next = {s, chunk.segment, p + n, p + 2 * n <= chunk.end};
+    blend<base>(BlendTile<S, NextTile<S, G>>{theta, s.row, s.rows, n, staged, added, stride, kept, next}, mix);
   }
 
   void finish_rows(int64_t p, int64_t n) const {

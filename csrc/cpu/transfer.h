@@ -32,25 +32,13 @@ struct Mix {
   }
 };
 
-// What to ask the memory for while the arithmetic of a blend leaves it idle: the next tile of each of these rows, and
-// their gradients.
-struct Ahead {
-  const char* streams[3];  // theta and its moments: nullptr where there is none
-  int64_t row, size;       // distance and element, in bytes
-  const Gradients* grads;
-  int64_t tasks, grads_size, segment, column;
-
-  void operator()(int64_t k, int64_t i) const {
-    for (const char* stream : streams)
-      if (stream) __builtin_prefetch(stream + k * row + i * size, 1, 2);
-    for (int64_t t = 0; t < tasks; ++t)
-      if (const char* values = gradient_bytes(*grads, grads_size, k, t, segment, column + i))
-        __builtin_prefetch(values, 0, 2);
-  }
+// ahead(k, i): what to ask the memory for while the arithmetic of a blend leaves it idle.
+struct NothingAhead {
+  void operator()(int64_t, int64_t) const {}
 };
 
 // What a blend works on: a tile of n columns.  staged[j]: theta_j - theta_0 (j > 0).
-template <class S>
+template <class S, class Ahead>
 struct BlendTile {
   S* theta;
   int64_t row, rows, n;
@@ -61,8 +49,8 @@ struct BlendTile {
 };
 
 // R rows from row k on.
-template <Base base, int R, class S>
-void blend_rows(const BlendTile<S>& tile, const Mix<S>& mix, int64_t k) {
+template <Base base, int R, class S, class Ahead>
+void blend_rows(const BlendTile<S, Ahead>& tile, const Mix<S>& mix, int64_t k) {
   using N = Number<S>;
   const int64_t block = k / mix_block;
   const int32_t count = mix.counts[block], *columns = mix.columns + block * tile.rows;
@@ -89,8 +77,8 @@ void blend_rows(const BlendTile<S>& tile, const Mix<S>& mix, int64_t k) {
   });
 }
 
-template <Base base, class S>
-void blend(const BlendTile<S>& tile, const Mix<S>& mix) {
+template <Base base, class S, class Ahead>
+void blend(const BlendTile<S, Ahead>& tile, const Mix<S>& mix) {
   int64_t k = 0;
   for (; k + 4 <= tile.rows; k += 4) blend_rows<base, 4>(tile, mix, k);
   switch (tile.rows - k) {
@@ -118,7 +106,8 @@ void transfer_chunks(const Transfer& s, int64_t first, int64_t last) {
       for (int64_t k = 0; k < s.rows; ++k)
         for_groups<Number<S>>(
             n, [&](int64_t i, auto left) { stage(staged, stride, k, i, load(theta + k * s.row + i, left)); });
-      blend<Base::theta>(BlendTile<S>{theta, s.row, s.rows, n, staged, nullptr, stride, mix.identity, {}}, mix);
+      blend<Base::theta>(BlendTile<S, NothingAhead>{theta, s.row, s.rows, n, staged, nullptr, stride, mix.identity, {}},
+                         mix);
     }
   }
 }

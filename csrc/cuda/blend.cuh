@@ -11,7 +11,8 @@
 namespace mt2o::cuda {
 
 constexpr int blend_threads = 128;
-constexpr int blend_blocks = 6;  // of a multiprocessor: what registers are given out for
+template <class S>
+constexpr int blend_blocks = sizeof(S) == 4 ? 6 : 5;  // of a multiprocessor: what registers are given out for
 
 // The rows first .. first + Rows of N, in blocks of mix_block.
 template <class S, int Rows, int Columns>

@@ -1,6 +1,7 @@
 // What the element-wise kernels share: loads and stores of sixteen bytes, and which block works on which columns.
 #pragma once
 #include "../core/dtypes.h"
+#include "../core/gradients.h"
 #include "kernels.h"
 #include "portable.cuh"
 
@@ -18,6 +19,13 @@ __device__ __forceinline__ Pack<Scalar<T>, V> load(const T* from) {
   Pack<Scalar<T>, V> x;
 #pragma unroll
   for (int i = 0; i < V; ++i) x.of[i] = widened(stored.of[i]);
+  return x;
+}
+// Zeros where there is nothing to load: nullptr, which is so for all threads of a block or for none.
+template <int V, class T>
+__device__ __forceinline__ Pack<Scalar<T>, V> load_if_there(const T* from) {
+  Pack<Scalar<T>, V> x = {};
+  if (from) x = load<V>(in_global_memory(from));
   return x;
 }
 template <class T, class N, int V>
@@ -84,6 +92,16 @@ inline Parts parts_of(const Chunk* chunks, Extent extent) {
 }
 
 inline Problem described(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+// f(Apart<...>{}): each kernel that reads gradients is compiled for both ways in which they lie.
+template <bool A>
+struct Apart {
+  static constexpr bool value = A;
+};
+template <class F>
+Problem with_place(const Gradients& grads, F f) {
+  return lie_apart(grads) ? f(Apart<true>{}) : f(Apart<false>{});
+}
 
 // Launches blocks of `threads` that share out so many units of work among themselves, in strides of the grid.
 template <class... Parameters, class... Arguments>

@@ -5,15 +5,17 @@ namespace mt2o::cuda {
 constexpr int threads = 256;
 
 // A block takes one row of one task of one part at a time.
-template <class G>
+template <class G, bool Apart>
 __global__ void __launch_bounds__(threads) find_nonfinite(Finite s, Parts parts) {
   const int64_t rows = s.rows * s.tasks;
   for (int64_t unit = blockIdx.x; unit < parts.count * rows; unit += gridDim.x) {
     const int64_t k = unit % rows / s.tasks, t = unit % rows % s.tasks;
     const Chunk part = parts[unit / rows];
-    const G* grads = static_cast<const G*>(s.grads) + k * s.grads_row + t * s.grads_task;
+    const G* grads = RowGradients<G>(s.grads, k, part.segment, part.begin, Apart)[t];
+    if (!grads) continue;
+    grads = in_global_memory(grads);
     bool good = true;
-    for_columns<wide<G>>(part.begin, part.end, [&](auto width, int64_t p) {
+    for_columns<wide<G>>(0, part.end - part.begin, [&](auto width, int64_t p) {
       using Columns = Pack<G, decltype(width)::columns>;
       const Columns values = *reinterpret_cast<const Columns*>(grads + p);
 #pragma unroll
@@ -27,9 +29,12 @@ Problem finite(const Finite& s, Extent extent, Stream stream) {
   if (extent.chunks == 0 || extent.columns == 0 || s.rows * s.tasks == 0) return nullptr;
   const Parts parts = parts_of(s.chunks, extent);
   Problem problem = nullptr;
-  with_type(s.grads_type, [&](auto grads) {
+  with_type(s.grads.type, [&](auto grads) {
     using G = typename decltype(grads)::type;
-    problem = launch_units(find_nonfinite<G>, parts.count * s.rows * s.tasks, threads, stream, s, parts);
+    problem = with_place(s.grads, [&](auto apart) {
+      constexpr auto kernel = find_nonfinite<G, decltype(apart)::value>;
+      return launch_units(kernel, parts.count * s.rows * s.tasks, threads, stream, s, parts);
+    });
   });
   return problem;
 }

@@ -24,7 +24,7 @@ struct Panels {
 
 // One pair of panels over one chunk.  A: rows of a panel; of up to three rows, of float64 and of a diagonal, sums are
 // taken in double; else in float, and again in double where the square of a row is out of range.
-template <class G, int A>
+template <class G, int A, bool Apart>
 struct PanelPair {
   static constexpr bool in_float = sizeof(Scalar<G>) == 4 && A > gram_few;
   static constexpr int B = A > 4 ? 4 : A;                       // others at a time
@@ -38,12 +38,25 @@ struct PanelPair {
   double* out;
   GramShared& shared;
 
-  __device__ __forceinline__ PanelRows<G> panel(bool of_others, int64_t first, int height) const {
-    const G* all = of_others ? static_cast<const G*>(s.others) + batch * s.others_batch_stride
-                             : static_cast<const G*>(s.values) + batch * s.batch_stride;
-    const int64_t row = of_others ? s.others_row : s.row;
-    return {all + first * row, s.centre ? all : nullptr, row, int(least(height, s.rows - first)),
-            s.centre && s.diagonal ? int(s.rows) : 0};
+  // Rows from `first` on.
+  template <int Height>
+  __device__ __forceinline__ PanelRows<G, Height> panel(bool of_others, int64_t first) const {
+    const RowGradients<G> values(s.values, batch, chunk.segment, chunk.begin, Apart);
+    const auto at = [&](int64_t i) {
+      return of_others
+                 ? static_cast<const G*>(s.others) + batch * s.others_batch_stride + i * s.others_row + chunk.begin
+                 : in_global_memory(values[i]);
+    };
+    PanelRows<G, Height> rows = {};
+#pragma unroll
+    for (int r = 0; r < Height; ++r) {
+      rows.there[r] = first + r < s.rows;
+      if (!Apart || rows.there[r]) rows.of[r] = at(first + r);
+      if (Apart) rows.there[r] = rows.of[r] != nullptr;
+    }
+    if (s.centre) rows.origin = at(0), rows.row = of_others ? s.others_row : s.values.task;
+    if (s.centre && s.diagonal) rows.mean_of = int(s.rows);
+    return rows;
   }
 
   // The sum in total[q], of rows i and j.
@@ -73,8 +86,7 @@ struct PanelPair {
   __device__ __forceinline__ void again_in_double(int height, unsigned rows, int other, unsigned others) const {
     for (int first = 0; first < height; first += 4, rows >>= 4) {
       if (((rows | others) & 15u) == 0) continue;
-      rectangle_sums<4, 4, 1, false, double>(panel(false, least(x + first, s.rows), 4),
-                                             panel(s.cross, least(other, s.rows), 4), chunk, shared);
+      rectangle_sums<1, false, double>(panel<4>(false, x + first), panel<4>(s.cross, other), chunk, shared);
       const int q = int(threadIdx.x), i = q / 4, j = q % 4;
       if (q < 16 && either(rows, i, others, j)) write(x + first + i, other + j, q);
     }
@@ -82,7 +94,7 @@ struct PanelPair {
 
   // What decides is the same for all threads of the block.
   __device__ __forceinline__ void run_triangle() const {
-    triangle_sums<A, V, N>(panel(false, x, A), chunk, shared);
+    triangle_sums<V, N>(panel<A>(false, x), chunk, shared);
     const unsigned bad = out_of_range(x, A, [](int r) { return int(gram_pair(r, r)); });
     const int q = int(threadIdx.x), i = q / A, j = q % A;
     if (i < A && j <= i && !either(bad, i, bad, j)) write(x + i, x + j, int(gram_pair(i, j)));
@@ -91,7 +103,7 @@ struct PanelPair {
   }
   __device__ __forceinline__ void run_rectangle() const {
     for (int other = y; other < y + A && other < int(s.rows); other += B) {
-      rectangle_sums<A, B, V, in_float, N>(panel(false, x, A), panel(s.cross, other, B), chunk, shared);
+      rectangle_sums<V, in_float, N>(panel<A>(false, x), panel<B>(s.cross, other), chunk, shared);
       const unsigned bad = out_of_range(x, A, [](int r) { return A * B + r; });
       const unsigned bad_others = out_of_range(other, B, [](int r) { return A * B + A + r; });
       const int q = int(threadIdx.x), i = q / B, j = q % B;
@@ -101,14 +113,14 @@ struct PanelPair {
   }
 };
 
-template <class G, int A>
+template <class G, int A, bool Apart>
 __global__ void __launch_bounds__(gram_threads, A > 4 ? 1 : 2) gram_chunks(Gram s, Panels panels) {
   auto& shared = block_shared<GramShared>();
   const int64_t sums = gram_sums(s);
   for (int64_t unit = blockIdx.x; unit < s.batch * s.num_chunks * panels.count; unit += gridDim.x) {
     const int64_t at = unit / panels.count;
     const Chunk chunk = s.chunks[at % s.num_chunks];
-    PanelPair<G, A> pair = {s, chunk, at / s.num_chunks, 0, 0, s.partials + at * sums, shared};
+    PanelPair<G, A, Apart> pair = {s, chunk, at / s.num_chunks, 0, 0, s.partials + at * sums, shared};
     panels.find(s, unit % panels.count, pair.x, pair.y);
     if (!s.cross && pair.x == pair.y)
       pair.run_triangle();
@@ -198,27 +210,30 @@ __global__ void __launch_bounds__(gram_threads, 2) add_chunks(Gram s, int64_t se
   }
 }
 
-template <class G, int A>
+template <class G, bool Apart, int A>
 static Problem launch_chunks(const Gram& s, Stream stream) {
   const int64_t across = (s.rows + A - 1) / A;
   const Panels panels = {across, s.diagonal ? s.rows : s.cross ? across * across : gram_pair(across, 0), A};
-  return launch_units(gram_chunks<G, A>, s.batch * s.num_chunks * panels.count, gram_threads, stream, s, panels);
+  return launch_units(gram_chunks<G, A, Apart>, s.batch * s.num_chunks * panels.count, gram_threads, stream, s, panels);
 }
 
 Problem gram(const Gram& s, double* out, int64_t segments, Stream stream) {
   if (s.batch * segments == 0) return nullptr;
   Problem problem = nullptr;
   if (s.num_chunks > 0)
-    with_type(s.type, [&](auto type) {
+    with_type(s.values.type, [&](auto type) {
       using G = typename decltype(type)::type;
       constexpr int most = sizeof(G) == 8 ? 4 : 8;
-      switch (s.diagonal ? 1 : s.rows) {
-        case 1: problem = launch_chunks<G, 1>(s, stream); break;
-        case 2: problem = launch_chunks<G, 2>(s, stream); break;
-        case 3: problem = launch_chunks<G, 3>(s, stream); break;
-        case 4: problem = launch_chunks<G, 4>(s, stream); break;
-        default: problem = launch_chunks<G, most>(s, stream);
-      }
+      problem = with_place(s.values, [&](auto apart) {
+        constexpr bool Apart = decltype(apart)::value;
+        switch (s.diagonal ? 1 : s.rows) {
+          case 1: return launch_chunks<G, Apart, 1>(s, stream);
+          case 2: return launch_chunks<G, Apart, 2>(s, stream);
+          case 3: return launch_chunks<G, Apart, 3>(s, stream);
+          case 4: return launch_chunks<G, Apart, 4>(s, stream);
+          default: return launch_chunks<G, Apart, most>(s, stream);
+        }
+      });
     });
   if (problem) return problem;
   return launch_units(add_chunks, s.batch * segments, gram_threads, stream, s, segments, out);

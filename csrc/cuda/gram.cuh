@@ -12,14 +12,14 @@ namespace mt2o::cuda {
 constexpr int gram_threads = sum_threads;
 using GramShared = SumsShared<44>;  // 8 x 4 products, and the squares of these rows
 
-// Rows first .. first + count of one set of rows.
-template <class G>
+// A rows of one set of rows, from the first column of the chunk on.
+template <class G, int A>
 struct PanelRows {
-  const G* first;
+  const G* of[A];
+  bool there[A];    // if not, it counts as zeros
   const G* origin;  // row 0 of the set, if centred: what is subtracted from each row; or nullptr
-  int64_t row;
-  int count;
-  int mean_of;  // rows of the set, if their mean is subtracted too; or 0
+  int64_t row;      // distance from one to the next, if centred
+  int mean_of;      // rows of the set, if their mean is subtracted too; or 0
 
   template <int V>
   __device__ __forceinline__ Pack<Scalar<G>, V> minus_origin(const G* from, const Pack<Scalar<G>, V>& at) const {
@@ -48,14 +48,14 @@ struct PanelRows {
     for (int i = 0; i < V; ++i) sum.of[i] = sum.of[i] * share;
     return sum;
   }
-  // V columns of A rows, those that are not there as zeros.
-  template <int A, int V, class N>
+  // V columns of all rows.
+  template <int V, class N>
   __device__ __forceinline__ void read(int64_t p, Pack<N, V> (&x)[A]) const {
     const Pack<Scalar<G>, V> at = origin_at<V>(p);
 #pragma unroll
     for (int r = 0; r < A; ++r) {
       Pack<Scalar<G>, V> row_r = {};
-      if (r < count) row_r = minus_origin<V>(first + r * row + p, at);
+      if (there[r]) row_r = minus_origin<V>(of[r] + p, at);
       if constexpr (A == 1)
         if (mean_of > 0) {
           const Pack<Scalar<G>, V> mean = mean_at<V>(p, at);
@@ -69,10 +69,10 @@ struct PanelRows {
 };
 
 // All pairs j <= i of a panel of A rows, into total[gram_pair(i, j)].
-template <int A, int V, class N, class G>
-__device__ __forceinline__ void triangle_sums(const PanelRows<G>& rows, const Chunk& chunk, GramShared& shared) {
+template <int V, class N, class G, int A>
+__device__ __forceinline__ void triangle_sums(const PanelRows<G, A>& rows, const Chunk& chunk, GramShared& shared) {
   N sum[A * (A + 1) / 2] = {};
-  for_columns<V>(chunk.begin, chunk.end, [&](auto width, int64_t p) {
+  for_columns<V>(0, chunk.end - chunk.begin, [&](auto width, int64_t p) {
     constexpr int columns = decltype(width)::columns;
     Pack<N, columns> x[A];
     rows.read(p, x);
@@ -88,11 +88,11 @@ __device__ __forceinline__ void triangle_sums(const PanelRows<G>& rows, const Ch
 }
 
 // All products of A rows and B others, into total[i * B + j]; Squares: then the squares of the rows, and of the others.
-template <int A, int B, int V, bool Squares, class N, class G>
-__device__ __forceinline__ void rectangle_sums(const PanelRows<G>& rows, const PanelRows<G>& others, const Chunk& chunk,
-                                               GramShared& shared) {
+template <int V, bool Squares, class N, class G, int A, int B>
+__device__ __forceinline__ void rectangle_sums(const PanelRows<G, A>& rows, const PanelRows<G, B>& others,
+                                               const Chunk& chunk, GramShared& shared) {
   N sum[A * B + (Squares ? A + B : 0)] = {};
-  for_columns<V>(chunk.begin, chunk.end, [&](auto width, int64_t p) {
+  for_columns<V>(0, chunk.end - chunk.begin, [&](auto width, int64_t p) {
     constexpr int columns = decltype(width)::columns;
     Pack<N, columns> x[A], y[B];
     rows.read(p, x), others.read(p, y);

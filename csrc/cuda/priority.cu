@@ -125,7 +125,7 @@ template <int V, class G>
 __device__ __forceinline__ Pack<Scalar<G>, V> corrected(const Priority& s, OwnerOf& columns, int64_t p) {
   using N = Scalar<G>;
   const G* grads = static_cast<const G*>(s.grads) + p;
-  Pack<N, V> sum = combined<V>(grads, s.grads_task, nullptr, s.tasks);
+  Pack<N, V> sum = combined<N, V>([&](int64_t t) { return load<V>(grads + t * s.grads_task); }, nullptr, s.tasks);
   if (columns.find(p) >= p + V) {
     if (const double factor = columns.correction(); factor != 0.) {
       const Pack<N, V> own = load<V>(grads + columns.owner() * s.grads_task);

@@ -12,8 +12,8 @@ __global__ void __launch_bounds__(threads) advance_counters(StepCounters s) {
 }
 
 // Without a mix: a block takes one row of one part at a time.
-template <class S, class G>
-__global__ void __launch_bounds__(threads) step_rows(Step s, Parts parts) {
+template <class S, class G, bool Apart>
+__global__ void __launch_bounds__(threads, sizeof(S) == 4 ? 3 : 2) step_rows(Step s, Parts parts) {
   for (int64_t unit = blockIdx.x; unit < parts.count * s.rows; unit += gridDim.x) {
     const int64_t k = unit % s.rows;
     const Chunk part = parts[unit / s.rows];
@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(threads) step_rows(Step s, Parts parts) {
     if (!row.active) continue;
     for_columns<wide<S>>(part.begin, part.end, [&](auto width, int64_t p) {
       const auto x = load<decltype(width)::columns>(static_cast<const S*>(s.theta) + k * s.row + p);
-      write(s, row.average, k, p, sum_of(x, update<decltype(width)::columns, G>(s, row.rule, k, p, x)));
+      write(s, row.average, k, p,
+            sum_of(x, update<decltype(width)::columns, G, Apart>(s, row.rule, k, part.segment, p, x)));
     });
   }
 }
@@ -43,8 +44,8 @@ struct StepShared {
 
 // With a mix.  Consensus: old parameters are staged, then row after row is updated, blended and written.
 // Adapt-then-combine: updated parameters are staged, then row after row is blended and written.
-template <class S, class G, int Capacity>
-__global__ void __launch_bounds__(blend_threads, blend_blocks) step_and_blend(Step s, DenseMix mix, Parts parts) {
+template <class S, class G, bool Apart, int Capacity>
+__global__ void __launch_bounds__(blend_threads, blend_blocks<S>) step_and_blend(Step s, DenseMix mix, Parts parts) {
   using Blend = BlendShared<S, Capacity>;
   auto& shared = block_shared<StepShared<S, Capacity>>();
   auto& coupling = shared.blend.coupling;
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(blend_threads, blend_blocks) step_and_blend(St
           Pack<S, V> x = load<V>(theta + k * s.row);
           if (!consensus) {
             const auto row = shared.row(constants, s.segments, k);
-            if (row.active) x = sum_of(x, update<V, G>(s, row.rule, k, p, x));
+            if (row.active) x = sum_of(x, update<V, G, Apart>(s, row.rule, k, part.segment, p, x));
           }
           store(staged + k * stride, x);
         }
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(blend_threads, blend_blocks) step_and_blend(St
           const auto row = shared.row(constants, s.segments, k);
           if (!row.active) continue;  // not written; others may have taken from it
           Pack<S, V> x = load<V>(staged + k * stride), u = {};
-          if (consensus) u = update<V, G>(s, row.rule, k, p, x);
+          if (consensus) u = update<V, G, Apart>(s, row.rule, k, part.segment, p, x);
           if (!coupling.identity[r])
             x = sum_of(x, coupling.blended(r, staged, stride, rows, u));
           else if (consensus)
@@ -102,16 +103,18 @@ Problem step(const Step& s, const StepCounters& counters, const DenseMix& mix, E
   if (extent.chunks == 0 || extent.columns == 0) return nullptr;
   const Parts parts = parts_of(s.chunks, extent);
   Problem problem = nullptr;
-  with_type(s.grads_type, [&](auto grads) {
+  with_type(s.grads.type, [&](auto grads) {
     using G = typename decltype(grads)::type;
     using S = Scalar<G>;
-    if (mix.matrices == 0)
-      problem = launch_units(step_rows<S, G>, parts.count * s.rows, threads, stream, s, parts);
-    else
-      problem = with_capacity<S>(s.rows, [&](auto capacity) {
-        constexpr auto kernel = step_and_blend<S, G, decltype(capacity)::columns>;
+    problem = with_place(s.grads, [&](auto apart) {
+      constexpr bool Apart = decltype(apart)::value;
+      if (mix.matrices == 0)
+        return launch_units(step_rows<S, G, Apart>, parts.count * s.rows, threads, stream, s, parts);
+      return with_capacity<S>(s.rows, [&](auto capacity) {
+        constexpr auto kernel = step_and_blend<S, G, Apart, decltype(capacity)::columns>;
         return launch_units(kernel, parts.count, blend_threads, stream, s, mix, parts);
       });
+    });
   });
   return problem;
 }

@@ -3,7 +3,7 @@
 namespace mt2o::cuda {
 
 template <class S, int Capacity>
-__global__ void __launch_bounds__(blend_threads, blend_blocks) transfer_rows(Transfer s, DenseMix mix, Parts parts) {
+__global__ void __launch_bounds__(blend_threads, blend_blocks<S>) transfer_rows(Transfer s, DenseMix mix, Parts parts) {
   using Shared = BlendShared<S, Capacity>;
   auto& shared = block_shared<Shared>();
   const int rows = int(s.rows), owners = Shared::owners(rows);

@@ -44,11 +44,10 @@ __device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S
 }
 
 // The same with the rule of this step, for V columns of row k.
-template <int V, class G, class S>
-__device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S>& c, int64_t k, int64_t p,
-                                             const Pack<S, V>& x) {
-  const Pack<S, V> g = combined<V>(static_cast<const G*>(s.grads) + k * s.grads_row + p, s.grads_task,
-                                   s.weights ? s.weights + k * s.tasks : nullptr, s.tasks);
+template <int V, class G, bool Apart, class S>
+__device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S>& c, int64_t k, int64_t segment,
+                                             int64_t p, const Pack<S, V>& x) {
+  const Pack<S, V> g = combined<V, G, Apart>(s.grads, s.weights, s.tasks, k, segment, p);
   const int64_t at = k * s.row + p;
   Pack<S, V> u;
   with_rule(s.rule, [&](auto rule) { u = update<decltype(rule)>(s, c, at, g, x); });

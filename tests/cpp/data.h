@@ -60,6 +60,52 @@ struct Matrix {
   }
 };
 
+// The same task gradients twice: rows k * tasks + t of a matrix, and each tensor of them in memory of its own, which
+// ends with its last element; one that is zero everywhere is not there at all.
+template <class G>
+class BothWays {
+ public:
+  BothWays(const Matrix<G>& grads, int64_t tasks, const Layout& layout)
+      : buffer_{grads.values.data(), type_of<G>, tasks * grads.row, grads.row, nullptr, 0, 0},
+        apart_{nullptr,
+               type_of<G>,
+               0,
+               0,
+               nullptr,
+               tasks * int64_t(layout.offsets.size()),
+               int64_t(layout.offsets.size())} {
+    for (int64_t i = 0; i < grads.rows; ++i)
+      for (size_t segment = 0; segment < layout.offsets.size(); ++segment) add(grads[i], layout, segment);
+    apart_.addresses = addresses_.data();
+  }
+  BothWays(const BothWays&) = delete;
+  std::vector<Gradients> all() const { return {buffer_, apart_}; }
+
+ private:
+  void add(const G* row, const Layout& layout, size_t segment) {
+    int64_t begin = layout.offsets[segment], end = begin;
+    for (const Chunk& c : layout.chunks)
+      if (c.segment == int64_t(segment)) end = c.end;
+    tensors_.emplace_back(row + begin, row + end);
+    const auto zero = [](G x) { return widened(x) == 0; };
+    const bool missing = std::all_of(tensors_.back().begin(), tensors_.back().end(), zero);
+    const auto address = reinterpret_cast<intptr_t>(tensors_.back().data());
+    addresses_.push_back(missing ? no_gradient : int64_t(address) - begin * int64_t(sizeof(G)));
+  }
+
+  Gradients buffer_, apart_;
+  std::vector<std::vector<G>> tensors_;
+  std::vector<int64_t> addresses_;
+};
+
+// Leaves some tensors of some rows without a gradient.
+template <class G>
+void set_some_to_zero(Matrix<G>& grads, const Layout& layout) {
+  for (int64_t i = 0; i < grads.rows; ++i)
+    for (const Chunk& c : layout.chunks)
+      if ((i + c.segment) % 3 == 1) std::fill(grads[i] + c.begin, grads[i] + c.end, rounded<G>(0.));
+}
+
 class Random {
  public:
   double normal() { return normal_(generator_); }

@@ -36,13 +36,15 @@ struct StepProblem {
   std::vector<double> fields, weights, mixes;
   std::vector<StepConstants> constants;
   Matrix<G> grads;
+  BothWays<G> both;
   StepState<S> start;
 
   StepProblem(const StepCase& of, int64_t number)
       : of(of),
         number(number),
         weights(random.weights(of.rows * of.tasks)),
-        grads(random.matrix<G>(of.rows * of.tasks, layout, grad_scale)),
+        grads(with_some_missing(random.matrix<G>(of.rows * of.tasks, layout, grad_scale))),
+        both(grads, of.tasks, layout),
         start{random.matrix<S>(of.rows, layout),
               {random.matrix<S>(of.rows, layout), squares(), squares()},
               random.matrix<S>(of.rows, layout),
@@ -64,6 +66,10 @@ struct StepProblem {
         if (!active(k, segment)) constants.back().active = 0.;
       }
   }
+  Matrix<G> with_some_missing(Matrix<G> m) const {
+    set_some_to_zero(m, layout);
+    return m;
+  }
   Matrix<S> squares() {
     Matrix<S> m = random.matrix<S>(of.rows, layout);
     for (S& x : m.values) x *= x;
@@ -81,18 +87,17 @@ struct StepProblem {
     for (int j = 0; j < num_moments(of.rule); ++j) s.moments[j] = state.moments[j].values.data();
     if (std::is_same_v<S, float>)
       s.low_precision = state.low.values.data(), s.low_type = Type::bfloat16, s.low_row = state.low.row;
-    s.grads = grads.values.data(), s.grads_type = type_of<G>;
-    s.grads_row = of.tasks * grads.row, s.grads_task = grads.row;
+    s.grads = both.all().front();
     s.weights = weights.data(), s.constants = constants.data();
     s.chunks = layout.chunks.data();
     return s;
   }
-  StepState<S> run(const Kernels& level, int threads, int64_t tile) const {
+  StepState<S> run(const Kernels& level, int threads, int64_t tile, const Gradients& where) const {
     StepState<S> state = start;
     const Packed<S> packed(mixes, of.rows);
     Step s = arguments(state);
     if (of.mixed) s.mix = packed.mix();
-    s.tile = tile;
+    s.grads = where, s.tile = tile;
     with_threads(threads, layout, [&](int64_t begin, int64_t end) { level.step(s, begin, end); });
     return state;
   }

@@ -11,19 +11,22 @@ static void check_finite() {
   const int64_t rows = 3, tasks = 2;
   const auto found = [&](const Matrix<G>& grads) {
     std::vector<float> first;
+    const BothWays<G> both(grads, tasks, layout);
     for_levels_and_threads([&](const Kernels& level, int threads) {
-      std::vector<float> flags(rows, 0.f);
-      const Finite s = {rows,      tasks,        grads.values.data(), type_of<G>, tasks * grads.row,
-                        grads.row, flags.data(), layout.chunks.data()};
-      with_threads(threads, layout, [&](int64_t begin, int64_t end) { level.finite(s, begin, end); });
-      if (first.empty()) first = flags;
-      CHECK_EQUAL(flags, first);
+      for (const Gradients& where : both.all()) {
+        std::vector<float> flags(rows, 0.f);
+        const Finite s = {rows, tasks, where, flags.data(), layout.chunks.data()};
+        with_threads(threads, layout, [&](int64_t begin, int64_t end) { level.finite(s, begin, end); });
+        if (first.empty()) first = flags;
+        CHECK_EQUAL(flags, first);
+      }
     });
     return first;
   };
   const std::vector<float> none = {0.f, 0.f, 0.f}, second = {0.f, 1.f, 0.f};
   const double largest = type_of<G> == Type::float16 ? 65504. : 3e38;
   Matrix<G> grads = random.matrix<G>(rows * tasks, layout);
+  set_some_to_zero(grads, layout);
   grads[0][0] = rounded<G>(largest);  // large, but finite
   CHECK_EQUAL(found(grads), none);
   for (const Chunk& c : layout.chunks)
@@ -46,7 +49,8 @@ TEST(keeps_a_flag_that_is_set) {
   const Layout layout = plan_layout(numels);
   const Matrix<float> grads = random.matrix<float>(1, layout);
   float flag = 1.f;
-  const Finite s = {1, 1, grads.values.data(), Type::float32, grads.row, grads.row, &flag, layout.chunks.data()};
+  const BothWays<float> both(grads, 1, layout);
+  const Finite s = {1, 1, both.all().front(), &flag, layout.chunks.data()};
   kernels().finite(s, 0, int64_t(layout.chunks.size()));
   CHECK_EQUAL(flag, 1.f);
 }

@@ -85,13 +85,15 @@ static void check_step(const StepCase& of, int64_t number) {
   Bytes first;
   for (const int64_t tile : {16, 2048})
     for_levels_and_threads([&](const Kernels& level, int threads) {
-      const StepState<S> state = problem.run(level, threads, tile);
-      if (first.empty()) {
-        first = state.bytes();
-        for (const Chunk& c : problem.layout.chunks)
-          for (int64_t p = c.begin; p < c.end; ++p) check_column(problem, state, c, p);
+      for (const Gradients& where : problem.both.all()) {
+        const StepState<S> state = problem.run(level, threads, tile, where);
+        if (first.empty()) {
+          first = state.bytes();
+          for (const Chunk& c : problem.layout.chunks)
+            for (int64_t p = c.begin; p < c.end; ++p) check_column(problem, state, c, p);
+        }
+        CHECK_EQUAL(state.bytes(), first);
       }
-      CHECK_EQUAL(state.bytes(), first);
     });
 }
 
@@ -99,7 +101,7 @@ static void check_step(const StepCase& of, int64_t number) {
 template <class S>
 static void check_scalar(const StepCase& of) {
   const StepProblem<S, S> problem(of, 3);
-  const StepState<S> got = problem.run(kernels(), 1, 2048);
+  const StepState<S> got = problem.run(kernels(), 1, 2048, problem.both.all().front());
   for (int64_t k = 0; k < of.rows; ++k)
     for (const Chunk& chunk : problem.layout.chunks) {
       if (problem.at(k, chunk).active == 0.) continue;
