@@ -73,7 +73,7 @@ struct ChunkStep {
       if (inactive(k)) continue;
       S* theta = static_cast<S*>(s.theta) + k * s.row + p;
       advance_row<R, S, G>(s, constants(k), k, chunk.segment, p, n,
-                              [&](int64_t i, auto left, auto x, auto u) { store(theta + i, x + u, left); });
+                           [&](int64_t i, auto left, auto x, auto u) { store(theta + i, x + u, left); });
     }
   }
 
