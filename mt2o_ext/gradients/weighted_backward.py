@@ -178,7 +178,7 @@ class WeightedBackward:
         scaler: Any = None,
         retain_graph: bool = False,
     ) -> Tensor:
-        """Adds the weighted gradient of these losses to ``.grad``; returns the weights, float64 [T] or [S, T].
+        """Adds the weighted gradient of these losses to ``.grad``.
 
         Args:
             losses: T scalars, a sequence (better, see :class:`WeightedFused`) or a tensor [T].
@@ -189,7 +189,12 @@ class WeightedBackward:
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
             retain_graph: as in ``torch.autograd.backward``.
 
-        Raises ValueError or TypeError, before any gradient is computed, for losses or features that do not fit.
+        Returns:
+            The weights, float64 [T], or [S, T] of a weighting of each tensor.
+
+        Raises:
+            TypeError: for losses that are no tensors, before any gradient is computed.
+            ValueError: for losses or features that do not fit, before any gradient is computed.
         """
         points = [features] if isinstance(features, Tensor) else list(features)
         self._warn_if_alone()
@@ -249,7 +254,9 @@ class WeightedBackward:
     def feedback(self, losses: Losses) -> None:
         """For weightings that learn from it (FAMO): losses of the last mini-batch anew, after the optimizer's step.
 
-        Raises RuntimeError where the weighting learns nothing from it, or there was no call before.
+        Raises:
+            RuntimeError: if the weighting learns nothing from it, or there was no call before.
+            ValueError: for another number of losses.
         """
         self._weigher.check_feedback()
         after = check_losses(losses, self._num_tasks, None, graph=False).detach().double().unsqueeze(0)
@@ -264,7 +271,12 @@ class WeightedBackward:
         return self._weigher.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` gave.  Raises ValueError, and changes nothing, where it does not fit."""
+        """Restores what ``state_dict`` gave.
+
+        Raises:
+            TypeError: for an entry of another kind; nothing is changed then.
+            ValueError: for a state that does not fit; nothing is changed then.
+        """
         self._weigher.loaded(state)()
 
     # ------------------------------------------------------------------ data parallelism
@@ -293,7 +305,7 @@ class WeightedBackward:
 
     @contextmanager
     def _averaged(self) -> Iterator[list[Tensor]]:
-        """What backward adds to ``.grad`` of the shared parameters here is averaged over the ranks first."""
+        """Averages over the ranks what backward adds here to ``.grad`` of the shared parameters."""
         parameters = [p for table in self._trunks for p in table.layout.parameters if p.requires_grad]
         if self._ranks is None:
             yield parameters
