@@ -314,9 +314,14 @@ class Weigher:
             RuntimeError: if the weighting learns nothing from feedback, or there was no step with losses.
         """
         if Needs.FEEDBACK not in self.weighting.needs:
-            raise RuntimeError(f"{type(self.weighting).__name__} learns nothing from feedback")
+            raise RuntimeError(
+                f"expected a weighting that learns from feedback, got {type(self.weighting).__name__}, which "
+                "learns nothing from it: leave the call out"
+            )
         if self.last_losses is None:
-            raise RuntimeError("feedback(losses) belongs after a step with losses")
+            raise RuntimeError(
+                "expected feedback(losses) after a step with losses, got it before one: call it after step()"
+            )
         return self.last_losses
 
     def learn(self, losses: Tensor) -> None:

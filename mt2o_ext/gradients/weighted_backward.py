@@ -109,7 +109,8 @@ class WeightedBackward:
         weighting = check_task_options(weighting, heads, collect)
         if not store and (weighting.per_segment or Needs.ROWS in weighting.needs):
             raise ValueError(
-                f"store=False is for weightings of the Gram matrix or losses, not {type(weighting).__name__}"
+                f"expected a weighting of the Gram matrix or losses for store=False, got {type(weighting).__name__}: "
+                "take store=True"
             )
         self._num_tasks, self._store = num_tasks, store
         self._weigher = Weigher(weighting, table, generator)
@@ -117,7 +118,7 @@ class WeightedBackward:
         self._members = list(members_of(params, num_tasks))
         check_parameters([p for p, _ in self._members], None, None)
         if not self._members:
-            raise ValueError("expected parameters, got none")
+            raise ValueError("expected parameters, got none: pass those that the losses depend on")
         if all(task is not None for _, task in self._members):
             raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget
@@ -406,15 +407,18 @@ class WeightedBackward:
         weighting = self._weigher.weighting
         if self._ranks is not None and not self._store and not points and weighting.needs & READS_GRADIENTS:
             raise ValueError(
-                "store=False with process_group= is for weightings of the losses, or features=: the Gram matrix of the "
-                "averaged gradients needs these gradients; take store=True"
+                "expected a weighting of the losses, or features=, for store=False with process_group=, got "
+                f"{type(weighting).__name__}: take store=True, because it needs the averaged gradients"
             )
         if points and (weighting.per_segment or Needs.ROWS in weighting.needs):
             raise ValueError(
-                f"features= is for weightings of the Gram matrix or losses, not {type(weighting).__name__}"
+                f"expected a weighting of the Gram matrix or losses for features=, got {type(weighting).__name__}: "
+                "leave features= out"
             )
         if any(not isinstance(z, Tensor) or not z.requires_grad for z in points):
-            raise ValueError("expected features as tensors of the losses' graph")
+            raise ValueError(
+                "expected features as tensors of the losses' graph, got others: pass them as the trunk returns them"
+            )
 
     @staticmethod
     def _by_features(points: Sequence[Tensor], loss: Tensor, heads: Sequence[Slot], retain_graph: bool) -> list[Tensor]:
