@@ -1,4 +1,4 @@
-"""``python -m mt2o_ext``: what was built and found, and a check of every kernel on every device; for bug reports."""
+"""``python -m mt2o_ext``: facts about what was built, and a check of every kernel on every device; for bug reports."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Problem:
 
 
 def wide(tensor: Tensor) -> Tensor:
+    """A copy in float64."""
     return tensor.to(torch.float64, copy=True)
 
 
@@ -46,6 +47,7 @@ def largest(difference: Tensor) -> float:
 
 # Each returns the error against the reference in float64, and the one that roundings explain.
 def check_combine(p: Problem) -> tuple[float, float]:
+    """Checks `ops.combine_`."""
     grads, weights, out = p.rows(K, T), p.weights(T), torch.zeros(K, p.row, dtype=torch.float32, device=p.device)
     expected = wide(out)
     ops.combine_(out, grads, weights, p.chunks)
@@ -66,6 +68,7 @@ def gram_error(p: Problem, rows: Tensor, others: Tensor | None, **kind: bool) ->
 
 
 def gram_lengths(p: Problem, rows: Tensor, **kind: bool) -> Tensor:
+    """float64 [1, S, K], the lengths of the rows in each tensor."""
     squares = torch.zeros(1, len(NUMELS), K, dtype=torch.float64, device=p.device)
     partials = torch.zeros(1, len(p.chunks), K, dtype=torch.float64, device=p.device)
     reference.gram_(squares, partials, wide(rows), None, p.chunks, None, diagonal=True, **kind)
@@ -73,11 +76,13 @@ def gram_lengths(p: Problem, rows: Tensor, **kind: bool) -> Tensor:
 
 
 def check_gram(p: Problem) -> tuple[float, float]:
+    """Checks `ops.gram_`, centred and of two sets of rows."""
     rows, others = p.rows(1, K), p.rows(1, K)
     return max(gram_error(p, rows, None, centre=True), gram_error(p, rows, others)), 16 * UNIT
 
 
 def check_transfer(p: Problem) -> tuple[float, float]:
+    """Checks `ops.transfer_`."""
     theta, mix = p.rows(K), p.weights(K)
     expected = wide(theta)
     ops.transfer_(theta, mix, p.chunks)
@@ -86,6 +91,7 @@ def check_transfer(p: Problem) -> tuple[float, float]:
 
 
 def check_priority(p: Problem) -> tuple[float, float]:
+    """Checks `ops.priority_`."""
     offsets, _, _ = ops.plan_layout(NUMELS)
     shapes = ((1, 1, 1), (1, 17, 1), (1, 17, 241), (20, 10, 100))  # runs, channels, length
     records = [
@@ -104,6 +110,7 @@ def check_priority(p: Problem) -> tuple[float, float]:
 
 
 def check_finite(p: Problem) -> tuple[float, float]:
+    """Checks `ops.finite_`."""
     grads, found = p.rows(K, T), torch.zeros(K, dtype=torch.float32, device=p.device)
     grads[1, 0, 0], grads[3, T - 1, p.chunks[-1, 2] - 1] = torch.inf, torch.nan
     ops.finite_(found, grads, p.chunks)
@@ -111,6 +118,7 @@ def check_finite(p: Problem) -> tuple[float, float]:
 
 
 def check_step(p: Problem) -> tuple[float, float]:
+    """Checks `ops.step_` with Adam's rule and a transfer."""
     segments = torch.zeros(len(NUMELS), len(FIELDS), dtype=torch.float64, device=p.device)
     for name, value in {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "transfer": 1.0}.items():
         segments[:, FIELDS.index(name)] = value
@@ -131,12 +139,15 @@ def check_step(p: Problem) -> tuple[float, float]:
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Products [K, T] of matrices [K, T, T] and vectors [K, T]."""
     return (matrix @ vector[..., None])[..., 0]
 
 
 def check_solve(p: Problem) -> tuple[float, float]:
-    """By certificates: inner products with the rows are equal (least norm), one over the weights (barrier), and not
-    negative (cone)."""
+    """Checks three solvers by certificates.
+
+    Inner products with the rows are equal (least norm), one over the weights (barrier), and not negative (cone).
+    """
     rows = p.rows(K, T).double()[..., : 4 * T]
     rows[:, -1] -= rows[:, 0]  # in conflict
     gram = rows @ rows.mT
@@ -169,6 +180,7 @@ CHECKS: dict[str, Callable[[Problem], tuple[float, float]]] = {
 
 
 def devices() -> Iterator[torch.device]:
+    """The CPU, and every GPU that torch sees."""
     yield torch.device("cpu")
     yield from (torch.device("cuda", index) for index in range(torch.cuda.device_count()))
 
@@ -187,6 +199,7 @@ def self_check(device: torch.device) -> bool:
 
 
 def main() -> int:
+    """Prints all of it; returns 0 if every check passed, else 1."""
     for name, value in _native.backend_info().items():
         text = ", ".join(value) if isinstance(value, list) else "none" if value is None else value
         print(f"{name:<18}{text}")

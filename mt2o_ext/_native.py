@@ -68,13 +68,13 @@ C_cuda: ModuleType | None = _load_cuda()
 
 
 def without_cuda() -> str:
-    """Why operators of this package do not take tensors on a GPU, and what to do."""
+    """The reason why operators of this package do not take tensors on a GPU, and what to do."""
     reason = "torch has no CUDA" if torch.version.cuda is None else cuda_load_error
     return f"mt2o_ext was built without CUDA: {reason}; rebuild with {REBUILD_CUDA}"
 
 
 def covers(archs: str, capability: tuple[int, int]) -> bool:
-    """Whether code for these archs (written as in TORCH_CUDA_ARCH_LIST) runs on a GPU of this compute capability.
+    """True if code for these archs (written as in TORCH_CUDA_ARCH_LIST) runs on a GPU of this compute capability.
 
     Machine code runs on the same major version with at least the same minor one (9.0a: on just that one), PTX on
     everything later.
@@ -90,7 +90,7 @@ def covers(archs: str, capability: tuple[int, int]) -> bool:
 
 
 def _problem_of_gpu(index: int) -> str | None:
-    """Why the CUDA kernels do not run on this GPU, or None."""
+    """The reason why the CUDA kernels do not run on this GPU, or None."""
     if C_cuda is None:
         return without_cuda()
     major, minor = torch.cuda.get_device_capability(index)
@@ -131,7 +131,7 @@ def _gpus() -> list[str]:
 
 
 def backend_info() -> dict[str, Any]:
-    """What was built and what was found, as plain values: the text of `python -m mt2o_ext`, for bug reports."""
+    """Facts about what was built and found, as plain values: the text of `python -m mt2o_ext`, for bug reports."""
     return {
         "mt2o_ext": None if C is None else C.version,
         "torch": torch.__version__,

@@ -14,9 +14,10 @@ __all__ = ["SubproblemBank"]
 
 
 class SubproblemBank(nn.Module):
-    """K copies of a model as one module: every parameter and buffer gets a leading dimension K, and a call runs all
-    copies at once through ``torch.func.vmap``.  For small models, where K forward passes one by one leave the machine
-    idle.
+    """K copies of a model as one module, for small models, where K forward passes one by one leave the machine idle.
+
+    Every parameter and buffer gets a leading dimension K, and a call runs all copies at once through
+    ``torch.func.vmap``.
 
         bank = SubproblemBank(model, num_subproblems=5)
         optimizer = MT2OFused(bank.parameters(), num_tasks=2, num_subproblems=5, stacked=True)
@@ -32,7 +33,7 @@ class SubproblemBank(nn.Module):
     def __init__(self, model: nn.Module, num_subproblems: int) -> None:
         super().__init__()
         if num_subproblems < 1:
-            raise ValueError(f"num_subproblems must be at least 1, not {num_subproblems}")
+            raise ValueError(f"expected num_subproblems >= 1, got {num_subproblems}: raise it")
         if not any(True for _ in model.parameters()):
             raise ValueError("expected a model with parameters, got one without")
         self.num_subproblems = num_subproblems
@@ -61,12 +62,15 @@ class SubproblemBank(nn.Module):
         """Outputs of all copies, with a leading dimension K.
 
         Args:
-            inputs, options: tensors [K, B, ...], one batch for each copy, by position or by keyword; what is no tensor
-                is passed to each copy as it is.
+            *inputs: tensors [K, B, ...] of any dtype, one batch for each copy; what is no tensor is passed to each copy
+                as it is.
             shared: True: all tensors go to each copy whole, [B, ...]; or the names of the keywords that do.
+            **options: as the inputs, by keyword.
 
-        Random layers (dropout) draw anew for each copy.  Raises ValueError where a leading dimension is not K, or where
-        ``shared`` names no keyword.
+        Random layers (dropout) draw anew for each copy.
+
+        Raises:
+            ValueError: if a leading dimension is not K, or ``shared`` names no keyword.
         """
         names = () if isinstance(shared, bool) else tuple(shared)
         if unknown := [name for name in names if name not in options]:
@@ -101,6 +105,7 @@ class SubproblemBank(nn.Module):
         yield model
 
     def train(self, mode: bool = True) -> SubproblemBank:
+        """Puts all copies into training mode, or into evaluation mode (False)."""
         self._template.train(mode)
         return super().train(mode)
 

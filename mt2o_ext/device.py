@@ -38,7 +38,8 @@ def host_knows(tensor: Tensor) -> bool:
 def to_device(table: Tensor, device: torch.device) -> Tensor:
     """A table of the host on a device; on a GPU through pinned memory, so that nobody waits for it.
 
-    Raises RuntimeError during a capture: the memory that a replay would copy from is used otherwise by then.
+    Raises:
+        RuntimeError: during a capture, because a replay would copy from memory that is used otherwise by then.
     """
     refuse_in_graph(
         device,
@@ -89,7 +90,16 @@ def kept_in_place(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[s
 
 
 def refuse_in_graph(device: torch.device, what: str, remedy: str) -> None:
-    """Raises RuntimeError during a capture, for ``what`` a replay would not do again."""
+    """Refuses, during a capture, something that a replay would not do again.
+
+    Args:
+        device: whose capture is meant.
+        what: a graph cannot record, for the message.
+        remedy: the advice that ends the message.
+
+    Raises:
+        RuntimeError: during a capture.
+    """
     if capturing(device):
         raise RuntimeError(f"a CUDA graph cannot record {what}: {remedy}")
 

@@ -1,4 +1,4 @@
-"""What may stand in ``optimizer.state`` and in a state dict: one table of keys, and one check of values."""
+"""Entries of ``optimizer.state`` and of state dicts: one table of keys, and one check of values."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ __all__ = ["ENTRIES", "check_entry", "generator_state", "member", "member_dict",
 
 @dataclass(frozen=True)
 class Entry:
-    """What a value must be.
+    """Kind and range of a value.
 
-    kind: "real" (floating-point), "count" (whole numbers, of any real dtype) or "bytes" (uint8).
-    low, high: the range of its numbers.
+    Attributes:
+        kind: "real" (floating-point), "count" (whole numbers, of any real dtype) or "bytes" (uint8).
+        low, high: the range of its numbers.
     """
 
     kind: str
@@ -62,9 +63,17 @@ WORDS = {"real": "real numbers", "count": "whole numbers", "bytes": "bytes"}
 
 
 def check_entry(key: str, value: Any, shape: Sequence[int] | None, where: str) -> Tensor:
-    """The value as a tensor.  Raises TypeError or ValueError unless it is what the table says of this key.
+    """The value as a tensor, if it is as the table says of this key.
 
-    shape: None: any.  where: whose it is, for the message.
+    Args:
+        key: in ``ENTRIES``.
+        value: a tensor, or a number.
+        shape: that the value should have; None: any.
+        where: whose value it is, for the message.
+
+    Raises:
+        TypeError: for a value of another kind.
+        ValueError: for another shape, and for numbers out of range.
     """
     entry = ENTRIES[key]
     expected = f"expected `{key}` of {where} as {WORDS[entry.kind]}"
@@ -103,9 +112,14 @@ def _check_numbers(entry: Entry, value: Tensor, expected: str) -> None:
 
 
 def member(table: dict[str, Any], key: str, shape: Sequence[int] | None, where: str) -> Tensor:
-    """One checked entry of a dict; raises ValueError where it is missing."""
+    """One entry of a dict, checked as by `check_entry`.
+
+    Raises:
+        TypeError: for a value of another kind.
+        ValueError: for a value that is missing, out of range or of another shape.
+    """
     if table.get(key) is None:
-        raise ValueError(f"expected `{key}` of {where}, got none")
+        raise ValueError(f"expected `{key}` of {where}, got none: it belongs to another optimizer")
     return check_entry(key, table[key], shape, where)
 
 

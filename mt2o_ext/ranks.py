@@ -56,6 +56,7 @@ class Ranks:
         return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all ranks, a new tensor."""
         return self.add_(tensor.clone()) / self.size
 
     def from_first_(self, tensor: Tensor) -> Tensor:
@@ -112,15 +113,26 @@ class Ranks:
     def agree(self, description: dict[str, Any]) -> None:
         """Compares what the ranks are about to do.
 
-        description: of plain values, whose ``repr`` is the same on all ranks; its first entry says which call it is.
+        Args:
+            description: of plain values, whose ``repr`` is the same on all ranks; its first entry says which call it
+                is.
 
-        Raises RanksError, on all ranks, where it differs.
+        Raises:
+            RanksError: on all ranks, if it differs.
         """
         self.merge(description, [])
 
     @torch._disable_dynamo
     def merge(self, description: dict[str, Any], pattern: Pattern) -> Pattern:
-        """The same, and a pattern that is true where it is on any rank."""
+        """The same, and a pattern that is true where it is on any rank.
+
+        Args:
+            description: as of `agree`.
+            pattern: rows of the same lengths on all ranks.
+
+        Raises:
+            RanksError: on all ranks, if the description differs.
+        """
         flat = [one for row in pattern for one in row]
         numbers = self._exchange([_digest(description), _digest(flat)])
         if any(other[0] != numbers[0][0] for other in numbers):
@@ -164,12 +176,15 @@ class Ranks:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.group is not None:
-            raise TypeError("an optimizer with a process group of its own cannot be copied or pickled; use True")
+            raise TypeError(
+                "expected the default process group in an optimizer that is copied or pickled, got one of its own: "
+                "use process_group=True"
+            )
         return Ranks, (None,)
 
 
 def together(ranks: Ranks | None) -> AbstractContextManager[None]:
-    """What fails here on one rank, before the next exchange, is an error on all of them."""
+    """Makes an error that one rank has here, before the next exchange, an error of all of them."""
     return nullcontext() if ranks is None else _telling(ranks)
 
 
@@ -185,33 +200,50 @@ def _telling(ranks: Ranks) -> Iterator[None]:
 
 
 def as_ranks(process_group: Any) -> Ranks | None:
-    """None for no parallelism (None, False); True is the default group.
+    """The ranks of a process group.
 
-    Raises TypeError for anything but a process group, RuntimeError where torch.distributed was not set up, ValueError
-    where this process is not in the group.
+    Args:
+        process_group: a group, or True for the default one; None or False for no data parallelism.
+
+    Returns:
+        The ranks; None where there is no data parallelism.
+
+    Raises:
+        TypeError: for anything but a process group, a bool or None.
+        RuntimeError: if torch.distributed was not set up.
+        ValueError: if this process is not in the group.
     """
     if process_group is None or process_group is False:
         return None
     if not dist.is_available() or not dist.is_initialized():
         if process_group is True or (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
-            raise RuntimeError("process_group= needs torch.distributed.init_process_group(...) before the optimizer")
+            raise RuntimeError(
+                "expected torch.distributed to be set up for process_group=, got no groups yet: call "
+                "torch.distributed.init_process_group(...) before the optimizer is made"
+            )
     elif process_group is True:
         return Ranks(None)
     elif process_group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(f"rank {dist.get_rank()} is not in this process_group; make the optimizer on its ranks only")
+        raise ValueError(
+            f"expected a process_group with this rank in it, got one without rank {dist.get_rank()}: make the "
+            "optimizer on its ranks only"
+        )
     elif isinstance(process_group, dist.ProcessGroup):
         return Ranks(None if process_group is dist.group.WORLD else process_group)
     got = type(process_group).__name__
     raise TypeError(
         f"expected process_group as a ProcessGroup, True (the default group), False or None (no data parallelism), "
-        f"got {got}"
+        f"got {got}: pass one of these"
     )
 
 
 def warning_of_drift(process_group: Any, name: str, *, wrapper: bool) -> str | None:
-    """What to tell a user who has several ranks but gave no group, or None.
+    """Text of the warning for a user who has several ranks but gave no group; None where there is nothing to say.
 
-    name: of the class.  wrapper: DistributedDataParallel around the model does as well.
+    Args:
+        process_group: as the user gave it.
+        name: of the class that it was given to.
+        wrapper: DistributedDataParallel around the model does as well.
     """
     if process_group is not None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return None
@@ -224,9 +256,16 @@ def warning_of_drift(process_group: Any, name: str, *, wrapper: bool) -> str | N
 
 
 def check_not_wrapped(parameters: Sequence[Tensor], name: str) -> None:
-    """Raises RuntimeError where DistributedDataParallel around the model cannot average what an optimizer uses.
+    """Checks that no DistributedDataParallel is around the model, which cannot average what an optimizer uses.
 
-    It averages one gradient of each parameter, not those of several tasks.  name: of the optimizer's class.
+    It averages one gradient of each parameter, not those of several tasks.
+
+    Args:
+        parameters: of the optimizer.
+        name: of the optimizer's class.
+
+    Raises:
+        RuntimeError: if there is one.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return

@@ -113,7 +113,7 @@ def test_random_layers_draw_for_each_copy() -> None:
 
 def test_bad_input() -> None:
     model, bank = make()
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="num_subproblems >= 1"):
         SubproblemBank(model, 0)
     with pytest.raises(ValueError, match="with parameters"):
         SubproblemBank(nn.Tanh(), 2)

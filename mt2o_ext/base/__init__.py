@@ -17,10 +17,17 @@ BASE_RULES: dict[str, type[BaseRule]] = {rule.__name__.lower(): rule for rule in
 
 
 def as_base_rule(base: BaseRule | str) -> BaseRule:
-    """A rule itself, or the one with default options behind its name."""
+    """A rule itself, or the one with default options behind its name.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if isinstance(base, BaseRule):
         return base
     if isinstance(base, str) and base.lower() in BASE_RULES:
         return BASE_RULES[base.lower()]()
     rules = ", ".join(f"{rule.__name__}(...)" for rule in BASE_RULES.values())
-    raise ValueError(f"base must be one of {rules} of mt2o_ext.base, or of the names {list(BASE_RULES)}; got {base!r}")
+    raise ValueError(
+        f"expected base as one of {rules} of mt2o_ext.base, or of the names {list(BASE_RULES)}, got {base!r}: take one "
+        "of them"
+    )

@@ -31,24 +31,36 @@ class Option:
     below: float = math.inf
 
     def check(self, name: str, value: Any, default: Any) -> None:
-        """Raises TypeError or ValueError unless the value is like the default and in the range."""
+        """Checks that a value is like the default and in the range.
+
+        Args:
+            name: of the option, for the message.
+            value: of the option.
+            default: that of the option; a tuple asks for as many numbers.
+
+        Raises:
+            TypeError: for a value of another kind.
+            ValueError: for a number out of the range, or another count of numbers.
+        """
         if self.low is None:
             if isinstance(value, str) or value not in (False, True):
-                raise TypeError(f"{name} must be True or False, not {value!r:.80}")
+                raise TypeError(f"expected {name} as True or False, got {value!r:.80}: pass one of them")
         elif not isinstance(default, tuple):
             self._check_number(name, value, self.low)
         elif not isinstance(value, (tuple, list)) or len(value) != len(default):
             words = {2: "two"}.get(len(default), str(len(default)))
-            raise ValueError(f"{name} must be {words} numbers {self._range(self.low)}, not {value!r:.80}")
+            raise ValueError(
+                f"expected {name} as {words} numbers {self._range(self.low)}, got {value!r:.80}: pass a tuple of them"
+            )
         else:
             for index, one in enumerate(value):
                 self._check_number(f"{name}[{index}]", one, self.low)
 
     def _check_number(self, name: str, value: Any, low: float) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-            raise TypeError(f"{name} must be a number, not {value!r:.80}")
+            raise TypeError(f"expected {name} as a number, got {value!r:.80}: pass a float")
         if not math.isfinite(float(value)) or not low <= float(value) < self.below:
-            raise ValueError(f"{name} must be {self._range(low)}, not {value}")
+            raise ValueError(f"expected {name} {self._range(low)}, got {value}: choose a value in that range")
 
     def _range(self, low: float) -> str:
         if self.below < math.inf:
@@ -109,7 +121,12 @@ class BaseRule:
         return asdict(self)  # type: ignore[call-overload]
 
     def check(self, group: Mapping[str, Any]) -> None:
-        """Raises TypeError or ValueError where an option of this group is out of range."""
+        """Checks the options of a parameter group.
+
+        Raises:
+            TypeError: for an option of the wrong kind.
+            ValueError: for an option out of range.
+        """
         for name, (option, default) in self._options.items():
             option.check(name, group[name], default)
 

@@ -29,4 +29,7 @@ class SGD(BaseRule):
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
-            raise ValueError("Nesterov momentum needs momentum > 0 and dampening = 0")
+            raise ValueError(
+                f"expected momentum > 0 and dampening = 0 for nesterov=True, got momentum={group['momentum']} and "
+                f"dampening={group['dampening']}: change them, or pass nesterov=False"
+            )

@@ -54,6 +54,7 @@ class Slot(NamedTuple):
 
     @property
     def parameter(self) -> Tensor:
+        """The parameter that the gradient is by."""
         return self.table.layout.parameters[self.segment]
 
     @property
@@ -67,6 +68,7 @@ class Slot(NamedTuple):
         return grad if like else None
 
     def put(self, grad: Tensor, *, copy: bool = False) -> None:
+        """Adds a gradient; ``copy``: the tensor itself is not kept."""
         self.table.put(self.row, self.task, self.segment, grad, copy=copy)
 
 
@@ -105,6 +107,7 @@ class TaskSlots:
         return [[slot for slot in slots if slot.head] for slots in self.of_row(row)]
 
     def head_parameters(self) -> list[Tensor]:
+        """The parameters that belong to a head."""
         return [table.layout.parameters[segment] for table, segment, task in self._segments() if task is not None]
 
     def collect(self, losses: Sequence[Tensor], row: int, how: str, *, retain_graph: bool) -> None:
@@ -189,16 +192,30 @@ def collect_sequential(
     short: bool = False,
     retain_graph: bool,
 ) -> None:
-    """losses: T scalars; slots: those of each task; others, short: see `collect_sum`."""
+    """Backward of one loss after the other.
+
+    Args:
+        losses: T scalars.
+        slots: those of each task.
+        others: as of `collect_sum`.
+        short: as of `collect_sum`.
+        retain_graph: keep the graph also after the last loss.
+    """
     last = len(losses) - 1
     for task, (loss, of_task) in enumerate(zip(losses, slots, strict=True)):
         collect_sum(loss, of_task, others, short=short, retain_graph=retain_graph or task < last)
 
 
 def collect_batched(losses: Tensor, slots: Mapping[Tensor, Sequence[tuple[int, Slot]]], *, retain_graph: bool) -> None:
-    """losses: [T], of one graph; slots: for each parameter, the tasks whose gradients are wanted, and their slots.
+    """Backward of all losses at once.
 
-    Raises RuntimeError where the graph has an operation that vmap cannot do, or sparse gradients.
+    Args:
+        losses: [T], of one graph.
+        slots: for each parameter, the tasks whose gradients are wanted, and their slots.
+        retain_graph: as in ``torch.autograd.backward``.
+
+    Raises:
+        RuntimeError: if the graph has an operation that vmap cannot do, or sparse gradients.
     """
 
     def taker(of_tasks: Sequence[tuple[int, Slot]]) -> Callable[[Tensor], None]:

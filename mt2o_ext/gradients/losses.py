@@ -1,4 +1,4 @@
-"""What may come as losses."""
+"""Losses: their checks, and their forms."""
 
 from __future__ import annotations
 
@@ -14,10 +14,21 @@ __all__ = ["as_list", "as_losses", "backward_done", "check_losses", "check_runni
 def check_losses(
     losses: Tensor | Sequence[Tensor], num_tasks: int, num_rows: int | None, *, graph: bool = True
 ) -> Tensor:
-    """Losses as one tensor [T], or [K, T] where ``num_rows`` is K.
+    """Losses as one tensor.
 
-    Raises TypeError for what is not a tensor, ValueError for another number of losses, losses that are not scalars, and
-    (with ``graph``) losses that no parameter can get a gradient from.
+    Args:
+        losses: T scalars, as a sequence or a tensor [T]; [K, T] where ``num_rows`` is K.
+        num_tasks: T.
+        num_rows: K, or None for one model.
+        graph: whether backward has to be possible.
+
+    Returns:
+        [T], or [K, T], of the dtype and on the device of the losses.
+
+    Raises:
+        TypeError: for anything but tensors.
+        ValueError: for another number of losses, losses that are not scalars, and (with ``graph``) losses that no
+            parameter can get a gradient from.
     """
     expected = (num_tasks,) if num_rows is None else (num_rows, num_tasks)
     if isinstance(losses, Tensor):
@@ -82,12 +93,18 @@ def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], Non
 
 
 def as_losses(losses: Tensor | Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
-    """The losses of an evaluation, float64 on the host."""
+    """The losses of an evaluation, float64 on the host.
+
+    Raises:
+        ValueError: for losses of another shape.
+    """
     values = (
         losses
         if isinstance(losses, Tensor)
         else torch.stack([torch.as_tensor(loss, dtype=torch.float64) for loss in losses])
     )
     if tuple(values.shape) != shape:
-        raise ValueError(f"evaluate() must return losses of shape {list(shape)}, got {list(values.shape)}")
+        raise ValueError(
+            f"expected losses of shape {list(shape)} from evaluate(), got {list(values.shape)}: one loss per task"
+        )
     return values.detach().to("cpu", torch.float64)

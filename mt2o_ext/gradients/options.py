@@ -23,17 +23,30 @@ __all__ = [
 
 
 def check_task_options(weighting: Weighting | str | None, heads: str, collect: str) -> Weighting:
-    """The weighting as an instance.  Raises TypeError or ValueError for what none of these options can be."""
+    """The weighting as an instance, after a check of all three options.
+
+    Raises:
+        TypeError: for a weighting of another type.
+        ValueError: for an unknown name, and for heads that the weighting has no weights for.
+    """
     check_choice("heads", heads, ("plain", "weighted"))
     check_choice("collect", collect, ("sequential", "batched"))
     weighting = as_weighting(weighting)
     if heads == "weighted" and weighting.per_segment:
-        raise ValueError('heads="weighted" needs one weight for each task, but this weighting has one for each tensor')
+        raise ValueError(
+            f'expected a weighting with one weight for each task for heads="weighted", got {type(weighting).__name__}, '
+            'which has one for each tensor: take heads="plain"'
+        )
     return weighting
 
 
 def check_idle_task_options(heads: str, collect: str, generator: torch.Generator | None) -> None:
-    """Raises TypeError or ValueError for what none of these options can be, and ValueError for what has no effect."""
+    """Checks the options of an optimizer without a weighting, where they have to be the defaults.
+
+    Raises:
+        TypeError: for a generator of another type.
+        ValueError: for an option that is out of range, or would have no effect.
+    """
     check_task_options(None, heads, collect)
     check_generator(generator)
     idle = {"heads": heads != "plain", "collect": collect != "sequential", "generator": generator is not None}
@@ -44,15 +57,23 @@ def check_idle_task_options(heads: str, collect: str, generator: torch.Generator
 
 
 def check_generator(generator: torch.Generator | None) -> None:
-    """Raises TypeError unless this is a generator or None."""
+    """Checks the source of random numbers.
+
+    Raises:
+        TypeError: for anything but a generator or None.
+    """
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"expected generator as a torch.Generator, got {type(generator).__name__}")
+        raise TypeError(f"expected generator as a torch.Generator, got {type(generator).__name__}: pass one, or None")
 
 
 def check_one_row(preferences: Tensor | Sequence[float] | None, num_tasks: int) -> Tensor:
-    """Preferences of one model, float64 [1, T]; 1 / T where there are none."""
+    """Preferences of one model, float64 [1, T]; 1 / T where there are none.
+
+    Raises:
+        ValueError: for fewer than one task, and for preferences off the simplex or of another number of tasks.
+    """
     if num_tasks < 1:
-        raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
+        raise ValueError(f"expected num_tasks >= 1, got {num_tasks}: raise it")
     if preferences is None:
         return torch.full((1, num_tasks), 1 / num_tasks, dtype=torch.float64)
     given = preferences.tolist() if isinstance(preferences, Tensor) else list(preferences)
@@ -60,23 +81,39 @@ def check_one_row(preferences: Tensor | Sequence[float] | None, num_tasks: int) 
 
 
 def check_task(task: object, num_tasks: int | None) -> int | None:
-    """The ``task`` of a parameter group, for an optimizer of this many tasks (None: which knows of no heads).
+    """The ``task`` of a parameter group.
 
-    Raises TypeError or ValueError unless it is a task or None.
+    Args:
+        task: the number of a task, or None for shared parameters.
+        num_tasks: T; None for an optimizer that knows of no heads.
+
+    Raises:
+        TypeError: for anything but an int or None.
+        ValueError: for a number of no task, and for any number where there are no heads.
     """
     if task is None:
         return None
     if num_tasks is None:
-        raise ValueError(f"task={task!r} in a parameter group: this optimizer keeps one gradient for all parameters")
+        raise ValueError(
+            f"expected parameter groups without task=, got task={task!r}: this optimizer keeps one gradient for all "
+            "parameters, so leave it out"
+        )
     if not isinstance(task, int) or isinstance(task, bool):
-        raise TypeError(f"task must be the number of a task, or None for shared parameters, got {task!r}")
+        raise TypeError(
+            f"expected task as an int, got {task!r}: pass the number of a task, or None (shared parameters)"
+        )
     if not 0 <= task < num_tasks:
-        raise ValueError(f"task must be in 0 .. {num_tasks - 1}, not {task}")
+        raise ValueError(f"expected task in 0 .. {num_tasks - 1}, got {task}: tasks are counted from 0")
     return task
 
 
 def members_of(params: Any, num_tasks: int) -> Iterator[tuple[Tensor, int | None]]:
-    """Parameters and the task that they belong to, or None; from parameters or groups."""
+    """Parameters and the task that they belong to, or None; from parameters or groups.
+
+    Raises:
+        TypeError: for one tensor instead of several, and for a ``task`` of another type.
+        ValueError: for a parameter that comes twice, and for a number of no task.
+    """
     if isinstance(params, Tensor):
         raise TypeError("expected parameters or parameter groups, got one tensor: put it into a list")
     seen: set[Tensor] = set()
@@ -87,6 +124,6 @@ def members_of(params: Any, num_tasks: int) -> Iterator[tuple[Tensor, int | None
         for named in [members] if isinstance(members, Tensor) else members:
             p: Any = named[1] if isinstance(named, tuple) and len(named) == 2 else named  # of named_parameters()
             if p in seen:
-                raise ValueError("expected every parameter once, got one twice")
+                raise ValueError("expected every parameter once, got one twice: leave it out once")
             seen.add(p)
             yield p, task

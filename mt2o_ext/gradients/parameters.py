@@ -1,4 +1,4 @@
-"""Which parameters an optimizer over flat buffers can hold."""
+"""Checks of the parameters that an optimizer over flat buffers can hold."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_parameters(tensors: Sequence[Any], device: torch.device | None, num_rows: int | None) -> None:
-    """Raises TypeError or ValueError unless ``tensors`` can be optimized.
+    """Checks that these tensors can be optimized.
 
-    device: where the other parameters are, if there are any.  num_rows: K, where every parameter must have a leading
-    dimension K.
+    Args:
+        tensors: dense, float32, float64, bfloat16 or float16.
+        device: where the other parameters are; None: there are no others.
+        num_rows: K, where every parameter has a leading dimension K; None elsewhere.
+
+    Raises:
+        TypeError: for anything but such tensors, and for parameters that are sharded.
+        ValueError: for parameters without values, on different devices, expanded, without the leading dimension, or
+            given twice.
     """
     for p in tensors:
         if not isinstance(p, Tensor):
@@ -29,7 +36,9 @@ def check_parameters(tensors: Sequence[Any], device: torch.device | None, num_ro
                 "the model as it is and pass process_group="
             )
         if isinstance(p, torch.nn.parameter.UninitializedParameter):
-            raise ValueError("expected initialized parameters; run the model once before making the optimizer")
+            raise ValueError(
+                "expected initialized parameters, got a lazy one: run the model once before making the optimizer"
+            )
         if p.layout != torch.strided or p.dtype not in DTYPES:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise TypeError(f"expected dense parameters of {names}, got {p.dtype} with layout {p.layout}")
@@ -46,23 +55,27 @@ def check_parameters(tensors: Sequence[Any], device: torch.device | None, num_ro
         device = p.device
         if num_rows is not None and (p.dim() < 1 or p.shape[0] != num_rows):
             raise ValueError(
-                f"stacked=True: expected parameters with a leading dimension {num_rows} (num_subproblems), "
-                f"got {list(p.shape)}; make them with SubproblemBank"
+                f"expected parameters with a leading dimension {num_rows} (num_subproblems) for stacked=True, got one "
+                f"of shape {list(p.shape)}: make them with SubproblemBank"
             )
     if len(set(map(id, tensors))) < len(tensors):
         raise ValueError("expected every parameter once, got one twice in the same group")
 
 
 def check_memory(parameters: Sequence[Tensor]) -> None:
-    """Raises ValueError where two parameters have elements in common."""
+    """Checks that no two parameters have elements in common.
+
+    Raises:
+        ValueError: if two of them have.
+    """
     reaching: list[Tensor] = []  # may reach beyond the start of the next one
     for p in sorted((p for p in parameters if p.numel() > 0), key=Tensor.data_ptr):
         reaching = [other for other in reaching if _end(other) > p.data_ptr()]
         for other in reaching:
             if bool(torch.isin(_addresses(p), _addresses(other)).any()):
                 raise ValueError(
-                    f"two parameters of shapes {list(other.shape)} and {list(p.shape)} share memory; tie weights by "
-                    "using one nn.Parameter in both places"
+                    f"expected parameters with memory of their own, got two of shapes {list(other.shape)} and "
+                    f"{list(p.shape)} that share memory: tie weights by using one nn.Parameter in both places"
                 )
         reaching.append(p)
 

@@ -57,7 +57,11 @@ class ShownGradients:
         return changed and not any(bool(grad.any()) for _, grad, _ in self._written)
 
     def check_unchanged(self) -> None:
-        """Raises RuntimeError where ``.grad`` was changed since the last backward, to which another is to be added."""
+        """Checks that ``.grad`` is as the last backward left it, before another is added.
+
+        Raises:
+            RuntimeError: if it was changed.
+        """
         for p, grad, version in self._written:
             if p.grad is not grad or (version is not None and grad._version != version):
                 raise RuntimeError(

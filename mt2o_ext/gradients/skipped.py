@@ -41,7 +41,7 @@ class Skips:
 
 
 class SkippedSteps(LateCopy):
-    """Why the steps of K subproblems were skipped, and how many one after the other.
+    """Reasons why the steps of K subproblems were skipped, and how many one after the other.
 
     Each reason is news once.  It is again while nothing is learned: when 10, 100, 1000 ... steps of a subproblem were
     skipped one after the other.
@@ -54,6 +54,7 @@ class SkippedSteps(LateCopy):
         self._next = 10
 
     def to(self, device: torch.device) -> None:
+        """Moves the table to a device."""
         if device != self._table.device:
             self._table = self._table.to(device)
             self._all = self._arriving = self._event = None
@@ -71,7 +72,7 @@ class SkippedSteps(LateCopy):
         self._table[:, 3] = 0
 
     def news(self, *, wait: bool = False) -> list[Skips]:
-        """What is known and was not told yet; all there is, if the host may wait for the device."""
+        """Skips that are known and were not told yet; all there are, if the host may wait for the device."""
         arrived = self.arrived(wait=wait)
         if arrived is None:
             return []
@@ -95,7 +96,8 @@ class Refuser(Protocol):
     """Who may refuse a step for what is finite: a weighting, a scalarization."""
 
     @property
-    def reasons(self) -> Sequence[Reason]: ...
+    def reasons(self) -> Sequence[Reason]:
+        """Reasons by their number, from 1."""
 
     @property
     def refused(self) -> Tensor | None:
@@ -130,11 +132,14 @@ class RefusedLosses:
 
     @property
     def reasons(self) -> Sequence[Reason]:
+        """The one reason: a loss outside of the scalarization's domain."""
         return (self._scalarization.loss_domain.reason(type(self._scalarization).__name__),)
 
     @property
     def refused(self) -> Tensor | None:
+        """bool [K]; None before the first losses that could be refused."""
         return None if self._found is None else self._found[:, 0] > 0
 
     def refusals(self) -> Tensor | None:
+        """float64 [K, 3]: number of the reason (0: not refused), task and value; None as of ``refused``."""
         return self._found

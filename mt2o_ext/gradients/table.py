@@ -31,7 +31,11 @@ class Source(NamedTuple):
 
 
 def check_dense(grads: Iterable[Tensor | None]) -> None:
-    """Raises TypeError for a gradient that is not dense."""
+    """Checks that gradients are dense.
+
+    Raises:
+        TypeError: for one that is not.
+    """
     for grad in grads:
         if grad is not None and grad.layout != torch.strided:
             raise TypeError(
@@ -111,9 +115,13 @@ class GradientTable:
     def take(self, row: int = 0, task: int = 0, *, keep: bool = False) -> None:
         """Takes every ``.grad`` over, or adds it to what is there since the last ``forget``.
 
-        keep: ``.grad`` stays as it is, and what was in the table before does not count.  Else it becomes None.
+        Args:
+            row: the subproblem.
+            task: whose gradients these are.
+            keep: ``.grad`` stays as it is, and what was in the table before does not count.  Else it becomes None.
 
-        Raises TypeError, before anything is taken, for gradients that are not dense.
+        Raises:
+            TypeError: for gradients that are not dense, before anything is taken.
         """
         grads = [p.grad for p in self.layout.parameters]
         self._source = None
@@ -162,7 +170,7 @@ class GradientTable:
     # ------------------------------------------------------------------ what is there
     @property
     def filled(self) -> list[list[bool]]:
-        """Whether each of the gradients is there, as ``tensors``."""
+        """True for each gradient that is there, as ``tensors``."""
         return [[grad is not None for grad in tensors] for tensors in self.tensors]
 
     def _reached(self) -> list[list[bool]]:

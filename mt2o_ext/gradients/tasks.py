@@ -46,6 +46,7 @@ class Batch:
     scaler: Any = None
 
     def add_losses(self, row: int, losses: Tensor) -> None:
+        """Adds the losses of a row, float64 [1, T] (or [K, T], if stacked)."""
         before = self.losses[row]
         self.losses[row] = losses if before is None else before + losses
 

@@ -43,13 +43,15 @@ def largest_weights(squares: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
 class Learner(Protocol):
     """A piece that learns from a step: a weighting, a transfer rule.  Its state is never written to in place."""
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors of what was learned."""
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what ``state_dict`` gave."""
 
 
 def undone_on_error(*learners: Learner) -> AbstractContextManager[None]:
-    """What these have learned in this context is taken back if it ends with an exception."""
+    """Takes back what these have learned in this context if it ends with an exception."""
     return nullcontext() if torch.compiler.is_compiling() else _undone_on_error(learners)
 
 
@@ -90,8 +92,8 @@ class Weigher:
         limit = MAX_ROWS if weighting.needs & GRAMS else MAX_TASKS if weighting.needs & READS_GRADIENTS else math.inf
         if preferences.shape[1] > limit:
             raise ValueError(
-                f"num_tasks must be at most {limit} with {type(weighting).__name__}, not {preferences.shape[1]}: the "
-                "kernels hold no more task gradients at once"
+                f"expected num_tasks <= {limit} with {type(weighting).__name__}, got {preferences.shape[1]}: take "
+                "fewer tasks, because the kernels hold no more task gradients at once"
             )
         if generator is None:
             draws = Needs.DRAWS in weighting.needs  # else torch's own numbers go on as if nobody had been here
@@ -165,11 +167,11 @@ class Weigher:
         self.generator = ranks.generator(self.generator)
 
     def description(self) -> dict[str, Any]:
-        """What has to be the same on all ranks from the start."""
+        """Options that have to be the same on all ranks from the start."""
         return {"weighting": repr(self.weighting), "preferences": self.preferences.tolist()}
 
     def progress(self) -> dict[str, Any]:
-        """What has to be the same on all ranks at each step."""
+        """Numbers that have to be the same on all ranks at each step."""
         numbers = {"number of steps": self.steps, "number of epochs": self.epoch}
         if Needs.DRAWS in self.weighting.needs:
             numbers["state of the generator"] = hash(tuple(self.generator.get_state().view(torch.int64).tolist()))
@@ -177,10 +179,11 @@ class Weigher:
 
     # ------------------------------------------------------------------ what it reads
     def due(self) -> Needs:
-        """What it reads in the step that comes next."""
+        """Needs of the weighting in the step that comes next."""
         return self.weighting.needs_at(self.steps)
 
     def reads_gradients(self) -> bool:
+        """True if the next step needs task gradients, or their inner products."""
         return bool(self.due() & READS_GRADIENTS) or self.weighting.per_segment
 
     def segment_grams(self, tables: Sequence[GradientTable], factor: Tensor | None) -> Tensor:
@@ -273,6 +276,7 @@ class Weigher:
             self._before = None
 
     def done(self) -> None:
+        """Counts the step that was made, and keeps what was learned from it."""
         self.steps += 1
         self._before = self._key = None
         if torch.compiler.is_compiling() or Needs.EPOCHS not in self.weighting.needs:
@@ -304,11 +308,20 @@ class Weigher:
         self.last_losses = losses
 
     def check_feedback(self) -> Tensor:
-        """The losses of the last step.  Raises RuntimeError where feedback is out of place."""
+        """The losses of the last step, which feedback belongs to, float64 [K, T].
+
+        Raises:
+            RuntimeError: if the weighting learns nothing from feedback, or there was no step with losses.
+        """
         if Needs.FEEDBACK not in self.weighting.needs:
-            raise RuntimeError(f"{type(self.weighting).__name__} learns nothing from feedback")
+            raise RuntimeError(
+                f"expected a weighting that learns from feedback, got {type(self.weighting).__name__}, which "
+                "learns nothing from it: leave the call out"
+            )
         if self.last_losses is None:
-            raise RuntimeError("feedback(losses) belongs after a step with losses")
+            raise RuntimeError(
+                "expected feedback(losses) after a step with losses, got it before one: call it after step()"
+            )
         return self.last_losses
 
     def learn(self, losses: Tensor) -> None:
@@ -324,6 +337,7 @@ class Weigher:
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
+        """The state of the weighting and of the random numbers, and the counts of steps and epochs."""
         return {
             "weighting": {key: value.clone() for key, value in self.weighting.state_dict().items()},
             "generator": self.generator.get_state(),
@@ -332,9 +346,14 @@ class Weigher:
         }
 
     def loaded(self, state: dict[str, Any]) -> Callable[[], None]:
-        """Checks what ``state_dict`` gave; what takes it over, and cannot fail.
+        """Checks what ``state_dict`` gave.
 
-        Raises ValueError or TypeError where the state is that of another weighting.
+        Returns:
+            A function that takes the state over, and cannot fail.
+
+        Raises:
+            TypeError: for an entry of another kind.
+            ValueError: for the state of another weighting.
         """
         where = f"the weighting {type(self.weighting).__name__}"
         given = tensors_of(state, "weighting", where)

@@ -109,7 +109,8 @@ class WeightedBackward:
         weighting = check_task_options(weighting, heads, collect)
         if not store and (weighting.per_segment or Needs.ROWS in weighting.needs):
             raise ValueError(
-                f"store=False is for weightings of the Gram matrix or losses, not {type(weighting).__name__}"
+                f"expected a weighting of the Gram matrix or losses for store=False, got {type(weighting).__name__}: "
+                "take store=True"
             )
         self._num_tasks, self._store = num_tasks, store
         self._weigher = Weigher(weighting, table, generator)
@@ -117,7 +118,7 @@ class WeightedBackward:
         self._members = list(members_of(params, num_tasks))
         check_parameters([p for p, _ in self._members], None, None)
         if not self._members:
-            raise ValueError("expected parameters, got none")
+            raise ValueError("expected parameters, got none: pass those that the losses depend on")
         if all(task is not None for _, task in self._members):
             raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget
@@ -178,7 +179,7 @@ class WeightedBackward:
         scaler: Any = None,
         retain_graph: bool = False,
     ) -> Tensor:
-        """Adds the weighted gradient of these losses to ``.grad``; returns the weights, float64 [T] or [S, T].
+        """Adds the weighted gradient of these losses to ``.grad``.
 
         Args:
             losses: T scalars, a sequence (better, see :class:`WeightedFused`) or a tensor [T].
@@ -189,7 +190,12 @@ class WeightedBackward:
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
             retain_graph: as in ``torch.autograd.backward``.
 
-        Raises ValueError or TypeError, before any gradient is computed, for losses or features that do not fit.
+        Returns:
+            The weights, float64 [T], or [S, T] of a weighting of each tensor.
+
+        Raises:
+            TypeError: for losses that are no tensors, before any gradient is computed.
+            ValueError: for losses or features that do not fit, before any gradient is computed.
         """
         points = [features] if isinstance(features, Tensor) else list(features)
         self._warn_if_alone()
@@ -249,7 +255,9 @@ class WeightedBackward:
     def feedback(self, losses: Losses) -> None:
         """For weightings that learn from it (FAMO): losses of the last mini-batch anew, after the optimizer's step.
 
-        Raises RuntimeError where the weighting learns nothing from it, or there was no call before.
+        Raises:
+            RuntimeError: if the weighting learns nothing from it, or there was no call before.
+            ValueError: for another number of losses.
         """
         self._weigher.check_feedback()
         after = check_losses(losses, self._num_tasks, None, graph=False).detach().double().unsqueeze(0)
@@ -264,7 +272,12 @@ class WeightedBackward:
         return self._weigher.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` gave.  Raises ValueError, and changes nothing, where it does not fit."""
+        """Restores what ``state_dict`` gave.
+
+        Raises:
+            TypeError: for an entry of another kind; nothing is changed then.
+            ValueError: for a state that does not fit; nothing is changed then.
+        """
         self._weigher.loaded(state)()
 
     # ------------------------------------------------------------------ data parallelism
@@ -293,7 +306,7 @@ class WeightedBackward:
 
     @contextmanager
     def _averaged(self) -> Iterator[list[Tensor]]:
-        """What backward adds to ``.grad`` of the shared parameters here is averaged over the ranks first."""
+        """Averages over the ranks what backward adds here to ``.grad`` of the shared parameters."""
         parameters = [p for table in self._trunks for p in table.layout.parameters if p.requires_grad]
         if self._ranks is None:
             yield parameters
@@ -394,15 +407,18 @@ class WeightedBackward:
         weighting = self._weigher.weighting
         if self._ranks is not None and not self._store and not points and weighting.needs & READS_GRADIENTS:
             raise ValueError(
-                "store=False with process_group= is for weightings of the losses, or features=: the Gram matrix of the "
-                "averaged gradients needs these gradients; take store=True"
+                "expected a weighting of the losses, or features=, for store=False with process_group=, got "
+                f"{type(weighting).__name__}: take store=True, because it needs the averaged gradients"
             )
         if points and (weighting.per_segment or Needs.ROWS in weighting.needs):
             raise ValueError(
-                f"features= is for weightings of the Gram matrix or losses, not {type(weighting).__name__}"
+                f"expected a weighting of the Gram matrix or losses for features=, got {type(weighting).__name__}: "
+                "leave features= out"
             )
         if any(not isinstance(z, Tensor) or not z.requires_grad for z in points):
-            raise ValueError("expected features as tensors of the losses' graph")
+            raise ValueError(
+                "expected features as tensors of the losses' graph, got others: pass them as the trunk returns them"
+            )
 
     @staticmethod
     def _by_features(points: Sequence[Tensor], loss: Tensor, heads: Sequence[Slot], retain_graph: bool) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What all families share: the choice between compiled and reference, fakes, version counters."""
+"""Common parts of all families: the choice between compiled and reference, fakes, version counters."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def _refuse(*arguments: object, **options: object) -> None:
 
 
 def compiled(tensor: Tensor) -> bool:
+    """True if compiled kernels take this tensor."""
     return _native.available(tensor.device)
 
 
@@ -47,7 +48,10 @@ def check_addresses(addresses: Tensor | None, grads: Tensor, name: str, segments
 
 
 def changed(tensors: Iterable[Tensor | None]) -> None:
-    """Tells autograd that tensors were written to: an operator from C++ does not do so itself, and a later backward
-    through an overwritten value would be silently wrong."""
+    """Tells autograd that tensors were written to.
+
+    An operator from C++ does not do so itself, and a later backward through an overwritten value would be silently
+    wrong.
+    """
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version([tensor for tensor in tensors if tensor is not None])

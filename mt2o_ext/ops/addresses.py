@@ -17,8 +17,11 @@ ALIGNMENT = 16  # bytes
 
 
 def can_read_addresses(device: torch.device) -> bool:
-    """Tells whether the functions of :mod:`mt2o_ext.ops` can follow a table of addresses there: on the CPU and where
-    kernels are compiled, but not while ``torch.compile`` traces, for tensors have no address then."""
+    """Tells whether the functions of :mod:`mt2o_ext.ops` can follow a table of addresses there.
+
+    They can on the CPU and where kernels are compiled, but not while ``torch.compile`` traces: tensors have no address
+    then.
+    """
     return not torch.compiler.is_compiling() and (device.type == "cpu" or _native.available(device))
 
 

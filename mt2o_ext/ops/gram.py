@@ -15,7 +15,7 @@ def gram_accuracy(dtype: torch.dtype) -> float:
 
 
 def length_accuracy(dtype: torch.dtype) -> float:
-    """What |J'w|^2 says of gradients of this dtype, beside sum_t (w_t |g_t|)^2.
+    """Relative error of |J'w|^2 for gradients of this dtype, beside sum_t (w_t |g_t|)^2.
 
     At best `gram_accuracy`; where rows of 16 bits cancel, the square of their own rounding is left (bfloat16: 2^-14,
     float16: 2^-20).

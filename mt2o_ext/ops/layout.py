@@ -1,4 +1,4 @@
-"""Where every tensor lies in a flat row."""
+"""Places of tensors in a flat row."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from . import reference
 def plan_layout(numels: Sequence[int]) -> tuple[list[int], int, list[tuple[int, int, int]]]:
     """Places tensors of these sizes in one row.
 
-    Returns the first column of each tensor (a multiple of 16), the distance between two rows, and the chunks
-    ``(segment, begin, end)`` that the kernels walk through; they depend on the sizes alone.
+    Args:
+        numels: the elements of each tensor.
+
+    Returns:
+        The first column of each tensor (a multiple of 16), the distance between two rows, and the chunks ``(segment,
+        begin, end)`` that the kernels walk through; they depend on the sizes alone.
     """
     planner = reference.plan_layout if _native.C is None else _native.C.plan_layout
     offsets, row, chunks = planner(list(numels))

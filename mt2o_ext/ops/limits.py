@@ -1,4 +1,4 @@
-"""How many rows the compiled kernels hold: those of csrc/core/arguments.h, for constructors to refuse more."""
+"""Numbers of rows that the compiled kernels hold: those of csrc/core/arguments.h, for constructors to refuse more."""
 
 __all__ = ["MAX_OWNERS", "MAX_ROWS", "MAX_TASKS"]
 

@@ -15,7 +15,7 @@ CHUNK = 16_384  # columns; partial sums are made over chunks, so results depend 
 
 
 class PriorityRecord(NamedTuple):
-    """Which channel the columns of one tensor belong to: a range that is dense as [runs, channels, length].
+    """Channels that the columns of one tensor belong to: a range that is dense as [runs, channels, length].
 
     Run r of channel q is ``offset + (r * channels + q) * length``, ``length`` columns of it; the channel has the number
     ``first_channel + q`` in ``owners``.  layer -1: these columns belong to no channel.
@@ -30,12 +30,17 @@ class PriorityRecord(NamedTuple):
 
     @property
     def numel(self) -> int:
+        """The columns of the tensor."""
         return self.runs * self.channels * self.length
 
 
 def plan_priority(records: Sequence[PriorityRecord]) -> tuple[Tensor, Tensor]:
-    """The tables of :func:`priority_`: records int64 [R, 6] in the order of layers, chunks int64 [C, 3]
-    ``(record, begin, end)`` that depend on the records alone."""
+    """The tables of :func:`priority_`.
+
+    Returns:
+        Records int64 [R, 6] in the order of layers, and chunks int64 [C, 3] ``(record, begin, end)``, which depend on
+        the records alone.
+    """
     ordered = sorted(records, key=lambda record: (record.layer, record.offset))
     chunks = [
         (index, begin, min(begin + CHUNK, record.offset + record.numel))

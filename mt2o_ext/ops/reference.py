@@ -18,6 +18,7 @@ ALIGNMENT = 16
 
 
 def plan_layout(numels: Sequence[int]) -> tuple[list[int], int, list[tuple[int, int, int]]]:
+    """The operator of :func:`mt2o_ext.ops.plan_layout`."""
     offsets: list[int] = []
     row = 0
     for numel in numels:
@@ -50,6 +51,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def combine_(out: Tensor, grads: Tensor, weights: Tensor, chunks: Tensor, addresses: Tensor | None = None) -> None:
+    """The operator of :func:`mt2o_ext.ops.combine_`."""
     grads = gathered(grads, addresses, chunks)
     dtype = _wide(grads.dtype)
     for _, begin, end in _segments(chunks):
@@ -67,6 +69,8 @@ def gram_(
     centre: bool = False,
     diagonal: bool = False,
 ) -> None:
+    """The operator of :func:`mt2o_ext.ops.gram_`."""
+
     def prepared(values: Tensor) -> Tensor:
         values = values.double()
         return values - values.mean(dim=1, keepdim=True) if centre else values
@@ -88,6 +92,7 @@ def gram_(
 
 
 def transfer_(theta: Tensor, mix: Tensor, chunks: Tensor) -> None:
+    """The operator of :func:`mt2o_ext.ops.transfer_`."""
     for segment, begin, end in _segments(chunks):
         values = theta[:, begin:end]
         values.copy_(_blended(values, values, mix, segment))
@@ -96,7 +101,8 @@ def transfer_(theta: Tensor, mix: Tensor, chunks: Tensor) -> None:
 def _blended(values: Tensor, base: Tensor, mix: Tensor, segment: int) -> Tensor:
     """base + (M - I) (values - values_0): M values where base is values and M's rows sum to one.
 
-    Rows of the identity take nothing, not even a NaN times zero."""
+    Rows of the identity take nothing, not even a NaN times zero.
+    """
     matrix = mix if mix.dim() == 2 else mix[segment]
     coupling = (matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)).to(values.dtype)
     takes = (coupling != 0).any(dim=1, keepdim=True)
@@ -104,6 +110,7 @@ def _blended(values: Tensor, base: Tensor, mix: Tensor, segment: int) -> Tensor:
 
 
 def finite_(found_inf: Tensor, grads: Tensor, chunks: Tensor, addresses: Tensor | None = None) -> None:
+    """The operator of :func:`mt2o_ext.ops.finite_`."""
     grads = gathered(grads, addresses, chunks)
     for _, begin, end in _segments(chunks):
         bad = ~torch.isfinite(grads[..., begin:end]).all(dim=2).all(dim=1)
@@ -113,6 +120,7 @@ def finite_(found_inf: Tensor, grads: Tensor, chunks: Tensor, addresses: Tensor 
 def priority_(
     out: Tensor, dots: Tensor, coefficients: Tensor, grads: Tensor, owners: Tensor, records: Tensor, chunks: Tensor
 ) -> None:
+    """The operator of :func:`mt2o_ext.ops.priority_`."""
     tasks = grads.shape[0]
     wide = _wide(grads.dtype)
     column = torch.zeros(grads.shape[1], dtype=torch.bool, device=grads.device)
@@ -165,6 +173,7 @@ def step_(
     rule: int,
     order: int,
 ) -> None:
+    """The operator of :func:`mt2o_ext.ops.step_`."""
     rows = theta.shape[0]
     kept = []
     for name, moment in zip(Rule(rule).moments, (exp_avg, exp_avg_sq, max_exp_avg_sq), strict=False):

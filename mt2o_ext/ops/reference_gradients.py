@@ -1,4 +1,4 @@
-"""What the reference reads where it is given a table of addresses."""
+"""Gradients that the reference reads where it is given a table of addresses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def gathered(grads: Tensor, addresses: Tensor | None, chunks: Tensor) -> Tensor:
         return grads
     if grads.device.type != "cpu":
         raise RuntimeError(
-            f"addresses are followed by compiled kernels, or on the CPU, not by the reference on {grads.device}"
+            f"expected gradients in a buffer for the reference on {grads.device}, got addresses: pass the gradients "
+            "themselves"
         )
     result = torch.zeros(grads.shape, dtype=grads.dtype)
     size = grads.element_size()

@@ -1,4 +1,4 @@
-"""What the solvers' reference begins with: the rows of one subproblem at length one."""
+"""Rows of one subproblem at length one, with which the solvers' reference begins."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Rows:
 
     @property
     def gram(self) -> Tensor:
+        """The Gram matrix of these rows, over the scale."""
         return self.cosines * self.lengths * self.lengths[:, None]
 
     def all_tasks(self, values: Tensor) -> Tensor:
@@ -42,11 +43,12 @@ class Rows:
 
 
 def least_rtol(count: int) -> float:
-    """What float64 arithmetic leaves of combinations of so many rows, whatever the rows are accurate to."""
+    """Relative error of float64 arithmetic in combinations of so many rows, whatever the rows are accurate to."""
     return 8 * EPSILON * count
 
 
 def power_of_four(value: float) -> float:
+    """A power of four near the value; 1 for 0."""
     return math.ldexp(1.0, math.frexp(value)[1] // 2 * 2) if value > 0 else 1.0
 
 

@@ -72,8 +72,10 @@ def _stationary(rows: Rows, q: Tensor, size: float, support: list[int]) -> tuple
 
 
 def towards(v: Tensor, target: Tensor, support: list[int], *, most: float = 1.0) -> Tensor:
-    """As far from v >= 0 towards a target, or ``most`` times as far, as no entry turns negative; the entries that reach
-    zero leave the support."""
+    """The point as far from v >= 0 towards a target, or ``most`` times as far, as no entry turns negative.
+
+    The entries that reach zero leave the support.
+    """
     falling = target < v
     steps = torch.where(falling & (v + most * (target - v) <= 0), v / (v - target), torch.inf)[support]
     step = min(float(steps.min()), most)

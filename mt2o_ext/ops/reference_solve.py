@@ -1,6 +1,6 @@
-"""The solvers of :mod:`mt2o_ext.ops.solve` in plain torch: the oracle of their tests, and what runs where nothing was
-compiled.
+"""The solvers of :mod:`mt2o_ext.ops.solve` in plain torch.
 
+They are the oracle of the tests, and run where nothing was compiled.
 Float64 on the CPU, one subproblem after the other, the same problems as ``csrc/core/solve`` through torch's own linear
 algebra (least squares, eigenvalues).  Signatures are those of the operators; ``workspace`` is not needed here.
 """
@@ -19,6 +19,8 @@ from .reference_simplex import on_simplex, towards
 
 
 def minimum_norm_(weights: Tensor, workspace: Tensor, gram: Tensor, linear: Tensor | None) -> None:
+    """The operator of :func:`mt2o_ext.ops.minimum_norm_`."""
+
     def solver(rows: Rows, q: Tensor) -> Tensor:
         return rows.all_tasks(on_simplex(rows, q[rows.present] / rows.scale, 1.0))
 
@@ -28,6 +30,8 @@ def minimum_norm_(weights: Tensor, workspace: Tensor, gram: Tensor, linear: Tens
 def conflict_averse_(
     weights: Tensor, workspace: Tensor, gram: Tensor, preferences: Tensor, *, radius: float, rtol: float
 ) -> None:
+    """The operator of :func:`mt2o_ext.ops.conflict_averse_`."""
+
     def solver(rows: Rows, preferences: Tensor) -> Tensor:
         u, q = preferences[rows.present], rows.gram @ preferences[rows.present]
         least = on_simplex(rows, torch.zeros_like(q), 1.0)
@@ -51,7 +55,7 @@ def _excess(rows: Rows, q: Tensor, log_size: float, reach: float) -> float:
 
 
 def _crossing(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a growing function is zero, between function(low) <= 0 <= function(high): regula falsi (Illinois)."""
+    """The zero of a growing function, between function(low) <= 0 <= function(high): regula falsi (Illinois)."""
     at_low, at_high = function(low), function(high)
     for _ in range(60):
         if at_low >= 0 or at_high <= 0 or high - low <= 4 * EPSILON:
@@ -70,6 +74,7 @@ def _crossing(function: Callable[[float], float], low: float, high: float) -> fl
 def power_barrier_(
     weights: Tensor, residual: Tensor, workspace: Tensor, gram: Tensor, target: Tensor, *, power: float, rtol: float
 ) -> None:
+    """The operator of :func:`mt2o_ext.ops.power_barrier_`."""
     residual.zero_()
 
     def solver(rows: Rows, given: Tensor) -> Tensor:
@@ -125,6 +130,8 @@ def _barrier_newton(c: Tensor, barrier: Tensor, start: Tensor, power: float) -> 
 
 
 def dual_cone_(weights: Tensor, workspace: Tensor, gram: Tensor, lower: Tensor, *, rtol: float) -> None:
+    """The operator of :func:`mt2o_ext.ops.dual_cone_`."""
+
     def solver(rows: Rows, lower: Tensor) -> Tensor:
         # The penalty also makes up for what rounding took from the least eigenvalue.
         eigenvalue = float(torch.linalg.eigvalsh(rows.cosines)[0])
@@ -164,6 +171,7 @@ def _in_dual_cone(rows: Rows, lower: Tensor, penalty: float) -> Tensor:
 
 
 def eigen_(values: Tensor, vectors: Tensor, workspace: Tensor, gram: Tensor) -> None:
+    """The operator of :func:`mt2o_ext.ops.eigen_`."""
     for k, matrix in enumerate(gram):
         if bool(torch.isfinite(matrix).all()):
             own, vectors[k] = _rotated(matrix.cpu())
@@ -209,6 +217,7 @@ def project_(
     decay: float,
     rtol: float,
 ) -> None:
+    """The operator of :func:`mt2o_ext.ops.project_`."""
     for k in range(len(gram)):
         phi = None if targets is None else targets[k].cpu()
         q = gram[k].cpu()
@@ -250,6 +259,8 @@ def _projected(q: Tensor, i: int, order: list[int], phi: Tensor | None, decay: f
 def descent_(
     weights: Tensor, workspace: Tensor, gram: Tensor, losses: Tensor, rays: Tensor, *, tolerance: float, relax: bool
 ) -> None:
+    """The operator of :func:`mt2o_ext.ops.descent_`."""
+
     def solver(rows: Rows, losses: Tensor, rays: Tensor) -> Tensor:
         weighted = rays * losses
         if bool((weighted < 0).any()) or not bool((weighted > 0).any()):

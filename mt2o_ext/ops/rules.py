@@ -94,7 +94,7 @@ _RULES: dict[Rule, tuple[int, Formula]] = {
 def reference_update(
     rule: int, x: Tensor, g: Tensor, moments: list[Tensor], f: Fields, count: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """What is added to x, and the new moments.  Weight decay and ``maximize`` are the same for every rule."""
+    """The change of x, and the new moments.  Weight decay and ``maximize`` are the same for every rule."""
     g = torch.where(f["maximize"] != 0, -g, g)
     decoupled = f["decoupled"] != 0
     decay = torch.where(decoupled, -f["lr"] * f["weight_decay"], 0.0) * x

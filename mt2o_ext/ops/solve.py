@@ -89,11 +89,12 @@ def conflict_averse_(
     rtol: float | None = None,
     workspace: Tensor | None = None,
 ) -> None:
-    """CAGrad (Liu et al., 2021): weights = u + m w of the direction d with the largest min_t <g_t, d> in the ball
-    |d - g0| <= radius |g0|, g0 = J'u, before any rescaling: d = g0 + radius |g0| g_w / |g_w|.
+    """CAGrad (Liu et al., 2021): weights = u + m w of the best direction in a ball.
 
-    w minimises <g0, g_w> + radius |g0| |g_w| over the simplex.  With v = m w, v minimises |J'(u + v)|^2 over v >= 0,
-    sum v = m, for the one m with |J'v| = radius |g0|: found in an exact bracket, to the last digits.
+    That is the d with the largest min_t <g_t, d> in |d - g0| <= radius |g0|, g0 = J'u, before any rescaling:
+    d = g0 + radius |g0| g_w / |g_w|.  w minimises <g0, g_w> + radius |g0| |g_w| over the simplex.  With v = m w, v
+    minimises |J'(u + v)|^2 over v >= 0, sum v = m, for the one m with |J'v| = radius |g0|: found in an exact bracket,
+    to the last digits.
 
     Args:
         weights: float64 [K, T], written; all 0 where the rows are stationary: the shortest vector of their convex hull
@@ -101,7 +102,8 @@ def conflict_averse_(
         gram: float64 [K, T, T].
         preferences: float64 [K, T], u.
         radius: the paper's c, >= 0.
-        rtol, workspace: see the module.
+        rtol: see the module.
+        workspace: scratch, see the module.
     """
     function = torch.ops.mt2o_ext.conflict_averse_ if compiled(gram) else reference_solve.conflict_averse_
     function(weights, _scratch(workspace, gram), gram, preferences, radius=radius, rtol=_tolerance(rtol, gram))
@@ -125,10 +127,10 @@ def power_barrier_(
     rtol: float | None = None,
     workspace: Tensor | None = None,
 ) -> None:
-    """x > 0 with (Qx)_i = (b_i / x_i)^p: Nash-MTL (Navon et al., 2022; p = 1), FairGrad (Ban & Ji, 2024; p = 1/alpha),
-    PIVRG (p = 1/2).
+    """x > 0 with (Qx)_i = (b_i / x_i)^p.
 
-    Newton's method on the strictly convex x'Qx/2 - sum b_i^p psi_p(x_i), psi_1 = log, psi_p = x^(1-p)/(1-p).
+    Nash-MTL (Navon et al., 2022; p = 1), FairGrad (Ban & Ji, 2024; p = 1/alpha), PIVRG (p = 1/2).  Newton's
+    method on the strictly convex x'Qx/2 - sum b_i^p psi_p(x_i), psi_1 = log, psi_p = x^(1-p)/(1-p).
 
     Args:
         weights: float64 [K, T], x, written; all 0 where positive combinations of rows cancel, so that there is no
@@ -138,7 +140,8 @@ def power_barrier_(
         gram: float64 [K, T, T].
         target: float64 [K, T], b > 0 (else NaN).
         power: p > 0.
-        rtol, workspace: see the module.
+        rtol: see the module.
+        workspace: scratch, see the module.
     """
     function = torch.ops.mt2o_ext.power_barrier_ if compiled(gram) else reference_solve.power_barrier_
     function(weights, residual, _scratch(workspace, gram), gram, target, power=power, rtol=_tolerance(rtol, gram))
@@ -163,8 +166,9 @@ def dual_cone_(
     rtol: float | None = None,
     workspace: Tensor | None = None,
 ) -> None:
-    """v = argmin v'Qv over v >= u: the projection of J'u onto the cone of directions that conflict with no row
-    (DualProj: u; UPGrad: the sum over i of the solutions for u_i e_i; Quinton & Rey, 2024).
+    """v = argmin v'Qv over v >= u: the projection of J'u onto the cone of directions that conflict with no row.
+
+    DualProj takes u, UPGrad the sum over i of the solutions for u_i e_i (Quinton & Rey, 2024).
 
     To v'Qv is added rtol sum_t (z_t |g_t|)^2, z = v - u: otherwise a Gram matrix that is singular to rounding leaves v
     undetermined, and one that rounding made indefinite sends it to infinity.  So |J'v| <= |J'u|, and
@@ -175,7 +179,8 @@ def dual_cone_(
         weights: float64 [K, M, T], v, written; 0 for tasks with Q_tt = 0.
         gram: float64 [K, T, T].
         lower: float64 [K, M, T], u: M problems that share one Q.
-        rtol, workspace: see the module.
+        rtol: see the module.
+        workspace: scratch, see the module.
     """
     function = torch.ops.mt2o_ext.dual_cone_ if compiled(gram) else reference_solve.dual_cone_
     function(weights, _scratch(workspace, gram), gram, lower, rtol=_tolerance(rtol, gram))
@@ -236,7 +241,8 @@ def project_(
         order: int64 [K, T, T]: row i lists the tasks in the order in which g_i meets them; i itself is passed over.
             Other numbers than those of tasks are an error on the CPU and passed over on a GPU.
         decay: GradVac's beta.
-        rtol, workspace: see the module.
+        rtol: see the module.
+        workspace: scratch, see the module.
     """
     function = torch.ops.mt2o_ext.project_ if compiled(gram) else reference_solve.project_
     function(weights, targets, _scratch(workspace, gram), gram, order, decay=decay, rtol=_tolerance(rtol, gram))

@@ -47,8 +47,9 @@ def step_(
 
     Args:
         theta: [K, P], float32 or float64: the parameters (of 16-bit models: their float32 masters).
-        exp_avg, exp_avg_sq, max_exp_avg_sq: like ``theta``; those that ``rule`` has.  For momentum, exp_avg is its
-            buffer.
+        exp_avg: like ``theta``; the momentum buffer or the first moment, if ``rule`` has one.
+        exp_avg_sq: like ``theta``; the second moment, if ``rule`` has one.
+        max_exp_avg_sq: like ``theta``; the largest second moment, if ``rule`` has one.
         ema: like ``theta``: running average of the rows, or None.
         low_precision: bfloat16 or float16 [K, P]: receives theta rounded to nearest, or None.
         step: float32 [K, S]: number of steps taken; counted up here.
@@ -63,6 +64,8 @@ def step_(
         found_inf: float32 [K] or [1]: where nonzero, the row is skipped as if inactive.
         addresses: int64 [K, T, S] from :func:`address_table`: where the gradients lie, instead of in ``grads``, of
             which only the shape, the dtype and the device count then; or None.
+        rule: the base rule.
+        order: of transfer and update.
     """
     function = torch.ops.mt2o_ext.step_ if compiled(theta) else reference.step_
     function(

@@ -61,14 +61,22 @@ class Scaling(NamedTuple):
         return found if self.found_inf is None else torch.maximum(found, self.found_inf.to(found).reshape(1))
 
     def check_known(self) -> None:
-        """Raises RuntimeError where the scaler could not be told what the step finds."""
+        """Checks that the scaler can be told what the step finds.
+
+        Raises:
+            RuntimeError: if it could not.
+        """
         if self.under_scaler and self.found_inf is None and self.scaler is None:
             raise RuntimeError(
                 "scaler.step(optimizer) needs the scaler at backward already: optimizer.backward(losses, scaler=scaler)"
             )
 
     def check_not_unscaled(self) -> None:
-        """Raises RuntimeError where the scaler has divided the ``.grad`` of one of several rows."""
+        """Checks that the scaler has not divided the ``.grad`` of one of several rows.
+
+        Raises:
+            RuntimeError: if it has.
+        """
         if self.under_scaler and self.grad_scale is None:
             raise RuntimeError(
                 "scaler.unscale_(optimizer) sees the gradients of one subproblem only: divide each by "

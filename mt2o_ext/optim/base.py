@@ -106,10 +106,13 @@ class FlatOptimizer(SavedState):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, also after steps: buffers are rebuilt, state is kept.
 
-        Raises TypeError or ValueError, before anything is changed, for parameters of another dtype than float32,
-        float64, bfloat16 and float16, on another device than the others, not dense, without the leading dimension K (if
-        stacked), sharing memory with another one or given twice; and for options out of range.  Frozen parameters may
-        be of any kind.
+        Frozen parameters may be of any kind.  Where an error is raised, nothing has been changed.
+
+        Raises:
+            TypeError: for parameters of another dtype than float32, float64, bfloat16 and float16, or not dense; and
+                for options of the wrong kind.
+            ValueError: for parameters on another device than the others, without the leading dimension K (if stacked),
+                sharing memory with another one or given twice; and for options out of range.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"expected a parameter group as a dict, got {type(param_group).__name__}")
@@ -135,7 +138,12 @@ class FlatOptimizer(SavedState):
         check_options(options, self._base, self._heads_of)
 
     def _check_tensors(self, tensors: Sequence[Any], other: Tensor | None = None) -> None:
-        """Raises TypeError or ValueError unless these can be optimized, beside another one."""
+        """Checks that these can be optimized, beside another one.
+
+        Raises:
+            TypeError: for anything but dense tensors of a dtype that is supported.
+            ValueError: for tensors that do not fit the optimizer.
+        """
         num_rows = self._buffers.num_rows if self._buffers.stacked else None
         of_any_kind = [p for p in tensors if isinstance(p, Tensor) and not self._is_held(p)]
         frozen = set(map(id, of_any_kind))
@@ -156,10 +164,14 @@ class FlatOptimizer(SavedState):
 
     # ------------------------------------------------------------------ what others did since the last step
     def _read_shown(self) -> None:
-        """Takes in what was done to the state, and to the lists in ``param_groups``: a parameter that was taken out is
-        trained no more (its state waits for it), one that was put in or thawed is trained from now on.
+        """Takes in what was done to the state, and to the lists in ``param_groups``.
 
-        Raises TypeError or ValueError, before anything is changed, for what ``add_param_group`` would refuse.
+        A parameter that was taken out is trained no more (its state waits for it), one that was put in or thawed is
+        trained from now on.
+
+        Raises:
+            TypeError: as `add_param_group`, before anything is changed.
+            ValueError: as `add_param_group`, before anything is changed.
         """
         if self._buffers.is_of(self.param_groups, self._is_held):
             self._views.read(self.state, self.param_groups)
@@ -257,7 +269,7 @@ class FlatOptimizer(SavedState):
 
     # ------------------------------------------------------------------ data parallelism
     def _description(self) -> dict[str, Any]:
-        """What has to be the same on all ranks when the optimizer is made, but for the parameter groups."""
+        """Options that have to be the same on all ranks when the optimizer is made, but for the parameter groups."""
         own: dict[str, Any] = {
             "optimizer": type(self).__name__,
             "num_tasks": self._num_tasks,
@@ -277,7 +289,7 @@ class FlatOptimizer(SavedState):
             self._tasks.weigher.share(self._ranks)
 
     def _call(self, name: str) -> dict[str, Any]:
-        """What has to be the same on all ranks when they make this call."""
+        """Facts that have to be the same on all ranks when they make this call."""
         assert self._ranks is not None
         calls = {f"of subproblem {row}": self._ranks.calls.get(row, 0) for row in range(self._buffers.num_rows)}
         own: dict[str, Any] = {"call": name, "number of backward calls": calls}
@@ -376,14 +388,19 @@ class FlatOptimizer(SavedState):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """float64 [K]: how long the combined gradient of each subproblem was in the last step, before ``max_norm``
-        shortened it; None without ``max_norm``, which measures it."""
+        """float64 [K]: how long the combined gradient of each subproblem was in the last step.
+
+        That is before ``max_norm`` shortened it; None without ``max_norm``, which measures it.
+        """
         return None if self._now.grad_norm is None else self._now.grad_norm.clone()
 
     @property
     def skipped_steps(self) -> Tensor:
-        """int64 [K]: how many steps of each subproblem were skipped: for an infinite or NaN gradient or loss, or for a
-        loss that the weighting or the scalarization is not defined for."""
+        """int64 [K]: how many steps of each subproblem were skipped.
+
+        A step is skipped for an infinite or NaN gradient or loss, and for a loss that the weighting or the
+        scalarization is not defined for.
+        """
         self._report.warn(wait=True)
         return self._report.counts.clone()
 

@@ -118,6 +118,7 @@ class Blend:
             self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of the transfer rule, the preferences and the count of steps."""
         return {
             "preferences": self.preferences.clone(),
             "steps": self.steps,
@@ -126,7 +127,12 @@ class Blend:
         }
 
     def loaded(self, state: dict[str, Any]) -> Blend:
-        """A copy with the state of a dict; raises ValueError or TypeError where that is of another rule or K."""
+        """A copy with the state of a dict.
+
+        Raises:
+            TypeError: for an entry of another kind.
+            ValueError: for the state of another rule or another K.
+        """
         where = f"the transfer rule {type(self.rule).__name__}"
         other = copy.copy(self)
         other.rule = copy.copy(self.rule)
@@ -147,7 +153,8 @@ class Blend:
 def split_matrices(mix: Tensor, flats: Sequence[FlatParameters], num_rows: int) -> list[Tensor]:
     """M for each buffer: the same [K, K] for all, or [S, K, K] cut into theirs.
 
-    Raises ValueError for another shape.
+    Raises:
+        ValueError: for another shape.
     """
     sizes = [len(flat.parameters) for flat in flats]
     square = [num_rows, num_rows]
@@ -186,6 +193,7 @@ def blend_changes(flat: FlatParameters, changes: Tensor, mix: Tensor, skipped: T
 
 
 def blend_moments(flats: Sequence[FlatParameters], mixes: Sequence[Tensor | None], moments: Moments) -> None:
+    """Blends the moments in each buffer with its matrix; None: leaves them alone."""
     for flat, mix in zip(flats, mixes, strict=True):
         if mix is None:
             continue

@@ -130,13 +130,14 @@ class Buffers:
         return {**self.__dict__, "flats": [], "groups": [], "tasks": [], "_tables": [], "_frozen": [], "_members": []}
 
     def forget_gradients(self) -> None:
+        """Drops all gradients, of tasks and combined."""
         for flat in self.flats:
             flat.tasks.forget()
             flat.combined.forget()
 
 
 def _membership(param_groups: Sequence[Any]) -> list[Any]:
-    """Which parameters are in which group, and whose head it is: what the buffers are made for."""
+    """Parameters of each group, and whose head it is: all that the buffers are made for."""
     return [
         (group.get("task"), *map(id, group["params"]))
         if isinstance(group, dict) and isinstance(group.get("params"), list)

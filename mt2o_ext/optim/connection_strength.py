@@ -77,8 +77,12 @@ class ConnectionStrengthFused(FlatOptimizer):
     A step of phase 1 is T steps for the shared parameters and one for a head; learning rate schedulers are advanced
     once.  A non-finite gradient or loss skips the step whole (in phase 1: that task's).
 
-    Raises TypeError or ValueError, before anything is changed, for options out of range, a norm of another number of
-    tasks, weights that are not among the parameters or stand in two connections, and BatchNorm without statistics.
+    Where an error is raised, nothing has been changed.
+
+    Raises:
+        TypeError: for options and parameters of the wrong kind.
+        ValueError: for options out of range, a norm of another number of tasks, weights that are not among the
+            parameters or stand in two connections, and BatchNorm without statistics.
     """
 
     def __init__(
@@ -185,9 +189,15 @@ class ConnectionStrengthFused(FlatOptimizer):
                 with parameters that the tasks before have changed: run the model anew in each call.  One without
                 arguments (trainers hand on such ones) finds the task in ``optimizer.task``.
 
-        Returns the losses, float64 [T].
-        Raises TypeError or ValueError for what is not a scalar loss with a graph; in phase 2, and for the first task of
-        phase 1, nothing has been changed then.
+        In phase 2, and for the first task of phase 1, nothing has been changed where an error is raised.
+
+        Returns:
+            The losses, float64 [T].
+
+        Raises:
+            TypeError: if there is no closure, or a loss is no tensor.
+            ValueError: for a loss that is not a scalar with a graph.
+            RuntimeError: if no parameter gets a gradient.
         """
         if closure is None and self._only_asked_for_state():
             return torch.zeros(self._num_tasks, dtype=torch.float64)
@@ -388,7 +398,12 @@ def _takes_task(closure: Callable[..., Tensor]) -> bool:
 
 
 def _checked(connections: Iterable[Connection], num_tasks: int) -> list[Connection]:
-    """The connections, each looked through once.  Raises TypeError or ValueError as the optimizer says."""
+    """The connections, each looked through once.
+
+    Raises:
+        TypeError: for anything but connections.
+        ValueError: for connections that do not fit the optimizer.
+    """
     seen: dict[int, str] = {}
     checked = list(connections)
     for connection in checked:

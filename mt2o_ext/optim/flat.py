@@ -116,10 +116,10 @@ class FlatParameters(Layout):
         self.adopt_rounded(row)
 
     def adopt_rounded(self, row: int) -> None:
-        """Takes in 16-bit values of this row (all rows, if stacked) that somebody has changed: their float32 masters
-        yield where they round to something else.
+        """Takes in 16-bit values of this row (all rows, if stacked) that somebody has changed.
 
-        By value: what is written through ``p.data`` counts up no version of the parameter.  Nobody waits for a device.
+        Their float32 masters yield where they round to something else.  By value: what is written
+        through ``p.data`` counts up no version of the parameter.  Nobody waits for a device.
         """
         if self.values is self.theta:
             return
@@ -199,5 +199,5 @@ def yield_to_(master: Tensor, low: Tensor) -> None:
 
 
 def _places(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-    """Where tensors lie, and how: equal for views of the same elements."""
+    """Places and forms of tensors: equal for views of the same elements."""
     return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]

@@ -94,7 +94,9 @@ class MT2OFused(OneModel):
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
 
-    Raises TypeError or ValueError, before anything is changed, for options out of range and unsuitable parameters.
+    Raises:
+        TypeError: for options and parameters of the wrong kind, before anything is changed.
+        ValueError: for options out of range and unsuitable parameters, before anything is changed.
     """
 
     def __init__(
@@ -228,9 +230,12 @@ class MT2OFused(OneModel):
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
             retain_graph: as in ``torch.autograd.backward``.
 
-        Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph.  A
-        call that fails in the backward pass leaves other subproblems' gradients as they are, and this one's too unless
-        it had some already: then they have been added to.  (With a weighting these are dropped.)
+        A call that fails in the backward pass leaves other subproblems' gradients as they are, and this one's too
+        unless it had some already: then they have been added to.  (With a weighting these are dropped.)
+
+        Raises:
+            TypeError: for losses that are no tensors, before any gradient is computed.
+            ValueError: for another number of losses or no graph, before any gradient is computed.
         """
         buffers, row = self._buffers, self._row
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
@@ -311,8 +316,11 @@ class MT2OFused(OneModel):
                 that returns None (trainers pass such ones), or of one task a scalar as those of torch.optim do, has
                 done backward itself: it is called once.
 
-        Returns the losses, float64 [K, T], if there was a closure that returned them, else None.
-        Raises RuntimeError, and changes nothing, if there is no gradient at all, or inside of a loop over subproblems.
+        Returns:
+            The losses, float64 [K, T], if there was a closure that returned them, else None.
+
+        Raises:
+            RuntimeError: if there is no gradient at all, or inside of a loop over subproblems; nothing is changed then.
         """
         self._check_behind_loops()
         if closure is None and self._only_asked_for_state():

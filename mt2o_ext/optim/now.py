@@ -22,7 +22,7 @@ class Loop:
 
 @dataclass(eq=False)
 class Now:
-    """What calls of an optimizer leave for the next ones.
+    """All that calls of an optimizer leave for the next ones.
 
     Trainers wrap optimizers in objects of a class derived from the optimizer's, which share the attributes that exist
     and keep those that a method sets to themselves.  So methods change this object, and never set attributes.

@@ -62,8 +62,12 @@ class SavedState(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what ``state_dict`` gave; also a dict of torch.optim's SGD, Adam or AdamW, if there is one subproblem.
 
-        Raises ValueError or TypeError, before anything is changed, for a dict of another number of subproblems or
-        another set of parameters, and for values that cannot be.
+        Where an error is raised, nothing has been changed.
+
+        Raises:
+            TypeError: for values of another kind.
+            ValueError: for a dict of another number of subproblems or another set of parameters, and for values that
+                cannot be.
         """
         if not isinstance(state_dict, dict):
             raise TypeError(f"expected a state dict, got {type(state_dict).__name__}")
@@ -104,8 +108,10 @@ class SavedState(torch.optim.Optimizer):
                 handle.remove()
 
     def _only_asked_for_state(self) -> bool:
-        """Whether this is the step that torch's distributed state dicts make to see the state of a new optimizer: of
-        learning rate 0, with gradients of 0 in ``.grad``.  Then all state is shown, and there is nothing else to do.
+        """True if this is the step that torch's distributed state dicts make to see the state of a new optimizer.
+
+        It is of learning rate 0, with gradients of 0 in ``.grad``.  Then all state is shown, and there is nothing else
+        to do.
         """
         if torch.compiler.is_compiling() or self._views.shows_any:
             return False
@@ -123,13 +129,18 @@ class SavedState(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ what belongs to no parameter
     def _export_shared(self) -> dict[str, Any]:
-        """What is kept for no parameter in particular; empty where the dict is that of torch.optim."""
+        """Values that are kept for no parameter in particular; empty where the dict is that of torch.optim."""
         return {}
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
-        """Checks what ``_export_shared`` gave (None: nothing), and the state beside it; what puts it into its place.
+        """Checks what ``_export_shared`` gave (None: nothing), and the state beside it.
 
-        Raises ValueError or TypeError where it does not fit; what is returned cannot fail.
+        Returns:
+            A function that puts it into its place, and cannot fail.
+
+        Raises:
+            TypeError: for an entry of another kind.
+            ValueError: for a state that does not fit.
         """
         raise NotImplementedError
 

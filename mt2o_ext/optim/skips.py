@@ -35,6 +35,7 @@ class SkipReport:
         self._skips = SkippedSteps(num_rows)
 
     def to(self, device: torch.device) -> None:
+        """Moves the counts to a device."""
         if self.counts.device != device:
             self.counts = self.counts.to(device)
             self._skips.to(device)
@@ -60,8 +61,9 @@ class SkipReport:
         return found
 
     def count(self, found: Tensor, skipped: Tensor, *, expected: bool, weights: Tensor | None = None) -> None:
-        """Counts skipped rows and warns, of each reason once, and again while nothing is learned; if they are on a GPU,
-        at a later step.
+        """Counts skipped rows and warns, of each reason once, and again while nothing is learned.
+
+        If the rows are on a GPU, it warns at a later step.
 
         Args:
             found: float32 [K], the number of what was found in a row, see `_reasons`; 0: nothing.

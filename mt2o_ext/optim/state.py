@@ -148,10 +148,14 @@ class StateViews:
 
     # ------------------------------------------------------------------ what others did to the state
     def read(self, state: Any, groups: Groups) -> None:
-        """Takes in what was done to ``state`` since the last step, as torch.optim would: what is missing starts anew,
-        what was replaced counts.  (The rows of K subproblems are parameters: without their entry they stay.)
+        """Takes in what was done to ``state`` since the last step, as torch.optim would.
 
-        Compares identities only.  Raises TypeError or ValueError, before anything is changed, for what fits no entry.
+        What is missing starts anew, and what was replaced counts.  (The rows of K subproblems are parameters: without
+        their entry they stay.)  Compares identities only.
+
+        Raises:
+            TypeError: for an entry of another kind, before anything is changed.
+            ValueError: for an entry of another shape or out of range, before anything is changed.
         """
         if not isinstance(state, dict):
             raise TypeError(f"expected optimizer.state as a dict, got {type(state).__name__}")
@@ -279,7 +283,12 @@ class StateViews:
         return {**dict.fromkeys(keys, torch.Size((*rows, *p.shape))), "step": step}
 
     def check_entries(self, shown: Any, group: dict[str, Any], p: Tensor) -> None:
-        """Raises TypeError or ValueError unless a state is one that this parameter can have."""
+        """Checks that a state is one that this parameter can have.
+
+        Raises:
+            TypeError: for anything but a dict, and for an entry of another kind.
+            ValueError: for an entry of another shape or out of range.
+        """
         if not isinstance(shown, dict):
             raise TypeError(f"expected optimizer.state[p] as a dict, got {type(shown).__name__}")
         for key, shape in self.expected(group, p).items():
@@ -293,6 +302,7 @@ def _same(shown: Any, own: dict[str, Any]) -> bool:
 
 
 def cloned(state: Any) -> Any:
+    """A copy of a state with tensors of its own, also in dicts and lists."""
     if isinstance(state, Tensor):
         return state.detach().clone()
     if isinstance(state, dict):

@@ -56,8 +56,10 @@ class Plan(NamedTuple):
 
 
 class Clipped(NamedTuple):
-    """Inputs whose combined gradients are no longer than was asked for, and the length that each row had before,
-    float64 [K]."""
+    """Inputs whose combined gradients are no longer than was asked for.
+
+    norm: float64 [K], the length that each row had before.
+    """
 
     inputs: list[StepInputs]
     norm: Tensor

@@ -121,8 +121,10 @@ class OneModel(FlatOptimizer):
             self._end(loop)
 
     def _end(self, loop: Loop) -> None:
-        """Back to where a loop began; one that a newer loop is inside of must wait for it (a generator that was left by
-        ``break`` but is kept, in a traceback say, ends at any time)."""
+        """Goes back to where a loop began; one that a newer loop is inside of has to wait for that.
+
+        (A generator that was left by ``break`` but is kept, in a traceback say, ends at any time.)
+        """
         loop.ended = True
         last = None
         while self._now.loops and self._now.loops[-1].ended:

@@ -81,7 +81,9 @@ class WeightedFused(FlatOptimizer):
             options: an error on all of them names what differs.  None: no data parallelism, with a warning where
             torch.distributed has several ranks.  False: without that warning.
 
-    Raises TypeError or ValueError, before anything is changed, for options out of range and unsuitable parameters.
+    Raises:
+        TypeError: for options and parameters of the wrong kind, before anything is changed.
+        ValueError: for options out of range and unsuitable parameters, before anything is changed.
     """
 
     def __init__(
@@ -166,10 +168,14 @@ class WeightedFused(FlatOptimizer):
                 call ``scaler.step(optimizer)``.
             retain_graph: as in ``torch.autograd.backward``.
 
-        Raises ValueError or TypeError, before any gradient is computed, for another number of losses or no graph;
-        RuntimeError for a second call before ``step`` where the weighting needs ``accumulate=True`` for it, or where
-        ``.grad`` was changed since the first.  A call that fails in the backward pass drops the batch, with the calls
-        before it: some of their gradients have been added to.
+        A call that fails in the backward pass drops the batch, with the calls before it: some of their gradients have
+        been added to.
+
+        Raises:
+            TypeError: for losses that are no tensors, before any gradient is computed.
+            ValueError: for another number of losses or no graph, before any gradient is computed.
+            RuntimeError: for a second call before ``step`` if the weighting needs ``accumulate=True`` for it, or
+                ``.grad`` was changed since the first.
         """
         check_losses(losses, self._num_tasks, None)
         if not self._shows:
@@ -192,7 +198,7 @@ class WeightedFused(FlatOptimizer):
 
     @property
     def _shows(self) -> bool:
-        """Whether backward leaves the combined gradient in ``.grad``.
+        """True if backward leaves the combined gradient in ``.grad``.
 
         Not where it is that of several ranks, nor of task gradients that are kept together for a weighting which
         changes them (and remembers): these are combined in the step.
@@ -202,7 +208,7 @@ class WeightedFused(FlatOptimizer):
 
     @property
     def _weighs_early(self) -> bool:
-        """Whether the weights of the next step are made from the losses, before their backward."""
+        """True if the weights of the next step are made from the losses, before their backward."""
         return not self._accumulate and not self._weigher.reads_gradients()
 
     def _check_second_backward(self) -> None:
@@ -310,8 +316,11 @@ class WeightedFused(FlatOptimizer):
                 be the same mini-batch then.  A closure that returns None (trainers pass such ones), or of one task a
                 scalar as those of torch.optim do, has done backward itself.
 
-        Returns the losses, float64 [T], if there was a closure that returned them, else None.
-        Raises RuntimeError, and changes nothing, if there is no gradient at all.
+        Returns:
+            The losses, float64 [T], if there was a closure that returned them, else None.
+
+        Raises:
+            RuntimeError: if there is no gradient at all; nothing is changed then.
         """
         if closure is None and self._only_asked_for_state():
             return None
@@ -358,8 +367,11 @@ class WeightedFused(FlatOptimizer):
 
     @property
     def _is_combined(self) -> bool:
-        """Whether the gradients of the next step are one of each parameter already: shown in ``.grad``, weighted before
-        their backward, or those of a single task that the user's own backward left."""
+        """True if the gradients of the next step are one of each parameter already.
+
+        They are shown in ``.grad``, weighted before their backward, or those of a single task that the user's own
+        backward left.
+        """
         batch = self._now.batch
         return batch.shown or batch.early_weights is not None or (self._num_tasks == 1 and batch.losses[0] is None)
 

@@ -213,7 +213,7 @@ BAD: dict[str, tuple[Callable[[Towers], Any], type[Exception], str]] = {
     "task": (
         lambda m: weighted_backward(m.losses(batch_of(0)), [{"params": m.parameters(), "task": 3}]),
         ValueError,
-        "task must be",
+        "expected task",
     ),
     "heads": (lambda m: weighted_backward(m.losses(batch_of(0)), m.parameters(), heads="own"), ValueError, "heads"),
     "collect": (

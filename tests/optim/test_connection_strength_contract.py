@@ -260,7 +260,7 @@ BAD: dict[str, tuple[Callable[[Network], dict[str, Any]], type[Exception], str]]
     "no such task": (
         lambda m: {"params": [{"params": m.trunk.parameters()}, {"params": m.heads.parameters(), "task": 3}]},
         ValueError,
-        r"task must be in 0 \.\. 2, not 3",
+        r"task in 0 \.\. 2, got 3",
     ),
     "twice": (
         lambda m: {"connections": [*find_connections(m)] * 2},
