@@ -6,9 +6,19 @@ import warnings
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, rows, set_gradients, several, snapshot, task_losses, train
 
 from mt2o_ext.transfer import Hat, Mean, Moments, Spectral
+from support.optim.problems import (
+    Batches,
+    assert_same,
+    make_model,
+    rows,
+    set_gradients,
+    several,
+    snapshot,
+    task_losses,
+    train,
+)
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 
