@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
-def test_one_line_instead_of_a_skip_for_each(workers: list[str]) -> None:
-    if workers:
-        pytest.importorskip("xdist", reason="the comparison needs pytest-xdist")
+def test_one_line_instead_of_a_skip_for_each() -> None:
+    """Also where pytest-xdist is, whose workers collect and whose first process reports."""
+    workers = ["-n", "1"] if find_spec("xdist") else []
     selection = ["tests/ops/test_finite.py", "-k", "cuda and not emulated"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, *selection],
