@@ -18,7 +18,7 @@ PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-clients test-cpp test-emulator floor bench wheels gpu-check lint format clean
+.PHONY: help install demo test test-clients test-docs test-cpp test-emulator emulator floor bench wheels gpu-check lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,12 +28,17 @@ install: $(NATIVE)  ## the package, in place, in .venv
 demo: $(NATIVE) $(VENV)/.extra-demo  ## train a Pareto front on real data, plot it (demo_out/)
 	$(BIN)/python -m mt2o_ext.demo
 
-test: $(NATIVE) $(VENV)/.extra-test $(PRESETS:%=emulator-%)  ## the whole Python test suite, CUDA kernels emulated
+test: $(NATIVE) $(VENV)/.extra-test emulator-release  ## the whole Python test suite, CUDA kernels emulated
 	@$(MAKE) $(VENV)/.extra-clients || echo "make: not all of other people's libraries are here: their tests are skipped"
 	$(PYTEST)
 
 test-clients: $(NATIVE) $(VENV)/.extra-test $(VENV)/.extra-clients  ## the loops of Lightning, Accelerate, transformers, peft, ...
 	$(PYTEST) tests/clients
+
+DOCUMENTATION := tests/test_documents.py tests/test_docstrings.py tests/test_examples.py tests/test_style.py
+
+test-docs: $(NATIVE) $(VENV)/.extra-test  ## pages, docstrings and their examples
+	$(PYTEST) $(DOCUMENTATION)
 
 test-cpp: $(PRESETS:%=test-cpp-%)  ## kernels without torch and Python: plain, ASan + UBSan, TSan
 
@@ -46,7 +51,9 @@ test-cpp-%: $(VENV)/.cmake $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH"; $(CONFIGURE) && cmake --build --preset $* --target mt2o_tests && \
 	  $(CTEST) -E '^emulator/'
 
-test-emulator: $(NATIVE) $(VENV)/.extra-test $(PRESETS:%=emulator-%)  ## CUDA kernels on the CPU: plain, ASan + UBSan, TSan
+emulator: $(PRESETS:%=emulator-%)
+
+test-emulator: $(NATIVE) $(VENV)/.extra-test emulator  ## CUDA kernels on the CPU: plain, ASan + UBSan, TSan
 	$(PYTEST) -k cuda-emulated
 
 TORCH_PATH = $(shell $(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])')

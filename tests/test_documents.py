@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from documents import ROOT, Page, tracked_pages
 from torch import nn
 
 from mt2o_ext import WeightedFused
 from mt2o_ext.weighting import register
+from support.documents import ROOT, Page, tracked_pages
 from tools.variants import MATRIX
 
 PAGES = {path.relative_to(ROOT).as_posix(): Page(path.read_text()) for path in tracked_pages()}

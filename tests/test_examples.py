@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from documents import ROOT, Page, tracked_pages
 from torch import Tensor, nn
+
+from support.documents import ROOT, Page, tracked_pages
 
 Names = dict[str, Any]
 

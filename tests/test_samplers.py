@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from samplers import FLOATS, HALVES, Layout, Sampler, same_bits, same_numbers
 from torch import Tensor
+
+from support.samplers import FLOATS, HALVES, Layout, Sampler, same_bits, same_numbers
 
 EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)
 EACH = pytest.mark.parametrize("same", [same_bits, same_numbers])

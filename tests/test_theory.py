@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quadratics import Quadratics, line_preferences, random_preferences, random_quadratics
 from torch import Tensor
 
 from mt2o_ext.transfer import (
@@ -18,6 +17,7 @@ from mt2o_ext.transfer import (
     TransferRule,
     WithLearningRate,
 )
+from support.quadratics import Quadratics, line_preferences, random_preferences, random_quadratics
 
 SEEDS = range(5)
 

@@ -7,6 +7,9 @@
 namespace mt2o {
 
 std::vector<const Kernels*> supported_kernels() {
+#if defined(MT2O_ONE_ISA)  // the others are not compiled: see CMakeLists.txt
+  return {&MT2O_ONE_ISA::kernels};
+#else
   std::vector<const Kernels*> levels = {&isa_default::kernels};
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -16,6 +19,7 @@ std::vector<const Kernels*> supported_kernels() {
     levels.push_back(&isa_avx512::kernels);
 #endif
   return levels;
+#endif
 }
 
 static const Kernels* named(const std::vector<const Kernels*>& levels, const std::string& name) {

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import NOISE, library
-from loops import LOOPS, Loop, Net, assert_same, everything, loader, losses, run
 from torch import nn
+
+from support.clients.foreign import NOISE, library
+from support.clients.loops import LOOPS, Loop, Net, assert_same, everything, loader, losses, run
 
 accelerate: Any = library("accelerate")
 safetensors: Any = library("safetensors.torch")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import NOISE, library
-from loops import LOOPS, LR, Loop, Net, assert_same, everything, loader, losses, run
 from torch import Tensor, nn
+
+from support.clients.foreign import NOISE, library
+from support.clients.loops import LOOPS, LR, Loop, Net, assert_same, everything, loader, losses, run
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
 

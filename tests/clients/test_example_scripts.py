@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import NOISE, library
+
+from support.clients.foreign import NOISE, library
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import NOISE, library
-from loops import LOOPS, STEPS, Loop, Net, assert_same, everything, loader, losses, run
 from torch import Tensor
+
+from support.clients.foreign import NOISE, library
+from support.clients.lightning import Module, trainer
+from support.clients.loops import LOOPS, STEPS, Net, assert_same, everything, loader, losses, run
 
 L: Any = library("lightning")
 callbacks = library("lightning.pytorch.callbacks")
@@ -19,37 +21,6 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
 
 def each(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", names)
-
-
-class Module(L.LightningModule):
-    """The loop of a page in ``training_step``."""
-
-    def __init__(self, name: str, *, schedule: bool = False, **options: Any) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.net = Net()
-        self.name, self.schedule, self.options = name, schedule, options
-        self.seen: list[int] = []
-
-    def make(self) -> Loop:
-        return LOOPS[self.name](self.net, **self.options)
-
-    def configure_optimizers(self) -> Any:
-        self.loop = self.make()
-        if not self.schedule:
-            return self.loop.optimizer
-        return [self.loop.optimizer], [torch.optim.lr_scheduler.StepLR(self.loop.optimizer, 2, 0.5)]
-
-    def training_step(self, batch: Any, index: int) -> None:
-        self.loop.step(self.optimizers(), lambda: losses(self.net, *batch))
-        if self.schedule:
-            self.lr_schedulers().step()
-        self.seen.append(self.trainer.global_step)
-
-
-def trainer(folder: Path, **options: Any) -> Any:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return L.Trainer(default_root_dir=folder, **{**quiet, "max_epochs": 1, "enable_checkpointing": False, **options})
 
 
 @each(*LOOPS)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import NOISE, library
-from loops import LOOPS, STEPS, Compute, Net, assert_same, everything, loader, losses, moved, run
-from test_lightning import Module, trainer
 from torch import Tensor, nn
+
+from support.clients.foreign import NOISE, library
+from support.clients.lightning import Module, trainer
+from support.clients.loops import LOOPS, STEPS, Compute, Net, assert_same, everything, loader, losses, moved, run
 
 L: Any = library("lightning")
 callbacks = library("lightning.pytorch.callbacks")

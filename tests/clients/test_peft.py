@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from bert import NAMES, batches, loop_of, losses, model
-from foreign import NOISE, library
-from loops import Loop, assert_same
 from torch import nn
+
+from support.clients.bert import NAMES, batches, loop_of, losses, model
+from support.clients.foreign import NOISE, library
+from support.clients.loops import Loop, assert_same
 
 peft: Any = library("peft")
 

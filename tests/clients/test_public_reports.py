@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from loops import Net, data, losses
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
 from mt2o_ext.weighting import MoCo
+from support.clients.loops import Net, data, losses
 
 X, Y = data().tensors
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from loops import LOOPS, Compute, Loop, Net, assert_same, everything, loader, losses, run
 from torch import Tensor, nn
+
+from support.clients.loops import LOOPS, Compute, Loop, Net, assert_same, everything, loader, losses, run
 
 BY_BACKWARD = ["weighted", "heads", "weighting of losses", "mt2o", "mt2o, weighting", "weighted backward", "one task",
                "one subproblem"]  # fmt: skip

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from foreign import NOISE, library
-from loops import LOOPS, K, Loop, Net, assert_same, everything, loader, losses
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -20,6 +18,9 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+
+from support.clients.foreign import NOISE, library
+from support.clients.loops import LOOPS, K, Loop, Net, assert_same, everything, loader, losses
 
 safetensors: Any = library("safetensors.torch")
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import NOISE, library, timm_module
-from loops import LOOPS, LR, Loop, Net, assert_same, everything, loader, losses
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mt2o_ext import WeightedBackward
+from support.clients.foreign import NOISE, library, timm_module
+from support.clients.loops import LOOPS, LR, Loop, Net, assert_same, everything, loader, losses
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
 

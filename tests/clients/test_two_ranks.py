@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import NOISE, library
-from loops import BATCH, assert_same, everything, run
 from torch import distributed
-from two_ranks import JOBS, NEEDS, WAYS
-from worlds import once, world
+
+from support.clients.foreign import NOISE, library
+from support.clients.loops import BATCH, assert_same, everything, run
+from support.clients.two_ranks import JOBS, NEEDS, WAYS
+from support.worlds import once, world
 
 pytestmark = [
     pytest.mark.skipif(not distributed.is_available(), reason="torch was built without torch.distributed"),
@@ -56,7 +57,7 @@ def test_one_process_on_the_joint_batches(way: str, name: str, results: Results)
 @pytest.mark.parametrize("name", WAYS["trainer"][1])
 def test_the_trainer_of_transformers(name: str, results: Results) -> None:
     first, second = of_all(results, "trainer", name)
-    from test_transformers import plain
+    from support.clients.trainer import plain
 
     assert_same(first, second)
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parent / "optim"))
-
-from problems import assert_same
-from towers import Towers, batch_of
 
 from mt2o_ext import WeightedBackward, weighted_backward
 from mt2o_ext.weighting import (
@@ -30,6 +23,8 @@ from mt2o_ext.weighting import (
     UPGrad,
     Weighting,
 )
+from support.optim.problems import assert_same
+from support.optim.towers import Towers, batch_of
 
 METHODS: list[Callable[[], Weighting]] = [LinearWeighting, UncertaintyWeighting, CAGrad, UPGrad, NashMTL]
 WAYS: dict[str, dict[str, Any]] = {"stored": {}, "batched": {"collect": "batched"}, "not stored": {"store": False}}

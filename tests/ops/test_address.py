@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from samplers import CPU, CUDA, EMULATED, Backend, Layout, Sampler, same_bits
-from test_opcheck import CASES, arguments_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mt2o_ext import ops
 from mt2o_ext.ops import MOMENTS
+from support.backends import CPU, CUDA, EMULATED, Backend, each, usable
+from support.ops.calls import CASES, arguments_of
+from support.samplers import Layout, Sampler, same_bits
 
 MATRICES = {"grads", "rows", "others", "theta", *MOMENTS, "ema", "low_precision"}
 
@@ -37,11 +38,9 @@ ROWS = {(case, position): name for case in CASES for position, name in rows_of(c
 EACH_ROWS = pytest.mark.parametrize(("case", "position"), ROWS, ids=lambda value: str(value).replace(" ", "_"))
 
 
-@pytest.fixture(params=[CPU, CUDA, EMULATED], ids=lambda backend: backend.name)
+@pytest.fixture(params=each(CPU, CUDA, EMULATED))
 def compiled(request: pytest.FixtureRequest) -> Backend:
-    if request.param.missing:
-        pytest.skip(request.param.missing)
-    return request.param
+    return usable(request.param)
 
 
 def behind(tensor: Tensor, elements: int) -> Tensor:

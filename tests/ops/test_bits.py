@@ -7,19 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from priority_problem import PriorityProblem
-from samplers import CPU, FLOATS, HALVES, Layout, Sampler, StepProblem
 from torch import Tensor
 
 from mt2o_ext import _native
 from mt2o_ext.ops import Order, Rule
+from support.backends import CPU
+from support.ops.priority_problem import PriorityProblem
+from support.samplers import FLOATS, HALVES, Layout, Sampler, StepProblem
 
 pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
-TESTS = Path(__file__).resolve().parents[1]
 ISAS = ("default", "avx2", "avx512")
 
 
@@ -103,8 +102,7 @@ def test_threads(here: str, threads: int) -> None:
 
 
 def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(TESTS.parent), str(TESTS), str(TESTS / "ops"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "MT2O_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "MT2O_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=False)
 
 

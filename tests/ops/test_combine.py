@@ -4,11 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import (
+from torch import Tensor
+
+from mt2o_ext.ops import reference
+from support.backends import Backend
+from support.samplers import (
     FLOATS,
     HALVES,
     LAYOUTS,
-    Backend,
     Layout,
     Sampler,
     assert_within,
@@ -17,9 +20,6 @@ from samplers import (
     unit,
     widened,
 )
-from torch import Tensor
-
-from mt2o_ext.ops import reference
 
 DTYPES = [(dtype, dtype) for dtype in FLOATS + HALVES] + [(dtype, torch.float32) for dtype in HALVES]
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from gram_samplers import KINDS, gram_problem
-from priority_problem import PriorityProblem
-from samplers import CPU, CUDA, EMULATED, FLOATS, HALVES, Backend, Layout, Sampler, StepProblem, same_bits
-from solve_calls import SOLVERS
 from torch import Tensor
 
 from mt2o_ext.ops import Order, Rule
+from support.backends import CPU, CUDA, EMULATED, Backend, each, usable
+from support.gram_samplers import KINDS, gram_problem
+from support.ops.priority_problem import PriorityProblem
+from support.ops.solve_calls import SOLVERS
+from support.samplers import FLOATS, HALVES, Layout, Sampler, StepProblem, same_bits
 
 pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
 LAYOUT = Layout((9000, 1, 4097, 33))
@@ -26,11 +27,9 @@ DTYPES = [(torch.float32, dtype) for dtype in (torch.float32, *HALVES)] + [(torc
 ROWS = (1, 2, 3, 5, 8, 16, 17)
 
 
-@pytest.fixture(params=[CUDA, EMULATED], ids=lambda backend: backend.name)
+@pytest.fixture(params=each(CUDA, EMULATED))
 def other(request: pytest.FixtureRequest) -> Backend:
-    if request.param.missing:
-        pytest.skip(request.param.missing)
-    return request.param
+    return usable(request.param)
 
 
 def assert_same(ours: Iterator[Tensor], theirs: Iterator[Tensor]) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samplers import FLOATS, HALVES, LAYOUTS, Backend, Layout, Sampler
 from torch import Tensor
+
+from support.backends import Backend
+from support.samplers import FLOATS, HALVES, LAYOUTS, Layout, Sampler
 
 BAD = (torch.nan, torch.inf, -torch.inf)
 

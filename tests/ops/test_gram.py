@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gram_oracle import allowed, diagonal_of, exact, relative_error, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import FLOATS, HALVES, LAYOUTS, Backend, Layout, Sampler, assert_within, same_bits
 from torch import Tensor
+
+from support.backends import Backend
+from support.ops.gram_oracle import allowed, diagonal_of, exact, relative_error, run
+from support.samplers import FLOATS, HALVES, LAYOUTS, Layout, Sampler, assert_within, same_bits
 
 NUM_ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17)
 EACH_DTYPE = pytest.mark.parametrize("dtype", FLOATS + HALVES, ids=str)

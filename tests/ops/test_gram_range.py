@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gram_oracle import diagonal_of, exact, relative_error, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import FLOATS, HALVES, Backend, Layout, Sampler, same_bits
 from torch import Tensor
+
+from support.backends import Backend
+from support.ops.gram_oracle import diagonal_of, exact, relative_error, run
+from support.samplers import FLOATS, HALVES, Layout, Sampler, same_bits
 
 NUM_ROWS = (2, 3, 4, 5, 8, 17)
 LAYOUT = Layout((100, 5000, 33))  # tiles with and without tails

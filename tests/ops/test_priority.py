@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from priority_problem import PriorityProblem
-from samplers import FLOATS, HALVES, Backend, assert_within, rounding, same_bits, unit
 from torch import Tensor
+
+from support.backends import Backend
+from support.ops.priority_problem import PriorityProblem
+from support.samplers import FLOATS, HALVES, assert_within, rounding, same_bits, unit
 
 TASKS = (1, 2, 3, 4, 5, 6, 9)
 DTYPES = [(dtype, dtype) for dtype in FLOATS + HALVES] + [(dtype, torch.float32) for dtype in HALVES]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samplers import HALVES, Backend, Layout, Sampler, StepProblem, same_bits
 from torch import Tensor
 
 from mt2o_ext.ops import Rule
+from support.backends import Backend
+from support.samplers import HALVES, Layout, Sampler, StepProblem, same_bits
 
 
 def combined(backend: Backend, values: Tensor, out: torch.dtype) -> Tensor:

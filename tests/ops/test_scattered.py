@@ -7,26 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gram_oracle import run as gram
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import (
-    CPU,
-    FLOATS,
-    HALVES,
-    LAYOUTS,
-    Backend,
-    Layout,
-    Sampler,
-    StepProblem,
-    rows_and_tasks,
-    same_bits,
-)
-from scattered import Scattered, scattered, with_zeros
 from torch import Tensor
 
 from mt2o_ext import ops
 from mt2o_ext.ops import NO_GRADIENT, Order, Rule, address_table, can_read_addresses
+from support.backends import CPU, Backend
+from support.ops.gram_oracle import run as gram
+from support.ops.scattered import Scattered, scattered, with_zeros
+from support.samplers import FLOATS, HALVES, LAYOUTS, Layout, Sampler, StepProblem, rows_and_tasks, same_bits
 
 # (backend, layout, gradients [K, T, P], their addresses) -> results
 Run = Callable[[Backend, Layout, Tensor, Tensor | None], list[Tensor]]

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gram_samplers import KINDS, NOT_FINITE, gram_problem, spoiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import CPU, Backend, same_bits
-from solve_calls import DEGREES, SOLVERS, draw, dual_cone, eigen, empty, minimum_norm, power_barrier, scratch, sizes
 
 from mt2o_ext import ops
+from support.backends import CPU, Backend
+from support.gram_samplers import KINDS, NOT_FINITE, gram_problem, spoiled
+from support.ops.solve_calls import (
+    DEGREES,
+    SOLVERS,
+    draw,
+    dual_cone,
+    eigen,
+    empty,
+    minimum_norm,
+    power_barrier,
+    scratch,
+    sizes,
+)
+from support.samplers import same_bits
 
 EACH_SOLVER = pytest.mark.parametrize("name", SOLVERS)
 # Their result is a combination of the rows that does not depend on the order of the tasks.

@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from gram_samplers import GramProblem, gram_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import Backend
 from scipy.optimize import root
-from solve_calls import draw, power_barrier, sizes
 from torch import Tensor
+
+from support.backends import Backend
+from support.gram_samplers import GramProblem, gram_problem
+from support.ops.solve_calls import draw, power_barrier, sizes
 
 SOLVABLE = ("random", "conflicting", "scaled", "correlated", "duplicate", "zero")
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gram_samplers import KINDS, GramProblem, gram_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import Backend, same_bits
 from scipy.optimize import nnls
-from solve_calls import draw, dual_cone, project, sizes, unconflicting
 from torch import Tensor
+
+from support.backends import Backend
+from support.gram_samplers import KINDS, GramProblem, gram_problem
+from support.ops.solve_calls import draw, dual_cone, project, sizes, unconflicting
+from support.samplers import same_bits
 
 
 def check_projection(problem: GramProblem, lower: Tensor, v: Tensor) -> None:

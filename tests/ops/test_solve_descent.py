@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gram_samplers import GramProblem, gram_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import Backend
 from scipy.optimize import linprog
-from solve_calls import descent, draw, minimum_norm, sizes
 from torch import Tensor
+
+from support.backends import Backend
+from support.gram_samplers import GramProblem, gram_problem
+from support.ops.solve_calls import descent, draw, minimum_norm, sizes
 
 KINDS = ("random", "conflicting", "scaled", "correlated", "duplicate", "opposite", "low rank", "zero")
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from gram_samplers import gram_problem
-from samplers import CPU, same_bits
-from solve_calls import orders
 from torch import Tensor
 
 from mt2o_ext import ops
 from mt2o_ext.ops import workspace_size
+from support.backends import CPU
+from support.gram_samplers import gram_problem
+from support.ops.solve_calls import orders
+from support.samplers import same_bits
 
 pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
 K, T = 2, 4

@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
-from gram_samplers import KINDS, GramProblem, gram_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import CPU, Backend, same_bits
-from solve_calls import draw, eigen, empty, orders, project, scratch
 from torch import Tensor
 
 from mt2o_ext.ops import project_
+from support.backends import CPU, Backend
+from support.gram_samplers import KINDS, GramProblem, gram_problem
+from support.ops.solve_calls import draw, eigen, empty, orders, project, scratch
+from support.samplers import same_bits
 
 
 def vectors_of(problem: GramProblem, order: Tensor, targets: Tensor | None, decay: float) -> Tensor:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samplers import HALVES, Backend, Layout
-from solve_calls import MOST_TASKS, dual_cone
 from torch import Tensor
 
 from mt2o_ext.ops import gram_accuracy
 from mt2o_ext.weighting import DualProj, UPGrad
+from support.backends import Backend
+from support.ops.solve_calls import MOST_TASKS, dual_cone
+from support.samplers import HALVES, Layout
 
 DTYPES = (torch.float32, torch.float64, *HALVES)
 TASKS = (2, 3, 4, 8, 16, 32, 64)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gram_samplers import KINDS, REGULAR, GramProblem, gram_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import REFERENCE, Backend, same_bits
-from solve_calls import conflict_averse, draw, minimum_norm, sizes
 from torch import Tensor
+
+from support.backends import REFERENCE, Backend
+from support.gram_samplers import KINDS, REGULAR, GramProblem, gram_problem
+from support.ops.solve_calls import conflict_averse, draw, minimum_norm, sizes
+from support.samplers import same_bits
 
 EPSILON = 2.0**-52
 

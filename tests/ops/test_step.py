@@ -7,13 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_lion import PlainLion
-from samplers import (
+
+from mt2o_ext.ops import MOMENTS, Order, Rule
+from support.backends import Backend
+from support.ops.step_bounds import step_bounds
+from support.plain_lion import PlainLion
+from support.samplers import (
     FLOATS,
     HALVES,
     LAYOUTS,
     ROWS,
-    Backend,
     Layout,
     Sampler,
     StepProblem,
@@ -21,9 +24,6 @@ from samplers import (
     rows_and_tasks,
     same_bits,
 )
-from step_bounds import step_bounds
-
-from mt2o_ext.ops import MOMENTS, Order, Rule
 
 MATRICES = ("theta", *MOMENTS, "ema")
 RULES = pytest.mark.parametrize("rule", Rule, ids=lambda rule: rule.name.lower())

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samplers import FLOATS, LAYOUTS, ROWS, Backend, Layout, Sampler, assert_within, same_bits, unit, widened
 from torch import Tensor
 
 from mt2o_ext.ops import reference
+from support.backends import Backend
+from support.samplers import FLOATS, LAYOUTS, ROWS, Layout, Sampler, assert_within, same_bits, unit, widened
 
 
 def per_column(mix: Tensor, layout: Layout) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-import problems
 import pytest
-from problems import TWINS, Kind, Single, Twin
 
 from mt2o_ext import MT2OFused, WeightedFused
+from support.optim import problems
+from support.optim.problems import TWINS, Kind, Single, Twin
 
 
 @pytest.fixture(params=[MT2OFused, WeightedFused], ids=lambda kind: kind.__name__)

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, snapshot, task_losses, train
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, SubproblemBank
 from mt2o_ext.base import SGD, Adam, AdamW
 from mt2o_ext.scalarization import Linear
 from mt2o_ext.transfer import Hat, Mean, Moments, Spectral, TransferContext
+from support.optim.bad_losses import LOSSES
+from support.optim.problems import Batches, assert_same, make_model, snapshot, task_losses, train
 
 P = nn.Parameter
 
@@ -134,22 +135,6 @@ def test_add_param_group_changes_nothing_before_the_error() -> None:
 
 
 # ---------------------------------------------------------------------- losses
-def losses_of(model: nn.Module) -> Tensor:
-    return task_losses(model(x := torch.randn(4, 7)), x[:, 0])
-
-
-LOSSES: dict[str, tuple[Callable[[nn.Module], Any], type[Exception], str]] = {
-    "too few": (lambda model: [losses_of(model)[0]], ValueError, "shape"),
-    "too many": (lambda model: [*losses_of(model), losses_of(model)[0]], ValueError, "shape"),
-    "none": (lambda model: [], ValueError, "shape"),
-    "not scalars": (lambda model: [model(torch.randn(4, 7))[:, 0], losses_of(model)[0]], ValueError, "scalar"),
-    "detached": (lambda model: losses_of(model).detach(), ValueError, "graph"),
-    "numbers": (lambda model: [1.0, 2.0], TypeError, "tensors"),
-    "one number": (lambda model: 1.0, TypeError, "losses"),
-    "nothing": (lambda model: None, TypeError, "losses"),
-}
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name: str) -> None:
     function, error, text = LOSSES[name]

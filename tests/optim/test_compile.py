@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import TWINS, Batches, assert_same, make_model, snapshot, task_losses
 from torch import Tensor, fx
-from towers import WEIGHTINGS, Towers, batch_of, values, weighted
 
 from mt2o_ext import MT2OFused, _native, ops
+from support.optim.problems import TWINS, Batches, assert_same, make_model, snapshot, task_losses
+from support.optim.towers import WEIGHTINGS, Towers, batch_of, values, weighted
 
 pytestmark = [
     pytest.mark.skipif(_native.C is None, reason="the operators are there with the compiled part only"),

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from priority_model import TASKS, Batches, Network, network, optimizer_of, same_parameters
 from torch import Tensor, nn
 
 from mt2o_ext.base import SGD, Adam, AdamW, BaseRule
 from mt2o_ext.priority import find_connections, mixed, phase_one, phase_two, sequential
 from mt2o_ext.priority.phases import PhaseDraw
+from support.optim.priority_model import TASKS, Batches, Network, network, optimizer_of, same_parameters
 
 RULES: dict[str, tuple[BaseRule, Callable[..., torch.optim.Optimizer]]] = {
     "sgd": (SGD(weight_decay=0.01), lambda p, lr: torch.optim.SGD(p, lr, weight_decay=0.01)),

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from priority_model import TASKS, Batches, Network, network, optimizer_of, same_parameters
 from torch import Tensor, nn
 
 from mt2o_ext import ConnectionStrengthFused
 from mt2o_ext.priority import Connection, TaskBatchNorm, find_connections, mixed, phase_one, phase_two
+from support.optim.priority_model import TASKS, Batches, Network, network, optimizer_of, same_parameters
 
 
 def run(model: Network, optimizer: ConnectionStrengthFused, batches: Batches, steps: int) -> None:

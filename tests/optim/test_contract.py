@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from problems import (
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from mt2o_ext import MT2OFused, SubproblemBank, _native
+from mt2o_ext.base import AdamW
+from mt2o_ext.transfer import Hat
+from support.optim.problems import (
     Batches,
     Single,
     assert_same,
@@ -20,12 +26,6 @@ from problems import (
     task_losses,
     train,
 )
-from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
-from mt2o_ext import MT2OFused, SubproblemBank, _native
-from mt2o_ext.base import AdamW
-from mt2o_ext.transfer import Hat
 
 
 # ---------------------------------------------------------------------- closure, hooks

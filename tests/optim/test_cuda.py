@@ -9,17 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from samplers import CUDA
 from torch import Tensor
 
 from mt2o_ext import MT2OFused, WeightedFused
 from mt2o_ext.device import LateFlags
 from mt2o_ext.weighting import GradNorm
-
-needs_gpu = pytest.mark.skipif(bool(CUDA.missing), reason=CUDA.missing)
-needs_two = pytest.mark.skipif(
-    bool(CUDA.missing) or torch.cuda.device_count() < 2, reason=CUDA.missing or "needs two GPUs, there is one"
-)
+from support.backends import CUDA, usable
 
 
 def test_flags_add_up() -> None:
@@ -47,6 +42,7 @@ def fill_gradients(model: torch.nn.Module, optimizer: MT2OFused, value: float) -
 
 @pytest.fixture
 def model() -> torch.nn.Module:
+    usable(CUDA)
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 2)).cuda()
 
@@ -70,7 +66,7 @@ def step_without_waiting(model: torch.nn.Module, optimizer: MT2OFused, value: fl
     optimizer.zero_grad()
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("lr", [1e-3, torch.tensor(1e-3)], ids=["number", "tensor"])
 def test_a_step_does_not_wait(model: torch.nn.Module, lr: float | Tensor) -> None:
     """Also with a schedule, and with a tensor that sometimes has no gradient."""
@@ -94,7 +90,7 @@ def skip_a_step(model: torch.nn.Module) -> tuple[MT2OFused, Callable[[], None]]:
     return optimizer, lambda: step_without_waiting(model, optimizer, torch.inf)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_skipped_step_is_reported_once(model: torch.nn.Module) -> None:
     """In its own step, if the device is that fast, at a later one, or when somebody asks."""
     optimizer, skipped = skip_a_step(model)
@@ -110,7 +106,7 @@ def test_a_skipped_step_is_reported_once(model: torch.nn.Module) -> None:
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_refused_step_is_told_by_name_later(model: torch.nn.Module) -> None:
     optimizer = WeightedFused(model.parameters(), num_tasks=2, weighting=GradNorm())
     added = torch.zeros(2, device="cuda")
@@ -133,7 +129,7 @@ def test_a_refused_step_is_told_by_name_later(model: torch.nn.Module) -> None:
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_step_does_not_wait_to_know_whether_it_is_skipped(
     model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +155,8 @@ def step(model: torch.nn.Module, optimizer: MT2OFused) -> None:
     optimizer.zero_grad()
 
 
-@needs_two
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs, there is one")
 def test_on_another_device_than_the_current_one(model: torch.nn.Module) -> None:
     """The same bits, and nothing on the current device."""
     other = copy.deepcopy(model).to("cuda:1")
@@ -172,7 +169,7 @@ def test_on_another_device_than_the_current_one(model: torch.nn.Module) -> None:
     assert all(torch.equal(p, q.to(p.device)) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_on_another_stream(model: torch.nn.Module) -> None:
     """Behind work that takes long there: the step waits for it, as everything on that stream does."""
     twin = copy.deepcopy(model)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import priority_model
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, task_losses
-from towers import WEIGHTINGS, Towers, batch_of, weighted
 
 import mt2o_ext
 from mt2o_ext import MT2OFused, WeightedBackward
 from mt2o_ext.weighting import CAGrad
+from support.optim import priority_model
+from support.optim.problems import Batches, assert_same, make_model, task_losses
+from support.optim.towers import WEIGHTINGS, Towers, batch_of, weighted
 
 PACKAGE = Path(mt2o_ext.__file__).parent
 # Those that take torch's default dtype where they are given none; randint and randperm never do.

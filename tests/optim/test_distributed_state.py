@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import priority_model
 import pytest
-from problems import Batches, assert_same, make_model, task_losses
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from towers import Towers, batch_of, weighted
 
 from mt2o_ext import MT2OFused, WeightedFused
 from mt2o_ext.base import SGD, AdamW
 from mt2o_ext.transfer import DistanceDecrease
 from mt2o_ext.weighting import FAMO, MoCo
+from support.optim import priority_model
+from support.optim.problems import Batches, assert_same, make_model, task_losses
+from support.optim.towers import Towers, batch_of, weighted
 
 Made = tuple[nn.Module, Any, Callable[[int], object]]  # model, optimizer, one step on the batch of a seed
 

@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import Graphs, graphs
-from problems import assert_same, make_model, parameters, task_losses
 from torch import Tensor, nn
-from towers import WEIGHTINGS, Towers, batch_of, values, weighted
 
 from mt2o_ext import ConnectionStrengthFused, MT2OFused
 from mt2o_ext.base import SGD, AdamW
@@ -28,6 +25,9 @@ from mt2o_ext.transfer import (
     WithLearningRate,
 )
 from mt2o_ext.weighting import CAGrad, Needs, UPGrad
+from support.optim.graphs import Graphs, graphs
+from support.optim.problems import assert_same, make_model, parameters, task_losses
+from support.optim.towers import WEIGHTINGS, Towers, batch_of, values, weighted
 
 __all__ = ["graphs"]
 

@@ -8,14 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from priority_model import Batches as PriorityBatches
-from priority_model import network, optimizer_of
-from problems import Batches, Twin, assert_same, make_model, parameters, rows, set_gradients, several, snapshot, train
 from torch import nn
-from towers import Towers, batch_of, values, weighted
 
 from mt2o_ext import WeightedFused
 from mt2o_ext.base import SGD
+from support.optim.priority_model import Batches as PriorityBatches
+from support.optim.priority_model import network, optimizer_of
+from support.optim.problems import (
+    Batches,
+    Twin,
+    assert_same,
+    make_model,
+    parameters,
+    rows,
+    set_gradients,
+    several,
+    snapshot,
+    train,
+)
+from support.optim.towers import Towers, batch_of, values, weighted
 
 Optimizer = torch.optim.Optimizer
 

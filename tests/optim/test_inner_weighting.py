@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, rows, several, snapshot, task_losses, train
 from torch import nn
-from towers import Towers, batch_of
 
 from mt2o_ext import MT2OFused, SubproblemBank, WeightedFused
 from mt2o_ext.base import SGD
@@ -30,6 +28,8 @@ from mt2o_ext.weighting import (
     UPGrad,
     Weighting,
 )
+from support.optim.problems import Batches, assert_same, make_model, rows, several, snapshot, task_losses, train
+from support.optim.towers import Towers, batch_of
 
 WEIGHTS = [[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]]
 METHODS: list[Callable[[], Weighting]] = [

@@ -7,17 +7,17 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import priority_model
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, task_losses
 from torch import Tensor, nn
-from towers import Towers, batch_of, weighted
 
 from mt2o_ext import MT2OFused, WeightedFused
 from mt2o_ext.base import SGD, Adam
 from mt2o_ext.transfer import DistanceDecrease
 from mt2o_ext.weighting import CAGrad, MoCo
+from support.optim import priority_model
+from support.optim.problems import Batches, assert_same, make_model, task_losses
+from support.optim.towers import Towers, batch_of, weighted
 
 Made = tuple[nn.Module, Any, Callable[[int], object]]
 

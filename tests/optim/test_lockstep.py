@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import TWINS, Batches, Kind, Twin, assert_same, make_model, rows, set_gradients, task_losses
 from torch import Tensor
 
 from mt2o_ext import MT2OFused
 from mt2o_ext.base import BASE_RULES, AdamW
+from support.optim.problems import TWINS, Batches, Kind, Twin, assert_same, make_model, rows, set_gradients, task_losses
 
 SIZES = [0, 1, 3, 15, 16, 17, 4097]
 STEPS = 20

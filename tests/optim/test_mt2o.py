@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused
 from mt2o_ext.base import SGD
 from mt2o_ext.preferences import even, riesz_energy
 from mt2o_ext.transfer import Hat, Mean, Moments, Neighbours, Spectral, TransferContext, as_transfer_rule
+from support.optim.problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 
 K = 5
 

@@ -6,11 +6,21 @@ import warnings
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, rows, set_gradients, several, snapshot, task_losses, train
 
 from mt2o_ext import MT2OFused, WeightedFused
 from mt2o_ext.gradients import table
 from mt2o_ext.transfer import Hat, Mean, Moments, Spectral
+from support.optim.problems import (
+    Batches,
+    assert_same,
+    make_model,
+    rows,
+    set_gradients,
+    several,
+    snapshot,
+    task_losses,
+    train,
+)
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 

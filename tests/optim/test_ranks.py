@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from problems import assert_same
-from rank_checks import CALLS, CHECKS, DIFFERENT, KINDS, RUNS
 from torch import distributed as dist
-from towers import Towers, weighted
-from worlds import once, world
 
 from mt2o_ext.weighting import CAGrad
+from support.optim.problems import assert_same
+from support.optim.rank_checks import CALLS, CHECKS, DIFFERENT, KINDS, RUNS
+from support.optim.towers import Towers, weighted
+from support.worlds import once, world
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, rows, several, task_losses
 from torch import Tensor, nn
-from towers import Towers, batch_of, values, weighted
 
 from mt2o_ext import MT2OFused, SubproblemBank, WeightedBackward, WeightedFused, weighted_backward
 from mt2o_ext.base import SGD
 from mt2o_ext.gradients.skipped import SkippedSteps, Skips
 from mt2o_ext.scalarization import Linear, Log, Scalarization, SmoothTchebycheff, Tchebycheff
 from mt2o_ext.weighting import GLS, STCH, GradNorm, LinearWeighting, LossDomain, UncertaintyWeighting
+from support.optim.problems import Batches, assert_same, make_model, rows, several, task_losses
+from support.optim.towers import Towers, batch_of, values, weighted
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import (
+from torch import nn
+
+from mt2o_ext.base import SGD
+from support.optim.problems import (
     Batches,
     Single,
     Twin,
@@ -16,9 +19,6 @@ from problems import (
     several,
     train,
 )
-from torch import nn
-
-from mt2o_ext.base import SGD
 
 
 @pytest.mark.parametrize("base", ["adamw", "momentum"])

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from towers import Towers, batch_of, weighted
 
 from mt2o_ext import MT2OFused, WeightedBackward
 from mt2o_ext.gradients.weigher import PATIENCE
 from mt2o_ext.weighting import DWA, FAMO, RLW, STCH, CAGrad, Ema, GradNorm, Weighting
+from support.optim.towers import Towers, batch_of, weighted
 
 LEARNING = {"DWA": DWA, "STCH": STCH, "GradNorm": lambda: GradNorm(first_epoch=True), "Ema of DWA": lambda: Ema(DWA())}
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, rows, several, task_losses, train
 from torch import Tensor
-from towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
 from mt2o_ext import MT2OFused, WeightedFused
 from mt2o_ext.weighting import CAGrad
+from support.optim.problems import Batches, assert_same, make_model, rows, several, task_losses, train
+from support.optim.towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
 SCALE = 1024.0  # a power of two: scaled gradients have the same bits, but for the exponent
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from problems import (
+
+from support.optim.problems import (
     Twin,
     parameters,
     set_gradients,

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from priority_model import Batches, network, optimizer_of
 from torch import Tensor, nn
-from towers import Towers, batch_of, values, weighted
 
 from mt2o_ext import MT2OFused, WeightedBackward, WeightedFused
 from mt2o_ext.base import SGD
 from mt2o_ext.priority import mixed
+from support.optim.priority_model import Batches, network, optimizer_of
+from support.optim.towers import Towers, batch_of, values, weighted
 
 # From the losses alone, from the Gram matrix, from the rows, per tensor, of one task.
 WEIGHTINGS = ("ls", "dwa", "upgrad", "cagrad", "moco", "graddrop", "pcgrad")

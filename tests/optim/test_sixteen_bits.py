@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from priority_model import Batches, network, optimizer_of
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, WeightedFused
 from mt2o_ext.base import SGD
+from support.optim.priority_model import Batches, network, optimizer_of
 
 LR = 2.0**-13  # less than half a unit of any 16-bit value near 1: only masters see a step of gradient 1
 

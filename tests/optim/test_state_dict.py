@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import (
+from torch import nn
+
+from mt2o_ext import MT2OFused
+from mt2o_ext.base import SGD, Adam, AdamW, Lion
+from mt2o_ext.transfer import CrossLearning, DistanceDecrease, Hat, Spectral
+from support.optim.problems import (
     TWINS,
     Batches,
     Twin,
@@ -21,11 +26,6 @@ from problems import (
     task_losses,
     train,
 )
-from torch import nn
-
-from mt2o_ext import MT2OFused
-from mt2o_ext.base import SGD, Adam, AdamW, Lion
-from mt2o_ext.transfer import CrossLearning, DistanceDecrease, Hat, Spectral
 
 
 @pytest.fixture(params=TWINS, ids=str)

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from priority_model import Batches as PriorityBatches
-from priority_model import network, optimizer_of
-from problems import (
+from torch import Tensor, nn
+
+from mt2o_ext import MT2OFused
+from mt2o_ext.base import SGD
+from support.optim.priority_model import Batches as PriorityBatches
+from support.optim.priority_model import network, optimizer_of
+from support.optim.problems import (
     Batches,
     Twin,
     assert_same,
@@ -23,11 +27,7 @@ from problems import (
     snapshot,
     train,
 )
-from torch import Tensor, nn
-from towers import Towers, run, values, weighted
-
-from mt2o_ext import MT2OFused
-from mt2o_ext.base import SGD
+from support.optim.towers import Towers, run, values, weighted
 
 Change = Callable[[torch.optim.Optimizer, list[nn.Parameter]], object]
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 from torch import nn
 
 from mt2o_ext import MT2OFused, SubproblemBank, stack
 from mt2o_ext.base import SGD
+from support.optim.problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 
 K = 5
 

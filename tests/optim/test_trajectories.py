@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from samplers import CPU, CUDA, EMULATED, Backend, assert_within, same_numbers
 from torch import Tensor
-from trajectories import BY_INNER_PRODUCTS, ELEMENT_WISE, STEPS, Scenario, Trajectory
+
+from support.backends import CPU, CUDA, EMULATED, Backend, each, usable
+from support.optim.trajectories import BY_INNER_PRODUCTS, ELEMENT_WISE, STEPS, Scenario, Trajectory
+from support.samplers import assert_within, same_numbers
 
 Fault = Callable[[Tensor], object]
 pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
@@ -98,11 +100,9 @@ def assert_near(actual: Trajectory, expected: Trajectory, *, rounded_gradient: b
         before = theirs
 
 
-@pytest.fixture(params=[CUDA, EMULATED], ids=lambda backend: backend.name)
+@pytest.fixture(params=each(CUDA, EMULATED))
 def other(request: pytest.FixtureRequest) -> Backend:
-    if request.param.missing:
-        pytest.skip(request.param.missing)
-    return request.param
+    return usable(request.param)
 
 
 @pytest.mark.parametrize("name", ELEMENT_WISE)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, SubproblemBank, repeat, stack
 from mt2o_ext.base import SGD
 from mt2o_ext.transfer import TransferContext
 from mt2o_ext.weighting import CAGrad
+from support.optim.problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 
 K = 5
 

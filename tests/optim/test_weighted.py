@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import TWINS, assert_same
 from torch import Tensor, nn
-from towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
 from mt2o_ext import WeightedFused
 from mt2o_ext.base import SGD
@@ -23,6 +21,8 @@ from mt2o_ext.weighting import (
     UPGrad,
     WeightingContext,
 )
+from support.optim.problems import TWINS, assert_same
+from support.optim.towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
 
 def weighted_by_hand(model: Towers, batch: Tensor, weights: Tensor, heads: str) -> list[Tensor]:

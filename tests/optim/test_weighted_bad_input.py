@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from problems import assert_same
-from test_bad_input import LOSSES
-from towers import Towers, batch_of, run, values, weighted
 
 from mt2o_ext import WeightedFused
 from mt2o_ext.weighting import CAGrad, GradVac, MoDo, PerSegment, SDMGrad
+from support.optim.bad_losses import LOSSES
+from support.optim.problems import assert_same
+from support.optim.towers import Towers, batch_of, run, values, weighted
 
 
 def make(groups: Any = None, **options: Any) -> WeightedFused:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import assert_same
 from torch import Tensor
-from towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
 from mt2o_ext.weighting import FAMO, CAGrad, UncertaintyWeighting
+from support.optim.problems import assert_same
+from support.optim.towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
 
 @pytest.mark.parametrize("name", ["gram", "rows, memory", "each tensor", "sum", "losses"])

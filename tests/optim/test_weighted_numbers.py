@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from towers import Towers, batch_of, weighted
 
 from mt2o_ext import WeightedFused
 from mt2o_ext.base import SGD
@@ -26,6 +25,7 @@ from mt2o_ext.weighting import (
     UPGrad,
     Weighting,
 )
+from support.optim.towers import Towers, batch_of, weighted
 
 METHODS: list[Callable[[], Weighting]] = [
     MGDA, EDM, CAGrad, IMTLG, ConFIG, AlignedMTL, NashMTL, FairGrad, UPGrad, DualProj, PCGrad, GradVac,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from problems import assert_same
 from torch import nn
-from towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
 from mt2o_ext import WeightedFused
 from mt2o_ext.base import Adam
 from mt2o_ext.weighting import FAMO, CAGrad, GradVac, NashMTL, PCGrad, PerSegment
+from support.optim.problems import assert_same
+from support.optim.towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
 
 
 def snapshot(optimizer: WeightedFused, model: nn.Module) -> dict[str, Any]:

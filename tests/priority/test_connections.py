@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from priority_strengths import explicit_strengths, randomised
 from torch import nn
 
 from mt2o_ext.priority import Connection, TaskBatchNorm, TaskLayerNorm, TaskNorm, find_connections
+from support.priority_strengths import explicit_strengths, randomised
 
 LAYERS = {
     "convolution": (nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)),

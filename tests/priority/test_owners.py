@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from priority_strengths import channel_of_elements, filters, randomised
 from torch import Tensor, nn
 
 from mt2o_ext.ops import PriorityRecord
 from mt2o_ext.priority import Connection, TaskNorm, channel_owners
 from mt2o_ext.priority.owners import TIE, LayerSums
+from support.priority_strengths import channel_of_elements, filters, randomised
 
 CPU = torch.device("cpu")
 

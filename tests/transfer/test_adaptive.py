@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from quadratics import line_preferences
 from torch import Tensor
-from transfer_problems import (
+
+from mt2o_ext.transfer import (
+    CrossLearning,
+    DistanceDecrease,
+)
+from support.quadratics import line_preferences
+from support.transfer_problems import (
     assert_close,
     centred_gram,
     context,
@@ -15,11 +20,6 @@ from transfer_problems import (
     matrices,
     noisy_grams,
     normal,
-)
-
-from mt2o_ext.transfer import (
-    CrossLearning,
-    DistanceDecrease,
 )
 
 

@@ -8,19 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from quadratics import line_preferences, random_preferences
 from torch import Tensor
-from transfer_problems import (
-    assert_close,
-    centred_gram,
-    context,
-    generator,
-    identity,
-    matrices,
-    noisy_grams,
-    normal,
-    simplex_lattice,
-)
 
 from mt2o_ext.transfer import (
     MGD,
@@ -31,6 +19,18 @@ from mt2o_ext.transfer import (
     Spectral,
 )
 from mt2o_ext.transfer.polynomial import orthonormal_polynomials
+from support.quadratics import line_preferences, random_preferences
+from support.transfer_problems import (
+    assert_close,
+    centred_gram,
+    context,
+    generator,
+    identity,
+    matrices,
+    noisy_grams,
+    normal,
+    simplex_lattice,
+)
 
 
 def test_identity_does_nothing():

@@ -8,11 +8,22 @@ import warnings
 
 import pytest
 import torch
-from quadratics import line_preferences
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._pytree import tree_map_only
-from transfer_problems import (
+
+from mt2o_ext.transfer import (
+    CrossLearning,
+    DistanceDecrease,
+    Hat,
+    Identity,
+    Mean,
+    Spectral,
+    check_mix,
+    register,
+)
+from support.quadratics import line_preferences
+from support.transfer_problems import (
     RULES,
     SYMMETRIC,
     assert_close,
@@ -24,17 +35,6 @@ from transfer_problems import (
     noisy_grams,
     normal,
     simplex_lattice,
-)
-
-from mt2o_ext.transfer import (
-    CrossLearning,
-    DistanceDecrease,
-    Hat,
-    Identity,
-    Mean,
-    Spectral,
-    check_mix,
-    register,
 )
 
 

@@ -7,15 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from quadratics import line_preferences
 from torch import Tensor
-from transfer_problems import (
-    assert_close,
-    centred_gram,
-    context,
-    matrices,
-    normal,
-)
 
 from mt2o_ext.transfer import (
     MGD,
@@ -36,6 +28,14 @@ from mt2o_ext.transfer import (
     WithLearningRate,
     as_transfer_rule,
     check_mix,
+)
+from support.quadratics import line_preferences
+from support.transfer_problems import (
+    assert_close,
+    centred_gram,
+    context,
+    matrices,
+    normal,
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from weighting_problems import assert_close, normal, rows_of
 
 from mt2o_ext.weighting import (
     DBMTL,
@@ -30,6 +29,7 @@ from mt2o_ext.weighting import (
     Rescale,
     UPGrad,
 )
+from support.weighting.problems import assert_close, normal, rows_of
 
 
 def gram(seed: int = 0, tasks: int = 4) -> Tensor:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from weighting_problems import (
+
+from mt2o_ext import WeightedFused, contrib, weighting
+from mt2o_ext.contrib import LDCMTL, WPCGrad
+from mt2o_ext.weighting import Draw, WeightingContext
+from support.weighting.problems import (
     KINDS,
     adam,
     assert_close,
@@ -17,10 +21,6 @@ from weighting_problems import (
     pcgrad,
     rows_of,
 )
-
-from mt2o_ext import WeightedFused, contrib, weighting
-from mt2o_ext.contrib import LDCMTL, WPCGrad
-from mt2o_ext.weighting import Draw, WeightingContext
 
 
 def test_names_are_not_taken_but_the_message_tells_where_they_are():

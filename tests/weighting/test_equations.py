@@ -6,9 +6,6 @@ import math
 
 import pytest
 import torch
-from gram_checks import SIZES, every_problem, preferences_of, products
-from gram_samplers import REGULAR, gram_problem
-from weighting_problems import assert_close, assert_parallel
 
 from mt2o_ext.weighting import (
     EDM,
@@ -27,6 +24,9 @@ from mt2o_ext.weighting import (
     UPGrad,
     Weighting,
 )
+from support.gram_samplers import REGULAR, gram_problem
+from support.weighting.gram_checks import SIZES, every_problem, preferences_of, products
+from support.weighting.problems import assert_close, assert_parallel
 
 
 @every_problem(REGULAR)

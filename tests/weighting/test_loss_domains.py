@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from weighting_problems import METHODS, VARIANTS, every_weighting, steps
 
 from mt2o_ext import MT2OFused, WeightedBackward, WeightedFused
 from mt2o_ext import weighting as W
 from mt2o_ext.base import SGD
 from mt2o_ext.weighting import LossDomain, Needs
+from support.weighting.problems import METHODS, VARIANTS, every_weighting, steps
 
 LATER_ANY = LossDomain.POSITIVE_AT_FIRST
 LATER_ZERO = LossDomain.POSITIVE_AT_FIRST_THEN_NON_NEGATIVE

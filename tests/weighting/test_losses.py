@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from weighting_problems import adam, assert_close, by_autograd, normal
 
 from mt2o_ext.weighting import (
     DWA,
@@ -24,6 +23,7 @@ from mt2o_ext.weighting import (
     Weighting,
 )
 from mt2o_ext.weighting.learning import TableAdam
+from support.weighting.problems import adam, assert_close, by_autograd, normal
 
 
 def losses(num_tasks: int = 4, seed: int = 0) -> Tensor:

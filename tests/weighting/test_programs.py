@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gram_checks import SIZES, every_problem, preferences_of, products
-from gram_samplers import REGULAR, gram_problem
 from torch import Tensor
-from weighting_problems import assert_close, assert_parallel, normal
 
 from mt2o_ext.weighting import (
     EDM,
@@ -19,6 +16,9 @@ from mt2o_ext.weighting import (
     SDMGrad,
     UPGrad,
 )
+from support.gram_samplers import REGULAR, gram_problem
+from support.weighting.gram_checks import SIZES, every_problem, preferences_of, products
+from support.weighting.problems import assert_close, assert_parallel, normal
 
 
 @every_problem()

@@ -7,17 +7,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from weighting_problems import (
-    KINDS,
-    assert_close,
-    assert_parallel,
-    assert_same_direction,
-    bound,
-    context,
-    normal,
-    pcgrad,
-    rows_of,
-)
 
 from mt2o_ext.weighting import (
     EDM,
@@ -28,6 +17,17 @@ from mt2o_ext.weighting import (
     UPGrad,
 )
 from mt2o_ext.weighting.draw import meeting_orders, shared_order
+from support.weighting.problems import (
+    KINDS,
+    assert_close,
+    assert_parallel,
+    assert_same_direction,
+    bound,
+    context,
+    normal,
+    pcgrad,
+    rows_of,
+)
 
 SIZES = (2, 3, 8)
 

@@ -12,7 +12,6 @@ import mpmath
 import pytest
 import torch
 from torch import Tensor
-from weighting_problems import normal
 
 from mt2o_ext import WeightedFused, weighted_backward
 from mt2o_ext.base import SGD
@@ -33,6 +32,7 @@ from mt2o_ext.weighting import (
     SDMGrad,
     UPGrad,
 )
+from support.weighting.problems import normal
 
 mp = mpmath.mp
 Weights = list[mpmath.mpf]

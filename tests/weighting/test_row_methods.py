@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from weighting_problems import assert_close, normal, rows_of
 
 from mt2o_ext.weighting import (
     DBMTL,
@@ -18,6 +17,7 @@ from mt2o_ext.weighting import (
     Weighting,
     WeightingContext,
 )
+from support.weighting.problems import assert_close, normal, rows_of
 
 TASKS, COLUMNS = 3, 12
 

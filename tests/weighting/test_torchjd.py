@@ -6,9 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from gram_samplers import gram_problem
 from torch import Tensor
-from weighting_problems import assert_close
 
 from mt2o_ext.weighting import (
     IMTLG,
@@ -31,6 +29,8 @@ from mt2o_ext.weighting import (
     UPGrad,
     WeightingContext,
 )
+from support.gram_samplers import gram_problem
+from support.weighting.problems import assert_close
 
 aggregation = pytest.importorskip("torchjd.aggregation", reason="TorchJD is not installed: pip install mt2o_ext[test]")
 

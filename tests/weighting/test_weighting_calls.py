@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from weighting_problems import (
+
+from mt2o_ext.weighting import Draw, Needs, Weighting, WeightingContext
+from support.weighting.problems import (
     METHODS,
     VARIANTS,
     assert_close,
@@ -12,8 +14,6 @@ from weighting_problems import (
     normal,
     steps,
 )
-
-from mt2o_ext.weighting import Draw, Needs, Weighting, WeightingContext
 
 
 @every_weighting()

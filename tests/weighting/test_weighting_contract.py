@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from weighting_problems import (
+
+from mt2o_ext import _native
+from mt2o_ext.weighting import Needs
+from support.weighting.problems import (
     KINDS,
     METHODS,
     VARIANTS,
@@ -20,9 +23,6 @@ from weighting_problems import (
     steps,
     untested,
 )
-
-from mt2o_ext import _native
-from mt2o_ext.weighting import Needs
 
 # Their numbers are in units of the losses, and they say so: no scale law.
 UNSCALED = ("uw", "imtl-l", "stch in units", "cdtt unit", "moco raw", "modo raw")

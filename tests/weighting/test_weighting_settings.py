@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from weighting_problems import METHODS
 
 import mt2o_ext
 from mt2o_ext import contrib
 from mt2o_ext import weighting as W
+from support.weighting.problems import METHODS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "weightings.py"
 NO_METHODS = ("Draw", "LossDomain", "Needs", "Weighting", "WeightingContext")

@@ -6,7 +6,8 @@ import io
 
 import pytest
 import torch
-from weighting_problems import (
+
+from support.weighting.problems import (
     METHODS,
     VARIANTS,
     every_weighting,

@@ -16,7 +16,7 @@ from tools.gpu_check.runner import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 from emulator import library
-from samplers import FLOATS, HALVES, Layout, Sampler, StepProblem
+from support.samplers import FLOATS, HALVES, Layout, Sampler, StepProblem
 
 LAYOUT = Layout((5000, 1, 0, 2049, 33))
 

@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from priority_model import TASKS, Batches, network, optimizer_of
 from torch import Tensor, nn
 from torch import distributed as dist
-from towers import WEIGHTINGS, Towers, batch_of, values, weighted
-from worlds import Check
 
 from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
 from mt2o_ext.base import SGD
 from mt2o_ext.scalarization import SmoothTchebycheff
 from mt2o_ext.weighting import DWA, FAMO, MGDA, CAGrad, PCGrad, UncertaintyWeighting, UPGrad, Weighting
+from support.optim.priority_model import TASKS, Batches, network, optimizer_of
+from support.optim.towers import WEIGHTINGS, Towers, batch_of, values, weighted
+from support.worlds import Check
 
 STEPS = 3
 CORNERS = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
-from samplers import Backend, Layout, rounding, unit
 from torch import Tensor
+
+from support.backends import Backend
+from support.samplers import Layout, rounding, unit
 
 TILE, LANES = 1024, 16  # float32 sums go over a tile, each lane by itself
 

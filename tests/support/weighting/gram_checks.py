@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gram_samplers import KINDS, GramProblem, gram_problem
 from torch import Tensor
-from weighting_problems import normal
+
+from support.gram_samplers import KINDS, GramProblem, gram_problem
+from support.weighting.problems import normal
 
 SIZES = (2, 3, 8, 40)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from foreign import library
-from loops import LOOPS, Loop
 from torch import Tensor, nn
+
+from support.clients.foreign import library
+from support.clients.loops import LOOPS, Loop
 
 transformers: Any = library("transformers")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from samplers import CUDA
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mt2o_ext import device
+from support.backends import CUDA, usable
 
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "item", "masked_select", "unique")
 
@@ -107,12 +107,11 @@ class OnCuda:
 Graphs = OnCpu | OnCuda
 
 
-@pytest.fixture(params=["recorded", "cuda"])
+@pytest.fixture(params=["recorded", pytest.param("cuda", marks=pytest.mark.gpu)])
 def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
     if request.param == "recorded":
         yield OnCpu(monkeypatch)
-    elif CUDA.missing:
-        pytest.skip(CUDA.missing)
     else:
+        usable(CUDA)
         with torch.cuda.stream(torch.cuda.Stream()):  # steps before a capture must not be on the default stream
             yield OnCuda()

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from plain_lion import PlainLion
 
 from mt2o_ext import base
 from mt2o_ext.base import BASE_RULES, AdamW, BaseRule, as_base_rule
 from mt2o_ext.entries import ENTRIES
 from mt2o_ext.ops import FIELDS, MOMENTS, Rule
+from support.plain_lion import PlainLion
 
 PEERS: dict[str, Any] = {
     "sgd": torch.optim.SGD,
@@ -109,7 +109,7 @@ def test_a_rule_of_ones_own() -> None:
 # ---------------------------------------------------------------------- the page
 @pytest.fixture(scope="module")
 def document() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "docs" / "base_rules.py"
+    path = Path(__file__).resolve().parents[2] / "docs" / "base_rules.py"
     spec = importlib.util.spec_from_file_location("base_rules_document", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from samplers import Backend, Layout, Sampler
 from torch import Tensor
 
 from mt2o_ext.ops import PriorityRecord, plan_priority
+from support.backends import Backend
+from support.samplers import Layout, Sampler
 
 # (runs, channels, length) of tensors, by layer (-1: plain): a convolution with bias, depthwise, a transposed
 # convolution, attention heads of a joint projection, one channel over several chunks, elements side by side.

@@ -16,7 +16,7 @@ import build_backend
 import setup as build_script  # under this name, pytest 7 would call it
 from tools import check_wheel, floor
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HEADER = "torch/include/torch/csrc/stable/tensor.h"
 
 

@@ -11,10 +11,10 @@ import mmap
 from dataclasses import dataclass
 
 import torch
-from samplers import Layout
 from torch import Tensor
 
 from mt2o_ext.ops import address_table
+from support.samplers import Layout
 
 PAGE = mmap.PAGESIZE
 PROT_NONE, PROT_READ = 0, 1

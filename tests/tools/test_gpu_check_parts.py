@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from samplers import Layout
 from torch import Tensor
 
 from mt2o_ext.ops import reference_solve
+from support.samplers import Layout
 from tools.gpu_check import bits, counters, problems, recorder, sanitize, smoke, suite
 from tools.gpu_check.runner import ROOT
 

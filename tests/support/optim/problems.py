@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from plain_lion import PlainLion
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, WeightedFused
 from mt2o_ext.base import SGD, Adam, AdamW, BaseRule, Lion
+from support.plain_lion import PlainLion
 
 Kind = type[MT2OFused] | type[WeightedFused]
 Single = Callable[..., MT2OFused | WeightedFused]

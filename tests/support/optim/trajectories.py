@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from priority_model import network
 from torch import Tensor, nn
 
 from mt2o_ext import ConnectionStrengthFused, MT2OFused, WeightedFused
@@ -20,6 +19,7 @@ from mt2o_ext.base import SGD, AdamW
 from mt2o_ext.optim.base import FlatOptimizer
 from mt2o_ext.priority import find_connections, mixed
 from mt2o_ext.transfer import Hat, Mean, Moments, Spectral, TransferContext
+from support.optim.priority_model import network
 
 STEPS = 20
 INFINITE = 7  # at this step one gradient is, where a scaler looks for it

@@ -12,14 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from priority_model import network
-from problems import make_model, task_losses
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-from towers import WEIGHTINGS, Towers, weighted
 
 from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, _native
 from mt2o_ext.base import AdamW
@@ -37,6 +34,9 @@ from mt2o_ext.transfer import (
     Spectral,
     WithLearningRate,
 )
+from support.optim.priority_model import network
+from support.optim.problems import make_model, task_losses
+from support.optim.towers import WEIGHTINGS, Towers, weighted
 
 _setup_privateuseone_for_python_backend("gpu")
 GPU = torch.device("gpu", 0)

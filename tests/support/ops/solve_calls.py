@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from gram_samplers import KINDS, TASKS, GramProblem, gram_problems
 from hypothesis import strategies as st
-from samplers import Backend
 from torch import Tensor
 
 from mt2o_ext.ops import workspace_size
+from support.backends import Backend
+from support.gram_samplers import KINDS, TASKS, GramProblem, gram_problems
 
 # The reference takes long for many tasks.
 MOST_TASKS = {"reference": 5}

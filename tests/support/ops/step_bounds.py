@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from samplers import StepProblem, unit
 from torch import Tensor
 
 from mt2o_ext.ops import FIELDS, Order, Rule
+from support.samplers import StepProblem, unit
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
     flag
     for group in json.loads((ROOT / "sources.json").read_text())["libraries"]["_C_cuda"].values()

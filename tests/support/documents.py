@@ -21,7 +21,7 @@ markdown_it = pytest.importorskip(
     "markdown_it", reason="pages are parsed by markdown-it-py: pip install mt2o_ext[test]"
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HTML = {"<sub>", "</sub>"}  # that is meant; any other is a formula's "<", which a browser would hide
 LANGUAGES = {"python", "pycon"}  # of fences: programs, and sessions with answers; commands are indented
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loops import BATCH, LOOPS, Net, everything, loader, losses
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from mt2o_ext import WeightedBackward
+from support.clients.loops import BATCH, LOOPS, Net, everything, loader, losses
 
 Found = dict[str, Any]
 
@@ -58,7 +58,7 @@ def plain(name: str, rank: int, ranks: int) -> Found:
 
 
 def in_lightning(name: str, rank: int, ranks: int) -> Found:
-    from test_lightning import Module, trainer
+    from support.clients.lightning import Module, trainer
 
     as_launched(rank, ranks)
     module = Module(name)
@@ -100,8 +100,8 @@ def in_accelerate(name: str, rank: int, ranks: int) -> Found:
 
 
 def in_trainer(name: str, rank: int, ranks: int) -> Found:
-    from bert import loop_of, model
-    from test_transformers import Trainer
+    from support.clients.bert import loop_of, model
+    from support.clients.trainer import Trainer
 
     as_launched(rank, ranks)
     loop = loop_of(name, model(), **options(name))

@@ -1,0 +1,1 @@
+"""Code that several tests share: problems, models, backends, loops.  `tests` is on pytest's path (pyproject.toml)."""

@@ -1,0 +1,128 @@
+"""A call of every operator, with arguments that its schema allows, by the name of the case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt2o_ext import ops
+from mt2o_ext.ops import Order, PriorityRecord, Rule, plan_priority
+from support.ops.scattered import Scattered, scattered
+from support.samplers import Layout, Sampler, StepProblem
+
+Arguments = tuple[list[Any], dict[str, Any]]
+
+LAYOUTS = {"contiguous": (40, 2100), "empty": (), "one element": (1,), "padded rows": (40, 17)}
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values in rows that lie 32 elements further apart."""
+    wide = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 32, dtype=tensor.dtype)[..., : tensor.shape[-1]]
+    return wide.copy_(tensor)
+
+
+def clean(tensor: Tensor) -> Tensor:
+    return tensor.nan_to_num(0.0)  # opcheck compares tensors, and NaN equals nothing
+
+
+def combine_arguments(sampler: Sampler) -> Arguments:
+    return [clean(sampler.poisoned(3)), clean(sampler.rows(3, 2)), sampler.weights(3, 2), sampler.layout.chunks], {}
+
+
+def gram_arguments(sampler: Sampler, *, cross: bool = False, centre: bool = False, diagonal: bool = False) -> Arguments:
+    segments, chunks = len(sampler.layout.numels), sampler.layout.chunks
+    out = torch.zeros(2, segments, *((3,) if diagonal else (3, 3)), dtype=torch.float64)
+    partials = torch.zeros(2, len(chunks), 3 if diagonal else 9 if cross else 6, dtype=torch.float64)
+    rows, others = clean(sampler.rows(2, 3)), clean(sampler.rows(2, 3)) if cross else None
+    return [out, partials, rows, others, chunks], {"centre": centre, "diagonal": diagonal}
+
+
+@cache  # the same memory for every call
+def addressed(numels: tuple[int, ...], rows: int, tasks: int) -> Scattered:
+    layout = Layout(numels)
+    return scattered(Sampler(layout).rows(rows, tasks), layout)
+
+
+def by_address(operator: str, arguments: Callable[[Sampler], Arguments], sampler: Sampler) -> Arguments:
+    """The same arguments, but that the gradients lie somewhere else."""
+    names = list(signature(getattr(ops, operator)).parameters)
+    at, last = names.index("rows" if operator == "gram_" else "grads"), names.index("addresses")
+    positional, named = arguments(sampler)
+    rows, tasks, _ = positional[at].shape
+    apart = addressed(sampler.layout.numels, rows, tasks)
+    positional[at] = apart.like
+    return [*positional[:last], apart.addresses], named
+
+
+def transfer_arguments(sampler: Sampler) -> Arguments:
+    return [clean(sampler.rows(3)), sampler.mix(3, 3), sampler.layout.chunks], {}
+
+
+def finite_arguments(sampler: Sampler) -> Arguments:
+    return [torch.zeros(3), clean(sampler.rows(3, 2)), sampler.layout.chunks], {}
+
+
+def priority_arguments(sampler: Sampler) -> Arguments:
+    layout = sampler.layout
+    records = [
+        PriorityRecord(index, 0, 1, offset, numel, 1)
+        for index, (offset, numel) in enumerate(zip(layout.offsets, layout.numels, strict=True))
+    ]
+    tables = plan_priority(records)
+    dots = torch.zeros(len(tables[1]), 3, 3, dtype=torch.float64)
+    coefficients = torch.zeros(len(records), 3, dtype=torch.float64)
+    grads, out = clean(sampler.rows(3)), clean(sampler.poisoned(1))[0]
+    return [out, dots, coefficients, grads, torch.tensor([1]), *tables], {}
+
+
+def step_arguments(sampler: Sampler, rule: Rule = Rule.AMSGRAD, *, everything: bool = True) -> Arguments:
+    problem = StepProblem.sample(sampler, 3, 2 if everything else 1, rule)
+    if everything:
+        problem = replace(
+            problem,
+            ema=sampler.rows(3),
+            low_precision=sampler.rows(3, dtype=torch.bfloat16),
+            mix=sampler.mix(3, 3),
+            active=torch.ones(3, len(sampler.layout.numels), dtype=torch.bool),
+            grad_scale=torch.tensor([2.0]),
+            found_inf=torch.zeros(3),
+        )
+    arguments = [clean(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in problem.arguments()]
+    return arguments, {"rule": int(rule), "order": int(Order.CONSENSUS)}
+
+
+def plain_step_arguments(sampler: Sampler) -> Arguments:
+    return step_arguments(sampler, Rule.SGD, everything=False)
+
+
+CASES: dict[str, tuple[str, Callable[[Sampler], Arguments]]] = {
+    "combine": ("combine_", combine_arguments),
+    "gram": ("gram_", gram_arguments),
+    "centred gram": ("gram_", partial(gram_arguments, centre=True)),
+    "cross gram": ("gram_", partial(gram_arguments, cross=True)),
+    "diagonal": ("gram_", partial(gram_arguments, diagonal=True)),
+    "transfer": ("transfer_", transfer_arguments),
+    "finite": ("finite_", finite_arguments),
+    "priority": ("priority_", priority_arguments),
+    "step": ("step_", step_arguments),
+    "plain step": ("step_", plain_step_arguments),
+    "combine by address": ("combine_", partial(by_address, "combine_", combine_arguments)),
+    "gram by address": ("gram_", partial(by_address, "gram_", gram_arguments)),
+    "diagonal by address": ("gram_", partial(by_address, "gram_", partial(gram_arguments, diagonal=True))),
+    "finite by address": ("finite_", partial(by_address, "finite_", finite_arguments)),
+    "step by address": ("step_", partial(by_address, "step_", step_arguments)),
+}
+
+
+def arguments_of(case: str, layout: str = "contiguous") -> Arguments:
+    positional, named = CASES[case][1](Sampler(Layout(LAYOUTS[layout])))
+    if layout == "padded rows":
+        row = Layout(LAYOUTS[layout]).row
+        positional = [strided(a) if isinstance(a, Tensor) and a.shape[-1:] == (row,) else a for a in positional]
+    return positional, named
