@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..base import BaseRule
+from ..device import host_knows
 from ..gradients.options import check_task
 from ..gradients.table import GradientTable
 
@@ -58,17 +59,19 @@ def listed_of(group: Any) -> list[Any]:
 def about_unreached(groups: Sequence[dict[str, Any]], tables: Sequence[GradientTable]) -> str | None:
     """Return the words about trainable parameters that have no gradient in these tables; None: all have one.
 
-    For a head, zeros are none: losses that were stacked lead to the heads of all tasks.
+    For a head, zeros are none, as far as the host knows them: losses that were stacked lead to the heads of all tasks.
     """
     grads: dict[Tensor, list[Tensor]] = {}
     for table in tables:
         for p, of_slots in zip(table.layout.parameters, zip(*table.tensors, strict=True), strict=True):
             grads[p] = [grad for grad in of_slots if grad is not None]
-    left = [
-        (label, task)
-        for label, p, task in _labelled(groups)
-        if p.requires_grad and not (any(bool(g.any()) for g in grads.get(p, [])) if task is not None else grads.get(p))
-    ]
+    left = []
+    for label, p, task in _labelled(groups):
+        found = grads.get(p, [])
+        if task is not None:
+            found = [grad for grad in found if not host_knows(grad) or bool(grad.any())]
+        if p.requires_grad and not found:
+            left.append((label, task))
     if not left:
         return None
     told = [label if task is None else f"{label} (of a group with task={task})" for label, task in left[:5]]

@@ -41,7 +41,7 @@ def test_padding_between_rows_changes_nothing(case: str) -> None:
     for a, b in zip(dense, padded, strict=True):
         if isinstance(a, Tensor):
             assert same_bits(a, b)
-            if b._base is not None:
+            if b._base is not None and b.is_floating_point():  # a table of addresses is a view of another form
                 assert not bool(b._base[..., b.shape[-1] :].any())
 
 

@@ -228,7 +228,7 @@ def test_what_is_read_by_addresses_is_neither_centred_nor_crossed(backend: Backe
 
 def test_the_reference_cannot_read_the_memory_of_another_device() -> None:
     meta = torch.empty(1, 1, 16, device="meta")
-    with pytest.raises(RuntimeError, match="not by the reference on meta"):
+    with pytest.raises(RuntimeError, match="expected gradients in a buffer for the reference on meta"):
         ops.reference.finite_(torch.zeros(1), meta, torch.tensor([[0, 0, 16]]), torch.ones(1, 1, 1))
 
 
