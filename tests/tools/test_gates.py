@@ -68,7 +68,7 @@ def test_a_kernel_without_a_rule():
 
 def test_every_kernel_has_a_rule_and_every_rule_a_kernel():
     text = "".join(path.read_text() for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu*")))
-    kernels = set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text))
+    kernels = set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)\(", text))
     assert len(kernels) == text.count("__global__")
     ruled = {name for pattern in gate.RULES for name in re.findall(r"\w+", re.sub(r"<.*", "", pattern))}
     assert kernels == ruled
