@@ -8,26 +8,21 @@ template <class G, class O>
 static void check_combine(int64_t rows, int64_t tasks) {
   Random random;
   const Layout layout = plan_layout(numels);
-  const Matrix<G> grads = random.matrix<G>(rows * tasks, layout);
+  Matrix<G> grads = random.matrix<G>(rows * tasks, layout);
+  set_some_to_zero(grads, layout);
+  const BothWays<G> both(grads, tasks, layout);
   const std::vector<double> weights = random.weights(rows * tasks);
   Matrix<O> expected(rows, layout);
-  Combine s = {rows,
-               tasks,
-               grads.values.data(),
-               type_of<G>,
-               tasks * grads.row,
-               grads.row,
-               expected.values.data(),
-               type_of<O>,
-               expected.row,
-               weights.data(),
-               layout.chunks.data()};
+  Combine s = {rows,       tasks,        both.all().front(), expected.values.data(),
+               type_of<O>, expected.row, weights.data(),     layout.chunks.data()};
   kernels().combine(s, 0, int64_t(layout.chunks.size()));
   for_orders([&] {
-    Matrix<O> out(rows, layout);
-    s.out = out.values.data();
-    check_launched(cuda::combine(s, extent_of(layout), nullptr));
-    CHECK_EQUAL(out.bytes(), expected.bytes());
+    for (const Gradients& where : both.all()) {
+      Matrix<O> out(rows, layout);
+      s.grads = where, s.out = out.values.data();
+      check_launched(cuda::combine(s, extent_of(layout), nullptr));
+      CHECK_EQUAL(out.bytes(), expected.bytes());
+    }
   });
 }
 

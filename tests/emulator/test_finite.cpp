@@ -10,14 +10,17 @@ static void check_finite() {
   const Layout layout = plan_layout(numels);
   const int64_t rows = 3, tasks = 2;
   Matrix<G> grads = random.matrix<G>(rows * tasks, layout);
+  set_some_to_zero(grads, layout);
   grads[0][0] = rounded<G>(type_of<G> == Type::float16 ? 65504. : 3e38);  // large, but finite
   const auto check = [&](const std::vector<float>& expected) {
+    const BothWays<G> both(grads, tasks, layout);
     for_orders([&] {
-      std::vector<float> flags(rows, 0.f);
-      const Finite s = {rows,      tasks,        grads.values.data(), type_of<G>, tasks * grads.row,
-                        grads.row, flags.data(), layout.chunks.data()};
-      check_launched(cuda::finite(s, extent_of(layout), nullptr));
-      CHECK_EQUAL(flags, expected);
+      for (const Gradients& where : both.all()) {
+        std::vector<float> flags(rows, 0.f);
+        const Finite s = {rows, tasks, where, flags.data(), layout.chunks.data()};
+        check_launched(cuda::finite(s, extent_of(layout), nullptr));
+        CHECK_EQUAL(flags, expected);
+      }
     });
   };
   check({0.f, 0.f, 0.f});

@@ -30,18 +30,24 @@ template <class G>
 static void check_gram(const GramCase& of, double offset, double scale, double tolerance) {
   Random random;
   const Layout layout = plan_layout(numels);
-  const Matrix<G> x = random.matrix<G>(of.batch * of.rows, layout, scale, offset);
+  Matrix<G> x = random.matrix<G>(of.batch * of.rows, layout, scale, offset);
+  if (!of.centre) set_some_to_zero(x, layout);
   const Matrix<G> others = random.matrix<G>(of.batch * of.rows, layout, scale, offset);
   const Matrix<G>& y = of.cross() ? others : x;
   Gram s = gram_arguments(of, layout, x, y);
   const int64_t segments = int64_t(numels.size()), size = of.diagonal() ? of.rows : of.rows * of.rows;
+  const BothWays<G> both(x, of.rows, layout);
+  std::vector<Gradients> ways = both.all();
+  if (of.cross() || of.centre) ways.pop_back();
   std::vector<double> first;
   for_orders([&] {
-    std::vector<double> partials(of.batch * s.num_chunks * gram_sums(s), NAN), out(of.batch * segments * size, NAN);
-    s.partials = partials.data();
-    check_launched(cuda::gram(s, out.data(), segments, nullptr));
-    if (first.empty()) check_segments(of, x, y, layout, first = out, tolerance);
-    CHECK_EQUAL(out, first);
+    for (const Gradients& where : ways) {
+      std::vector<double> partials(of.batch * s.num_chunks * gram_sums(s), NAN), out(of.batch * segments * size, NAN);
+      s.values = where, s.partials = partials.data();
+      check_launched(cuda::gram(s, out.data(), segments, nullptr));
+      if (first.empty()) check_segments(of, x, y, layout, first = out, tolerance);
+      CHECK_EQUAL(out, first);
+    }
   });
 }
 
@@ -53,8 +59,12 @@ TEST(of_float) {
   check_gram<float>({1, 5, Pairs::cross, false}, 0., 1., 1e-6);
   check_gram<float>({2, 3, Pairs::diagonal, true}, 0., 1., 1e-6);
   check_gram<float>({1, 5, Pairs::cross_diagonal, false}, 0., 1., 1e-13);
+  check_gram<float>({2, 5, Pairs::diagonal, false}, 0., 1., 1e-13);
+  check_gram<float>({1, 11, Pairs::all, false}, 0., 1., 1e-6);
 }
 TEST(of_double) {
+  check_gram<double>({1, 4, Pairs::all, false}, 0., 1., 1e-13);
+  check_gram<double>({2, 6, Pairs::all, false}, 0., 1., 1e-13);
   check_gram<double>({1, 2, Pairs::cross, false}, 0., 1., 1e-13);
   check_gram<double>({1, 5, Pairs::all, true}, 0., 1., 1e-13);
 }

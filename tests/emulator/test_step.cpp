@@ -29,12 +29,12 @@ template <class S, class G>
 static void check_step(const StepCase& of) {
   const int64_t number = 3;
   const StepProblem<S, G> problem(of, number);
-  const Bytes expected = problem.run(kernels(), 1, step_tile).bytes();
-  for_orders([&] {
+  const Bytes expected = problem.run(kernels(), 1, step_tile, problem.both.all().front()).bytes();
+  const auto check = [&](const Gradients& where) {
     StepState<S> state = problem.start;
     Counters counters(problem);
     Step s = problem.arguments(state);
-    s.constants = counters.constants.data();
+    s.grads = where, s.constants = counters.constants.data();
     const StepCounters c = {of.rows,
                             problem.segments,
                             of.rule,
@@ -53,6 +53,9 @@ static void check_step(const StepCase& of) {
     CHECK_EQUAL(counters.step, std::vector<float>(counters.step.size(), float(number)));
     CHECK(std::memcmp(counters.constants.data(), problem.constants.data(),
                       counters.constants.size() * sizeof(StepConstants)) == 0);
+  };
+  for_orders([&] {
+    for (const Gradients& where : problem.both.all()) check(where);
   });
 }
 

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "core/gram.h"
@@ -122,6 +123,34 @@ struct Tensors {
   }
 };
 
+// Gradients [rows][tasks]: in one buffer, or each tensor of them in an allocation of its own; every seventh is missing.
+template <class G>
+class Grads {
+ public:
+  Grads(const Tensors& t, const std::vector<G>& values, int64_t rows, int64_t tasks, bool apart)
+      : buffer_(values), where_{buffer_.get(), type_of<G>, tasks * t.layout.row, t.layout.row, nullptr, 0, 0, 0} {
+    if (!apart) return;
+    std::vector<int64_t> table;
+    for (int64_t i = 0; i < rows * tasks; ++i)
+      for (int64_t s = 0; s < t.segments; ++s) {
+        const int64_t begin = t.layout.offsets[s];
+        const G* first = values.data() + i * t.layout.row + begin;
+        tensors_.push_back(std::make_unique<Array<G>>(std::vector<G>(first, first + numels[s])));
+        const auto address = reinterpret_cast<intptr_t>(tensors_.back()->get());
+        table.push_back(i % 7 == 6 ? no_gradient : int64_t(address) - begin * int64_t(sizeof(G)));
+      }
+    addresses_ = std::make_unique<Array<int64_t>>(table);
+    where_ = {nullptr, type_of<G>, 0, 0, addresses_->get(), tasks * t.segments, t.segments, 1};
+  }
+  const Gradients& where() const { return where_; }
+
+ private:
+  Array<G> buffer_;
+  std::vector<std::unique_ptr<Array<G>>> tensors_;
+  std::unique_ptr<Array<int64_t>> addresses_;
+  Gradients where_;
+};
+
 std::vector<double> mixes(int64_t matrices, int64_t rows) {
   std::vector<double> values(matrices * rows * rows, 0.1 / double(rows));
   for (int64_t i = 0; i < matrices * rows; ++i) values[i * rows + i % rows] += 0.9;
@@ -129,39 +158,36 @@ std::vector<double> mixes(int64_t matrices, int64_t rows) {
 }
 
 template <class G, class O>
-void combine(const Tensors& t, int64_t rows, int64_t tasks) {
-  const Array<G> grads(t.rows<G>(rows * tasks));
+void combine(const Tensors& t, int64_t rows, int64_t tasks, bool apart) {
+  const Grads<G> grads(t, t.rows<G>(rows * tasks), rows, tasks, apart);
   const Array<O> out(t.poison<O>(rows));
   const Array<double> weights(std::vector<double>(rows * tasks, 0.5));
-  const int64_t row = t.layout.row;
-  check(cuda::combine({rows, tasks, grads.get(), type_of<G>, tasks * row, row, out.get(), type_of<O>, row,
-                       weights.get(), t.chunks.get()},
+  check(cuda::combine({rows, tasks, grads.where(), out.get(), type_of<O>, t.layout.row, weights.get(), t.chunks.get()},
                       t.extent, nullptr),
         "combine");
   t.expect_written(out, rows, "combine");
 }
 
 template <class G>
-void finite(const Tensors& t, int64_t rows, int64_t tasks) {
+void finite(const Tensors& t, int64_t rows, int64_t tasks, bool apart) {
   std::vector<G> values = t.rows<G>(rows * tasks);
   values[t.columns - 1] = Rounded<G>::of(Scalar<G>(INFINITY));
-  const Array<G> grads(values);
+  const Grads<G> grads(t, values, rows, tasks, apart);
   const Array<float> found(std::vector<float>(rows, 0.f));
-  const int64_t row = t.layout.row;
-  check(cuda::finite({rows, tasks, grads.get(), type_of<G>, tasks * row, row, found.get(), t.chunks.get()}, t.extent,
-                     nullptr),
-        "finite");
+  check(cuda::finite({rows, tasks, grads.where(), found.get(), t.chunks.get()}, t.extent, nullptr), "finite");
   const std::vector<float> result = found.values();
   for (int64_t k = 0; k < rows; ++k) wrong += (result[k] != 0.f) != (k == 0);
 }
 
+// apart: neither crossed nor centred.
 template <class G>
-void gram(const Tensors& t, int64_t rows, bool cross, bool centre, bool diagonal) {
+void gram(const Tensors& t, int64_t rows, bool cross, bool centre, bool diagonal, bool apart = false) {
   constexpr int64_t batch = 2;
-  const Array<G> values(t.rows<G>(batch * rows)), others(t.rows<G>(batch * rows));
+  const Grads<G> values(t, t.rows<G>(batch * rows), batch, rows, apart);
+  const Array<G> others(t.rows<G>(batch * rows));
   const int64_t row = t.layout.row, chunks = t.extent.chunks, size = diagonal ? rows : rows * rows;
-  Gram s = {batch, rows,       chunks, values.get(), others.get(), type_of<G>, row,           rows * row,
-            row,   rows * row, cross,  centre,       diagonal,     nullptr,    t.chunks.get()};
+  Gram s = {batch,      rows,  chunks, values.where(), others.get(), row,
+            rows * row, cross, centre, diagonal,       nullptr,      t.chunks.get()};
   const Array<double> partials(std::vector<double>(batch * chunks * gram_sums(s), NAN));
   const Array<double> out(std::vector<double>(batch * t.segments * size, NAN));
   s.partials = partials.get();
@@ -215,11 +241,11 @@ void transfer(const Tensors& t, int64_t rows, int64_t matrices) {
 }
 
 template <class S, class G>
-void step(const Tensors& t, int64_t rows, int64_t tasks, int64_t matrices, Rule rule, Order order) {
+void step(const Tensors& t, int64_t rows, int64_t tasks, int64_t matrices, Rule rule, Order order, bool apart) {
   const Array<S> theta(t.rows<S>(rows)), first(t.rows<S>(rows)), second(t.rows<S>(rows)), most(t.rows<S>(rows)),
       average(t.rows<S>(rows));
   const Array<bfloat16> low(t.poison<bfloat16>(rows));
-  const Array<G> grads(t.rows<G>(rows * tasks));
+  const Grads<G> grads(t, t.rows<G>(rows * tasks), rows, tasks, apart);
   const Array<double> weights(std::vector<double>(rows * tasks, 0.5)), mix(mixes(matrices + 1, rows));
   std::vector<double> table(t.segments * num_fields, 0.);
   for (int64_t s = 0; s < t.segments; ++s) {
@@ -248,10 +274,7 @@ void step(const Tensors& t, int64_t rows, int64_t tasks, int64_t matrices, Rule 
                   wide ? nullptr : low.get(),
                   Type::bfloat16,
                   row,
-                  grads.get(),
-                  type_of<G>,
-                  tasks * row,
-                  row,
+                  grads.where(),
                   weights.get(),
                   constants.get(),
                   {},
@@ -306,18 +329,20 @@ template <class G, class S>
 void all_of(const Tensors& t) {
   for (const int64_t tasks : {1, 3, 6}) priority<G, S>(t, tasks), priority<G, G>(t, tasks);
   for (const int64_t rows : {1, 2, 5, 8, 17}) {
-    combine<G, S>(t, rows, 3);
-    combine<G, G>(t, rows, 2);
-    finite<G>(t, rows, 2);
-    for (const bool centre : {false, true}) {
-      gram<G>(t, rows, false, centre, false), gram<G>(t, rows, true, centre, false);
-      gram<G>(t, rows, true, centre, true);
+    for (const bool apart : {false, true}) {
+      combine<G, S>(t, rows, 3, apart);
+      combine<G, G>(t, rows, 2, apart);
+      finite<G>(t, rows, 2, apart);
+      gram<G>(t, rows, false, false, false, apart), gram<G>(t, rows, false, false, true, apart);
+      for (const int64_t matrices : {int64_t(0), int64_t(1), t.segments})
+        for (const Order order : {Order::consensus, Order::adapt_then_combine})
+          step<S, G>(t, rows, 2, rows > 1 ? matrices : 0, Rule::amsgrad, order, apart);
     }
-    for (const int64_t matrices : {int64_t(0), int64_t(1), t.segments})
-      for (const Order order : {Order::consensus, Order::adapt_then_combine})
-        step<S, G>(t, rows, 2, rows > 1 ? matrices : 0, Rule::amsgrad, order);
+    gram<G>(t, rows, false, true, false);
+    for (const bool centre : {false, true}) gram<G>(t, rows, true, centre, false), gram<G>(t, rows, true, centre, true);
   }
-  for (int64_t rule = 0; rule < num_rules; ++rule) step<S, G>(t, 3, 1, 1, Rule(rule), Order::consensus);
+  for (int64_t rule = 0; rule < num_rules; ++rule)
+    for (const bool apart : {false, true}) step<S, G>(t, 3, 1, 1, Rule(rule), Order::consensus, apart);
 }
 
 }  // namespace

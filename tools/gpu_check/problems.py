@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mt2o_ext.ops import Order, PriorityRecord, Rule, plan_priority, workspace_size
+from mt2o_ext.ops import Order, PriorityRecord, Rule, address_table, plan_priority, workspace_size
 from tools.gpu_check.runner import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -48,6 +48,7 @@ class Call:
     arguments: list[Tensor | None]
     options: dict[str, Any] = field(default_factory=dict)
     operator: str = ""  # "": that of the family
+    scattered: int | None = None  # which argument are gradients that are read from memory of their own instead
 
     def before(self) -> list[Tensor]:
         return [a for a in self.arguments if a is not None]
@@ -55,8 +56,31 @@ class Call:
     def after(self, backend: Backend) -> list[Tensor]:
         """All tensors after the call, on the CPU; those of the call stay as they are."""
         copies = [None if a is None else a.to(backend.device, copy=True) for a in self.arguments]
-        getattr(backend.operators, self.operator or f"{self.family}_")(*copies, **self.options)
+        operator = getattr(backend.operators, self.operator or f"{self.family}_")
+        if self.scattered is None:
+            operator(*copies, **self.options)
+        else:
+            grads = copies[self.scattered]
+            assert grads is not None
+            tensors, addresses = scattered(grads)
+            operator(*copies, addresses=addresses, **self.options)
+            del tensors  # lived as long as their addresses were read
         return [copy.cpu() for copy in copies if copy is not None]
+
+
+def scattered(grads: Tensor) -> tuple[list[list[list[Tensor]]], Tensor]:
+    """Copies of the tensors of gradients [K, T, P], and their addresses."""
+    layout = list(zip(LAYOUT.offsets, LAYOUT.numels, strict=True))
+    tensors = [[[task[at : at + numel].clone() for at, numel in layout] for task in row] for row in grads]
+    return tensors, address_table(tensors, LAYOUT.offsets, grads.device)
+
+
+def by_address(calls: Iterator[Call], argument: int) -> Iterator[Call]:
+    """Each call as it is and, but for centred and cross products, once more with its gradients scattered."""
+    for call in calls:
+        yield call
+        if call.family != "gram" or (call.arguments[3] is None and not call.options["centre"]):
+            yield replace(call, what=f"{call.what} by address", scattered=argument)
 
 
 def combines(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
@@ -100,7 +124,8 @@ def steps(sampler: Sampler, theta: torch.dtype, grads: torch.dtype) -> Iterator[
                     grad_scale=torch.tensor([8.0]), found_inf=torch.zeros(rows),
                 )  # fmt: skip
                 what = f"{theta} {grads} {rule.name} {order.name} {rows}x{tasks}"
-                yield Call("step", what, problem.arguments(), {"rule": int(rule), "order": int(order)})
+                arguments = problem.arguments()[:-1]  # without addresses
+                yield Call("step", what, arguments, {"rule": int(rule), "order": int(order)})
 
 
 def priorities(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
@@ -150,10 +175,10 @@ def calls() -> Iterator[Call]:
     """All of them."""
     sampler = Sampler(LAYOUT, seed=11)
     for dtype in FLOATS + HALVES:
-        yield from combines(sampler, dtype)
-        yield from grams(sampler, dtype)
-        yield from finites(sampler, dtype)
-        yield from steps(sampler, torch.float64 if dtype == torch.float64 else torch.float32, dtype)
+        yield from by_address(combines(sampler, dtype), 1)
+        yield from by_address(grams(sampler, dtype), 2)
+        yield from by_address(finites(sampler, dtype), 1)
+        yield from by_address(steps(sampler, torch.float64 if dtype == torch.float64 else torch.float32, dtype), 8)
     for dtype in FLOATS:
         yield from transfers(sampler, dtype)
     for dtype in FLOATS + HALVES:
