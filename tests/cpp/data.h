@@ -66,10 +66,14 @@ template <class G>
 class BothWays {
  public:
   BothWays(const Matrix<G>& grads, int64_t tasks, const Layout& layout)
-      : buffer_{grads.values.data(), type_of<G>, tasks * grads.row, grads.row, nullptr, 0, 0, 0},
-        apart_{
-            nullptr, type_of<G>, 0, 0, nullptr, tasks * int64_t(layout.offsets.size()), int64_t(layout.offsets.size()),
-            1} {
+      : buffer_{grads.values.data(), type_of<G>, tasks * grads.row, grads.row, nullptr, 0, 0},
+        apart_{nullptr,
+               type_of<G>,
+               0,
+               0,
+               nullptr,
+               tasks * int64_t(layout.offsets.size()),
+               int64_t(layout.offsets.size())} {
     for (int64_t i = 0; i < grads.rows; ++i)
       for (size_t segment = 0; segment < layout.offsets.size(); ++segment) add(grads[i], layout, segment);
     apart_.addresses = addresses_.data();

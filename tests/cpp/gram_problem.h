@@ -51,7 +51,7 @@ template <class G>
 Gram gram_arguments(const GramCase& of, const Layout& layout, const Matrix<G>& x, const Matrix<G>& y) {
   Gram s = {};
   s.batch = of.batch, s.rows = of.rows, s.num_chunks = int64_t(layout.chunks.size());
-  s.values = {x.values.data(), type_of<G>, of.rows * x.row, x.row, nullptr, 0, 0, 0};
+  s.values = {x.values.data(), type_of<G>, of.rows * x.row, x.row, nullptr, 0, 0};
   s.cross = of.cross(), s.centre = of.centre, s.diagonal = of.diagonal();
   if (s.cross) s.others = y.values.data(), s.others_row = y.row, s.others_batch_stride = of.rows * y.row;
   s.chunks = layout.chunks.data();
