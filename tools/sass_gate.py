@@ -32,12 +32,15 @@ class Rule:
 
 # By the kernel's name and template arguments; the first that matches the whole of it.
 RULES = {
+    # Behind addresses the compiler does not know that memory is global: LD instead of LDG.
+    r"combine_rows<.*, true>": Rule(loads=False),
     r"combine_rows<.*>": Rule(),
+    r"find_nonfinite<.*, true>": Rule(loads=False, stores=False),
     r"find_nonfinite<.*>": Rule(stores=False),
     r"step_rows<.*>": Rule(),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
     # Four columns of float or two of double for each thread; eight rows leave registers for one, 16 bits load less.
-    r"gram_chunks<(float|double), [1-4]>": Rule(stores=False, float64=FLOAT64),
+    r"gram_chunks<(float|double), [1-4], false>": Rule(stores=False, float64=FLOAT64),
     r"gram_chunks<.*>": Rule(loads=False, stores=False, float64=FLOAT64),
     r"add_chunks": Rule(loads=False, stores=False, float64=FLOAT64),
     # Products are summed in float64, and a coefficient is rounded once.
