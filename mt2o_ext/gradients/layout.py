@@ -68,6 +68,6 @@ class Layout:
         return [[self.rows_of(buffer, i, first)[k] for i in range(len(self.parameters))] for k in range(self.num_rows)]
 
     def rows_of(self, buffer: Tensor, segment: int, first: int = 0) -> Tensor:
-        """All K rows of one parameter, a view [K, *shape] of a [K, P] buffer that begins at this element."""
-        shape = (self.num_rows, *self.shapes[segment])
+        """All rows of one parameter, a view [K, *shape] of a [K, P] buffer that begins at this element."""
+        shape = (buffer.shape[0], *self.shapes[segment])
         return buffer.as_strided(shape, (buffer.stride(0), *self.strides[segment]), first + self.offsets[segment])

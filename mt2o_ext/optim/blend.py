@@ -29,21 +29,28 @@ class Blend:
         preferences: float64 [K, T].
         order: "consensus" or "adapt_then_combine"; the rule may require the second.
         moments: whether moments are blended too.
+        warm_up: the number of first steps in which all rows become their mean, whatever the rule says.
 
     Attributes:
         steps: optimizer steps taken.
         initial_lr: the learning rate that the first group started with.
     """
 
-    def __init__(self, rule: TransferRule, preferences: Tensor, order: str, moments: Moments) -> None:
+    def __init__(self, rule: TransferRule, preferences: Tensor, order: str, moments: Moments, warm_up: int = 0) -> None:
         if order not in ("consensus", "adapt_then_combine"):
             raise ValueError(f'order must be "consensus" or "adapt_then_combine", not {order!r}')
         self.rule = rule
         self.moments = moments.check(rule)
+        self.warm_up = warm_up
         self.order = Order.ADAPT_THEN_COMBINE if "adapt_then_combine" in (order, rule.order) else Order.CONSENSUS
         if self.order is Order.ADAPT_THEN_COMBINE and rule.relative:
             raise ValueError(
                 f"{type(rule).__name__} filters changes before the update (relative): use the order consensus"
+            )
+        if warm_up > 0 and rule.relative:
+            raise ValueError(
+                f"expected warm_up=0 with {type(rule).__name__} that filters changes (relative), got {warm_up}: take "
+                "relative=False"
             )
         rule.bind(preferences)
         self.preferences = preferences
@@ -66,8 +73,10 @@ class Blend:
         losses: float64 [K, T], or None.
         """
         nothing: list[Tensor | None] = [None] * len(flats)
-        if isinstance(self.rule, Identity) or len(self.preferences) == 1 or not flats:
+        if not self._counts_steps or len(self.preferences) == 1 or not flats:
             return nothing
+        if self.steps < self.warm_up:
+            return self._means(flats)
         captured = capturing(self.preferences.device)
         if captured:
             self._check_capture(self.preferences.device)
@@ -83,6 +92,17 @@ class Blend:
         if before:
             self.rule.load_state_dict(kept_in_place(before, self.rule.state_dict()))
         return list(split_matrices(mix, flats, len(self.preferences)))
+
+    @property
+    def _counts_steps(self) -> bool:
+        """True if anybody asks for the number of steps: else compiled steps need no other number each time."""
+        return self.warm_up > 0 or not isinstance(self.rule, Identity)
+
+    def _means(self, flats: Sequence[FlatParameters]) -> list[Tensor | None]:
+        device, num_rows = self.preferences.device, len(self.preferences)
+        refuse_in_graph(device, "the steps of warm_up=", "take them outside of the capture first")
+        mean = self.preferences.new_full((num_rows, num_rows), 1 / num_rows)
+        return [mean] * len(flats)
 
     def _check_capture(self, device: torch.device) -> None:
         if self.rule.counts_steps:
@@ -114,7 +134,7 @@ class Blend:
         """Blends moments, if asked for."""
         if self.moments is not Moments.KEEP:
             blend_moments(flats, matrices, self.moments)
-        if not isinstance(self.rule, Identity):  # else nobody asks, and compiled steps need no other number each time
+        if self._counts_steps:
             self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:

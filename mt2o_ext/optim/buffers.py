@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from ..base import BaseRule
 from ..device import to_device
 from ..ops import FIELDS
 from .flat import FlatParameters
+from .flat_vertices import FlatVertices
+
+if TYPE_CHECKING:
+    from .vertices import Vertices
 
 __all__ = ["Buffers"]
 
@@ -27,6 +31,7 @@ class Buffers:
         num_rows: K, the number of subproblems.
         num_tasks: T, the number of gradients of each row of the shared parameters that are kept apart.
         stacked: the parameters have a leading dimension K.
+        vertices: of the simplex whose points the K rows are, or None: the rows themselves are trained.
 
     Attributes:
         flats: the buffers.
@@ -36,10 +41,11 @@ class Buffers:
         built: whether the groups are complete and the buffers made.
     """
 
-    def __init__(self, num_rows: int, num_tasks: int, *, stacked: bool) -> None:
+    def __init__(self, num_rows: int, num_tasks: int, *, stacked: bool, vertices: Vertices | None = None) -> None:
         self.num_rows = num_rows
         self.num_tasks = num_tasks
         self.stacked = stacked
+        self.vertices = vertices
         self.flats: list[FlatParameters] = []
         self.groups: list[list[int]] = []
         self.tasks: list[list[int | None]] = []
@@ -53,6 +59,18 @@ class Buffers:
     def keeps_rows(self) -> bool:
         """True if the parameters show one of several rows."""
         return self.num_rows > 1 and not self.stacked
+
+    @property
+    def num_trained(self) -> int:
+        """The number of rows that the base rule updates."""
+        return self.num_rows if self.vertices is None else self.vertices.num_vertices
+
+    @property
+    def rows_key(self) -> str | None:
+        """Key of all trained rows in the state, where the parameters do not show all of them."""
+        if self.vertices is not None:
+            return "vertices"
+        return "subproblems" if self.keeps_rows else None
 
     @property
     def device(self) -> torch.device:
@@ -73,13 +91,7 @@ class Buffers:
                 else:
                     self._frozen.append(p)
         self.flats = [
-            FlatParameters(
-                [p for _, p in members],
-                self.num_rows,
-                num_tasks=1 if head else self.num_tasks,
-                stacked=self.stacked,
-                row=row,
-            )
+            self._flat([p for _, p in members], 1 if head else self.num_tasks, row)
             for (_, head), members in kinds.items()
         ]
         self.groups = [[index for index, _ in members] for members in kinds.values()]
@@ -91,6 +103,13 @@ class Buffers:
         self.options = []
         self._members = _membership(param_groups)
         self.built = True
+
+    def _flat(self, parameters: list[Tensor], num_tasks: int, row: int) -> FlatParameters:
+        if self.vertices is not None:
+            self.vertices.to(parameters[0].device)
+            points = self.vertices.points
+            return FlatVertices(parameters, points, num_tasks=num_tasks, stacked=self.stacked, row=row)
+        return FlatParameters(parameters, self.num_rows, num_tasks=num_tasks, stacked=self.stacked, row=row)
 
     def is_of(self, param_groups: Sequence[dict[str, Any]], held: Callable[[Tensor], bool]) -> bool:
         """True if the buffers are made for these groups as they are: the same parameters, nothing thawed."""

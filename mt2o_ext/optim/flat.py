@@ -35,6 +35,7 @@ class FlatParameters(Layout):
         row: the row that the parameters become views of (if not stacked).
 
     Attributes:
+        num_trained: the number of rows that the base rule updates: K here.
         theta: [K, P] float32 (of 16-bit parameters: their masters) or float64.
         values: what the parameters are views of: ``theta``, or for 16-bit parameters a [K, P] of their dtype.
         tasks: the gradients of T tasks.
@@ -56,29 +57,46 @@ class FlatParameters(Layout):
         row: int = 0,
     ) -> None:
         super().__init__(parameters, num_rows, stacked=stacked)
+        self.num_trained = self._trained_rows()
         self.tasks = GradientTable(self, num_tasks)
         self.combined = GradientTable(self)
         self.transferred = list(range(len(self.parameters)))
         self.transfer_chunks = self.chunks
         low = self.dtype in (torch.bfloat16, torch.float16)
-        self.theta = self._zeros(torch.float32 if low else self.dtype)
-        self.values = self._zeros(self.dtype) if low else self.theta
+        self.theta = self._zeros(self.num_trained, torch.float32 if low else self.dtype)
+        self.values = self._zeros(num_rows, self.dtype) if low or self._shows_others() else self.theta
         self.buffers: dict[str, Tensor] = {}
-        num_segments = len(self.parameters)
-        self.step = torch.zeros(num_rows, num_segments, dtype=torch.float32, device=self.device)
-        self.constants = torch.zeros(num_rows, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
+        num_segments, trained = len(self.parameters), self.num_trained
+        self.step = torch.zeros(trained, num_segments, dtype=torch.float32, device=self.device)
+        self.constants = torch.zeros(trained, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self._partials: Tensor | None = None
         self._outside: list[tuple[Tensor, Tensor]] = []  # parameters in shared memory, and their places in the row
         self._value_views = self.views(self.values)
         self._shown = [list(map(with_own_storage, views)) for views in self._value_views]  # what parameters become
         self._places = [_places(views) for views in self._value_views]
-        for k in range(len(self._value_views)):
-            self.adopt(k)
+        self._begin()
         self.activate(row)
 
-    def _zeros(self, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(self.num_rows, self.width, dtype=dtype, device=self.device)
+    def _trained_rows(self) -> int:
+        return self.num_rows
+
+    def _shows_others(self) -> bool:
+        """True if the parameters show other values than rows of theta."""
+        return False
+
+    @property
+    def shows_rounded(self) -> bool:
+        """True if the parameters show the rows of theta rounded to 16 bits."""
+        return self.values is not self.theta and not self._shows_others()
+
+    def _begin(self) -> None:
+        """Lets every row begin where the parameters are."""
+        for k in range(len(self._value_views)):
+            self.adopt(k)
+
+    def _zeros(self, num_rows: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(num_rows, self.width, dtype=dtype, device=self.device)
 
     def buffer(self, name: str) -> Tensor:
         """The buffer of this name, made of zeros where it is new."""
@@ -130,9 +148,13 @@ class FlatParameters(Layout):
     def detach_values(self, name: str | None, row: int) -> None:
         """Gives the parameters tensors of their own: copies of this row (all rows, if stacked) of a buffer."""
         source = self.values if name is None else self.buffers[name]
+        self.show(source if self.stacked else source[row : row + 1])
+
+    def show(self, rows: Tensor) -> None:
+        """Gives the parameters tensors of their own with the values of a row [1, P] (all rows [K, P], if stacked)."""
         for segment, p in enumerate(self.parameters):
-            rows = self.rows_of(source, segment)
-            values = rows if self.stacked else rows[row]
+            own = self.rows_of(rows, segment, int(rows.storage_offset()))
+            values = own if self.stacked else own[0]
             if in_shared_memory(p):
                 p.data.copy_(values)
                 continue

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
+from ..checks import check_count
 from ..device import LateFlags
 from ..entries import member, member_dict
 from ..gradients.losses import as_list, backward_done, check_losses, check_running_statistics
@@ -31,6 +32,7 @@ from .blend import Blend, hold_rows
 from .buffers import Buffers
 from .step import Plan, StepInputs, moments_of
 from .subproblems import OneModel
+from .vertices import Vertices, check_front
 
 __all__ = ["MT2OFused"]
 
@@ -84,8 +86,17 @@ class MT2OFused(OneModel):
             rule sees it; ``grad_norm`` tells how long it was.  None: never.
         stacked: the parameters have a leading dimension K (:class:`mt2o_ext.SubproblemBank`).
         buffers: ``model.buffers()`` where the model has BatchNorm or the like: each subproblem keeps its own.
-        start: called as ``start(k)`` with the model at subproblem k, to initialise each differently.  By default all
-            start from the model as it is (averaging networks of independent initialisation mixes unrelated units).
+        front: "rows": K models are trained, and transfer blends them.  "vertices": T models are trained, one for each
+            task, and the front is the simplex that they span: every step draws K points of it, evaluates the model at
+            each, and returns all K gradients to the vertices.  Any point can be shown afterwards (`at`);
+            ``subproblem(k)`` and ``front()`` are the points at ``preferences``.  The source is Pareto Manifold Learning
+            (Dimitriadis et al., ICML 2023) for one point a step; K points side by side are ours.
+        points: K random points of a step with ``front="vertices"``; default: ``num_subproblems``.  With points=1 an
+            ordinary loop without ``subproblems()`` trains a whole front.
+        warm_up: the number of first steps in which all K models are kept equal: one model is trained, at first.
+        start: called as ``start(k)`` with the model at subproblem (or vertex) k, to initialise each differently.  By
+            default all start from the model as it is (averaging networks of independent initialisation mixes unrelated
+            units).
         moments: whether transfers blend the base rule's moments too; see :class:`Moments`.
         skip_nonfinite: whose step an infinite or NaN gradient or loss skips, or a loss that the scalarization or the
             weighting is not defined for: "subproblem" (its own) or "all".  False: gradients are not looked at for that,
@@ -120,12 +131,24 @@ class MT2OFused(OneModel):
         stacked: bool = False,
         buffers: Iterable[Tensor] = (),
         start: Callable[[int], None] | None = None,
+        front: str = "rows",
+        points: int | None = None,
+        warm_up: int = 0,
         moments: Moments = Moments.KEEP,
         skip_nonfinite: str | bool = "subproblem",
         process_group: Any = None,
     ) -> None:
         if num_tasks < 1 or num_subproblems < 1:
             raise ValueError(f"num_tasks and num_subproblems must be at least 1, not {num_tasks} and {num_subproblems}")
+        idle = {
+            "transfer": not (transfer is None or isinstance(transfer, bool)),
+            "order": order != "consensus",
+            "moments": moments is not Moments.KEEP,
+        }
+        on_vertices = check_front(
+            front, points, num_tasks, num_subproblems, weighting is not None, idle, stacked=stacked
+        )
+        check_count("warm_up", warm_up, 0)
         if num_subproblems > MAX_ROWS:
             raise ValueError(f"num_subproblems must be at most {MAX_ROWS}, not {num_subproblems}")
         if skip_nonfinite not in ("subproblem", "all") and skip_nonfinite is not False:
@@ -138,19 +161,27 @@ class MT2OFused(OneModel):
         preferences = check_preferences(preferences, num_subproblems, num_tasks)
         if scalarization is None and weighting is None:
             raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
+        num_rows = num_subproblems if points is None else points
+        if on_vertices and scalarization is None:
+            raise ValueError(
+                'expected a scalarization with front="vertices", whose points have other preferences in each step, '
+                "got None: leave scalarization= out"
+            )
         self._scalarization = None if scalarization is None else as_scalarization(scalarization)
         chosen = self._scalarization
-        self._refused = None if chosen is None else RefusedLosses(chosen, num_subproblems)
+        self._refused = None if chosen is None else RefusedLosses(chosen, num_rows)
         tasks: TaskGradients | None = None
         if weighting is None:
-            check_idle_task_options(heads, collect, generator)
+            check_idle_task_options(heads, collect, None if on_vertices else generator)
         else:
             checked = check_task_options(weighting, heads, collect)
-            seen = preferences if scalarization is None else torch.full_like(preferences, 1 / num_tasks)
+            equal = preferences.new_full((num_rows, num_tasks), 1 / num_tasks)
+            seen = preferences if scalarization is None else equal
             tasks = TaskGradients(Weigher(checked, seen, generator), num_tasks, heads, collect)
+        vertices = Vertices(num_tasks, num_rows, generator, warm_up) if on_vertices else None
         if transfer is True:
-            transfer = Spectral() if num_subproblems > 1 else None
-        self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments)
+            transfer = Spectral() if num_subproblems > 1 and vertices is None else None
+        self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments, 0 if vertices else warm_up)
         self._late_flags: dict[str, LateFlags] = {}
         base = as_base_rule(base)
         refusers: list[Refuser] = [] if tasks is None else [tasks.weigher.weighting]
@@ -158,13 +189,13 @@ class MT2OFused(OneModel):
             params,
             {"lr": base.lr if lr is None else lr, "transfer": True, **base.defaults()},
             base,
-            Buffers(num_subproblems, 1 if tasks is None else num_tasks, stacked=stacked),
+            Buffers(num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=vertices),
             tasks=tasks,
             heads_of=None if tasks is None else num_tasks,
             ema=ema,
             copies=["ema"] * (ema is not None) + ["transfer_base"] * self._blend.rule.relative,
             max_norm=max_norm,
-            skip_all=skip_nonfinite == "all",
+            skip_all=skip_nonfinite == "all" or vertices is not None,
             look_for_nonfinite=skip_nonfinite is not False,
             refusers=refusers if self._refused is None else [*refusers, self._refused],
             process_group=process_group,
@@ -176,12 +207,33 @@ class MT2OFused(OneModel):
 
     @torch.no_grad()
     def _start(self, start: Callable[[int], None]) -> None:
-        for k in self.subproblems():
-            start(k)
-            self._synchronize()
+        if self._buffers.vertices is not None:
+            self._start_vertices(start)
+        else:
+            for k in self.subproblems():
+                start(k)
+                self._synchronize()
         if self._ranks is not None:
             self._ranks.share_([values for flat in self._buffers.flats for values in (flat.theta, flat.values)])
         self._views.start_copies()
+
+    def _start_vertices(self, start: Callable[[int], None]) -> None:
+        flats = self._vertex_flats()
+        for vertex in range(self._num_tasks):
+            for flat in flats:
+                flat.show(flat.theta[vertex : vertex + 1])
+            start(vertex)
+            for flat in flats:
+                for segment, p in enumerate(flat.parameters):
+                    flat.rows_of(flat.theta, segment)[vertex].copy_(p.data)
+        for flat in flats:
+            flat.spread()
+            flat.activate(self._row)
+
+    def _share_draws(self) -> None:
+        super()._share_draws()
+        if self._buffers.vertices is not None and self._ranks is not None:
+            self._buffers.vertices.share(self._ranks)
 
     def _build(self) -> None:
         super()._build()
@@ -192,15 +244,25 @@ class MT2OFused(OneModel):
 
     def __repr__(self) -> str:
         options = (
-            f"num_tasks={self._num_tasks}, num_subproblems={self._buffers.num_rows}, "
+            f"num_tasks={self._num_tasks}, num_subproblems={self._num_subproblems}, "
             f"scalarization={self._scalarization}, "
             f"weighting={None if self._tasks is None else type(self._tasks.weigher.weighting).__name__}, "
             f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}, ema={self._ema}"
         )
+        if self._buffers.vertices is not None:
+            options += f", front='vertices', points={self._buffers.vertices.num_points}"
         return super().__repr__().replace(" (", f" ({options}", 1)
 
     def _works_in_wrapper(self) -> bool:
-        return self._tasks is None
+        return self._tasks is None and self._buffers.vertices is None
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        if self._buffers.vertices is not None and options.get("transfer") is False:
+            raise ValueError(
+                'expected groups without transfer=False with front="vertices", where no rows are blended, got one: '
+                "leave it out"
+            )
 
     def _description(self) -> dict[str, Any]:
         blend = self._blend
@@ -210,6 +272,8 @@ class MT2OFused(OneModel):
             "transfer": type(blend.rule).__name__,
             "order": blend.order.name,
             "moments": blend.moments.name,
+            "points": None if self._buffers.vertices is None else self._buffers.vertices.num_points,
+            "warm_up": blend.warm_up if self._buffers.vertices is None else self._buffers.vertices.warm_up,
             "subproblem": [{"preferences": row} for row in blend.preferences.tolist()],
         }
 
@@ -221,6 +285,12 @@ class MT2OFused(OneModel):
     def preferences(self) -> Tensor:
         """float64 [K, T]."""
         return self._blend.preferences.clone()
+
+    @property
+    def points(self) -> Tensor:
+        """float64 [K, T], the preferences of the step that comes next: with ``front="vertices"`` its random points."""
+        vertices = self._buffers.vertices
+        return self.preferences if vertices is None else vertices.points.clone()
 
     def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
         """Backward of the scalarized losses, into ``.grad``; of each of them, into buffers, if there is a weighting.
@@ -240,7 +310,7 @@ class MT2OFused(OneModel):
         buffers, row = self._buffers, self._row
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
         self._look_for_ranks()
-        if buffers.keeps_rows and not self._model_buffers and not self._now.graph_checked:
+        if buffers.keeps_rows and not self._model_buffers.shown and not self._now.graph_checked:
             check_running_statistics(stacked, self._warn_once)
         self._now.graph_checked = True
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -275,7 +345,10 @@ class MT2OFused(OneModel):
         """float64, like losses [T] or [K, T]: the factors of the losses in the scalarized sum."""
         if self._scalarization is None:
             return torch.ones_like(losses)
-        preferences = self._blend.preferences if self._buffers.stacked else self._blend.preferences[self._row]
+        vertices = self._buffers.vertices
+        preferences = self._blend.preferences if vertices is None else vertices.points
+        if not self._buffers.stacked:
+            preferences = preferences[self._row]
         return self._scalarization.coefficients(losses, preferences)
 
     def _seen_by_all(self, losses: Tensor) -> Tensor:
@@ -341,6 +414,8 @@ class MT2OFused(OneModel):
             plan = self._plan(found, losses, scaling)
             if not nothing_left(plan.skipped):
                 self._transfer_and_apply(plan, losses)
+        if self._buffers.vertices is not None:
+            self._buffers.vertices.advance(self._buffers.flats)
         self._await_feedback(losses, plan.skipped)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
@@ -383,7 +458,7 @@ class MT2OFused(OneModel):
         elif self._tasks is None:
             check_dense(p.grad for p in self._buffers.parameters())
             for flat in flats:
-                flat.tasks.take(keep=True)
+                flat.tasks.take(keep=self._buffers.vertices is None)  # a gradient belongs to the points of its step
         if flats and not self._has_gradients():
             raise RuntimeError(self._without_gradients())
         self._name_unreached([flat.tasks for flat in flats])
@@ -432,7 +507,12 @@ class MT2OFused(OneModel):
         return Plan(found, skipped, inputs)
 
     def _transfer_and_apply(self, plan: Plan, losses: Tensor | None) -> None:
-        blend, flats = self._blend, self._buffers.flats
+        blend, flats, vertices = self._blend, self._buffers.flats, self._buffers.vertices
+        if vertices is not None:
+            self._apply([vertices.returned(given) for given in plan.inputs])
+            if self._tasks is not None:
+                self._tasks.weigher.done()
+            return
         if losses is not None and blend.rule.fixed:
             self._check_own_batches(losses)
         matrices = [
@@ -451,9 +531,11 @@ class MT2OFused(OneModel):
         there = [flat.tasks.rows_with_gradients() for flat in self._buffers.flats]
         missing = [k for k in range(self._buffers.num_rows) if not any(rows[k] for rows in there)]
         if missing:
+            vertices = self._buffers.vertices is not None
             self._warn_once(
                 "missing rows",
-                f"subproblems {', '.join(map(str, missing))} have no gradients: this step leaves them as they are. "
+                f"{'points' if vertices else 'subproblems'} {', '.join(map(str, missing))} have no gradients: this "
+                f"step {'goes without them' if vertices else 'leaves them as they are'}. "
                 "Call backward for each, `for k in optimizer.subproblems(): optimizer.backward(losses)`, or pass a "
                 "closure to step().",
                 stacklevel=4,
@@ -500,43 +582,52 @@ class MT2OFused(OneModel):
 
     # ------------------------------------------------------------------ state
     def _export_shared(self) -> dict[str, Any]:
-        if self._buffers.num_rows == 1 and self._tasks is None:
+        if self._buffers.num_rows == 1 and self._tasks is None and self._buffers.vertices is None:
             return {}
-        shared = {**self._blend.state_dict(), "skipped": self._report.counts.clone(), "buffers": self._export_buffers()}
+        shared = {
+            **self._blend.state_dict(),
+            **self._model_buffers.state_dict(self._now.row),
+            "skipped": self._report.counts.clone(),
+        }
+        if self._buffers.vertices is not None:
+            shared["vertices"] = self._buffers.vertices.state_dict()
         return shared if self._tasks is None else {**shared, "weighting": self._tasks.weigher.state_dict()}
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
-        expected = (self._buffers.num_rows, self._num_tasks)
+        expected = (self._num_subproblems, self._num_tasks)
+        parts = {"a weighting": self._tasks is not None, "vertices": self._buffers.vertices is not None}
+        if shared is None and expected[0] > 1:
+            raise ValueError(
+                f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of 1 (or of another "
+                "optimizer)"
+            )
+        given = {} if shared is None else member_dict({"mt2o": shared}, "mt2o", "the first group")
+        for name, there in parts.items():
+            if there != (name.split()[-1] in given):
+                raise ValueError(f"expected the state of an optimizer with {name} exactly where this one has them")
         if shared is None:
-            if self._buffers.num_rows > 1:
-                raise ValueError(
-                    f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of 1 (or of "
-                    "another optimizer)"
-                )
-            if self._tasks is not None:
-                raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
             return lambda: None
-        shared = member_dict({"mt2o": shared}, "mt2o", "the first group")
-        if (self._tasks is not None) != ("weighting" in shared):
-            raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
-        found = tuple(getattr(shared.get("preferences"), "shape", ()))
+        found = tuple(getattr(given.get("preferences"), "shape", ()))
         if len(found) == 2 and found != expected:
             raise ValueError(
                 f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of {found[0]} and "
                 f"{found[1]}"
             )
-        skipped = member(shared, "skipped", (self._buffers.num_rows,), "the optimizer")
-        self._check_buffers(shared.get("buffers"))
-        blend = self._blend.loaded(shared)
-        weigh = None
+        skipped = member(given, "skipped", (self._buffers.num_rows,), "the optimizer")
+        self._model_buffers.check(given)
+        blend = self._blend.loaded(given)
+        commits = []
         if self._tasks is not None:
-            weigh = self._tasks.weigher.loaded(member_dict(shared, "weighting", "the optimizer"))
+            commits.append(self._tasks.weigher.loaded(member_dict(given, "weighting", "the optimizer")))
+        if self._buffers.vertices is not None:
+            of_vertices = member_dict(given, "vertices", "the optimizer")
+            commits.append(self._buffers.vertices.loaded(of_vertices, lambda: self._buffers.flats))
 
         def commit() -> None:
             self._blend = blend
             self._report.counts.copy_(skipped)
-            self._import_buffers(shared["buffers"])
-            if weigh is not None:
-                weigh()
+            self._model_buffers.load(given, self._now.row)
+            for each in commits:
+                each()
 
         return commit

@@ -27,15 +27,17 @@ class Now:
     Trainers wrap optimizers in objects of a class derived from the optimizer's, which share the attributes that exist
     and keep those that a method sets to themselves.  So methods change this object, and never set attributes.
 
-    row: the subproblem that the model shows.  detached: its parameters are tensors of their own.  averaged: and running
-    averages.  loops: over subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.
-    batch: what backward left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.  grad_norm:
-    float64 [K], of the last step, where it was measured.  warned: what there is one warning of in a lifetime.  task:
-    the one whose loss is asked for, in a closure.
+    row: the subproblem that the model shows.  detached: its parameters are tensors of their own.  averaged: and values
+    that are not trained.  point: those of this point of a front on vertices (of a buffer, or of theta).  loops: over
+    subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.  batch: what backward
+    left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.  grad_norm: float64 [K], of the last
+    step, where it was measured.  warned: what there is one warning of in a lifetime.  task: the one whose loss is asked
+    for, in a closure.
     """
 
     row: int = 0
     detached: bool = False
+    point: tuple[str | None, Tensor] | None = None
     averaged: bool = False
     loops: list[Loop] = field(default_factory=list)
     graph_checked: bool = False

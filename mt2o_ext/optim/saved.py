@@ -46,7 +46,9 @@ class SavedState(torch.optim.Optimizer):
                 next((group for group in groups if group["params"]), groups[0])[self._family] = shared
 
         self._read_shown()
-        if self._buffers.keeps_rows:  # no dict of torch.optim: one before the first step has room for all that follow
+        if (
+            self._buffers.rows_key is not None
+        ):  # no dict of torch.optim: one before the first step has room for all that follow
             self._views.attach_all(self.state, self.param_groups)
         known = {p for _, p in self._parameters()}
         taken_out = [p for p in self.state if isinstance(p, Tensor) and p not in known]
@@ -171,7 +173,7 @@ class SavedState(torch.optim.Optimizer):
         """complete: the dict is ours, so that nothing that we keep may be missing."""
         groups = [group for group in loaded["param_groups"] for _ in group["params"]]
         ids = [i for group in loaded["param_groups"] for i in group["params"]]
-        keeps_rows = self._buffers.keeps_rows
+        rows_key = self._buffers.rows_key
         for index, (i, options, (_, p)) in enumerate(zip(ids, groups, self._parameters(), strict=True)):
             saved, where = loaded["state"].get(i, {}), f"parameter {index} ({self._buffers.num_rows} subproblems)"
             if not isinstance(saved, dict):
@@ -184,10 +186,10 @@ class SavedState(torch.optim.Optimizer):
             for key in there:
                 check_entry(key, saved[key], expected[key], where)
             needed = set(self._base.needed) if there & {*self._base.needed} else set()
-            if complete and (there or keeps_rows):
+            if complete and (there or rows_key):
                 needed |= set(self._copies)
-            if keeps_rows:
-                needed |= {"subproblems", "step"}
+            if rows_key is not None:
+                needed |= {rows_key, "step"}
             if missing := sorted(needed - there):
                 raise ValueError(f"expected `{missing[0]}` of {where}, got none")
 

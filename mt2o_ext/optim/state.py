@@ -67,16 +67,16 @@ class StateViews:
 
     def _rows_key(self, flat: FlatParameters) -> str | None:
         """State key of theta itself, where the parameters alone do not hold it."""
-        if self._buffers.keeps_rows:
-            return "subproblems"
+        if self._buffers.rows_key is not None:
+            return self._buffers.rows_key
         return None if flat.values is flat.theta else "master"
 
     def _view(self, flat: FlatParameters, buffer: Tensor, segment: int) -> Tensor:
         rows = flat.rows_of(buffer, segment)
-        return rows[0] if self._buffers.num_rows == 1 and not self._buffers.stacked else rows
+        return rows[0] if self._buffers.num_trained == 1 and not self._buffers.stacked else rows
 
     def _step_view(self, flat: FlatParameters, segment: int) -> Tensor:
-        return flat.step[:, segment] if self._buffers.num_rows > 1 else flat.step[0, segment]
+        return flat.step[:, segment] if self._buffers.num_trained > 1 else flat.step[0, segment]
 
     # ------------------------------------------------------------------ views
     def attach_rows(self, state: State, groups: Groups) -> None:
@@ -88,13 +88,14 @@ class StateViews:
         self._seen = None
         for flat in flats:
             for segment, p in enumerate(flat.parameters):
-                if self._buffers.keeps_rows:
+                if self._buffers.rows_key is not None:
                     self._attach_row(state, flat, segment)
                 self._remember(state, p)
 
     def _attach_row(self, state: State, flat: FlatParameters, segment: int) -> None:
         own = state.setdefault(flat.parameters[segment], {})
-        own["subproblems"] = self._view(flat, flat.theta, segment)
+        assert self._buffers.rows_key is not None
+        own[self._buffers.rows_key] = self._view(flat, flat.theta, segment)
         for name in self._copies:
             own[name] = self._view(flat, flat.buffer(name), segment)
 
@@ -129,7 +130,7 @@ class StateViews:
                 self._attach_one(state, flat, segment, moments[group])
 
     def _attach_one(self, state: State, flat: FlatParameters, segment: int, moments: dict[str, str]) -> None:
-        num_rows = self._buffers.num_rows
+        num_rows = self._buffers.num_trained
         own = state.setdefault(flat.parameters[segment], {})
         if self._base.counts_steps or num_rows > 1:
             own.setdefault("step", self._step_view(flat, segment))
@@ -204,7 +205,7 @@ class StateViews:
             else:
                 own.pop(key, None)
                 self._start_anew(flat, segment, key, buffers)
-        if self._buffers.keeps_rows:
+        if self._buffers.rows_key is not None:
             self._attach_row(state, flat, segment)
         missing = any(value is None for value in changes.values())
         if missing and segment not in self._stateless[index]:
@@ -221,7 +222,7 @@ class StateViews:
             flat.step[:, segment] = value.to(flat.step).reshape(-1)
             return self._step_view(flat, segment)
         if key == self._rows_key(flat):
-            flat.load_theta(segment, value, keep_values=not self._buffers.keeps_rows)
+            flat.load_theta(segment, value, keep_values=self._buffers.rows_key is None)
             return self._view(flat, flat.theta, segment)
         view = self._view(flat, flat.buffer(buffers[key]), segment)
         view.copy_(value)
@@ -231,7 +232,7 @@ class StateViews:
 
     def _start_anew(self, flat: FlatParameters, segment: int, key: str, buffers: dict[str, str]) -> None:
         if key == self._rows_key(flat):
-            if not self._buffers.keeps_rows:
+            if self._buffers.rows_key is None:
                 flat.load_theta(segment, flat.rows_of(flat.values, segment), keep_values=False)
         elif key in self._copies:
             flat.rows_of(flat.buffer(key), segment).copy_(flat.rows_of(flat.theta, segment))
@@ -268,19 +269,21 @@ class StateViews:
         for key in self._base.shown:
             if key in saved:
                 own.setdefault(key, None)
-        ours = {"step", "subproblems", "master", *buffers}
+        ours = {"step", "subproblems", "vertices", "master", *buffers}
         own.update((key, value) for key, value in saved.items() if key not in ours and value is not None)
         return own
 
     # ------------------------------------------------------------------ checks
     def expected(self, group: dict[str, Any], p: Tensor) -> dict[str, torch.Size]:
         """The entries that the state of a parameter may have, and their shapes; first the rows, last the counter."""
-        num_rows = self._buffers.num_rows
-        rows = (num_rows,) if self._buffers.keeps_rows else ()
-        rows_key = "subproblems" if rows else "master" if p.dtype.itemsize == 2 else None
+        num_rows = self._buffers.num_trained
+        rows_key = self._buffers.rows_key
+        rows = () if rows_key is None else (num_rows,)
+        rows_key = rows_key or ("master" if p.dtype.itemsize == 2 else None)
         keys = [*([rows_key] if rows_key else []), *self._buffers_of(group)]
         step = torch.Size((num_rows,) if num_rows > 1 else ())
-        return {**dict.fromkeys(keys, torch.Size((*rows, *p.shape))), "step": step}
+        shape = p.shape[1:] if rows and self._buffers.stacked else p.shape
+        return {**dict.fromkeys(keys, torch.Size((*rows, *shape))), "step": step}
 
     def check_entries(self, shown: Any, group: dict[str, Any], p: Tensor) -> None:
         """Checks that a state is one that this parameter can have.

@@ -75,7 +75,7 @@ def apply(
     rule, moments = base.rule(groups), moments_of(buffers, base, groups)
     for flat, (first, second, largest), given in zip(buffers.flats, moments, inputs, strict=True):
         (grads, addresses), weights = given.gradients
-        low = None if flat.values is flat.theta else flat.values
+        low = flat.values if flat.shows_rounded else None
         step_(
             flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, grads,
             weights, given.mix, flat.segments, flat.chunks, given.active, given.divisor, given.skipped, rule=rule,
@@ -94,9 +94,9 @@ def moments_of(buffers: Buffers, base: BaseRule, groups: Sequence[dict[str, Any]
 def combined_gradient(flat: FlatParameters, gradients: Combination) -> Tensor:
     """[K, 1, P], the combined gradient in a buffer of its own."""
     (grads, addresses), weights = gradients
-    out = torch.zeros(flat.num_rows, flat.width, dtype=grads.dtype, device=flat.device)
+    out = torch.zeros(flat.num_trained, flat.width, dtype=grads.dtype, device=flat.device)
     if weights is None:
-        weights = torch.ones(flat.num_rows, 1, dtype=torch.float64, device=flat.device)
+        weights = torch.ones(flat.num_trained, 1, dtype=torch.float64, device=flat.device)
     combine_(out, grads, weights, flat.chunks, addresses=addresses)
     return out.unsqueeze(1)
 
@@ -107,7 +107,7 @@ def clip(buffers: Buffers, inputs: Sequence[StepInputs], max_norm: float) -> Cli
     As ``torch.nn.utils.clip_grad_norm_``, but of each of the K subproblems on its own, and exactly to max_norm.
     """
     rows = []
-    squares = torch.zeros(buffers.num_rows, dtype=torch.float64, device=buffers.device)
+    squares = torch.zeros(buffers.num_trained, dtype=torch.float64, device=buffers.device)
     for flat, given in zip(buffers.flats, inputs, strict=True):
         (grads, addresses), weights = given.gradients
         ready = weights is None and addresses is None

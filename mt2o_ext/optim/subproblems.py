@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from ..gradients.losses import as_losses
 from ..pareto import ParetoFront
+from ..preferences import check_preferences
 from .base import FlatOptimizer
+from .flat_vertices import FlatVertices
+from .model_buffers import ModelBuffers
 from .now import Loop
 
 __all__ = ["OneModel"]
@@ -24,8 +26,7 @@ class OneModel(FlatOptimizer):
     few and small: they are copied in and out.
     """
 
-    _model_buffers: list[Tensor]
-    _row_buffers: list[list[Tensor]]
+    _model_buffers: ModelBuffers
 
     @property
     def preferences(self) -> Tensor:
@@ -33,22 +34,21 @@ class OneModel(FlatOptimizer):
         raise NotImplementedError
 
     def _keep_buffers(self, buffers: Iterable[Tensor]) -> None:
-        self._model_buffers = list(buffers)
-        if any(not isinstance(buffer, Tensor) for buffer in self._model_buffers):
-            raise TypeError("buffers: expected tensors, as model.buffers() gives them")
-        if self._model_buffers and self._buffers.stacked:
-            raise ValueError("buffers= is for one model; with stacked=True the bank keeps those of each subproblem")
+        num_rows = self._buffers.num_rows if self._buffers.keeps_rows and self._buffers.vertices is None else 1
+        self._model_buffers = ModelBuffers(buffers, num_rows, self._num_subproblems)
         if self._ranks is not None:
-            shapes = [{"shape": list(buffer.shape), "dtype": str(buffer.dtype)} for buffer in self._model_buffers]
-            self._ranks.agree({"call": "buffers=", "number of buffers": len(shapes), "buffer": shapes})
-            self._ranks.share_(self._model_buffers)
-        self._row_buffers = [
-            [buffer.detach().clone() for buffer in self._model_buffers] for _ in range(self._buffers.num_rows)
-        ]
+            self._model_buffers.share(self._ranks)
+
+    @property
+    def _num_subproblems(self) -> int:
+        return len(self.preferences)
 
     def _synchronize(self) -> None:
         if self._now.averaged:
-            raise RuntimeError("the parameters are running averages now: leave the context that shows them first")
+            raise RuntimeError(
+                "the parameters are running averages, or a point of the front, now: leave the context that shows them "
+                "first"
+            )
         super()._synchronize()
 
     @torch.no_grad()
@@ -57,8 +57,7 @@ class OneModel(FlatOptimizer):
         self._synchronize()
         if self._buffers.keeps_rows:
             self._store_gradients()
-        for kept, buffer in zip(self._row_buffers[self._now.row], self._model_buffers, strict=True):
-            kept.copy_(buffer)
+        self._model_buffers.store(self._now.row)
 
     def _store_gradients(self) -> None:
         if self._tasks is not None:  # they are in the tables since backward
@@ -75,8 +74,7 @@ class OneModel(FlatOptimizer):
         for flat in self._buffers.flats:
             flat.activate(row)
         torch.clear_autocast_cache()  # it knows tensors by their identity: the parameters show other values now
-        for kept, buffer in zip(self._row_buffers[row], self._model_buffers, strict=True):
-            buffer.copy_(kept)
+        self._model_buffers.show(row)
         self._now.row = row
 
     def _return(self, row: int, *, detached: bool) -> None:
@@ -146,45 +144,167 @@ class OneModel(FlatOptimizer):
 
         Its parameters are tensors of their own here (not views: ``torch.save(model.state_dict())`` writes this
         subproblem only); what is changed in them is kept.  With ``ema`` they are the running average, and changes are
-        dropped.
+        dropped.  With ``front="vertices"`` it is the point of the front at ``preferences[k]``, see `at`.
         """
         self._check_one_model()
-        if not 0 <= k < self._buffers.num_rows:
-            raise IndexError(f"expected a subproblem 0 .. {self._buffers.num_rows - 1}, got {k}")
+        if not 0 <= k < self._num_subproblems:
+            raise IndexError(f"expected a subproblem 0 .. {self._num_subproblems - 1}, got {k}")
         if ema:
             self._check_average("ema=True")
+        if self._buffers.vertices is not None:
+            with self.at(self.preferences[k], ema=ema):
+                self._model_buffers.show_evaluated("ema" if ema else "theta", k)
+                yield
+            return
         before, detached = self._now.row, self._now.detached
         self._leave()
         self._enter(k)
         self._detach("ema" if ema else None)
         self._now.averaged = ema
+        if ema:
+            self._model_buffers.show_evaluated("ema", k)
         try:
             yield
         finally:
             self._now.averaged = False
             if not ema:
                 self._leave()
-            elif self._buffers.keeps_rows:  # those of the subproblems are stored
-                for _, p in self._parameters():
-                    p.grad = None
+            else:
+                self._drop_stored_gradients()
             self._now.detached = False
             self._return(before, detached=detached)
+
+    def _drop_stored_gradients(self) -> None:
+        if self._buffers.keeps_rows:  # those of the subproblems are stored
+            for _, p in self._parameters():
+                p.grad = None
+
+    @contextmanager
+    def at(self, preference: Tensor | Sequence[float], *, ema: bool = False) -> Iterator[None]:
+        """With ``front="vertices"``: in this context the model is the point of the front at any preference.
+
+        The parameters are tensors of their own here.  They belong to no row that is trained: what is changed in them
+        is dropped, with a warning.
+
+        Args:
+            preference: [T] on the simplex.
+            ema: the same point of the running averages.
+
+        Raises:
+            RuntimeError: with another front, or with ``stacked=True``.
+            ValueError: for a preference off the simplex.
+        """
+        self._check_one_model()
+        if self._buffers.vertices is None:
+            raise RuntimeError('expected an optimizer with front="vertices" for at(), got K rows: use subproblem(k)')
+        weights = check_preferences(torch.as_tensor(preference, dtype=torch.float64).reshape(1, -1), 1, self._num_tasks)
+        weights = weights.to(self._buffers.device)
+        if ema:
+            self._check_average("ema=True")
+        name, outer = "ema" if ema else None, self._now.point
+        if outer is None:
+            self._leave()
+        self._show_point(name, weights)
+        try:
+            yield
+            self._warn_of_dropped_changes(name, weights)
+        finally:
+            self._drop_stored_gradients()
+            self._now.averaged, self._now.point = False, None
+            if outer is None:
+                self._return(self._now.row, detached=False)
+            else:
+                self._show_point(*outer)
+
+    def _show_point(self, name: str | None, weights: Tensor) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for flat in self._vertex_flats():
+                flat.show(flat.at(weights, None if name is None else flat.buffers[name]))
+        torch.clear_autocast_cache()
+        self._now.averaged, self._now.point = True, (name, weights)
+
+    def _vertex_flats(self) -> list[FlatVertices]:
+        return [flat for flat in self._buffers.flats if isinstance(flat, FlatVertices)]
+
+    def _warn_of_dropped_changes(self, name: str | None, weights: Tensor) -> None:
+        for flat in self._vertex_flats():
+            row = flat.at(weights, None if name is None else flat.buffers[name])
+            views = [flat.rows_of(row, segment)[0] for segment in range(len(flat.parameters))]
+            if not all(torch.equal(p.data, view) for p, view in zip(flat.parameters, views, strict=True)):
+                self._warn_once(
+                    "dropped changes",
+                    'parameters were changed inside of at() or subproblem() of front="vertices", where the model is '
+                    "computed from the vertices: the changes are dropped. Save the model inside of the context, or "
+                    "change it outside, which moves all vertices alike.",
+                    stacklevel=6,
+                )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """With stacked=True: in this context all subproblems are their running averages; changes are dropped."""
         if not self._buffers.stacked:
             raise RuntimeError("averaged() is for stacked=True; use subproblem(k, ema=True)")
-        self._check_average("averaged()")
+        with self._all_shown("ema"):
+            yield
+
+    @contextmanager
+    def _all_shown(self, name: str | None) -> Iterator[None]:
+        """In this context a bank shows all subproblems, those of the running averages or of theta."""
+        if name is not None:
+            self._check_average("an average")
         self._synchronize()
-        self._detach("ema")
+        if self._buffers.vertices is None:
+            self._detach(name)
+        else:
+            self._show_point(name, self.preferences.to(self._buffers.device))
+        self._model_buffers.store(0)
+        self._model_buffers.show_evaluated("ema" if name else "theta", 0)
         self._now.averaged = True
         try:
             yield
         finally:
             self._now.averaged = self._now.detached = False
+            self._now.point = None
+            self._model_buffers.show(0)
             for flat in self._buffers.flats:
                 flat.activate(0)
+
+    # ------------------------------------------------------------------ BatchNorm statistics
+    def update_buffers(self, update: Callable[[], None], *, ema: bool | None = None) -> None:
+        """Computes the model's buffers (BatchNorm statistics) anew for each subproblem.
+
+            optimizer.update_buffers(lambda: torch.optim.swa_utils.update_bn(loader, model))
+            front = optimizer.front(evaluate, ema=True)
+
+        Running averages of parameters, and points of a front on vertices, are models that were never trained: running
+        statistics of the models that were do not fit them.  What is computed is kept, saved in the state dict, and
+        used by ``subproblem(k)``, ``front()`` and ``averaged()`` until the next call.
+
+        Args:
+            update: called with the model at each subproblem (a bank: once); it changes the model's buffers.
+            ema: for the running averages; by default if there are any.
+
+        Raises:
+            RuntimeError: if the optimizer was made without ``buffers=``.
+        """
+        if not self._model_buffers.shown:
+            raise RuntimeError(
+                f"expected {type(self).__name__}(..., buffers=model.buffers()) for update_buffers(), got none"
+            )
+        averages = self._ema is not None if ema is None else ema
+        key = "ema" if averages else "theta"
+        trained = not averages and self._buffers.vertices is None
+        if self._buffers.stacked:
+            with nullcontext() if trained else self._all_shown("ema" if averages else None):
+                update()
+                if not trained:
+                    self._model_buffers.keep_evaluated(key, 0)
+            return
+        for k in range(self._num_subproblems):
+            with self.subproblem(k, ema=averages):
+                update()
+                if not trained:
+                    self._model_buffers.keep_evaluated(key, k)
 
     # ------------------------------------------------------------------ the front
     def front(
@@ -204,46 +324,18 @@ class OneModel(FlatOptimizer):
             task_names: for plots and tables.
         """
         if self._buffers.stacked:
-            if ema:
-                with self.averaged():
-                    return self.front(evaluate, reference=reference, task_names=task_names)
-            with torch.no_grad():
-                rows = as_losses(evaluate(), (self._buffers.num_rows, self._num_tasks))
+            trained = not ema and self._buffers.vertices is None
+            with nullcontext() if trained else self._all_shown("ema" if ema else None), torch.no_grad():
+                rows = as_losses(evaluate(), (self._num_subproblems, self._num_tasks))
         else:
             collected = []
-            for k in range(self._buffers.num_rows):
+            for k in range(self._num_subproblems):
                 with self.subproblem(k, ema=ema), torch.no_grad():
                     collected.append(as_losses(evaluate(), (self._num_tasks,)))
             rows = torch.stack(collected)
         if reference is not None:
             reference = torch.as_tensor(reference, dtype=torch.float64)
         return ParetoFront(rows, self.preferences.cpu(), reference, task_names)
-
-    # ------------------------------------------------------------------ buffers in the state
-    def _export_buffers(self) -> list[list[Tensor]]:
-        rows = [[buffer.clone() for buffer in row] for row in self._row_buffers]
-        rows[self._now.row] = [buffer.detach().clone() for buffer in self._model_buffers]
-        return rows
-
-    def _check_buffers(self, rows: Any) -> None:
-        expected = [[list(buffer.shape) for buffer in row] for row in self._row_buffers]
-        if not isinstance(rows, (list, tuple)) or not all(isinstance(row, (list, tuple)) for row in rows):
-            raise TypeError(f"expected `buffers` as a list of those of each subproblem, got {rows!r:.80}")
-        for buffer in (buffer for row in rows for buffer in row):
-            if not isinstance(buffer, Tensor) or buffer.is_complex() or buffer.device.type == "meta":
-                raise TypeError(f"expected model buffers as tensors of real numbers with values, got {buffer!r:.80}")
-            if buffer.is_floating_point() and bool(buffer.isnan().any()):
-                raise ValueError("expected model buffers as numbers, got NaN")
-        shapes = [[list(buffer.shape) for buffer in row] for row in rows]
-        if shapes != expected:
-            got = shapes[0] if shapes else shapes
-            raise ValueError(f"expected model buffers of shapes {expected[0]}, got {got}: pass the same buffers=")
-
-    @torch.no_grad()
-    def _import_buffers(self, rows: list[list[Tensor]]) -> None:
-        for kept, saved in zip([*self._row_buffers, self._model_buffers], [*rows, rows[self._now.row]], strict=True):
-            for buffer, value in zip(kept, saved, strict=True):
-                buffer.copy_(value)
 
     # ------------------------------------------------------------------ checks
     def _check_average(self, what: str) -> None:

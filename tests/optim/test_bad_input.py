@@ -52,11 +52,6 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "negative preferences": (lambda: make(preferences=[[1, 0], [-0.5, 1.5], [0, 1]]), ValueError, "not negative"),
     "preferences' shape": (lambda: make(preferences=[[1, 0], [0, 1]]), ValueError, "one row for each subproblem"),
     "start of a bank": (lambda: make([P(torch.ones(3, 2))], stacked=True, start=print), ValueError, "start="),
-    "buffers of a bank": (
-        lambda: make([P(torch.ones(3, 2))], stacked=True, buffers=[torch.ones(1)]),
-        ValueError,
-        "bank",
-    ),
     "buffers": (lambda: make(buffers=[1]), TypeError, "buffers"),
     "process group": (lambda: make(process_group=3), TypeError, "process_group as a ProcessGroup"),
     "heads without a weighting": (lambda: make(heads="wieghted"), ValueError, "expected heads as one of"),

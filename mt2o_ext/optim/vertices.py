@@ -1,0 +1,202 @@
+"""Fronts on vertices: T trained sets of weights, and the models at points of the simplex that they span.
+
+With vertices C [V, P] (one for each task) and points W [K, V] on the simplex, the models of a step are Theta = W C, and
+their gradients G [K, P] return to the vertices by the adjoint, W^T G.  Both are products that the kernels know:
+``combine`` makes the models, and ``step`` combines the K gradients of all models with the weights of each vertex while
+it updates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..checks import check_choice, check_count
+from ..device import refuse_in_graph, to_device
+from ..entries import generator_state, member
+from ..gradients.table import Source
+from ..gradients.tasks import Combination
+from ..ops.limits import MAX_ROWS, MAX_TASKS
+from ..ranks import Ranks
+from .flat import FlatParameters
+from .flat_vertices import FlatVertices
+from .step import StepInputs
+
+__all__ = ["Vertices", "check_front"]
+
+
+class Vertices:
+    """Random points on a simplex with one vertex for each task, drawn anew for each step.
+
+    Args:
+        num_vertices: V, the number of tasks.
+        num_points: K, the points of a step.
+        generator: of the draws; None: one that begins with a number of torch's default generator.
+        warm_up: the number of first steps in which all points are the centre, so that all vertices stay equal: one
+            model is trained.
+
+    Attributes:
+        points: float64 [K, V] on the simplex, of the step that comes next.
+        steps: steps taken.
+    """
+
+    def __init__(self, num_vertices: int, num_points: int, generator: torch.Generator | None, warm_up: int) -> None:
+        if generator is None:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), dtype=torch.int64)))
+        self.num_vertices = num_vertices
+        self.generator = generator
+        self.warm_up = warm_up
+        self.steps = 0
+        self.points = torch.zeros(num_points, num_vertices, dtype=torch.float64)
+        self._draw()
+
+    @property
+    def num_points(self) -> int:
+        """K."""
+        return len(self.points)
+
+    def to(self, device: torch.device) -> None:
+        """Moves the points."""
+        self.points = self.points.to(device)
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on all ranks draw the numbers that the first one would have drawn."""
+        self.generator = ranks.generator(self.generator)
+        ranks.share_([self.points])
+
+    @torch._disable_dynamo
+    def _draw(self) -> None:
+        """Draws the points of the next step: uniform on the simplex (Dirichlet with all parameters 1)."""
+        shape = self.points.shape
+        if self.steps < self.warm_up:
+            points = torch.full(shape, 1 / self.num_vertices, dtype=torch.float64)
+        else:
+            device = self.generator.device
+            points = torch.empty(shape, dtype=torch.float64, device=device).exponential_(generator=self.generator)
+            points = (points / points.sum(1, keepdim=True)).cpu()
+        self.points.copy_(to_device(points, self.points.device))
+
+    def advance(self, flats: Sequence[FlatParameters]) -> None:
+        """Counts a step, draws the points of the next one, and lets the parameters show them."""
+        refuse_in_graph(
+            self.points.device,
+            'the draw of points (front="vertices")',
+            "capture forward and backward only, and call step() outside of the graph",
+        )
+        self.steps += 1
+        self._draw()
+        self.spread(flats)
+
+    def spread(self, flats: Sequence[FlatParameters]) -> None:
+        """Lets the parameters show the points."""
+        for flat in flats:
+            assert isinstance(flat, FlatVertices)
+            flat.points = self.points
+            flat.spread()
+
+    def returned(self, given: StepInputs) -> StepInputs:
+        """The step of the vertices, from that of the points: the adjoint of the map from vertices to points.
+
+        The gradient of vertex v is V / K sum_k W_kv g_k.  By the factor, equal points with equal weights are one model
+        with the mean of the gradients, at the same learning rate.
+        """
+        (grads, addresses), weights = given.gradients
+        num_points, tasks, width = grads.shape
+        vertices, joined = self.num_vertices, num_points * tasks
+        own = grads.new_ones(num_points, tasks, dtype=torch.float64) if weights is None else weights
+        shares = (self.points.T * (vertices / num_points)).unsqueeze(2)  # [V, K, 1]
+        return StepInputs(
+            Combination(
+                Source(
+                    grads.reshape(1, joined, width).expand(vertices, -1, -1),
+                    None
+                    if addresses is None
+                    else addresses.reshape(1, joined, -1).expand(vertices, -1, -1).contiguous(),
+                ),
+                (shares * own.unsqueeze(0)).reshape(vertices, joined).contiguous(),
+            ),
+            None if given.active is None else given.active.any(0, keepdim=True).expand(vertices, -1).contiguous(),
+            given.reached,
+            given.divisor,
+            given.skipped.amax().expand(vertices).contiguous(),
+        )
+
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        """The points of the next step, the state of the generator and the count of steps."""
+        return {"points": self.points.clone(), "steps": self.steps, "generator": self.generator.get_state()}
+
+    def loaded(self, state: dict[str, Any], flats: Callable[[], Sequence[FlatParameters]]) -> Callable[[], None]:
+        """Checks what ``state_dict`` gave.
+
+        flats: gives the buffers that will show the points.
+
+        Returns:
+            A function that takes the state over, and cannot fail.
+
+        Raises:
+            TypeError: for an entry of another kind.
+            ValueError: for a state of other numbers of points or vertices.
+        """
+        where = "the vertices"
+        points = member(state, "points", self.points.shape, where).to(self.points)
+        steps = int(member(state, "steps", (), where))
+        numbers = generator_state(state, self.generator, where)
+
+        def commit() -> None:
+            self.points.copy_(points)
+            self.steps = steps
+            self.generator.set_state(numbers)
+            self.spread(flats())
+
+        return commit
+
+
+def check_front(
+    front: str,
+    points: int | None,
+    num_tasks: int,
+    num_subproblems: int,
+    weighted: bool,
+    idle: dict[str, bool],
+    *,
+    stacked: bool,
+) -> bool:
+    """Checks the options of a front on vertices, and tells whether it is one.
+
+    Args:
+        front: of the optimizer, as the following.
+        points: see `MT2OFused`.
+        num_tasks: T.
+        num_subproblems: K.
+        stacked: see `MT2OFused`.
+        weighted: the gradients of all tasks are kept apart.
+        idle: for options that would have no effect on vertices, whether they were given.
+
+    Raises:
+        TypeError: for ``points`` that is no whole number.
+        ValueError: for options that are out of range, or would have no effect.
+    """
+    check_choice("front", front, ("rows", "vertices"))
+    if front == "rows":
+        if points is not None:
+            raise ValueError('points= would have no effect with front="rows": leave it out, or take front="vertices"')
+        return False
+    if given := [f"{name}=" for name, there in idle.items() if there]:
+        raise ValueError(f'{", ".join(given)} would have no effect with front="vertices": leave it out')
+    if num_tasks < 2:
+        raise ValueError(f'expected at least 2 tasks, one for each vertex, with front="vertices", got {num_tasks}')
+    num_points = num_subproblems if points is None else check_count("points", points)
+    if stacked and num_points != num_subproblems:
+        raise ValueError(
+            f"expected points={num_subproblems} with stacked=True, as many as the bank has models, got {num_points}"
+        )
+    joined = num_points * (num_tasks if weighted else 1)
+    if joined > MAX_TASKS or num_points > MAX_ROWS:
+        raise ValueError(
+            f"expected at most {MAX_ROWS} points and {MAX_TASKS} gradients in a step, got {num_points} and {joined}: "
+            "take fewer points"
+        )
+    return True
