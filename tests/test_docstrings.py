@@ -16,8 +16,9 @@ import torch
 
 import mt2o_ext
 from mt2o_ext import contrib, pareto, priority, scalarization, transfer, weighting
+from mt2o_ext.pareto import learned
 
-PACKAGES: list[ModuleType] = [weighting, contrib, transfer, scalarization, priority, pareto]
+PACKAGES: list[ModuleType] = [weighting, contrib, transfer, scalarization, priority, pareto, learned]
 
 
 def exported(package: ModuleType) -> dict[str, Any]:

@@ -109,6 +109,17 @@ def with_a_small_one() -> Names:
     return reader() | {"small": Model(2, no_norm)}
 
 
+def the_model_came_back_from_the_file(names: Names) -> None:
+    assert torch.equal(names["best"].weight, names["models"][1].weight)
+
+
+def the_network_has_a_front(names: Names) -> None:
+    assert names["front"].losses.shape == (25, 2)
+    x, _ = next(iter(names["loader"]))
+    assert names["best"](x).shape == names["model"](x).shape
+    assert not torch.equal(names["best"](x), names["model"](x))
+
+
 def pieces_of_ones_own_train(names: Names) -> None:
     """The three recipes keep to the contracts of their kinds, and two optimizers train with them."""
     gram = torch.tensor([[4.0, -1.0], [-1.0, 25.0]])
@@ -136,6 +147,8 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("README.md", "One model: weightings of task gradients"): (reader, the_model_has_trained),
     ("README.md", "One model: the priority of tasks"): (with_batch_norm, priorities_are_learned),
     ("docs/base_rules.md", "Base rules"): (dict, the_options_are_in_the_groups),
+    ("docs/learned_fronts.md", "One network for all preferences"): (reader, the_network_has_a_front),
+    ("docs/mt2o.md", "The front"): (dict, the_model_came_back_from_the_file),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),
     ("docs/one_model.md", "One model, T task gradients"): (two_models, both_have_trained),
     ("docs/weightings.md", "Weightings"): (dict, the_update_is_the_combination),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..pareto_plot import INK, finish_plane
+from ..pareto.plot import INK, finish_plane
 from .digits import TASKS
 from .report import TARGET, Result
 from .training import REFERENCE

@@ -9,14 +9,16 @@ Which one to take, for losses l and a preference w on the simplex:
 * `Tchebycheff`: its limit mu -> 0: the worst weighted loss alone. Exact, but only one task trains in each step.
 * `PBI`: holds the losses on the ray of the preference; some coefficients may be negative.
 * `Log`: sum w log l, for positive losses of very different or drifting units.
+* `COSMOS`: the weighted sum less the cosine between losses and preference, for networks that learn a whole front.
 
 An optimizer asks for `coefficients`, the derivatives by the losses, and combines the task gradients with them. No
-scalarization contains an absolute tolerance: multiplying the losses (and `mu`, `ideal`) by any a > 0 changes no
+scalarization contains an absolute tolerance: multiplying the losses (and `mu`, `ideal`, `lam`) by any a > 0 changes no
 direction. A row of losses with NaN or infinity gives NaN coefficients and never raises, because the optimizers skip
 non-finite steps.
 """
 
 from .base import Scalarization as Scalarization
+from .cosmos import COSMOS as COSMOS
 from .linear import Linear as Linear
 from .log import Log as Log
 from .pbi import PBI as PBI

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mt2o_ext.scalarization import (
+    COSMOS,
     PBI,
     Linear,
     Log,
@@ -41,7 +42,9 @@ def draw(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
 
 def scaled_by(scalarization: Scalarization, factor: float) -> Scalarization:
     """The same scalarization in units in which all losses are `factor` times as large."""
-    options = {name: getattr(scalarization, name) * factor for name in ("mu", "ideal") if hasattr(scalarization, name)}
+    options = {
+        name: getattr(scalarization, name) * factor for name in ("mu", "ideal", "lam") if hasattr(scalarization, name)
+    }
     if isinstance(scalarization, PBI):
         options["theta"] = scalarization.theta
     return type(scalarization)(**options)
@@ -56,7 +59,9 @@ def test_coefficients_are_the_gradient(
 ) -> None:
     losses, preferences = draw(seed, 4, num_tasks)
     scale = [0.5 + task for task in range(num_tasks)] if isinstance(loss_scale, str) else loss_scale
-    options = {name: getattr(scalarization, name) for name in ("mu", "theta", "ideal") if hasattr(scalarization, name)}
+    options = {
+        name: getattr(scalarization, name) for name in ("mu", "theta", "ideal", "lam") if hasattr(scalarization, name)
+    }
     scalarization = type(scalarization)(**options, loss_scale=scale)
     losses.requires_grad_()
     (expected,) = torch.autograd.grad(scalarization(losses, preferences).sum(), losses)
@@ -149,6 +154,25 @@ def test_pbi_on_its_ray_has_no_penalty(scale: float) -> None:
 def test_pbi_holds_back_a_task_that_is_ahead() -> None:
     coefficients = PBI(theta=5.0).coefficients(torch.tensor([1.0, 0.1]), torch.tensor([0.5, 0.5]))
     assert coefficients[0] > 0.0 > coefficients[1]
+
+
+def test_cosmos_of_losses_without_a_direction_is_the_sum() -> None:
+    losses, preferences = torch.zeros(2, 3).double().requires_grad_(), draw(2, 2, 3)[1]
+    (gradient,) = torch.autograd.grad(COSMOS()(losses, preferences).sum(), losses)
+    assert torch.equal(gradient, preferences)
+    assert torch.equal(COSMOS().coefficients(losses, preferences), preferences)
+
+
+def test_cosmos_without_the_cosine_is_linear_and_with_it_prefers_losses_along_the_preference() -> None:
+    losses, preferences = draw(4, 16, 3)
+    assert torch.equal(COSMOS(lam=0.0).coefficients(losses, preferences), preferences)
+    along, across = preferences, preferences.flip(-1)
+    for each in (along, across):
+        cosine = torch.nn.functional.cosine_similarity(each, preferences, dim=-1)
+        expected = (preferences * each).sum(-1) - 2.0 * cosine
+        torch.testing.assert_close(COSMOS()(each, preferences), expected)
+    pull = COSMOS().coefficients(along, preferences)
+    torch.testing.assert_close(pull, preferences, msg="the cosine is at its largest there")
 
 
 def test_batch_dimensions_broadcast() -> None:

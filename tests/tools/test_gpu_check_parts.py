@@ -118,7 +118,7 @@ def test_a_suite_is_right_if_most_tests_passed_and_nothing_of_a_backend_is_missi
     assert not suite.right(passed | {"exit status": None})
     assert not suite.right(passed | {"exit status": 3})  # an error in pytest itself
     assert not suite.right(passed | {"not collected": {"tests/ops/test_gram.py": "ModuleNotFoundError"}})
-    assert suite.right(passed | {"not collected": {"tests/test_pareto_plot.py": "ModuleNotFoundError"}})
+    assert suite.right(passed | {"not collected": {"tests/pareto/test_plot.py": "ModuleNotFoundError"}})
 
 
 # ---------------------------------------------------------------------- sanitizer

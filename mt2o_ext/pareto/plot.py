@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .hover import Point, name_points
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-    from .pareto import ParetoFront
+    from .front import ParetoFront
 
 INK = "#3b4252"
 PALE = "#aab2c0"
@@ -23,6 +25,8 @@ _TASK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 
 def plot_front(front: ParetoFront, ax: Axes | None = None, tasks: Sequence[int | str] | None = None) -> Axes:
     """Draws the losses of `front` and returns the axes; never shows the figure.
+
+    In an interactive figure, a point under the mouse tells its index, preference, losses and metrics.
 
     Args:
         front: at least two tasks. Filled points are non-dominated, hollow ones dominated; a diverged row is not drawn.
@@ -40,7 +44,7 @@ def plot_front(front: ParetoFront, ax: Axes | None = None, tasks: Sequence[int |
         needed = 'a 3-D axes, figure.add_subplot(projection="3d")' if len(shown) == 3 else "a plane axes"
         raise ValueError(f"expected {needed} for {len(shown)} tasks, got ax.name = {ax.name!r}: leave out ax=")
     draw = {2: _draw_plane, 3: _draw_space}.get(len(shown), _draw_parallel)
-    draw(front, ax, shown)
+    name_points(ax, front, draw(front, ax, shown))
     return ax
 
 
@@ -71,7 +75,7 @@ def _new_axes(three_dimensional: bool) -> Axes:
     return axes
 
 
-def _draw_plane(front: ParetoFront, ax: Axes, shown: list[int]) -> None:
+def _draw_plane(front: ParetoFront, ax: Axes, shown: list[int]) -> list[Point]:
     """The staircase separates what the front dominates (shaded up to the reference) from what it does not."""
     import matplotlib
 
@@ -109,6 +113,7 @@ def _draw_plane(front: ParetoFront, ax: Axes, shown: list[int]) -> None:
     finish_plane(ax)
     if hollow:
         _legend(ax, [_group_handle("non-dominated", INK), _group_handle("dominated", "none")], loc="best")
+    return [(k, losses[k].tolist()) for k in filled + hollow]
 
 
 def _shade_dominated(ax: Axes, steps: Tensor, reference: Tensor) -> None:
@@ -126,7 +131,7 @@ def _shade_dominated(ax: Axes, steps: Tensor, reference: Tensor) -> None:
     ax.add_artist(Polygon(corners, closed=True, facecolor=PALE, alpha=0.18, edgecolor="none", zorder=0))
 
 
-def _draw_space(front: ParetoFront, ax: Any, shown: list[int]) -> None:
+def _draw_space(front: ParetoFront, ax: Any, shown: list[int]) -> list[Point]:
     """Thin stems down to the floor give the points their place. `ax` is an Axes3D, which has no type information."""
     from matplotlib.ticker import MaxNLocator
 
@@ -153,9 +158,10 @@ def _draw_space(front: ParetoFront, ax: Any, shown: list[int]) -> None:
     ax.set_box_aspect(None, zoom=0.85)
     handles = _task_handles(front, shown) + ([_group_handle("dominated", "none")] if hollow else [])
     _legend(ax, handles, loc="upper center", ncols=2)
+    return [(k, losses[k].tolist()) for k in filled + hollow]
 
 
-def _draw_parallel(front: ParetoFront, ax: Axes, shown: list[int]) -> None:
+def _draw_parallel(front: ParetoFront, ax: Axes, shown: list[int]) -> list[Point]:
     """One vertical axis per task, each scaled to its own range; the ends carry the least and the largest loss."""
     losses, filled, hollow = _groups(front, shown)
     colours = _mixed_colours(front, shown)
@@ -193,6 +199,7 @@ def _draw_parallel(front: ParetoFront, ax: Axes, shown: list[int]) -> None:
     ax.spines[:].set_visible(False)
     handles = _task_handles(front, shown) + ([_group_handle("dominated", "none", ":")] if hollow else [])
     _legend(ax, handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return [(k, [x, heights[k, x].item()]) for k in filled + hollow for x in positions]
 
 
 def _groups(front: ParetoFront, shown: list[int]) -> tuple[Tensor, list[int], list[int]]:

@@ -1,0 +1,124 @@
+"""The common part of networks that learn a whole front: draws of preferences, the loss, the front."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...checks import check_count, check_per_task, per_task
+from ...gradients.losses import as_losses
+from ...preferences import check_preferences, default_preferences
+from ...scalarization import Scalarization, as_scalarization
+from ..front import ParetoFront
+from ..values import Numbers
+from .dirichlet import dirichlet
+
+__all__ = ["LearnedFront"]
+
+
+class LearnedFront(nn.Module, ABC):
+    """The base class: a subclass gives `forward` for inputs and a preference, and `at`, the model for one preference.
+
+    It is an ordinary module: parameters for any optimizer, and checkpoints by its state_dict.
+
+    Args:
+        num_tasks: T.
+        concentration: of the Dirichlet distribution that `sample` draws from, one number for all tasks or one for each.
+            Below 1 most draws are near a corner of the simplex, at 1 they are uniform.
+        scalarization: an instance or its name: the loss of T losses and a preference.
+
+    Example:
+        >>> network = PreferenceInput(torch.nn.Linear(3 + 2, 2), num_tasks=2)
+        >>> preference = network.sample(torch.Generator().manual_seed(0))
+        >>> preference
+        tensor([0.7330, 0.2670])
+        >>> losses = network(torch.ones(8, 3), preference=preference).square().mean(0)
+        >>> network.loss(losses, preference).backward()
+    """
+
+    def __init__(
+        self, num_tasks: int, concentration: float | Sequence[float], scalarization: Scalarization | str
+    ) -> None:
+        super().__init__()
+        self.num_tasks = check_count("num_tasks", num_tasks)
+        self.concentration = check_per_task("concentration", concentration, positive=True)
+        per_task("concentration", self.concentration, num_tasks, "cpu")
+        self.scalarization = as_scalarization(scalarization)
+
+    def extra_repr(self) -> str:
+        return f"num_tasks={self.num_tasks}, concentration={self.concentration}, scalarization={self.scalarization!r}"
+
+    @abstractmethod
+    def at(self, preference: Numbers) -> nn.Module:
+        """Return the model for one preference [T], which takes inputs only."""
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw a preference [T] from Dirichlet(concentration), with the dtype and on the device of the parameters.
+
+        Args:
+            generator: one of the CPU, whose state belongs into your checkpoints; torch's default one where None.
+        """
+        numbers = dirichlet(per_task("concentration", self.concentration, self.num_tasks, "cpu"), generator)
+        return self._like_parameters(numbers)
+
+    def loss(self, losses: Tensor | Sequence[Tensor], preference: Tensor) -> Tensor:
+        """Return the loss [] of T losses (a tensor [T] or T scalars) at the preference [T] they were computed for."""
+        return self.scalarization(self._stacked(losses), self._checked(preference))
+
+    def front(
+        self,
+        evaluate: Callable[[nn.Module], Tensor | Sequence[Tensor]],
+        rays: int | Tensor | Sequence[Sequence[float]] = 25,
+        *,
+        reference: Numbers | None = None,
+        task_names: Sequence[str] = (),
+        models: bool = False,
+    ) -> ParetoFront:
+        """Evaluate the models for several preferences, and return the front.
+
+        Args:
+            evaluate: takes a model, returns its T losses; called under no_grad. The model is in the mode (training or
+                not) that this network is in.
+            rays: the preferences [K, T], or their number: evenly spaced ones, as those of the optimizers.
+            reference: of the hypervolume, [T].
+            task_names: for plots and tables.
+            models: keep the state dicts of the models, for `ParetoFront.model`; its template is `self.at(preference)`
+                for any preference.
+        """
+        if isinstance(rays, int):
+            rays = default_preferences(rays, self.num_tasks)
+        preferences = check_preferences(rays, len(rays), self.num_tasks)
+        rows, states = [], []
+        with torch.no_grad():
+            for preference in preferences:
+                model = self.at(preference)
+                rows.append(as_losses(evaluate(model), (self.num_tasks,)))
+                states += [model.state_dict()] if models else []
+        corner = None if reference is None else torch.as_tensor(reference, dtype=torch.float64)
+        return ParetoFront(torch.stack(rows), preferences, corner, task_names, states=states)
+
+    def _like_parameters(self, preference: Numbers) -> Tensor:
+        parameter = next(self.parameters())
+        return torch.as_tensor(preference).to(device=parameter.device, dtype=parameter.dtype)
+
+    def _checked(self, preference: Numbers) -> Tensor:
+        """The preference as a tensor [T] like the parameters. Values are not read: they stay on the device."""
+        tensor = self._like_parameters(preference)
+        if tensor.shape != (self.num_tasks,):
+            raise ValueError(
+                f"expected a preference of shape ({self.num_tasks},), got {tuple(tensor.shape)}: give one weight for "
+                "each task"
+            )
+        return tensor
+
+    def _stacked(self, losses: Tensor | Sequence[Tensor]) -> Tensor:
+        stacked: Any = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
+        if stacked.shape != (self.num_tasks,):
+            raise ValueError(
+                f"expected {self.num_tasks} losses, got the shape {tuple(stacked.shape)}: give one scalar for each task"
+            )
+        return stacked
