@@ -51,6 +51,8 @@ def weighted_run(rank: int, ranks: int, name: str) -> dict[str, Any]:
 def mt2o_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
     model = Towers(dtype=DOUBLE, seed=rank)
     start = options.pop("start", None)
+    if "front" in options:
+        options["generator"] = generator_of(rank)
     optimizer = MT2OFused(
         model.parameters(), num_tasks=3, num_subproblems=5, preferences=FIVE, base=SGD(momentum=0.9), lr=1e-2, ema=0.9,
         process_group=group_of(ranks), start=start and partial(start, model, rank), **options,
@@ -184,6 +186,7 @@ RUNS: dict[str, Check] = {
     "mt2o, weighting": partial(mt2o_run, weighting="cagrad"),
     "mt2o, weighting of preferences": partial(mt2o_run, weighting="graddrop", scalarization=None),
     "mt2o, stacked": bank_run,
+    "mt2o, vertices": partial(mt2o_run, front="vertices"),
     "wrapped, mt2o": wrapped_mt2o_run,
     "wrapped, priority": wrapped_priority_run,
     "priority, faithful": partial(priority_run, mode="faithful"),

@@ -100,6 +100,8 @@ def subproblems(
 ) -> Trajectory:
     model = made(SHAPES, device, dtype, seed=1)
     parameters = list(model)
+    if "front" in options:
+        options["generator"] = torch.Generator().manual_seed(5)
     optimizer = MT2OFused(
         parameters, **{"num_tasks": 2, "num_subproblems": 5, "preferences": PREFERENCES, "lr": 2.0**-6, **options}
     )
@@ -208,6 +210,12 @@ MOMENTUM = SGD(momentum=0.9, nesterov=True)
 ELEMENT_WISE = {
     "MT2OFused": Scenario(subproblems, {"transfer": None, "base": AdamW(amsgrad=True)}, {"step_", "finite_"}),
     "MT2OFused, mean, average": Scenario(subproblems, {"transfer": Mean(0.25), "ema": 0.9}, {"step_"}),
+    "MT2OFused, vertices, average": Scenario(
+        subproblems, {"front": "vertices", "points": 3, "ema": 0.9}, {"step_", "finite_", "combine_"}
+    ),
+    "MT2OFused, vertices, momentum, bfloat16, scaler": Scenario(
+        subproblems, {"front": "vertices", "base": MOMENTUM, **HALF}, {"step_", "finite_", "combine_"}
+    ),
     "MT2OFused, mix of each tensor, moments": Scenario(
         subproblems,
         {"transfer": given_mix, "moments": Moments.MIX, "order": "adapt_then_combine"},
