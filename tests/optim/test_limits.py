@@ -32,7 +32,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "T of rows": (lambda: WeightedFused(one(), num_tasks=1025, weighting="GradDrop"), ValueError, "at most 1024"),
     "T kept": (lambda: WeightedFused(one(), num_tasks=1025, accumulate=True), ValueError, "at most 1024"),
     "owners": (
-        lambda: ConnectionStrengthFused(one(), connections=[], num_tasks=65, total_steps=1), ValueError, "at most 64"
+        lambda: ConnectionStrengthFused(one(), connections=[], num_tasks=65, total_steps=1), ValueError, "num_tasks <= 64"
     ),
     "betas": (lambda: WeightedFused(one(), num_tasks=2, base=Adam(betas=(0.9, 0.9, 0.9))), ValueError, "two numbers"),  # type: ignore[arg-type]
     "eps": (lambda: WeightedFused(one(), num_tasks=2, base=AdamW(eps=float("nan"))), ValueError, "expected eps finite"),
@@ -41,8 +41,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "dampening",
     ),
-    "lr": (lambda: WeightedFused(one(), num_tasks=2, lr=float("inf")), ValueError, "lr must be finite"),
-    "lr as text": (lambda: WeightedFused(one(), num_tasks=2, lr="0.1"), TypeError, "lr must be a number"),  # type: ignore[arg-type]
+    "lr": (lambda: WeightedFused(one(), num_tasks=2, lr=float("inf")), ValueError, "expected lr finite"),
+    "lr as text": (lambda: WeightedFused(one(), num_tasks=2, lr="0.1"), TypeError, "expected lr as a number"),  # type: ignore[arg-type]
     "decay as text": (lambda: WeightedFused(group(weight_decay="0"), num_tasks=2), TypeError, "as a number"),
     "transfer": (lambda: MT2OFused(group(transfer="no"), num_tasks=2), TypeError, "True or False"),
 }  # fmt: skip
