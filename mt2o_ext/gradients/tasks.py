@@ -5,7 +5,7 @@ The one place for this: the optimizers and `WeightedBackward` are built on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ..weighting import Needs
 from .collect import TaskSlots
 from .skipped import NONFINITE
 from .table import GradientTable, Source
-from .weigher import GRAMS, Weigher, largest_weights
+from .weigher import GRAMS, Weigher
 
 __all__ = ["Batch", "Combination", "TaskGradients", "Weighed"]
 
@@ -76,6 +76,16 @@ class Combination(NamedTuple):
 
     source: Source
     weights: Tensor | None
+
+
+def largest_weights(squares: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
+    """float64 [K, T]: with weights up to these no sum of w_t g_t can be infinite in the type that it is added up in.
+
+    squares: float64 [K, T], |g_t|^2.
+    """
+    limit = min(torch.finfo(torch.promote_types(dtype, torch.float32)).max for dtype in dtypes)
+    lengths = squares.sqrt().clamp(min=1.0)  # at least 1: the weights themselves become numbers of this type
+    return limit / (squares.shape[1] * lengths)
 
 
 class TaskGradients:

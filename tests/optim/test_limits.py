@@ -32,7 +32,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "T of rows": (lambda: WeightedFused(one(), num_tasks=1025, weighting="GradDrop"), ValueError, "at most 1024"),
     "T kept": (lambda: WeightedFused(one(), num_tasks=1025, accumulate=True), ValueError, "at most 1024"),
     "owners": (
-        lambda: ConnectionStrengthFused(one(), connections=[], num_tasks=65, total_steps=1), ValueError, "num_tasks <= 64"
+        lambda: ConnectionStrengthFused(one(), connections=[], num_tasks=65, total_steps=1), ValueError, "<= 64, got 65"
     ),
     "betas": (lambda: WeightedFused(one(), num_tasks=2, base=Adam(betas=(0.9, 0.9, 0.9))), ValueError, "two numbers"),  # type: ignore[arg-type]
     "eps": (lambda: WeightedFused(one(), num_tasks=2, base=AdamW(eps=float("nan"))), ValueError, "expected eps finite"),
