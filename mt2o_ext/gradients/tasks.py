@@ -104,7 +104,7 @@ class TaskGradients:
         self.weigher = weigher
         self.heads = heads
         self.collecting = collecting
-        self._num_tasks = num_tasks
+        self.num_tasks = num_tasks
         self.bind([], [])
 
     def bind(
@@ -118,7 +118,7 @@ class TaskGradients:
         self.tables = list(tables)
         self._tasks = list(tasks)
         self.trunks = [table for index, table in enumerate(self.tables) if not self.is_head(index)]
-        self.slots = TaskSlots(self.tables, self._tasks, self._num_tasks)
+        self.slots = TaskSlots(self.tables, self._tasks, self.num_tasks)
         self._scratch: dict[int, Tensor] = {}
         if self.tables:
             layouts = [table.layout for table in self.trunks]
