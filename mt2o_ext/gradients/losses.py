@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_list", "as_losses", "backward_done", "check_losses", "check_running_statistics"]
+__all__ = ["as_list", "as_losses", "backward_done", "check_losses", "check_running_statistics", "takes_task"]
 
 
 def check_losses(
@@ -59,6 +60,17 @@ def backward_done(losses: Any, num_tasks: int) -> bool:
     That is None, or of one task a scalar, as the closures of torch.optim return it.
     """
     return losses is None or (num_tasks == 1 and isinstance(losses, Tensor) and losses.dim() == 0)
+
+
+def takes_task(closure: Callable[..., Any]) -> bool:
+    """True if a closure can be called with a task."""
+    try:
+        inspect.signature(closure).bind(0)
+    except TypeError:
+        return False
+    except ValueError:  # of something compiled, whose signature nobody knows
+        return True
+    return True
 
 
 def as_list(losses: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,16 @@ from ..device import LateCopy
 from ..loss_domain import Reason
 from ..scalarization import Scalarization
 
-__all__ = ["NONFINITE", "OF_WEIGHTED_SUM", "REASONS", "RefusedLosses", "Refuser", "SkippedSteps", "Skips"]
+__all__ = [
+    "NONFINITE",
+    "OF_WEIGHTED_SUM",
+    "REASONS",
+    "RefusedCalls",
+    "RefusedLosses",
+    "Refuser",
+    "SkippedSteps",
+    "Skips",
+]
 
 # What a row that is not updated carries instead of 0; the reasons of those who may refuse a step follow.
 NONFINITE, OF_WEIGHTED_SUM = 1, 2
@@ -143,3 +153,32 @@ class RefusedLosses:
     def refusals(self) -> Tensor | None:
         """float64 [K, 3]: number of the reason (0: not refused), task and value; None as of ``refused``."""
         return self._found
+
+
+class RefusedCalls:
+    """Calls whose weights were NaN, because the weighting is not defined for what is finite."""
+
+    def __init__(self) -> None:
+        self._skips = SkippedSteps(1)
+
+    @torch.no_grad()
+    def look(self, weighting: Refuser, device: torch.device) -> None:
+        """Warns of the call that was just made, if it is news; if the weights are on a GPU, at a later call."""
+        if torch.compiler.is_compiling():
+            return
+        self._skips.to(device)
+        refused = weighting.refused
+        assert refused is not None
+        if refused.device.type == "cpu" and not bool(refused.any()):
+            self._skips.nothing_skipped()
+            return
+        refusals = weighting.refusals()
+        assert refusals is not None
+        self._skips.add(refusals, refused)
+        for skips in self._skips.news():
+            reason = weighting.reasons[skips.reason - 1]
+            what = "the weights and the gradients of this call are NaN"
+            if skips.in_a_row >= 10:
+                what = f"the weights and the gradients of {skips.in_a_row} calls one after the other are NaN"
+            text = f"{reason.of(None, skips.task, skips.value)}: {what}. {reason.remedy}"
+            warnings.warn(text, UserWarning, stacklevel=4)

@@ -5,7 +5,7 @@ The one place for this: the optimizers and `WeightedBackward` are built on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ..weighting import Needs
 from .collect import TaskSlots
 from .skipped import NONFINITE
 from .table import GradientTable, Source
-from .weigher import GRAMS, Weigher, largest_weights
+from .weigher import GRAMS, Weigher
 
 __all__ = ["Batch", "Combination", "TaskGradients", "Weighed"]
 
@@ -78,6 +78,16 @@ class Combination(NamedTuple):
     weights: Tensor | None
 
 
+def largest_weights(squares: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
+    """float64 [K, T]: with weights up to these no sum of w_t g_t can be infinite in the type that it is added up in.
+
+    squares: float64 [K, T], |g_t|^2.
+    """
+    limit = min(torch.finfo(torch.promote_types(dtype, torch.float32)).max for dtype in dtypes)
+    lengths = squares.sqrt().clamp(min=1.0)  # at least 1: the weights themselves become numbers of this type
+    return limit / (squares.shape[1] * lengths)
+
+
 class TaskGradients:
     """The gradients of T tasks on their way to one.
 
@@ -94,7 +104,7 @@ class TaskGradients:
         self.weigher = weigher
         self.heads = heads
         self.collecting = collecting
-        self._num_tasks = num_tasks
+        self.num_tasks = num_tasks
         self.bind([], [])
 
     def bind(
@@ -108,7 +118,7 @@ class TaskGradients:
         self.tables = list(tables)
         self._tasks = list(tasks)
         self.trunks = [table for index, table in enumerate(self.tables) if not self.is_head(index)]
-        self.slots = TaskSlots(self.tables, self._tasks, self._num_tasks)
+        self.slots = TaskSlots(self.tables, self._tasks, self.num_tasks)
         self._scratch: dict[int, Tensor] = {}
         if self.tables:
             layouts = [table.layout for table in self.trunks]

@@ -13,31 +13,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..device import capturing, graph_generator, warn_in_graph
+from ..device import warn_in_graph
 from ..entries import generator_state, member, tensors_of
 from ..ops import gram_accuracy, length_accuracy
 from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..ranks import Ranks
-from ..weighting import Draw, Needs, Weighting, WeightingContext
-from .options import check_generator
+from ..weighting import Needs, Weighting, WeightingContext
+from .keys import StepKeys
+from .learned import Feedback, Undo
 from .table import GradientTable
 
-__all__ = ["READS_GRADIENTS", "Weigher", "largest_weights", "undone_on_error"]
+__all__ = ["READS_GRADIENTS", "Weigher", "undone_on_error"]
 
 GRAMS = Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL
 READS_GRADIENTS = GRAMS | Needs.ROWS
 _marks = count(1)  # of weightings, to know which optimizer has one
 PATIENCE = 100  # steps without an `epoch_end` until there is a warning
-
-
-def largest_weights(squares: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
-    """float64 [K, T]: with weights up to these no sum of w_t g_t can be infinite in the type that it is added up in.
-
-    squares: float64 [K, T], |g_t|^2.
-    """
-    limit = min(torch.finfo(torch.promote_types(dtype, torch.float32)).max for dtype in dtypes)
-    lengths = squares.sqrt().clamp(min=1.0)  # at least 1: the weights themselves become numbers of this type
-    return limit / (squares.shape[1] * lengths)
 
 
 class Learner(Protocol):
@@ -76,8 +67,7 @@ class Weigher:
 
     Attributes:
         steps: steps taken.  epoch: epochs ended.
-        ranks: of data parallelism, or None; see `share`.
-        last_losses: float64 [K, T], of the last step until there was feedback, or None.
+        keys: the random numbers.
 
     (torch.compile keeps what a step writes to this object, but not what it writes to the optimizer itself.)
     """
@@ -88,31 +78,24 @@ class Weigher:
                 f"{type(weighting).__name__} needs the gradients of two mini-batches, of which an optimizer keeps one; "
                 "use it alone, weighting(cross=...), with weights of your own"
             )
-        check_generator(generator)
         limit = MAX_ROWS if weighting.needs & GRAMS else MAX_TASKS if weighting.needs & READS_GRADIENTS else math.inf
         if preferences.shape[1] > limit:
             raise ValueError(
                 f"expected num_tasks <= {limit} with {type(weighting).__name__}, got {preferences.shape[1]}: take "
                 "fewer tasks, because the kernels hold no more task gradients at once"
             )
-        if generator is None:
-            draws = Needs.DRAWS in weighting.needs  # else torch's own numbers go on as if nobody had been here
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if draws else 0)
+        self.keys = StepKeys(generator, used=Needs.DRAWS in weighting.needs)
         self.weighting = weighting
         self._mark = weighting.mark = next(_marks)
         self.preferences = preferences
-        self.generator = generator
-        self.ranks: Ranks | None = None
-        self._warned: set[str] = set()
+        self._undo, self._feedback = Undo(weighting), Feedback(weighting)
+        self._warned_of_epochs = False
         self.steps = 0
         self.epoch = 0
         self._shape: tuple[int, torch.device] | None = None
         self._columns: list[int] | None = None
         self._widths: list[int] = []
         self._dtypes: list[torch.dtype] = [torch.float64]
-        self._before: dict[str, Tensor] | None = None
-        self._key: Tensor | None = None
-        self.last_losses: Tensor | None = None
 
     # ------------------------------------------------------------------ where it works
     def bind(
@@ -163,8 +146,7 @@ class Weigher:
     # ------------------------------------------------------------------ data parallelism
     def share(self, ranks: Ranks) -> None:
         """From now on all ranks draw the numbers that the first one would have drawn."""
-        self.ranks = ranks
-        self.generator = ranks.generator(self.generator)
+        self.keys.share(ranks)
 
     def description(self) -> dict[str, Any]:
         """Options that have to be the same on all ranks from the start."""
@@ -174,7 +156,7 @@ class Weigher:
         """Numbers that have to be the same on all ranks at each step."""
         numbers = {"number of steps": self.steps, "number of epochs": self.epoch}
         if Needs.DRAWS in self.weighting.needs:
-            numbers["state of the generator"] = hash(tuple(self.generator.get_state().view(torch.int64).tolist()))
+            numbers["state of the generator"] = self.keys.fingerprint()
         return numbers
 
     # ------------------------------------------------------------------ what it reads
@@ -223,33 +205,14 @@ class Weigher:
             length_accuracy=max(map(length_accuracy, dtypes)),
             step=self.steps,
             epoch=self.epoch,
-            draw=self._draw() if Needs.DRAWS in self.weighting.needs else None,
+            draw=self.keys.draw(self.preferences.device) if Needs.DRAWS in self.weighting.needs else None,
             finite=None if skipped is None else skipped == 0,
         )
 
     def draw_ahead(self) -> None:
-        """Draws the key of the next step, so that a compiled step need not know generators."""
-        drawn = self._key is not None and not capturing(self.preferences.device)
-        if Needs.DRAWS in self.weighting.needs and not drawn:
-            self._key = self._new_key()
-
-    def _new_key(self) -> Tensor:
-        """A key also for steps that are skipped, the same on all ranks.
-
-        In a CUDA graph it comes from torch's generator of the device, which draws anew at each replay, on each rank
-        something else.
-        """
-        device = self.preferences.device
-        if not capturing(device):
-            return Draw.new(self.generator).key
-        key = Draw.new(graph_generator(device)).key
-        return key if self.ranks is None else self.ranks.from_first_(key.to(device))
-
-    def _draw(self) -> Draw:
-        """The random numbers of this step, the same however often it is weighed."""
-        if self._key is None:
-            self._key = self._new_key()
-        return Draw(self._key)
+        """Draws the random numbers of the next step, so that a compiled step need not know generators."""
+        if Needs.DRAWS in self.weighting.needs:
+            self.keys.draw_ahead(self.preferences.device)
 
     def weigh_early(self, losses: Tensor) -> Tensor:
         """The weights [1, T] by losses [1, T] alone, before there are gradients; `undo` until `done`."""
@@ -258,89 +221,61 @@ class Weigher:
 
     def remember(self) -> None:
         """Notes what the weighting knows, for `undo` until `done`."""
-        self._before = self.weighting.state_dict()
-        if capturing(self.preferences.device):  # which changes the state in place
-            self._before = {key: tensor.clone() for key, tensor in self._before.items()}
+        self._undo.remember(self.preferences.device)
 
     def undo(self) -> None:
         """Takes back what the weighting has learned from losses whose step is not made."""
-        if self._before is not None:
-            self.weighting.load_state_dict(self._before)
-            self._before = None
+        self._undo.undo()
 
     def undo_where(self, skipped: Tensor) -> None:
         """The same where this tensor is not zero, which the host need not know."""
-        if self._before is not None:
-            now, missed = self.weighting.state_dict(), skipped.amax() != 0
-            self.weighting.load_state_dict({key: torch.where(missed, self._before[key], now[key]) for key in now})
-            self._before = None
+        self._undo.undo_where(skipped)
 
     def done(self) -> None:
         """Counts the step that was made, and keeps what was learned from it."""
         self.steps += 1
-        self._before = self._key = None
+        self._undo.forget()
+        self.keys.forget()
         if torch.compiler.is_compiling() or Needs.EPOCHS not in self.weighting.needs:
             return
-        if self.epoch == 0 and self.steps >= PATIENCE:
-            self._warn_once(
-                "epochs",
+        if self.epoch == 0 and self.steps >= PATIENCE and not self._warned_of_epochs:
+            self._warned_of_epochs = True
+            warnings.warn(
                 f"{self.weighting!r} goes by the epochs, which only you know: in {PATIENCE} steps there was no "
                 "epoch_end(), and until there is, its weights are those of the first epoch. Call epoch_end() at the "
                 "end of each epoch (if the first one is longer than that, all is well)",
+                UserWarning,
+                stacklevel=4,
             )
 
     def forget(self) -> None:
         """Drops what was drawn and learned for the next step."""
         self.undo()
-        self._key = None
+        self.keys.forget()
 
     # ------------------------------------------------------------------ feedback
     def await_feedback(self, losses: Tensor | None) -> None:
         """losses: float64 [K, T] of the step just made, which feedback belongs to; NaN where it was skipped."""
-        missed = not torch.compiler.is_compiling() and self.last_losses is not None
-        if missed and Needs.FEEDBACK in self.weighting.needs:
-            self._warn_once(
-                "feedback",
-                f"{self.weighting!r} learns from the losses of each mini-batch after the step, and there was no "
-                "feedback(losses) between the last two steps: without it, it learns nothing. After each step, call "
-                "feedback(losses) with the losses of the same mini-batch, computed anew",
-            )
-        self.last_losses = losses
+        self._feedback.expect(losses)
 
-    def check_feedback(self) -> Tensor:
-        """The losses of the last step, which feedback belongs to, float64 [K, T].
+    def check_feedback(self) -> None:
+        """Checks that there is something to learn from feedback.
 
         Raises:
-            RuntimeError: if the weighting learns nothing from feedback, or there was no step with losses.
+            RuntimeError: if the weighting learns nothing from it, or there was no step with losses.
         """
-        if Needs.FEEDBACK not in self.weighting.needs:
-            raise RuntimeError(
-                f"expected a weighting that learns from feedback, got {type(self.weighting).__name__}, which "
-                "learns nothing from it: leave the call out"
-            )
-        if self.last_losses is None:
-            raise RuntimeError(
-                "expected feedback(losses) after a step with losses, got it before one: call it after step()"
-            )
-        return self.last_losses
+        self._feedback.check()
 
     def learn(self, losses: Tensor) -> None:
         """losses: float64 [K, T] of the last mini-batch, after the step."""
-        before = self.check_feedback()
-        self.weighting.after_step(before, losses.reshape(before.shape))
-        self.last_losses = None
-
-    def _warn_once(self, key: str, text: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(text, UserWarning, stacklevel=5)
+        self._feedback.learn(losses)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         """The state of the weighting and of the random numbers, and the counts of steps and epochs."""
         return {
             "weighting": {key: value.clone() for key, value in self.weighting.state_dict().items()},
-            "generator": self.generator.get_state(),
+            "generator": self.keys.generator.get_state(),
             "steps": self.steps,
             "epoch": self.epoch,
         }
@@ -357,7 +292,7 @@ class Weigher:
         """
         where = f"the weighting {type(self.weighting).__name__}"
         given = tensors_of(state, "weighting", where)
-        numbers = generator_state(state, self.generator, where)
+        numbers = generator_state(state, self.keys.generator, where)
         steps, epoch = (int(member(state, key, (), where)) for key in ("steps", "epoch"))
         other = copy.deepcopy(self.weighting)  # with its parts
         assert self._shape is not None
@@ -370,20 +305,8 @@ class Weigher:
 
         def commit() -> None:
             self.weighting.load_state_dict(weighting)
-            self.generator.set_state(numbers)
+            self.keys.generator.set_state(numbers)
             self.steps, self.epoch = steps, epoch
-            self._before = None
+            self._undo.forget()
 
         return commit
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and deepcopy, which generators do not know."""
-        own = {key: value for key, value in self.__dict__.items() if key not in ("generator", "_before")}
-        return {**own, "generator": (str(self.generator.device), self.generator.get_state())}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        device, numbers = state.pop("generator")
-        self.__dict__.update(state)
-        self._before = None
-        self.generator = torch.Generator(device)
-        self.generator.set_state(numbers)

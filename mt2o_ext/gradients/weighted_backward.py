@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ranks import as_ranks, describe, together, warning_of_drift
-from ..weighting import Needs, Weighting, WeightingContext, as_weighting
-from .collect import Slot, collect_gram, collect_sequential, grads_kept, gram_of, weighted_sum
+from ..ranks import together
+from ..weighting import Needs, Weighting, as_weighting
+from .averaged import Averages
+from .collect import collect_gram, collect_sequential, grads_kept, weighted_sum
+from .features import FeatureGradients, check_features
+from .into_grad import IntoGrad
 from .layout import Layout
 from .losses import as_list, check_losses
 from .options import check_one_row, check_task_options, members_of
 from .parameters import check_parameters
-from .skipped import SkippedSteps
+from .skipped import RefusedCalls
 from .table import GradientTable
 from .tasks import Batch, TaskGradients
 from .weigher import READS_GRADIENTS, Weigher
@@ -122,23 +123,11 @@ class WeightedBackward:
         if all(task is not None for _, task in self._members):
             raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget
-        self._skips = SkippedSteps(1)
-        self._ranks = as_ranks(process_group)
-        self._alone = process_group is None  # as far as was said, and not looked into yet
-        if self._ranks is not None:
-            self._join()
+        self._refused = RefusedCalls()
+        self._averages = Averages(process_group, self._members, self._weigher)
+        self._averages.join({"num_tasks": num_tasks, "heads": heads, "collect": collect, "store": store})
         self._kinds: list[tuple[Any, ...]] = []
         self._build()
-
-    def _join(self) -> None:
-        """Makes sure that all ranks are about to do the same, from the same parameters and random numbers."""
-        assert self._ranks is not None
-        groups = [{"params": [p], "task": task} for p, task in self._members]
-        tasks = self._tasks
-        own = {"num_tasks": self._num_tasks, "heads": tasks.heads, "collect": tasks.collecting, "store": self._store}
-        self._ranks.agree({"call": "WeightedBackward", **own, **self._weigher.description(), **describe(groups)})
-        self._ranks.share_([p.data for p, _ in self._members])
-        self._weigher.share(self._ranks)
 
     def _build(self) -> None:
         """Makes the buffers, for the parameters as they are now."""
@@ -153,8 +142,7 @@ class WeightedBackward:
             forget=self._forget,
         )
         self._forget = False
-        self._trunks = self._tasks.trunks
-        self._combined = [_row(table.layout) for table in self._trunks]
+        self._into_grad = IntoGrad(self._tasks, copies=self._averages.ranks is not None)
 
     def _tables(self, *, head: bool) -> list[tuple[GradientTable, list[int | None]]]:
         """Gradients of shared parameters or of heads, a table for each dtype, and the tasks of the parameters."""
@@ -198,8 +186,8 @@ class WeightedBackward:
             ValueError: for losses or features that do not fit, before any gradient is computed.
         """
         points = [features] if isinstance(features, Tensor) else list(features)
-        self._warn_if_alone()
-        with together(self._ranks):
+        self._averages.warn_if_alone()
+        with together(self._averages.ranks):
             stacked = check_losses(losses, self._num_tasks, None)
             self._check_way(points)
             self._build()
@@ -208,7 +196,9 @@ class WeightedBackward:
         if scaler is not None and scaler.is_enabled():
             scalars = [scaler.scale(loss) for loss in scalars]
         factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=stacked.device))
-        table = self._joint(stacked.detach().double().unsqueeze(0), f"backward with {len(points)} features")
+        table = self._averages.of_losses(
+            stacked.detach().double().unsqueeze(0), f"backward with {len(points)} features"
+        )
         weigher = self._weigher
         if points:
             weights = self._through(points, scalars, table, factor, retain_graph)
@@ -216,9 +206,9 @@ class WeightedBackward:
             weights = self._in_two_passes(scalars, stacked, table, retain_graph)
         else:
             weights = self._from_buffer(scalars, table, factor, retain_graph)
-        self._fill_heads(weights)
+        self._into_grad.add_heads(weights)
         self._forget_gradients()
-        self._warn_of_refused(weights)
+        self._refused.look(weigher.weighting, weights.device)
         weigher.await_feedback(table)
         weigher.done()
         return weights[0].clone()
@@ -226,30 +216,6 @@ class WeightedBackward:
     def _forget_gradients(self) -> None:
         for table in self._tasks.tables:
             table.forget()
-
-    @torch.no_grad()
-    def _warn_of_refused(self, weights: Tensor) -> None:
-        """Warns where the weighting is not defined for what is finite; if it is on a GPU, at a later call."""
-        if torch.compiler.is_compiling():
-            return
-        weighting = self._weigher.weighting
-        self._skips.to(weights.device)
-        refused = weighting.refused
-        assert refused is not None
-        if refused.device.type == "cpu" and not bool(refused.any()):
-            self._skips.nothing_skipped()
-            return
-        refusals = weighting.refusals()
-        assert refusals is not None
-        self._skips.add(refusals, refused)
-        for skips in self._skips.news():
-            reason = weighting.reasons[skips.reason - 1]
-            what = "the weights and the gradients of this call are NaN"
-            if skips.in_a_row >= 10:
-                what = f"the weights and the gradients of {skips.in_a_row} calls one after the other are NaN"
-            warnings.warn(
-                f"{reason.of(None, skips.task, skips.value)}: {what}. {reason.remedy}", UserWarning, stacklevel=3
-            )
 
     @torch.no_grad()
     def feedback(self, losses: Losses) -> None:
@@ -261,7 +227,7 @@ class WeightedBackward:
         """
         self._weigher.check_feedback()
         after = check_losses(losses, self._num_tasks, None, graph=False).detach().double().unsqueeze(0)
-        self._weigher.learn(self._joint(after, "feedback()"))
+        self._weigher.learn(self._averages.of_losses(after, "feedback()"))
 
     def epoch_end(self) -> None:
         """Counts an epoch, for weightings that go by them (DWA)."""
@@ -280,54 +246,6 @@ class WeightedBackward:
         """
         self._weigher.loaded(state)()
 
-    # ------------------------------------------------------------------ data parallelism
-    def _warn_if_alone(self) -> None:
-        if self._alone:
-            self._alone = False
-            if text := warning_of_drift(None, type(self).__name__, wrapper=False):
-                warnings.warn(text, UserWarning, stacklevel=3)
-
-    def _call(self, name: str) -> dict[str, Any]:
-        frozen = [index for index, (p, _) in enumerate(self._members) if not p.requires_grad]
-        return {"call": name, "frozen parameters": frozen, **self._weigher.progress()}
-
-    def _joint(self, losses: Tensor, call: str) -> Tensor:
-        """The mean over the ranks, after a look at whether all make the same call."""
-        if self._ranks is None:
-            return losses
-        self._ranks.agree(self._call(call))
-        return self._ranks.mean(losses)
-
-    def _reduce(self, tables: Sequence[GradientTable]) -> None:
-        if self._ranks is not None:
-            self._ranks.reduce_(tables, self._call("gradients"))
-            for table in tables:
-                table.flat().div_(self._ranks.size)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[list[Tensor]]:
-        """Averages over the ranks what backward adds here to ``.grad`` of the shared parameters."""
-        parameters = [p for table in self._trunks for p in table.layout.parameters if p.requires_grad]
-        if self._ranks is None:
-            yield parameters
-            return
-        before = [p.grad for p in parameters]
-        try:
-            for p in parameters:
-                p.grad = None
-            with together(self._ranks):
-                yield parameters
-            self._ranks.average_grad_(parameters, self._call("gradients"))
-        except BaseException:
-            for p in parameters:
-                p.grad = None
-            raise
-        finally:
-            for p, old in zip(parameters, before, strict=True):
-                if old is not None:
-                    p.grad = old if p.grad is None else old.add_(p.grad)
-        self._reduce(self._heads)
-
     # ------------------------------------------------------------------ three ways
     @torch.no_grad()
     def _weigh(
@@ -345,36 +263,39 @@ class WeightedBackward:
         if segments is not None:
             if factor is not None:
                 segments = segments / factor.double().square()
-            context = _with_gram(context, segments.unsqueeze(0))
+            grams = segments.unsqueeze(0)
+            context = replace(context, gram=grams.sum(1), segments=grams)
         return self._weigher.weighting.weights(context)
 
     def _from_buffer(
         self, losses: Sequence[Tensor], table: Tensor, factor: Tensor | None, retain_graph: bool
     ) -> Tensor:
         """T gradients in the buffer, their Gram matrix, their combination."""
-        with together(self._ranks):
+        with together(self._averages.ranks):
             self._tasks.collect(losses, 0, retain_graph=retain_graph)
-        self._reduce(self._tasks.tables)
+        self._averages.of_tables_(self._tasks.tables)
         with torch.no_grad():
             batch, found = Batch(), torch.zeros(1, dtype=torch.float32, device=table.device)
             self._tasks.transform(batch, table, found, factor)
             weighed = self._tasks.weigh(batch, table, found, factor)
-            self._combine(weighed.applied)
+        self._into_grad.add_shared(weighed.applied)
         return weighed.weights
 
     def _in_two_passes(self, losses: Sequence[Tensor], stacked: Tensor, table: Tensor, retain_graph: bool) -> Tensor:
         """The weights first (of the losses, or of a Gram matrix that is added up on the way), then one backward."""
         segments = None
         if self._weigher.due() & READS_GRADIENTS:
-            segments = collect_gram(stacked, [p for table in self._trunks for p in table.layout.parameters])
+            segments = collect_gram(stacked, [p for table in self._tasks.trunks for p in table.layout.parameters])
         weights = self._weigh(table, segments, None)
-        with self._averaged() as parameters:
+        parameters = self._shared()
+        with self._averages.of_grad(parameters):
             if any(self._tasks.slots.heads(0)):
                 collect_sequential(losses, self._tasks.slots.heads(0), short=True, retain_graph=True)
             if parameters:
                 total = weighted_sum(losses, weights[0])
                 with grads_kept(self._tasks.slots.head_parameters()):
                     total.backward(retain_graph=retain_graph)
+        self._averages.of_tables_(self._heads)
         return weights
 
     def _through(
@@ -386,26 +307,26 @@ class WeightedBackward:
         retain_graph: bool,
     ) -> Tensor:
         """Weights by the gradients of a representation, whose combination then goes through the trunk."""
-        with together(self._ranks):
-            rows = [
-                self._by_features(points, loss, heads, retain_graph or task + 1 < len(losses))
-                for task, (loss, heads) in enumerate(zip(losses, self._tasks.slots.heads(0), strict=True))
-            ]
-        if self._ranks is not None:
-            self._ranks.agree(self._call("gradients by features"))
-        stacked = [torch.stack(grads) for grads in zip(*rows, strict=True)]
-        grams = torch.stack([gram_of(grads) for grads in stacked])
-        if self._ranks is not None:  # each rank has the features of its own samples, in a mean over the ranks
-            grams = self._ranks.add_(grams) / self._ranks.size**2
-        weights = self._weigh(table, grams, factor, [grads.dtype for grads in stacked])
-        combined = [torch.tensordot(weights[0].to(grads), grads, 1) for grads in stacked]
-        with self._averaged():
-            torch.autograd.backward(list(points), combined, retain_graph=retain_graph)
+        with together(self._averages.ranks):
+            gradients = FeatureGradients(points, losses, self._tasks.slots.heads(0), retain_graph=retain_graph)
+        self._averages.agree("gradients by features")
+        weights = self._weigh(table, gradients.grams(self._averages.ranks), factor, gradients.dtypes)
+        with self._averages.of_grad(self._shared()):
+            gradients.backward(weights[0], retain_graph=retain_graph)
+        self._averages.of_tables_(self._heads)
         return weights
+
+    def _shared(self) -> list[Tensor]:
+        """The shared parameters that are trained."""
+        return [p for table in self._tasks.trunks for p in table.layout.parameters if p.requires_grad]
+
+    @property
+    def _heads(self) -> list[GradientTable]:
+        return self._tasks.tables[len(self._tasks.trunks) :]
 
     def _check_way(self, points: Sequence[Tensor]) -> None:
         weighting = self._weigher.weighting
-        if self._ranks is not None and not self._store and not points and weighting.needs & READS_GRADIENTS:
+        if self._averages.ranks is not None and not self._store and not points and weighting.needs & READS_GRADIENTS:
             raise ValueError(
                 "expected a weighting of the losses, or features=, for store=False with process_group=, got "
                 f"{type(weighting).__name__}: take store=True, because it needs the averaged gradients"
@@ -415,60 +336,4 @@ class WeightedBackward:
                 f"expected a weighting of the Gram matrix or losses for features=, got {type(weighting).__name__}: "
                 "leave features= out"
             )
-        if any(not isinstance(z, Tensor) or not z.requires_grad for z in points):
-            raise ValueError(
-                "expected features as tensors of the losses' graph, got others: pass them as the trunk returns them"
-            )
-
-    @staticmethod
-    def _by_features(points: Sequence[Tensor], loss: Tensor, heads: Sequence[Slot], retain_graph: bool) -> list[Tensor]:
-        """The gradients of one loss by the representation; those by its heads go to their slots."""
-        live = [slot for slot in heads if slot.parameter.requires_grad]
-        inputs = [*points, *(slot.parameter for slot in live)]
-        grads = torch.autograd.grad(loss, inputs, retain_graph=retain_graph, allow_unused=True)
-        for slot, grad in zip(live, grads[len(points) :], strict=True):
-            if grad is not None:
-                slot.put(grad, copy=True)
-        return [torch.zeros_like(z) if grad is None else grad for z, grad in zip(points, grads, strict=False)]
-
-    # ------------------------------------------------------------------ into .grad
-    def _combine(self, weights: Tensor) -> None:
-        fresh = all(p.grad is None for table in self._trunks for p in table.layout.parameters)
-        for index, (table, buffer) in enumerate(zip(self._tasks.tables, self._combined, strict=False)):
-            out = buffer if fresh else _row(table.layout)
-            self._tasks.combine_into(index, weights, out)
-            reached = table.reached()
-            for segment, p in enumerate(table.layout.parameters):
-                if reached[segment]:
-                    _add_to_grad(p, table.layout.rows_of(out, segment)[0], own=not fresh)
-
-    @property
-    def _heads(self) -> list[GradientTable]:
-        return self._tasks.tables[len(self._trunks) :]
-
-    def _fill_heads(self, weights: Tensor) -> None:
-        with torch.no_grad():
-            for task, slots in enumerate(self._tasks.slots.heads(0)):
-                for slot in slots:
-                    grad = slot.table.at(0, 0, slot.segment)
-                    if grad is not None:
-                        plain = self._tasks.heads == "plain"
-                        weighted = grad if plain else grad * weights[0, task].to(grad)
-                        _add_to_grad(slot.parameter, weighted, own=self._ranks is not None)
-
-
-def _row(layout: Layout) -> Tensor:
-    """Zeros [1, P] in the parameters' dtype."""
-    return torch.zeros(1, layout.width, dtype=layout.dtype, device=layout.device)
-
-
-def _add_to_grad(p: Tensor, grad: Tensor, *, own: bool) -> None:
-    """own: the tensor is a view of something larger that does not last."""
-    if p.grad is None:
-        p.grad = grad.clone() if own else grad
-    else:
-        p.grad.add_(grad)
-
-
-def _with_gram(context: WeightingContext, segments: Tensor) -> WeightingContext:
-    return replace(context, gram=segments.sum(1), segments=segments)
+        check_features(points)

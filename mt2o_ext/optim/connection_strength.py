@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,16 +9,17 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
+from ..checks import check_choice, check_count
 from ..device import refuse_in_graph
-from ..entries import generator_state, member, member_dict
-from ..gradients.losses import check_losses
+from ..entries import member, member_dict
+from ..gradients.losses import check_losses, takes_task
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
 from ..ops.limits import MAX_OWNERS
-from ..priority.connection import Connection
+from ..priority.connection import Connection, check_connections
 from ..priority.history import HistoryRecorder, PriorityHistory
 from ..priority.phases import PhaseDraw
-from ..priority.projection import Projection
+from ..priority.projection import Projections
 from ..priority.schedule import mixed
 from ..ranks import together
 from .amp import Scaling
@@ -102,16 +101,17 @@ class ConnectionStrengthFused(FlatOptimizer):
         max_norm: float | None = None,
         process_group: Any = None,
     ) -> None:
-        if num_tasks < 1:
-            raise ValueError(f"num_tasks must be at least 1, not {num_tasks}")
+        check_count("num_tasks", num_tasks)
         if num_tasks > MAX_OWNERS:
-            raise ValueError(f"num_tasks must be at most {MAX_OWNERS}, not {num_tasks}: a channel has no more owners")
-        if mode not in ("faithful", "general"):
-            raise ValueError(f'mode must be "faithful" or "general", not {mode!r}')
+            raise ValueError(
+                f"expected num_tasks <= {MAX_OWNERS}, got {num_tasks}: take fewer tasks, because the kernels know no "
+                "more owners of a channel"
+            )
+        check_choice("mode", mode, ("faithful", "general"))
         self._num_tasks = num_tasks
         self._mode = mode
         self._draw = PhaseDraw(schedule, total_steps, steps_per_epoch, shuffle=shuffle, seed=seed)
-        self._connections = _checked(connections, num_tasks)
+        self._connections = check_connections(connections, num_tasks)
         self._phase = 0  # of the step that runs
         self._used = [c for c in self._connections if mode == "general" or c.in_the_paper]
         base = as_base_rule(base)
@@ -130,14 +130,9 @@ class ConnectionStrengthFused(FlatOptimizer):
     def _build(self) -> None:
         self._used = self._trained(self._used)
         super()._build()
-        self._projections: list[Projection | None] = []  # of each buffer; heads have none
-        for flat, tasks in zip(self._buffers.flats, self._buffers.tasks, strict=True):
-            held = set(map(id, flat.parameters))
-            here = [c for c in self._used if id(c.weight) in held]
-            shared = tasks[0] is None
-            self._projections.append(Projection(flat, here, faithful=self._mode == "faithful") if shared else None)
-        built = [c for projection in self._projections if projection for c in projection.connections]
-        self._order = torch.tensor([built.index(c) for c in self._used], dtype=torch.int64).to(self._buffers.device)
+        shared = [tasks[0] is None for tasks in self._buffers.tasks]
+        faithful = self._mode == "faithful"
+        self._projections = Projections(self._buffers.flats, shared, self._used, faithful=faithful)
 
     def _trained(self, connections: Sequence[Connection]) -> list[Connection]:
         """The connections whose weight is among the shared parameters; of the others only frozen ones are let pass."""
@@ -145,9 +140,15 @@ class ConnectionStrengthFused(FlatOptimizer):
         for connection in connections:
             group = groups.get(id(connection.weight))
             if group is None and connection.weight.requires_grad:
-                raise ValueError(f"{connection.name}: its weight is not among the parameters (only frozen ones may be)")
+                raise ValueError(
+                    f"{connection.name}: expected its weight among the parameters, got one that is not: pass it too, "
+                    "or freeze it"
+                )
             if group is not None and group.get("task") is not None:
-                raise ValueError(f"{connection.name}: its weight is in a group with task=, so it is not shared")
+                raise ValueError(
+                    f"{connection.name}: expected a shared weight, got one in a group with task=: put it into a group "
+                    "without"
+                )
         return [c for c in connections if id(c.weight) in groups and self._is_held(c.weight)]
 
     _family = "connection_strength"
@@ -202,7 +203,9 @@ class ConnectionStrengthFused(FlatOptimizer):
         if closure is None and self._only_asked_for_state():
             return torch.zeros(self._num_tasks, dtype=torch.float64)
         if closure is None:
-            raise TypeError("step() needs a closure: optimizer.step(lambda task: task_loss(model, x, y, task))")
+            raise TypeError(
+                "expected step(closure), got none: call optimizer.step(lambda task: task_loss(model, x, y, task))"
+            )
         if self._draw.steps == self._draw.total_steps:
             self._warn_once(
                 "total_steps", f"this is step {self._draw.total_steps + 1} of {self._draw.total_steps}: phase 2 stays"
@@ -259,7 +262,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         self._now.task = task
         try:
             with torch.enable_grad():
-                loss = check_losses([closure(task) if _takes_task(closure) else closure()], 1, None).sum()
+                loss = check_losses([closure(task) if takes_task(closure) else closure()], 1, None).sum()
                 loss.backward()
         finally:
             self._now.task = None
@@ -276,7 +279,10 @@ class ConnectionStrengthFused(FlatOptimizer):
 
     def _take_step(self, tables: Sequence[GradientTable], losses: Tensor) -> None:
         if not any(any(table.reached()) for table in tables):
-            raise RuntimeError("the loss has no gradient for any parameter of this optimizer")
+            raise RuntimeError(
+                "expected a loss with a gradient for parameters of this optimizer, got none: were they replaced in the "
+                "model since it was made? Then make a new one"
+            )
         scaling = Scaling.of(self, None)
         found = self._find_nonfinite(tables, losses, scaling)
         if not nothing_left(found):
@@ -294,14 +300,7 @@ class ConnectionStrengthFused(FlatOptimizer):
 
     def _project(self, tables: Sequence[GradientTable]) -> list[Combination]:
         """The gradients of phase 2: projected where a table is of shared parameters."""
-        projected = [
-            None if projection is None else projection.combine(self._ranks) for projection in self._projections
-        ]
-        projections = [projection for projection in self._projections if projection]
-        if projections:
-            shares = torch.cat([p.shares() for p in projections])[self._order] if self._recorder.due() else None
-            coefficients = torch.cat([p.coefficients for p in projections])[self._order]
-            self._recorder.add_projection(shares, coefficients)
+        projected = self._projections.combine(self._ranks, self._recorder)
         return [
             Combination(table.source() if combined is None else Source(combined, None), None)
             for table, combined in zip(tables, projected, strict=True)
@@ -312,7 +311,10 @@ class ConnectionStrengthFused(FlatOptimizer):
     def task(self) -> int:
         """The task whose loss ``step`` asks for, while it calls its closure; RuntimeError at any other time."""
         if self._now.task is None:
-            raise RuntimeError("optimizer.task is there while step(closure) calls its closure, once for each task")
+            raise RuntimeError(
+                "expected optimizer.task to be read in the closure of step(closure), got it elsewhere: only there is "
+                "it one task's turn"
+            )
         return self._now.task
 
     @property
@@ -339,9 +341,8 @@ class ConnectionStrengthFused(FlatOptimizer):
         where = "the optimizer"
         shared = member_dict({self._family: shared}, self._family, "the first group")
         draw, history = member_dict(shared, "draw", where), member_dict(shared, "history", where)
-        phases = {key: int(member(draw, key, (), "`draw`")) for key in ("steps", "phase")}
-        drawn = {**phases, "generator": generator_state(draw, self._draw.generator, "`draw`")}
-        recorded = self._checked_history(history, phases["steps"])
+        drawn = self._draw.checked(draw)
+        recorded = self._recorder.checked(history, drawn["steps"])
         phase, skipped = int(member(shared, "phase", (), where)), member(shared, "skipped", (1,), where)
 
         def commit() -> None:
@@ -352,76 +353,5 @@ class ConnectionStrengthFused(FlatOptimizer):
 
         return commit
 
-    def _checked_history(self, history: dict[str, Any], taken: int) -> dict[str, Any]:
-        layers, tasks = self._recorder.conflicts.shape
-        history = {**history, **{key: _as_tensor(history.get(key)) for key in ("phases", "steps", "shares")}}
-        if isinstance(history["shares"], Tensor) and history["shares"].numel() == 0:
-            history["shares"] = history["shares"].reshape(0, layers, tasks + 1)
-        phases, steps = (member(history, key, None, "`history`") for key in ("phases", "steps"))
-        if phases.dim() != 1 or steps.dim() != 1:
-            raise ValueError(f"expected `phases` and `steps` of one dimension, got {phases.dim()} and {steps.dim()}")
-        if len(phases) != taken:
-            raise ValueError(f"expected `phases` of {taken} steps (`draw`), got those of {len(phases)}")
-        conflicts = member(history, "conflicts", None, "`history`")
-        if conflicts.shape != (layers, tasks):
-            got = " and ".join(map(str, conflicts.shape))
-            raise ValueError(f"expected the state of {layers} connections and {tasks} tasks, got one of {got}")
-        return {
-            "phases": phases.long(),
-            "steps": steps.long(),
-            "shares": member(history, "shares", (len(steps), layers, tasks + 1), "`history`").float(),
-            "projected": int(member(history, "projected", (), "`history`")),
-            "conflicts": conflicts.long(),
-        }
-
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key not in ("_projections", "_order")}
-
-
-def _as_tensor(numbers: Any) -> Any:
-    """A list of numbers, or of such lists, as a tensor; anything else, and what does not fit, as it is."""
-    try:
-        return torch.tensor(numbers, dtype=torch.float64) if isinstance(numbers, list) else numbers
-    except (TypeError, ValueError):
-        return numbers
-
-
-def _takes_task(closure: Callable[..., Tensor]) -> bool:
-    """True if a closure can be called with a task."""
-    try:
-        inspect.signature(closure).bind(0)
-    except TypeError:
-        return False
-    except ValueError:  # of something compiled, whose signature nobody knows
-        return True
-    return True
-
-
-def _checked(connections: Iterable[Connection], num_tasks: int) -> list[Connection]:
-    """The connections, each looked through once.
-
-    Raises:
-        TypeError: for anything but connections.
-        ValueError: for connections that do not fit the optimizer.
-    """
-    seen: dict[int, str] = {}
-    checked = list(connections)
-    for connection in checked:
-        if not isinstance(connection, Connection):
-            raise TypeError(f"expected connections (find_connections(model)), got {type(connection).__name__}")
-        if connection.norm is not None and connection.norm.num_tasks != num_tasks:
-            raise ValueError(
-                f"{connection.name}: expected a norm of {num_tasks} tasks (num_tasks), got one of "
-                f"{connection.norm.num_tasks}"
-            )
-        if id(connection.weight) in seen:
-            raise ValueError(f"{connection.name} and {seen[id(connection.weight)]} have the same weight")
-        seen[id(connection.weight)] = connection.name
-        shape = tuple(connection.strengths().shape)
-        if shape != (num_tasks, connection.channels):
-            raise ValueError(
-                f"{connection.name}: expected strengths of shape {[num_tasks, connection.channels]}, got {list(shape)}"
-            )
-    if not checked:
-        warnings.warn("no connections: phase 2 is the plain sum of all gradients", UserWarning, stacklevel=3)
-    return checked
+        return {key: value for key, value in super().__getstate__().items() if key != "_projections"}

@@ -25,19 +25,26 @@ def check_options(options: dict[str, Any], base: BaseRule, heads_of: int | None)
         heads_of: the number of tasks whose head the group may be; None: it may not be one.
 
     Raises:
-        TypeError, ValueError: for an option out of range.
+        TypeError: for an option of the wrong kind.
+        ValueError: for an option out of range.
     """
     lr = options["lr"]
     real = isinstance(lr, (int, float)) and not isinstance(lr, bool)
     if not real and not (isinstance(lr, Tensor) and lr.numel() == 1 and not lr.is_complex()):
         error = ValueError if isinstance(lr, Tensor) else TypeError
-        raise error(f"lr must be a number or one-element tensor, not {lr!r:.80}")
+        raise error(f"expected lr as a number or a one-element tensor, got {lr!r:.80}: pass one number")
     if not 0.0 <= float(lr) < math.inf:
-        raise ValueError(f"lr must be finite and at least 0, not {lr}")
+        raise ValueError(f"expected lr finite and >= 0, got {lr}: choose a value in that range")
     if not isinstance(options.get("transfer", True), bool):
-        raise TypeError(f"transfer of a parameter group must be True or False, not {options['transfer']!r:.80}")
+        raise TypeError(
+            f"expected transfer of a parameter group as True or False, got {options['transfer']!r:.80}: pass "
+            "one of them"
+        )
     if options.get("differentiable"):
-        raise ValueError("differentiable=True is not supported: the step is made by kernels without a backward")
+        raise ValueError(
+            "expected differentiable=False, got True: leave it out, because the step is made by kernels without a "
+            "backward"
+        )
     base.check(options)
     check_task(options.get("task"), heads_of)
 
@@ -49,10 +56,10 @@ def listed_of(group: Any) -> list[Any]:
         TypeError: for what is no group, and for a set, which has no order.
     """
     if not isinstance(group, dict) or "params" not in group:
-        raise TypeError(f'expected a parameter group as a dict with "params", got {group!r:.80}')
+        raise TypeError(f'expected a parameter group as a dict with "params", got {group!r:.80}: pass one')
     params = group["params"]
     if isinstance(params, set):
-        raise TypeError("expected parameters in an ordered collection, got a set")
+        raise TypeError("expected parameters in an ordered collection, got a set: pass a list")
     return [params] if isinstance(params, Tensor) else list(params)
 
 

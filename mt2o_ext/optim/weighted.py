@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -11,22 +10,19 @@ from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import host_knows
-from ..entries import member, member_dict
-from ..gradients.collect import TaskSlots, collect_sequential, collect_sum, weighted_sum
 from ..gradients.losses import as_list, backward_done, check_losses
 from ..gradients.options import check_one_row, check_task_options
-from ..gradients.shown import ShownGradients, is_used
-from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
-from ..gradients.table import GradientTable, check_dense
-from ..gradients.tasks import Combination, TaskGradients
+from ..gradients.tasks import TaskGradients
 from ..gradients.weigher import READS_GRADIENTS, Weigher, undone_on_error
 from ..ops.limits import MAX_TASKS
 from ..ranks import together
 from ..weighting import Needs, Weighting
 from .amp import Scaling, scaled
-from .base import FlatOptimizer, nothing_left, with_losses
+from .base import FlatOptimizer, nothing_left
 from .buffers import Buffers
-from .step import Plan, StepInputs
+from .step import Plan
+from .weighted_state import exported, loaded
+from .weighted_step import TaskRound
 
 __all__ = ["WeightedFused"]
 
@@ -106,17 +102,19 @@ class WeightedFused(FlatOptimizer):
         process_group: Any = None,
     ) -> None:
         if not isinstance(skip_nonfinite, bool):
-            raise TypeError(f"expected skip_nonfinite as True or False, got {skip_nonfinite!r:.80}")
+            raise TypeError(f"expected skip_nonfinite as True or False, got {skip_nonfinite!r:.80}: pass one of them")
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
         if keeps_tasks and num_tasks > MAX_TASKS:
-            raise ValueError(f"num_tasks must be at most {MAX_TASKS} where task gradients are kept, not {num_tasks}")
+            raise ValueError(
+                f"expected num_tasks <= {MAX_TASKS} where task gradients are kept, got {num_tasks}: take fewer tasks, "
+                "because the kernels hold no more task gradients at once"
+            )
         base = as_base_rule(base)
         self._num_tasks = num_tasks
         self._accumulate = accumulate
         self._show_grad = show_grad
-        self._shown: dict[bool, ShownGradients] = {}
         tasks = TaskGradients(Weigher(weighting, table, generator), num_tasks, heads, collect)
         super().__init__(
             params,
@@ -150,10 +148,16 @@ class WeightedFused(FlatOptimizer):
 
     def _build(self) -> None:
         super()._build()
-        flats = self._buffers.flats
-        # A sum that was weighted before its backward needs one gradient of each parameter.
-        self._early_slots = TaskSlots([flat.combined for flat in flats], self._buffers.tasks, self._num_tasks)
-        self._shown.clear()
+        self._round = TaskRound(
+            self._tasks,
+            self._buffers,
+            self._report,
+            accumulate=self._accumulate,
+            look_for_nonfinite=self._look_for_nonfinite,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_round"}
 
     # ------------------------------------------------------------------ losses and gradients
     def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
@@ -181,20 +185,21 @@ class WeightedFused(FlatOptimizer):
         if not self._shows:
             self._collect(losses, scaler, retain_graph)
             return
-        if self._now.batch.shown and self._shown_gradients().dropped():
+        early, showing = self._round.weighs_early, self._round.showing
+        if self._now.batch.shown and showing.dropped(early=early):
             self._forget()
-        first = not self._now.batch.shown
-        if first:
-            self._shown_gradients().begin()
-        else:
-            self._check_second_backward()
+        showing.begin(self._now.batch, early=early)
         self._collect(losses, scaler, retain_graph)
+        batch = self._now.batch
         try:
             with torch.no_grad():
-                self._show(first)
+                factor = Scaling.of(self, batch.scaler).kept_factor(self._buffers.device)
+                weights = showing.show(batch, factor, early=early)
         except BaseException:
             self._drop()
             raise
+        if weights is not None:
+            self._now.weights = weights
 
     @property
     def _shows(self) -> bool:
@@ -206,55 +211,6 @@ class WeightedFused(FlatOptimizer):
         several = self._accumulate and Needs.ROWS in self._weigher.weighting.needs
         return self._show_grad and self._ranks is None and not several
 
-    @property
-    def _weighs_early(self) -> bool:
-        """True if the weights of the next step are made from the losses, before their backward."""
-        return not self._accumulate and not self._weigher.reads_gradients()
-
-    def _check_second_backward(self) -> None:
-        if Needs.ROWS in self._weigher.weighting.needs:
-            raise RuntimeError(
-                f"{type(self._weigher.weighting).__name__} has learned from the gradients of the backward() before: "
-                "for several backward() calls before a step, make WeightedFused(..., accumulate=True)"
-            )
-        self._shown_gradients().check_unchanged()
-
-    def _shown_gradients(self) -> ShownGradients:
-        early = self._weighs_early
-        if early not in self._shown:
-            tables = [flat.combined if early else flat.tasks for flat in self._buffers.flats]
-            plain = self._tasks.heads == "plain"
-            apart = [not early and not (plain and self._tasks.is_head(index)) for index in range(len(tables))]
-            self._shown[early] = ShownGradients(tables, apart)
-        return self._shown[early]
-
-    def _show(self, first: bool) -> None:
-        """Weighs the gradients that are there and puts their combination into ``.grad``."""
-        weigher, batch = self._weigher, self._now.batch
-        batch.shown = True
-        if batch.early_weights is not None:
-            self._shown_gradients().show(lambda index, out: None, first=first)
-            return
-        losses, factor = batch.all_losses(), Scaling.of(self, batch.scaler).kept_factor(self._buffers.device)
-        found = with_losses(self._report.nothing_found(), losses)
-        if self._look_for_nonfinite:
-            self._tasks.find_nonfinite(found)
-        self._tasks.transform(batch, losses, found, factor, self._report.rows_to_skip)
-        if Needs.ROWS not in weigher.weighting.needs:  # else it has learned from them for good
-            weigher.undo()
-            weigher.remember()
-        weighed = self._tasks.weigh(batch, losses, found, factor, self._report.rows_to_skip)
-        self._now.weights = weighed.weights
-        refused = weigher.weighting.refused
-        some = refused is not None and not (host_knows(refused) and not bool(refused.any()))
-
-        def combine(index: int, out: Tensor) -> None:
-            self._tasks.combine_into(index, weighed.applied, out)
-            if some and refused is not None:  # the step is skipped for that; what stands in `.grad` are numbers
-                out.copy_(torch.where(refused.unsqueeze(1), torch.zeros_like(out), out))
-
-        self._shown_gradients().show(combine, first=first)
-
     def _collect(self, losses: Losses, scaler: Any, retain_graph: bool) -> None:
         """Backward of T losses into the tables."""
         stacked = check_losses(losses, self._num_tasks, None)
@@ -265,19 +221,16 @@ class WeightedFused(FlatOptimizer):
         scalars = scaled(as_list(losses), scaler)
         self._weigher.draw_ahead()
         batch = self._now.batch
-        if self._weighs_early:
+        if self._round.weighs_early:
             batch.early_weights = self._weights_early(own.unsqueeze(0))
         try:
-            if batch.early_weights is not None:
-                self._collect_early(scalars, batch.early_weights[0], retain_graph)
-            else:
-                self._tasks.collect(scalars, 0, retain_graph=retain_graph)
+            self._round.collect(scalars, batch, retain_graph=retain_graph)
         except BaseException:
             self._drop()
             raise
         batch.add_losses(0, own.unsqueeze(0))
         batch.scaler = scaler
-        self._name_unreached(self._step_tables)
+        self._name_unreached(self._round.tables(batch))
         if self._ranks is not None:
             self._ranks.count(0)
 
@@ -288,22 +241,11 @@ class WeightedFused(FlatOptimizer):
             return self._weigher.weigh_early(self._joint(losses))
         if Needs.LOSSES in self._weigher.due():
             raise RuntimeError(
-                "the weights are made from the losses before backward: for several backward() calls before a step, "
-                f"make WeightedFused(..., accumulate=True) (weighting: {type(self._weigher.weighting).__name__})"
+                "expected one backward() before a step, got a second one: "
+                f"{type(self._weigher.weighting).__name__} has made its weights from the losses of the first; for "
+                "several of them, make WeightedFused(..., accumulate=True)"
             )
         return self._now.batch.early_weights
-
-    def _collect_early(self, losses: Sequence[Tensor], weights: Tensor, retain_graph: bool) -> None:
-        """One backward of the weighted sum; heads that are not weighted first, on their own short ways."""
-        slots = self._early_slots
-        trunk, heads = slots.shared(0), slots.heads(0)
-        total = weighted_sum(losses, weights)
-        if self._tasks.heads == "weighted":
-            collect_sum(total, [*trunk, *chain.from_iterable(heads)], retain_graph=retain_graph)
-            return
-        if any(heads):
-            collect_sequential(losses, heads, short=True, retain_graph=True)
-        collect_sum(total, trunk, slots.head_parameters(), retain_graph=retain_graph)
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -333,11 +275,11 @@ class WeightedFused(FlatOptimizer):
         batch = self._now.batch
         losses = batch.all_losses()
         losses = None if losses is None else self._joint(losses)
-        found = self._find(losses, scaling)
-        if not self._is_combined:
-            self._tasks.transform(batch, losses, found, self._divisor(scaling), self._report.rows_to_skip)
+        gradients = self._round.gradients(batch, losses, scaling, self._divisor(scaling))
         with undone_on_error(self._weigher.weighting):
-            plan = self._plan(found, losses, scaling)
+            plan, weights = gradients.plan(self._tasks, self._report)
+            if weights is not None:
+                self._now.weights = weights
             if nothing_left(plan.skipped):
                 self._weigher.undo()
             else:
@@ -365,48 +307,20 @@ class WeightedFused(FlatOptimizer):
         assert losses_of_batch is not None
         return losses_of_batch[0]
 
-    @property
-    def _is_combined(self) -> bool:
-        """True if the gradients of the next step are one of each parameter already.
-
-        They are shown in ``.grad``, weighted before their backward, or those of a single task that the user's own
-        backward left.
-        """
-        batch = self._now.batch
-        return batch.shown or batch.early_weights is not None or (self._num_tasks == 1 and batch.losses[0] is None)
-
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
         self._look_for_ranks()
         self._synchronize()
         batch = self._now.batch
         scaling = Scaling.of(self, batch.scaler)
-        if batch.shown or (self._is_combined and batch.early_weights is None):
-            check_dense(p.grad for p in self._buffers.parameters())
-            for flat in self._buffers.flats:
-                flat.combined.take(keep=True)
-            if not batch.shown:
-                self._leave_out_used()
-        else:
-            scaling.check_known()
-        if self._buffers.flats and not any(any(table.reached()) for table in self._step_tables):
+        self._round.take(batch, scaling)
+        tables = self._round.tables(batch)
+        if tables and not any(any(table.reached()) for table in tables):
             raise RuntimeError(self._without_gradients())
         if batch.losses[0] is None:  # else backward has seen what it reached
-            self._name_unreached(self._step_tables)
+            self._name_unreached(tables)
         self._buffers.refresh(self.param_groups, self._base, self._ema)
         return scaling
-
-    def _leave_out_used(self) -> None:
-        """Drops gradients that the last step has used: they still stand in ``.grad`` for others to see."""
-        for flat in self._buffers.flats:
-            for segment, p in enumerate(flat.parameters):
-                if p.grad is not None and is_used(p.grad):
-                    flat.combined.leave_out(segment)
-
-    @property
-    def _step_tables(self) -> list[GradientTable]:
-        combined = self._is_combined
-        return [flat.combined if combined else flat.tasks for flat in self._buffers.flats]
 
     def _divisor(self, scaling: Scaling) -> Tensor | None:
         """float32 [1], what the gradients of the next step are divided by, or None."""
@@ -414,39 +328,6 @@ class WeightedFused(FlatOptimizer):
         # Of gradients in .grad a scaler says itself what they have still to be divided by.
         shown = self._now.batch.shown
         return scaling.factor(device) if shown else self._of_all_ranks(scaling.kept_factor(device))
-
-    def _find(self, losses: Tensor | None, scaling: Scaling) -> Tensor:
-        """float32 [1], what is found in the gradients and losses before anything is weighed."""
-        if not self._is_combined:
-            found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
-            if self._look_for_nonfinite:
-                self._tasks.find_nonfinite(found)
-            return found
-        found = self._find_nonfinite(self._step_tables, losses, scaling)
-        if self._now.batch.early_weights is None:
-            return found
-        finite = with_losses(self._report.nothing_found(), losses) == 0
-        return torch.where((found == NONFINITE) & finite, float(OF_WEIGHTED_SUM), found)
-
-    def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:
-        """The step of the gradients that are there; task gradients are weighed for it."""
-        batch, tasks, tables = self._now.batch, self._tasks, self._step_tables
-        divisor, rows_to_skip = self._divisor(scaling), self._report.rows_to_skip
-        if self._is_combined:
-            combinations = [Combination(table.source(), None) for table in tables]
-            if batch.early_weights is not None:
-                self._now.weights = batch.early_weights
-        else:
-            weighed = tasks.weigh(batch, losses, found, divisor, rows_to_skip)
-            self._now.weights, found = weighed.weights, weighed.found
-            combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
-        found = self._report.with_refusals(found)
-        skipped = rows_to_skip(found)
-        inputs = [
-            StepInputs.of(table, gradients, divisor, skipped)
-            for table, gradients in zip(tables, combinations, strict=True)
-        ]
-        return Plan(found, skipped, inputs)
 
     def _finish(self, plan: Plan, losses: Tensor | None, scaling: Scaling) -> None:
         """Counts the step, and uses its gradients up."""
@@ -458,28 +339,23 @@ class WeightedFused(FlatOptimizer):
         self._await_feedback(losses, skipped)
         self._count_skipped(plan.found, skipped, scaling, self._now.batch.early_weights)
         if self._now.batch.shown:
-            if torch.compiler.is_compiling():  # versions are not to be had
-                self._shown_gradients().drop()
-            else:
-                self._shown_gradients().mark_used()
+            self._round.showing.mark_used(early=self._round.weighs_early)
         self._forget()
 
     def _reduce(self, scaling: Scaling) -> None:
         """Sums gradients over the ranks, after a look at whether all are at the same step."""
         if self._ranks is not None:
             self._check_scaler_of_ranks(scaling)
-            self._ranks.reduce_(self._step_tables, self._call("step()"))
+            self._ranks.reduce_(self._round.tables(self._now.batch), self._call("step()"))
 
     def _drop(self) -> None:
         """Drops the batch, also what of it stands in ``.grad``."""
-        for shown in self._shown.values():
-            shown.drop()
+        self._round.showing.drop()
         self._forget()
 
     def _forget(self) -> None:
         super()._forget()
-        for shown in self._shown.values():
-            shown.forget()
+        self._round.showing.forget()
 
     @property
     def preferences(self) -> Tensor:
@@ -512,24 +388,7 @@ class WeightedFused(FlatOptimizer):
 
     # ------------------------------------------------------------------ state
     def _export_shared(self) -> dict[str, Any]:
-        state = self._weigher.state_dict()
-        if self._num_tasks == 1 and not state["weighting"]:
-            return {}  # the dict of torch.optim
-        return {**state, "skipped": self._report.counts.clone(), "preferences": self._weigher.preferences.clone()}
+        return exported(self._weigher, self._report)
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
-        if shared is None:
-            if self._num_tasks > 1 and state:
-                raise ValueError("expected the state of a WeightedFused of several tasks, got one of another optimizer")
-            return lambda: None
-        shared = member_dict({"weighted": shared}, "weighted", "the first group")
-        weigh = self._weigher.loaded(shared)
-        skipped = member(shared, "skipped", (1,), "the optimizer")
-        preferences = member(shared, "preferences", (1, self._num_tasks), "the optimizer")
-
-        def commit() -> None:
-            weigh()
-            self._weigher.preferences = preferences.to(self._weigher.preferences)
-            self._report.counts.copy_(skipped)
-
-        return commit
+        return loaded(shared, self._weigher, self._report, others=bool(state))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .task_norm import TaskBatchNorm, TaskNorm
 
-__all__ = ["ChannelRange", "Connection"]
+__all__ = ["ChannelRange", "Connection", "check_connections"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -189,3 +190,39 @@ class Connection:
             weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=wide).square()
+
+
+def check_connections(connections: Iterable[Connection], num_tasks: int) -> list[Connection]:
+    """Return the connections as a list, each checked once.
+
+    Raises:
+        TypeError: for anything but connections.
+        ValueError: for connections that do not fit the optimizer.
+    """
+    seen: dict[int, str] = {}
+    checked = list(connections)
+    for connection in checked:
+        if not isinstance(connection, Connection):
+            raise TypeError(
+                f"expected connections as Connection, got {type(connection).__name__}: pass find_connections(model)"
+            )
+        if connection.norm is not None and connection.norm.num_tasks != num_tasks:
+            raise ValueError(
+                f"{connection.name}: expected a norm of {num_tasks} tasks (num_tasks), got one of "
+                f"{connection.norm.num_tasks}: convert the model for as many tasks"
+            )
+        if id(connection.weight) in seen:
+            raise ValueError(
+                f"{connection.name}: expected a weight of its own, got that of {seen[id(connection.weight)]}: leave "
+                "one of the two connections out"
+            )
+        seen[id(connection.weight)] = connection.name
+        shape = tuple(connection.strengths().shape)
+        if shape != (num_tasks, connection.channels):
+            raise ValueError(
+                f"{connection.name}: expected strengths of shape {[num_tasks, connection.channels]}, got "
+                f"{list(shape)}: return a number for each task and channel"
+            )
+    if not checked:
+        warnings.warn("no connections: phase 2 is the plain sum of all gradients", UserWarning, stacklevel=3)
+    return checked

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..device import to_device
+from ..entries import member
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,3 +156,46 @@ class HistoryRecorder:
         self.shares = list(state["shares"].clone())
         self.projected = int(state["projected"])
         self.conflicts = state["conflicts"].clone()
+
+    def checked(self, history: dict[str, Any], taken: int) -> dict[str, Any]:
+        """Check what `state_dict` gave, before it goes to `load_state_dict`.
+
+        Args:
+            history: the state.
+            taken: the number of steps that the run had taken by then.
+
+        Returns:
+            The state with tensors in the place of lists.
+
+        Raises:
+            TypeError: for an entry of another kind.
+            ValueError: for the history of other connections, tasks or steps.
+        """
+        layers, tasks = self.conflicts.shape
+        history = {**history, **{key: _as_tensor(history.get(key)) for key in ("phases", "steps", "shares")}}
+        if isinstance(history["shares"], Tensor) and history["shares"].numel() == 0:
+            history["shares"] = history["shares"].reshape(0, layers, tasks + 1)
+        phases, steps = (member(history, key, None, "`history`") for key in ("phases", "steps"))
+        if phases.dim() != 1 or steps.dim() != 1:
+            raise ValueError(f"expected `phases` and `steps` of one dimension, got {phases.dim()} and {steps.dim()}")
+        if len(phases) != taken:
+            raise ValueError(f"expected `phases` of {taken} steps (`draw`), got those of {len(phases)}")
+        conflicts = member(history, "conflicts", None, "`history`")
+        if conflicts.shape != (layers, tasks):
+            got = " and ".join(map(str, conflicts.shape))
+            raise ValueError(f"expected the state of {layers} connections and {tasks} tasks, got one of {got}")
+        return {
+            "phases": phases.long(),
+            "steps": steps.long(),
+            "shares": member(history, "shares", (len(steps), layers, tasks + 1), "`history`").float(),
+            "projected": int(member(history, "projected", (), "`history`")),
+            "conflicts": conflicts.long(),
+        }
+
+
+def _as_tensor(numbers: Any) -> Any:
+    """A list of numbers, or of such lists, as a tensor; anything else, and what does not fit, as it is."""
+    try:
+        return torch.tensor(numbers, dtype=torch.float64) if isinstance(numbers, list) else numbers
+    except (TypeError, ValueError):
+        return numbers

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_count
+from ..entries import generator_state, member
 from ..ranks import Ranks
 
 __all__ = ["PhaseDraw"]
@@ -78,6 +79,16 @@ class PhaseDraw:
         self.steps, self.phase = int(state["steps"]), int(state["phase"])
         generator: Tensor = state["generator"]
         self.generator.set_state(generator.cpu())
+
+    def checked(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Check what `state_dict` gave, before it goes to `load_state_dict`.
+
+        Raises:
+            TypeError: for an entry of another kind.
+            ValueError: for numbers out of range, or of another generator.
+        """
+        numbers = {key: int(member(state, key, (), "`draw`")) for key in ("steps", "phase")}
+        return {**numbers, "generator": generator_state(state, self.generator, "`draw`")}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "generator": self.generator.get_state()}

@@ -1,4 +1,4 @@
-"""The priority rule on one flat buffer: tables made once, owners and the combined gradient at every step of phase 2."""
+"""The priority rule on flat buffers: tables made once, owners and the combined gradient at every step of phase 2."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ..ops import PriorityRecord, plan_priority, priority_
 from ..optim.flat import FlatParameters
 from ..ranks import Ranks
 from .connection import ChannelRange, Connection
+from .history import HistoryRecorder
 from .owners import LayerSums, channel_owners
 
-__all__ = ["Projection"]
+__all__ = ["Projection", "Projections"]
 
 
 class Projection:
@@ -104,3 +105,49 @@ def _record(layer: int, first_channel: int, offset: int, part: ChannelRange) -> 
     return PriorityRecord(
         layer, first_channel + part.first_channel, part.channels, offset + part.offset, part.length, part.runs
     )
+
+
+class Projections:
+    """The projections of all buffers of a model.
+
+    Args:
+        flats: the buffers.
+        shared: for each of them, whether its parameters are shared; heads have no projection.
+        connections: those whose weights the buffers hold.
+        faithful: as of `Projection`.
+    """
+
+    def __init__(
+        self,
+        flats: Sequence[FlatParameters],
+        shared: Sequence[bool],
+        connections: Sequence[Connection],
+        *,
+        faithful: bool,
+    ) -> None:
+        self._of_buffers: list[Projection | None] = []
+        for flat, is_shared in zip(flats, shared, strict=True):
+            held = set(map(id, flat.parameters))
+            here = [c for c in connections if id(c.weight) in held]
+            self._of_buffers.append(Projection(flat, here, faithful=faithful) if is_shared else None)
+        self._there = [projection for projection in self._of_buffers if projection is not None]
+        built = [c for projection in self._there for c in projection.connections]
+        order = torch.tensor([built.index(c) for c in connections], dtype=torch.int64)
+        self._order = order.to(flats[0].device) if flats else order
+
+    def combine(self, ranks: Ranks | None, recorder: HistoryRecorder) -> list[Tensor | None]:
+        """Projects the gradients of all buffers.
+
+        Args:
+            ranks: of data parallelism, or None.
+            recorder: is told of owners and conflicts, in the order in which the connections were given.
+
+        Returns:
+            For each buffer the combined gradient, [1, 1, P]; None for heads.
+        """
+        projected = [None if projection is None else projection.combine(ranks) for projection in self._of_buffers]
+        if self._there:
+            coefficients = torch.cat([p.coefficients for p in self._there])
+            shares = torch.cat([p.shares() for p in self._there])[self._order] if recorder.due() else None
+            recorder.add_projection(shares, coefficients[self._order])
+        return projected

@@ -150,7 +150,7 @@ def test_a_closure_that_fails_changes_nothing(schedule: Callable[[float], float]
     assert optimizer.last_phase == 0, "there was no step yet"
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
     assert len(optimizer.history().phases) == 0
-    with pytest.raises(TypeError, match="step\\(\\) needs a closure"):
+    with pytest.raises(TypeError, match="expected step\\(closure\\), got none"):
         optimizer.step()
 
 
@@ -247,15 +247,19 @@ def ones(layer: nn.Module) -> Tensor:
 # Options, made from the model; the error; what it says.
 BAD: dict[str, tuple[Callable[[Network], dict[str, Any]], type[Exception], str]] = {
     "tasks of the norms": (lambda m: {"num_tasks": 2}, ValueError, r"trunk.0: expected a norm of 2 tasks .* one of 3"),
-    "number of tasks": (lambda m: {"num_tasks": 0}, ValueError, "num_tasks must be at least 1"),
+    "number of tasks": (lambda m: {"num_tasks": 0}, ValueError, "expected num_tasks >= 1, got 0"),
     "number of steps": (lambda m: {"total_steps": 0}, ValueError, "expected total_steps >= 1, got 0"),
     "steps per epoch": (lambda m: {"steps_per_epoch": 0}, ValueError, "steps_per_epoch >= 1"),
-    "mode": (lambda m: {"mode": "paper"}, ValueError, 'mode must be "faithful" or "general", not \'paper\''),
-    "not there": (lambda m: {"params": [*m.heads.parameters()]}, ValueError, "is not among the parameters"),
+    "mode": (lambda m: {"mode": "paper"}, ValueError, "expected mode as one of 'faithful', 'general', got 'paper'"),
+    "not there": (
+        lambda m: {"params": [*m.heads.parameters()]},
+        ValueError,
+        "expected its weight among the parameters",
+    ),
     "in a head": (
         lambda m: {"params": [{"params": m.trunk.parameters(), "task": 0}, {"params": m.heads.parameters()}]},
         ValueError,
-        "in a group with task=, so it is not shared",
+        "expected a shared weight, got one in a group with task=",
     ),
     "no such task": (
         lambda m: {"params": [{"params": m.trunk.parameters()}, {"params": m.heads.parameters(), "task": 3}]},
@@ -265,7 +269,7 @@ BAD: dict[str, tuple[Callable[[Network], dict[str, Any]], type[Exception], str]]
     "twice": (
         lambda m: {"connections": [*find_connections(m)] * 2},
         ValueError,
-        "trunk.0 and trunk.0 have the same weight",
+        "trunk.0: expected a weight of its own, got that of trunk.0",
     ),
     "no connection": (lambda m: {"connections": [m.trunk[0]]}, TypeError, r"expected connections .*, got Conv2d"),
     "shape of strengths": (

@@ -200,7 +200,11 @@ FAULTS: dict[str, tuple[Callable[[Any, list[nn.Parameter]], object], type[Except
         "one device",
     ),
     "shared memory": (lambda o, p: o.param_groups[0]["params"].append(p[0][:3]), ValueError, "share memory"),
-    "negative lr": (lambda o, p: o.param_groups.append({"params": [p[2]], "lr": -1.0}), ValueError, "lr must be"),
+    "negative lr": (
+        lambda o, p: o.param_groups.append({"params": [p[2]], "lr": -1.0}),
+        ValueError,
+        "expected lr finite",
+    ),
     "complex": (
         lambda o, p: o.param_groups[0]["params"].append(nn.Parameter(torch.zeros(2, dtype=torch.cfloat))),
         TypeError,

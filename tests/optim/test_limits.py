@@ -29,10 +29,10 @@ def group(**options: Any) -> list[dict[str, Any]]:
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "K": (lambda: MT2OFused(one(), num_tasks=2, num_subproblems=257), ValueError, "num_subproblems must be at most"),
     "T of a Gram matrix": (lambda: WeightedFused(one(), num_tasks=257, weighting="UPGrad"), ValueError, "<= 256"),
-    "T of rows": (lambda: WeightedFused(one(), num_tasks=1025, weighting="GradDrop"), ValueError, "at most 1024"),
-    "T kept": (lambda: WeightedFused(one(), num_tasks=1025, accumulate=True), ValueError, "at most 1024"),
+    "T of rows": (lambda: WeightedFused(one(), num_tasks=1025, weighting="GradDrop"), ValueError, "<= 1024"),
+    "T kept": (lambda: WeightedFused(one(), num_tasks=1025, accumulate=True), ValueError, "<= 1024"),
     "owners": (
-        lambda: ConnectionStrengthFused(one(), connections=[], num_tasks=65, total_steps=1), ValueError, "at most 64"
+        lambda: ConnectionStrengthFused(one(), connections=[], num_tasks=65, total_steps=1), ValueError, "<= 64, got 65"
     ),
     "betas": (lambda: WeightedFused(one(), num_tasks=2, base=Adam(betas=(0.9, 0.9, 0.9))), ValueError, "two numbers"),  # type: ignore[arg-type]
     "eps": (lambda: WeightedFused(one(), num_tasks=2, base=AdamW(eps=float("nan"))), ValueError, "expected eps finite"),
@@ -41,8 +41,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "dampening",
     ),
-    "lr": (lambda: WeightedFused(one(), num_tasks=2, lr=float("inf")), ValueError, "lr must be finite"),
-    "lr as text": (lambda: WeightedFused(one(), num_tasks=2, lr="0.1"), TypeError, "lr must be a number"),  # type: ignore[arg-type]
+    "lr": (lambda: WeightedFused(one(), num_tasks=2, lr=float("inf")), ValueError, "expected lr finite"),
+    "lr as text": (lambda: WeightedFused(one(), num_tasks=2, lr="0.1"), TypeError, "expected lr as a number"),  # type: ignore[arg-type]
     "decay as text": (lambda: WeightedFused(group(weight_decay="0"), num_tasks=2), TypeError, "as a number"),
     "transfer": (lambda: MT2OFused(group(transfer="no"), num_tasks=2), TypeError, "True or False"),
 }  # fmt: skip

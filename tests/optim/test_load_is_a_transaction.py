@@ -189,8 +189,8 @@ def test_what_was_saved_is_accepted(name: str) -> None:
     ("path", "value", "text"),
     [
         (("param_groups", 0, "betas"), (2, 3), "betas"),
-        (("param_groups", 0, "lr"), "a", "lr must be a number"),
-        (("param_groups", 0, "lr"), -1.0, "lr must be finite and at least 0"),
+        (("param_groups", 0, "lr"), "a", "expected lr as a number"),
+        (("param_groups", 0, "lr"), -1.0, "expected lr finite and >= 0"),
         (("state", 0, "step"), -1, "`step`"),
         (("state", 0, "exp_avg"), torch.zeros(12, 7, dtype=torch.complex64), "`exp_avg`"),
         (("state", 17), {"step": 1}, r"\[17\]"),

@@ -1,0 +1,161 @@
+"""From the gradients of T tasks to a step: which gradients it has, their weights, the inputs of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..gradients.early import EarlySum
+from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
+from ..gradients.table import GradientTable
+from ..gradients.tasks import Batch, Combination, TaskGradients
+from .amp import Scaling
+from .base import with_losses
+from .buffers import Buffers
+from .showing import Showing
+from .skips import SkipReport
+from .step import Plan, StepInputs
+
+__all__ = ["StepGradients", "TaskRound", "WeightedPlan"]
+
+
+class WeightedPlan(NamedTuple):
+    """A step that is ready to be made.
+
+    weights: float64 [1, T] (per tensor: [1, S, T]), or None where nobody weighed.
+    """
+
+    plan: Plan
+    weights: Tensor | None
+
+
+class StepGradients(NamedTuple):
+    """The gradients that a step is made from.
+
+    tables: of each buffer.
+    combined: they are one of each parameter already, instead of T.
+    divisor: float32 [1], what they have to be divided by, or None.
+    found: float32 [1], the number of what was found in them and in the losses before anything is weighed.
+    losses: float64 [1, T], or None.
+    batch: what backward left beside them.
+    """
+
+    tables: Sequence[GradientTable]
+    combined: bool
+    divisor: Tensor | None
+    found: Tensor
+    losses: Tensor | None
+    batch: Batch
+
+    def plan(self, tasks: TaskGradients, report: SkipReport) -> WeightedPlan:
+        """The step of these gradients; task gradients are weighed for it."""
+        found, weights = self.found, self.batch.early_weights
+        if self.combined:
+            combinations = [Combination(table.source(), None) for table in self.tables]
+        else:
+            weighed = tasks.weigh(self.batch, self.losses, found, self.divisor, report.rows_to_skip)
+            weights, found = weighed.weights, weighed.found
+            combinations = [tasks.combination(index, weighed.applied) for index in range(len(self.tables))]
+        found = report.with_refusals(found)
+        skipped = report.rows_to_skip(found)
+        inputs = [
+            StepInputs.of(table, gradients, self.divisor, skipped)
+            for table, gradients in zip(self.tables, combinations, strict=True)
+        ]
+        return WeightedPlan(Plan(found, skipped, inputs), weights)
+
+
+class TaskRound:
+    """The ways of T task gradients through one round of backward and step.
+
+    Weights are made from the losses before a single backward of the weighted sum, or from the gradients of T tasks:
+    these are combined in ``.grad`` after backward, or in the step.
+
+    Args:
+        tasks: the task gradients.
+        buffers: of the parameters, as they are now.
+        report: says which rows skip the step.
+        accumulate: task gradients are kept also where the weighting needs only losses.
+        look_for_nonfinite: whether gradients are read for that where nothing else tells.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskGradients,
+        buffers: Buffers,
+        report: SkipReport,
+        *,
+        accumulate: bool,
+        look_for_nonfinite: bool,
+    ) -> None:
+        self._tasks = tasks
+        self._buffers = buffers
+        self._report = report
+        self._accumulate = accumulate
+        self._look_for_nonfinite = look_for_nonfinite
+        combined = [flat.combined for flat in buffers.flats]
+        weighted = tasks.heads == "weighted"
+        self._early_sum = EarlySum(combined, buffers.tasks, tasks.num_tasks, weighted_heads=weighted)
+        self.showing = Showing(tasks, buffers.flats, report, look_for_nonfinite=look_for_nonfinite)
+
+    @property
+    def weighs_early(self) -> bool:
+        """True if the weights of the next step are made from the losses, before their backward."""
+        return not self._accumulate and not self._tasks.weigher.reads_gradients()
+
+    def collect(self, losses: Sequence[Tensor], batch: Batch, *, retain_graph: bool) -> None:
+        """Backward of T scalar losses into the tables."""
+        if batch.early_weights is not None:
+            self._early_sum.collect(losses, batch.early_weights[0], retain_graph=retain_graph)
+        else:
+            self._tasks.collect(losses, 0, retain_graph=retain_graph)
+
+    def is_combined(self, batch: Batch) -> bool:
+        """True if the gradients of the next step are one of each parameter already.
+
+        They are shown in ``.grad``, weighted before their backward, or those of a single task that the user's own
+        backward left.
+        """
+        own = self._tasks.num_tasks == 1 and batch.losses[0] is None
+        return batch.shown or batch.early_weights is not None or own
+
+    def tables(self, batch: Batch) -> list[GradientTable]:
+        """The tables with the gradients of the next step."""
+        combined = self.is_combined(batch)
+        return [flat.combined if combined else flat.tasks for flat in self._buffers.flats]
+
+    def take(self, batch: Batch, scaling: Scaling) -> None:
+        """Takes what others made of ``.grad``, if the gradients are there."""
+        if batch.shown or (self.is_combined(batch) and batch.early_weights is None):
+            self.showing.take_back(batch)
+        else:
+            scaling.check_known()
+
+    def gradients(self, batch: Batch, losses: Tensor | None, scaling: Scaling, divisor: Tensor | None) -> StepGradients:
+        """The gradients of the next step; a weighting that does so has changed them then.
+
+        losses: float64 [1, T], or None.  divisor: as of `StepGradients`.
+        """
+        combined, tables = self.is_combined(batch), self.tables(batch)
+        found = self._find(batch, losses, scaling)
+        if not combined:
+            self._tasks.transform(batch, losses, found, divisor, self._report.rows_to_skip)
+        return StepGradients(tables, combined, divisor, found, losses, batch)
+
+    def _find(self, batch: Batch, losses: Tensor | None, scaling: Scaling) -> Tensor:
+        """float32 [1], the number of what is found in the gradients and losses."""
+        combined = self.is_combined(batch)
+        found = scaling.with_infinities(self._report.nothing_found())
+        if self._look_for_nonfinite and combined:
+            for table in self.tables(batch):
+                table.find_nonfinite(found)
+        found = with_losses(found, losses)
+        if self._look_for_nonfinite and not combined:
+            self._tasks.find_nonfinite(found)
+        if batch.early_weights is None:
+            return found
+        finite = with_losses(self._report.nothing_found(), losses) == 0
+        return torch.where((found == NONFINITE) & finite, float(OF_WEIGHTED_SUM), found)
