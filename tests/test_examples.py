@@ -130,6 +130,13 @@ def each_task_has_a_model(names: Names) -> None:
         assert not torch.equal(*stacked)
 
 
+def both_towers_have_trained(names: Names) -> None:
+    assert names["small"][0][0].out_features == 8
+    for p in [*names["heads"].parameters(), *names["small"].parameters()]:
+        assert names["optimizer"].state[p]["exp_avg"].abs().sum() > 0.0
+    assert not torch.equal(names["model"].trunk[0].weight, reader()["model"].trunk[0].weight)
+
+
 def pieces_of_ones_own_train(names: Names) -> None:
     """The three recipes keep to the contracts of their kinds, and two optimizers train with them."""
     gram = torch.tensor([[4.0, -1.0], [-1.0, 25.0]])
@@ -159,6 +166,7 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("docs/base_rules.md", "Base rules"): (dict, the_options_are_in_the_groups),
     ("docs/learned_fronts.md", "One network for all preferences"): (reader, the_network_has_a_front),
     ("docs/learned_fronts.md", "Few models for many tasks"): (with_five_tasks, each_task_has_a_model),
+    ("docs/learned_fronts.md", "Small towers"): (reader, both_towers_have_trained),
     ("docs/mt2o.md", "The front"): (dict, the_model_came_back_from_the_file),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),
     ("docs/one_model.md", "One model, T task gradients"): (two_models, both_have_trained),
