@@ -5,5 +5,6 @@ They are plain torch and need none of the optimizers; the norms of `mt2o_ext.pri
 
 from .small_towers import self_auxiliary as self_auxiliary
 from .small_towers import with_auxiliaries as with_auxiliaries
+from .soft_modules import SoftModules as SoftModules
 
-__all__ = ["self_auxiliary", "with_auxiliaries"]
+__all__ = ["SoftModules", "self_auxiliary", "with_auxiliaries"]
