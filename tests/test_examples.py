@@ -120,6 +120,29 @@ def the_network_has_a_front(names: Names) -> None:
     assert not torch.equal(names["best"](x), names["model"](x))
 
 
+def with_five_tasks() -> Names:
+    return reader(5) | {"small": Model(5, no_norm)}
+
+
+def each_task_has_a_model(names: Names) -> None:
+    assert names["losses"].shape == (2, 5) and names["served_by"].shape == (5,)
+    for stacked in names["bank"].parameters():
+        assert not torch.equal(*stacked)
+
+
+def both_towers_have_trained(names: Names) -> None:
+    assert names["small"][0][0].out_features == 8
+    for p in [*names["heads"].parameters(), *names["small"].parameters()]:
+        assert names["optimizer"].state[p]["exp_avg"].abs().sum() > 0.0
+    assert not torch.equal(names["model"].trunk[0].weight, reader()["model"].trunk[0].weight)
+
+
+def every_module_has_trained(names: Names) -> None:
+    assert names["optimizer"].weights.tolist() == [[1.0, 1.0]]
+    for p in names["network"].parameters():
+        assert names["optimizer"].state[p]["exp_avg"].abs().sum() > 0.0
+
+
 def pieces_of_ones_own_train(names: Names) -> None:
     """The three recipes keep to the contracts of their kinds, and two optimizers train with them."""
     gram = torch.tensor([[4.0, -1.0], [-1.0, 25.0]])
@@ -148,6 +171,9 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("README.md", "One model: the priority of tasks"): (with_batch_norm, priorities_are_learned),
     ("docs/base_rules.md", "Base rules"): (dict, the_options_are_in_the_groups),
     ("docs/learned_fronts.md", "One network for all preferences"): (reader, the_network_has_a_front),
+    ("docs/learned_fronts.md", "Few models for many tasks"): (with_five_tasks, each_task_has_a_model),
+    ("docs/learned_fronts.md", "Small towers"): (reader, both_towers_have_trained),
+    ("docs/learned_fronts.md", "Modules with routes"): (reader, every_module_has_trained),
     ("docs/mt2o.md", "The front"): (dict, the_model_came_back_from_the_file),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),
     ("docs/one_model.md", "One model, T task gradients"): (two_models, both_have_trained),

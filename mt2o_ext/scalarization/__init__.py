@@ -10,6 +10,8 @@ Which one to take, for losses l and a preference w on the simplex:
 * `PBI`: holds the losses on the ray of the preference; some coefficients may be negative.
 * `Log`: sum w log l, for positive losses of very different or drifting units.
 * `COSMOS`: the weighted sum less the cosine between losses and preference, for networks that learn a whole front.
+* `FewForMany`: K models for many tasks, each of which counts at the model that suits it best. The only one that looks
+  at the losses of all models together.
 
 An optimizer asks for `coefficients`, the derivatives by the losses, and combines the task gradients with them. No
 scalarization contains an absolute tolerance: multiplying the losses (and `mu`, `ideal`, `lam`) by any a > 0 changes no
@@ -19,6 +21,7 @@ non-finite steps.
 
 from .base import Scalarization as Scalarization
 from .cosmos import COSMOS as COSMOS
+from .few_for_many import FewForMany as FewForMany
 from .linear import Linear as Linear
 from .log import Log as Log
 from .pbi import PBI as PBI

@@ -31,6 +31,8 @@ class Scalarization(ABC):
 
     Attributes:
         loss_domain: the losses that the formula exists for; others give NaN in all coefficients of their row.
+        whole_table: one value for all K subproblems: the coefficients of each depend on the losses of the others, and
+            losses have the shape [..., K, T]. See `coefficients_of_row` for subproblems that run one by one.
 
     Example:
         >>> from dataclasses import dataclass
@@ -49,12 +51,15 @@ class Scalarization(ABC):
     loss_scale: PerTask = 1.0
 
     loss_domain: ClassVar[LossDomain] = LossDomain.ANY
+    whole_table: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss_scale", check_per_task("loss_scale", self.loss_scale, positive=True))
 
     def __call__(self, losses: Tensor, preferences: Tensor) -> Tensor:
         """The values [...] for losses [..., T] and preferences [..., T], which broadcast. Differentiable by both.
+
+        Of a `whole_table`, the values [...] for losses [..., K, T].
 
         Computed in float64, returned in the losses' dtype.
 
@@ -74,6 +79,23 @@ class Scalarization(ABC):
         if outside is not None:
             usable = usable & ~outside
         return gradient.where(usable.all(-1, keepdim=True), math.nan)
+
+    @torch.no_grad()
+    def coefficients_of_row(self, row: int, losses: Tensor, preferences: Tensor, last: Tensor) -> Tensor:
+        """Return the coefficients [T] of one of K subproblems, float64, detached.
+
+        Args:
+            row: the subproblem.
+            losses: [T], its own ones now.
+            preferences: [K, T], of all.
+            last: [K, T], the last losses of all, read for a `whole_table` only; NaN where they are not known yet. The
+                row itself is replaced by ``losses``.
+        """
+        if not self.whole_table:
+            return self.coefficients(losses, preferences[row])
+        table = last.to(losses.device, torch.float64).clone()
+        table[row] = losses
+        return self.coefficients(table, preferences)[row]
 
     @torch.no_grad()
     def refusals(self, losses: Tensor) -> Tensor | None:
@@ -119,6 +141,12 @@ class Scalarization(ABC):
             raise ValueError(
                 f"expected preferences on {losses.device} like the losses, got {preferences.device}: move them once, "
                 "before the first step, with preferences.to(losses.device)"
+            )
+        if self.whole_table and losses.ndim < 2:
+            raise ValueError(
+                f"expected the losses of all subproblems [K, T], got the shape {tuple(losses.shape)}: "
+                f"{type(self).__name__} looks at them together, so take MT2OFused(..., stacked=True) with a bank, or "
+                "call coefficients_of_row for one of them"
             )
         try:
             shape = torch.broadcast_shapes(losses.shape, preferences.shape)

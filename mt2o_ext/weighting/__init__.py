@@ -34,6 +34,7 @@ from .graddrop import GradDrop as GradDrop
 from .gradnorm import GradNorm as GradNorm
 from .gradvac import GradVac as GradVac
 from .imtlg import IMTLG as IMTLG
+from .inverse_temperature import InverseTemperature as InverseTemperature
 from .linear import LinearWeighting as LinearWeighting
 from .mgda import MGDA as MGDA
 from .moco import MoCo as MoCo

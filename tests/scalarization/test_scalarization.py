@@ -30,6 +30,7 @@ ALL: tuple[Scalarization, ...] = (
     SmoothTchebycheff(mu=1e-3, ideal=-0.5),
     PBI(theta=0.0, ideal=0.01),
 )
+BY_ROW = tuple(each for each in ALL if not each.whole_table)
 
 
 def draw(seed: int, *shape: int) -> tuple[Tensor, Tensor]:
@@ -177,7 +178,7 @@ def test_cosmos_without_the_cosine_is_linear_and_with_it_prefers_losses_along_th
 
 def test_batch_dimensions_broadcast() -> None:
     losses, preferences = draw(5, 3, 4, 2)
-    for scalarization in ALL:
+    for scalarization in BY_ROW:
         whole = scalarization.coefficients(losses, preferences[0])
         assert whole.shape == (3, 4, 2)
         assert scalarization(losses, preferences[0]).shape == (3, 4)
@@ -200,11 +201,11 @@ def test_no_value_reaches_the_host(scalarization: Scalarization) -> None:
     """On the meta device there are no values, so reading one would raise."""
     losses = torch.ones(4, 2, device="meta")
     assert scalarization.coefficients(losses, losses).shape == (4, 2)
-    assert scalarization(losses, losses).shape == (4,)
+    assert scalarization(losses, losses).shape == (() if scalarization.whole_table else (4,))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("scalarization", ALL, ids=repr)
+@pytest.mark.parametrize("scalarization", BY_ROW, ids=repr)
 def test_non_finite_losses_give_nan_in_their_row_only(scalarization: Scalarization, bad: float) -> None:
     losses, preferences = draw(1, 3, 2)
     clean = scalarization.coefficients(losses, preferences)

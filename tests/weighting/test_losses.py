@@ -17,6 +17,7 @@ from mt2o_ext.weighting import (
     RLW,
     STCH,
     GradNorm,
+    InverseTemperature,
     LinearWeighting,
     Relative,
     UncertaintyWeighting,
@@ -40,6 +41,34 @@ def test_ls_is_the_preferences_or_the_values():
     assert_close(LinearWeighting()(losses=losses(3)), torch.full((3,), 1 / 3, dtype=torch.float64))
     assert torch.equal(LinearWeighting(1.0)(losses=losses(3)), torch.ones(3, dtype=torch.float64))
     assert torch.equal(LinearWeighting([1, 2, 4])(losses=losses(3)), tensor(1, 2, 4))
+
+
+def test_inverse_temperatures_are_in_proportion_to_one_over_alpha():
+    alpha = tensor(0.2, 0.05, 1.0, 3.0)
+    log_alpha = alpha.log().requires_grad_()
+    weighting = InverseTemperature(log_alpha)
+    weights = weighting(losses=losses())
+    assert_close(weights, 4 / alpha / (1 / alpha).sum())
+    assert not weights.requires_grad
+    with torch.no_grad():
+        log_alpha += 1.0  # in another unit of the rewards
+    assert_close(weighting(losses=losses()), weights)
+    with torch.no_grad():
+        log_alpha[0] = 5.0  # learned by another optimizer
+    assert weighting(losses=losses())[0] < 0.1 * weights[0]
+    assert torch.equal(InverseTemperature()(losses=losses()), torch.ones(4, dtype=torch.float64))
+
+
+def test_inverse_temperatures_of_each_subproblem():
+    log_alpha = normal(3, 4)
+    weights = InverseTemperature(log_alpha.float())(losses=losses().expand(3, 4))
+    for row, logs in zip(weights, log_alpha, strict=True):
+        assert_close(row, InverseTemperature(logs.float())(losses=losses()))
+    with pytest.raises(ValueError, match=r"log_alpha of shape \(4,\) or \(1, 4\), got \(3, 4\)"):
+        InverseTemperature(log_alpha)(losses=losses())
+    for wrong in ([0.1, 0.2], torch.tensor([1, 2])):
+        with pytest.raises(TypeError, match="expected log_alpha as a floating-point tensor"):
+            InverseTemperature(wrong)
 
 
 @pytest.mark.parametrize("weighting", [RLW(), RGW(), RLW(dirichlet=True)])
