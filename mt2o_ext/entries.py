@@ -49,6 +49,7 @@ ENTRIES = {
     "vertices": REAL,
     # of the optimizer
     "skipped": COUNT,
+    "last_losses": REAL,
     "steps": COUNT,
     "epoch": COUNT,
     "initial_lr": SQUARE,

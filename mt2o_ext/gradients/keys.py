@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -65,13 +63,3 @@ class StepKeys:
     def fingerprint(self) -> int:
         """A number that tells the state of the generator from others."""
         return hash(tuple(self.generator.get_state().view(torch.int64).tolist()))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and deepcopy, which generators do not know."""
-        return {**self.__dict__, "generator": (str(self.generator.device), self.generator.get_state())}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        device, numbers = state.pop("generator")
-        self.__dict__.update(state)
-        self.generator = torch.Generator(device)
-        self.generator.set_state(numbers)

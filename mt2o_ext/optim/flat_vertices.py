@@ -61,6 +61,9 @@ class FlatVertices(FlatParameters):
         self.mark_changed()
 
     def adopt_rounded(self, row: int) -> None:
+        """Leaves changes of one point until `take_changes`, which looks at all points at once."""
+
+    def take_changes(self) -> None:
         """Moves the vertices by what somebody has changed in the points.
 
         All vertices move alike, which moves every point of the simplex so; where several points were changed, by the

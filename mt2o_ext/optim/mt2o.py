@@ -10,29 +10,25 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
-from ..checks import check_count
 from ..device import LateFlags
-from ..entries import member, member_dict
 from ..gradients.losses import as_list, backward_done, check_losses, check_running_statistics
-from ..gradients.options import check_idle_task_options, check_task_options
-from ..gradients.skipped import RefusedLosses, Refuser
+from ..gradients.skipped import Refuser
 from ..gradients.table import check_dense
-from ..gradients.tasks import Combination, TaskGradients
-from ..gradients.weigher import Weigher, undone_on_error
-from ..ops.limits import MAX_ROWS
-from ..preferences import check_preferences, default_preferences
+from ..gradients.tasks import Combination
+from ..gradients.weigher import undone_on_error
 from ..ranks import together
-from ..scalarization import Linear, Scalarization, as_scalarization
-from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
+from ..scalarization import Linear, Scalarization
+from ..transfer import TransferContext, TransferRule
 from ..transfer.moments import Moments
 from ..weighting import Weighting
 from .amp import Scaling, scaled
 from .base import nothing_left, with_losses
 from .blend import Blend, hold_rows
 from .buffers import Buffers
+from .mt2o_options import Inner, blend_of, front_of, inner_of, objective_of
+from .mt2o_state import Parts
 from .step import Plan, StepInputs, moments_of
 from .subproblems import OneModel
-from .vertices import Vertices, check_front
 
 __all__ = ["MT2OFused"]
 
@@ -138,66 +134,36 @@ class MT2OFused(OneModel):
         skip_nonfinite: str | bool = "subproblem",
         process_group: Any = None,
     ) -> None:
-        if num_tasks < 1 or num_subproblems < 1:
-            raise ValueError(f"num_tasks and num_subproblems must be at least 1, not {num_tasks} and {num_subproblems}")
-        idle = {
-            "transfer": not (transfer is None or isinstance(transfer, bool)),
-            "order": order != "consensus",
-            "moments": moments is not Moments.KEEP,
-        }
-        on_vertices = check_front(
-            front, points, num_tasks, num_subproblems, weighting is not None, idle, stacked=stacked
-        )
-        check_count("warm_up", warm_up, 0)
-        if num_subproblems > MAX_ROWS:
-            raise ValueError(f"num_subproblems must be at most {MAX_ROWS}, not {num_subproblems}")
         if skip_nonfinite not in ("subproblem", "all") and skip_nonfinite is not False:
-            raise ValueError(f'skip_nonfinite must be "subproblem", "all" or False, not {skip_nonfinite!r}')
+            raise ValueError(
+                f'expected skip_nonfinite="subproblem", "all" or False, got {skip_nonfinite!r}: choose one'
+            )
         if start is not None and stacked:
             raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
+        inner = Inner(weighting, heads, collect, generator)
+        made = front_of(
+            num_tasks, num_subproblems, preferences, front, points, warm_up, inner, stacked=stacked
+        )  # fmt: skip
         self._num_tasks = num_tasks
-        if preferences is None:
-            preferences = default_preferences(num_subproblems, num_tasks)
-        preferences = check_preferences(preferences, num_subproblems, num_tasks)
-        if scalarization is None and weighting is None:
-            raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
-        num_rows = num_subproblems if points is None else points
-        if on_vertices and scalarization is None:
-            raise ValueError(
-                'expected a scalarization with front="vertices", whose points have other preferences in each step, '
-                "got None: leave scalarization= out"
-            )
-        self._scalarization = None if scalarization is None else as_scalarization(scalarization)
-        chosen = self._scalarization
-        self._refused = None if chosen is None else RefusedLosses(chosen, num_rows)
-        tasks: TaskGradients | None = None
-        if weighting is None:
-            check_idle_task_options(heads, collect, None if on_vertices else generator)
-        else:
-            checked = check_task_options(weighting, heads, collect)
-            equal = preferences.new_full((num_rows, num_tasks), 1 / num_tasks)
-            seen = preferences if scalarization is None else equal
-            tasks = TaskGradients(Weigher(checked, seen, generator), num_tasks, heads, collect)
-        vertices = Vertices(num_tasks, num_rows, generator, warm_up) if on_vertices else None
-        if transfer is True:
-            transfer = Spectral() if num_subproblems > 1 and vertices is None else None
-        self._blend = Blend(as_transfer_rule(transfer), preferences, order, moments, 0 if vertices else warm_up)
+        self._objective = objective_of(scalarization, inner, made)
+        tasks = inner_of(inner, made, self._objective)
+        self._blend = blend_of(transfer, made, order, moments, warm_up)
         self._late_flags: dict[str, LateFlags] = {}
         base = as_base_rule(base)
-        refusers: list[Refuser] = [] if tasks is None else [tasks.weigher.weighting]
+        refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
         super().__init__(
             params,
             {"lr": base.lr if lr is None else lr, "transfer": True, **base.defaults()},
             base,
-            Buffers(num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=vertices),
+            Buffers(made.num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=made.vertices),
             tasks=tasks,
             heads_of=None if tasks is None else num_tasks,
             ema=ema,
             copies=["ema"] * (ema is not None) + ["transfer_base"] * self._blend.rule.relative,
             max_norm=max_norm,
-            skip_all=skip_nonfinite == "all" or vertices is not None,
+            skip_all=skip_nonfinite == "all" or made.vertices is not None,
             look_for_nonfinite=skip_nonfinite is not False,
-            refusers=refusers if self._refused is None else [*refusers, self._refused],
+            refusers=[refuser for refuser in refusers if refuser is not None],
             process_group=process_group,
         )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
@@ -245,7 +211,7 @@ class MT2OFused(OneModel):
     def __repr__(self) -> str:
         options = (
             f"num_tasks={self._num_tasks}, num_subproblems={self._num_subproblems}, "
-            f"scalarization={self._scalarization}, "
+            f"scalarization={self._objective.scalarization}, "
             f"weighting={None if self._tasks is None else type(self._tasks.weigher.weighting).__name__}, "
             f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}, ema={self._ema}"
         )
@@ -268,7 +234,7 @@ class MT2OFused(OneModel):
         blend = self._blend
         return {
             **super()._description(),
-            "scalarization": repr(self._scalarization),
+            "scalarization": repr(self._objective.scalarization),
             "transfer": type(blend.rule).__name__,
             "order": blend.order.name,
             "moments": blend.moments.name,
@@ -289,8 +255,11 @@ class MT2OFused(OneModel):
     @property
     def points(self) -> Tensor:
         """float64 [K, T], the preferences of the step that comes next: with ``front="vertices"`` its random points."""
+        return self._current_points().clone()
+
+    def _current_points(self) -> Tensor:
         vertices = self._buffers.vertices
-        return self.preferences if vertices is None else vertices.points.clone()
+        return self._blend.preferences if vertices is None else vertices.points
 
     def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
         """Backward of the scalarized losses, into ``.grad``; of each of them, into buffers, if there is a weighting.
@@ -316,14 +285,14 @@ class MT2OFused(OneModel):
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         detached = stacked.detach().double()
         seen = self._seen_by_all(detached)
-        coefficients = self._coefficients(seen)
+        coefficients = self._objective.coefficients(seen, self._current_points(), None if buffers.stacked else row)
         if self._tasks is None:
             [total] = scaled([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
             self._backward_into_grad(total, retain_graph)
         else:
             self._read_shown()
             self._tasks.weigher.draw_ahead()
-            if self._scalarization is not None:
+            if self._objective.scalarization is not None:
                 coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is
             if buffers.stacked:
                 parts = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
@@ -336,24 +305,13 @@ class MT2OFused(OneModel):
                 raise
         self._now.batch.add_losses(row, detached if buffers.stacked else detached.unsqueeze(0))
         self._now.batch.scaler = scaler
-        if self._refused is not None:
-            self._refused.see(seen, None if buffers.stacked else row)
+        self._objective.see(seen, None if buffers.stacked else row)
         if self._ranks is not None:
             self._ranks.count(row)
 
-    def _coefficients(self, losses: Tensor) -> Tensor:
-        """float64, like losses [T] or [K, T]: the factors of the losses in the scalarized sum."""
-        if self._scalarization is None:
-            return torch.ones_like(losses)
-        vertices = self._buffers.vertices
-        preferences = self._blend.preferences if vertices is None else vertices.points
-        if not self._buffers.stacked:
-            preferences = preferences[self._row]
-        return self._scalarization.coefficients(losses, preferences)
-
     def _seen_by_all(self, losses: Tensor) -> Tensor:
         """The losses that coefficients are made of: the means over the ranks, unless they make no difference."""
-        if self._ranks is None or self._scalarization is None or isinstance(self._scalarization, Linear):
+        if self._ranks is None or not self._objective.goes_by_losses:
             return losses
         self._ranks.agree(self._call(f"backward() of subproblem {self._now.row}"))
         return self._ranks.mean(losses)
@@ -370,13 +328,11 @@ class MT2OFused(OneModel):
 
     def _forget(self) -> None:
         super()._forget()
-        if self._refused is not None:
-            self._refused.forget()
+        self._objective.forget()
 
     def _forget_row(self, row: int) -> None:
         self._now.batch.losses[row] = None
-        if self._refused is not None:
-            self._refused.forget(row)
+        self._objective.forget(row)
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -448,6 +404,7 @@ class MT2OFused(OneModel):
         """Takes in what others did since the last step, and the gradients."""
         self._look_for_ranks()
         self._synchronize()
+        self._take_changes()
         scaling = Scaling.of(self, self._now.batch.scaler)
         scaling.check_known()
         flats = self._buffers.flats
@@ -581,53 +538,17 @@ class MT2OFused(OneModel):
             self._tasks.weigher.epoch += 1
 
     # ------------------------------------------------------------------ state
+    def _parts(self) -> Parts:
+        return Parts(
+            self._blend, self._objective, self._report, self._model_buffers, self._tasks, self._buffers.vertices,
+            self._now.row, lambda: self._buffers.flats,
+        )  # fmt: skip
+
     def _export_shared(self) -> dict[str, Any]:
-        if self._buffers.num_rows == 1 and self._tasks is None and self._buffers.vertices is None:
-            return {}
-        shared = {
-            **self._blend.state_dict(),
-            **self._model_buffers.state_dict(self._now.row),
-            "skipped": self._report.counts.clone(),
-        }
-        if self._buffers.vertices is not None:
-            shared["vertices"] = self._buffers.vertices.state_dict()
-        return shared if self._tasks is None else {**shared, "weighting": self._tasks.weigher.state_dict()}
+        return self._parts().exported()
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
-        expected = (self._num_subproblems, self._num_tasks)
-        parts = {"a weighting": self._tasks is not None, "vertices": self._buffers.vertices is not None}
-        if shared is None and expected[0] > 1:
-            raise ValueError(
-                f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of 1 (or of another "
-                "optimizer)"
-            )
-        given = {} if shared is None else member_dict({"mt2o": shared}, "mt2o", "the first group")
-        for name, there in parts.items():
-            if there != (name.split()[-1] in given):
-                raise ValueError(f"expected the state of an optimizer with {name} exactly where this one has them")
-        if shared is None:
-            return lambda: None
-        found = tuple(getattr(given.get("preferences"), "shape", ()))
-        if len(found) == 2 and found != expected:
-            raise ValueError(
-                f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of {found[0]} and "
-                f"{found[1]}"
-            )
-        skipped = member(given, "skipped", (self._buffers.num_rows,), "the optimizer")
-        self._model_buffers.check(given)
-        blend = self._blend.loaded(given)
-        commits = []
-        if self._tasks is not None:
-            commits.append(self._tasks.weigher.loaded(member_dict(given, "weighting", "the optimizer")))
-        if self._buffers.vertices is not None:
-            of_vertices = member_dict(given, "vertices", "the optimizer")
-            commits.append(self._buffers.vertices.loaded(of_vertices, lambda: self._buffers.flats))
+        return self._parts().loaded(shared, self._take_blend)
 
-        def commit() -> None:
-            self._blend = blend
-            self._report.counts.copy_(skipped)
-            self._model_buffers.load(given, self._now.row)
-            for each in commits:
-                each()
-
-        return commit
+    def _take_blend(self, blend: Blend) -> None:
+        self._blend = blend

@@ -29,10 +29,10 @@ class Now:
 
     row: the subproblem that the model shows.  detached: its parameters are tensors of their own.  averaged: and values
     that are not trained.  point: those of this point of a front on vertices (of a buffer, or of theta).  loops: over
-    subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.  batch: what backward
-    left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.  grad_norm: float64 [K], of the last
-    step, where it was measured.  warned: what there is one warning of in a lifetime.  task: the one whose loss is asked
-    for, in a closure.
+    subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.
+    batch: what backward left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.
+    grad_norm: float64 [K], of the last step, where it was measured.  warned: what there was one warning of already.
+    task: the one whose loss is asked for, in a closure.
     """
 
     row: int = 0

@@ -204,6 +204,7 @@ class OneModel(FlatOptimizer):
         name, outer = "ema" if ema else None, self._now.point
         if outer is None:
             self._leave()
+            self._take_changes()
         self._show_point(name, weights)
         try:
             yield
@@ -225,6 +226,11 @@ class OneModel(FlatOptimizer):
 
     def _vertex_flats(self) -> list[FlatVertices]:
         return [flat for flat in self._buffers.flats if isinstance(flat, FlatVertices)]
+
+    @torch.no_grad()
+    def _take_changes(self) -> None:
+        for flat in self._vertex_flats():
+            flat.take_changes()
 
     def _warn_of_dropped_changes(self, name: str | None, weights: Tensor) -> None:
         for flat in self._vertex_flats():
@@ -256,6 +262,7 @@ class OneModel(FlatOptimizer):
         if self._buffers.vertices is None:
             self._detach(name)
         else:
+            self._take_changes()
             self._show_point(name, self.preferences.to(self._buffers.device))
         self._model_buffers.store(0)
         self._model_buffers.show_evaluated("ema" if name else "theta", 0)

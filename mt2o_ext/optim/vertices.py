@@ -13,18 +13,16 @@ from typing import Any
 
 import torch
 
-from ..checks import check_choice, check_count
 from ..device import refuse_in_graph, to_device
 from ..entries import generator_state, member
 from ..gradients.table import Source
 from ..gradients.tasks import Combination
-from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..ranks import Ranks
 from .flat import FlatParameters
 from .flat_vertices import FlatVertices
 from .step import StepInputs
 
-__all__ = ["Vertices", "check_front"]
+__all__ = ["Vertices"]
 
 
 class Vertices:
@@ -152,51 +150,3 @@ class Vertices:
             self.spread(flats())
 
         return commit
-
-
-def check_front(
-    front: str,
-    points: int | None,
-    num_tasks: int,
-    num_subproblems: int,
-    weighted: bool,
-    idle: dict[str, bool],
-    *,
-    stacked: bool,
-) -> bool:
-    """Checks the options of a front on vertices, and tells whether it is one.
-
-    Args:
-        front: of the optimizer, as the following.
-        points: see `MT2OFused`.
-        num_tasks: T.
-        num_subproblems: K.
-        stacked: see `MT2OFused`.
-        weighted: the gradients of all tasks are kept apart.
-        idle: for options that would have no effect on vertices, whether they were given.
-
-    Raises:
-        TypeError: for ``points`` that is no whole number.
-        ValueError: for options that are out of range, or would have no effect.
-    """
-    check_choice("front", front, ("rows", "vertices"))
-    if front == "rows":
-        if points is not None:
-            raise ValueError('points= would have no effect with front="rows": leave it out, or take front="vertices"')
-        return False
-    if given := [f"{name}=" for name, there in idle.items() if there]:
-        raise ValueError(f'{", ".join(given)} would have no effect with front="vertices": leave it out')
-    if num_tasks < 2:
-        raise ValueError(f'expected at least 2 tasks, one for each vertex, with front="vertices", got {num_tasks}')
-    num_points = num_subproblems if points is None else check_count("points", points)
-    if stacked and num_points != num_subproblems:
-        raise ValueError(
-            f"expected points={num_subproblems} with stacked=True, as many as the bank has models, got {num_points}"
-        )
-    joined = num_points * (num_tasks if weighted else 1)
-    if joined > MAX_TASKS or num_points > MAX_ROWS:
-        raise ValueError(
-            f"expected at most {MAX_ROWS} points and {MAX_TASKS} gradients in a step, got {num_points} and {joined}: "
-            "take fewer points"
-        )
-    return True

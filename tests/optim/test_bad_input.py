@@ -26,8 +26,8 @@ def make(params: Any = None, **options: Any) -> MT2OFused:
 
 # ---------------------------------------------------------------------- construction
 CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "no subproblem": (lambda: make(num_subproblems=0), ValueError, "at least 1"),
-    "no task": (lambda: make(num_tasks=0), ValueError, "at least 1"),
+    "no subproblem": (lambda: make(num_subproblems=0), ValueError, ">= 1"),
+    "no task": (lambda: make(num_tasks=0), ValueError, ">= 1"),
     "order": (lambda: make(order="other"), ValueError, "order must be"),
     "relative order": (
         lambda: make(num_subproblems=5, transfer=Spectral(relative=True), order="adapt_then_combine"),

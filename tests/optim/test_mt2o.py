@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mt2o_ext import MT2OFused
 from mt2o_ext.base import SGD
 from mt2o_ext.preferences import even, riesz_energy
+from mt2o_ext.scalarization import FewForMany
 from mt2o_ext.transfer import Hat, Mean, Moments, Neighbours, Spectral, TransferContext, as_transfer_rule
 from support.optim.problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 
@@ -272,3 +273,37 @@ def test_two_dtypes_in_one_model() -> None:
     last = optimizer.front(lambda: losses(next(Batches(9)))).losses
     assert ((optimizer.preferences * last).sum(1) < (optimizer.preferences * first).sum(1)).all()
     assert [p.dtype for p in model.parameters()] == [torch.float64] * 2 + [torch.float32] * 2
+
+
+# ---------------------------------------------------------------------- one number for all subproblems
+def test_few_models_for_many_tasks_in_a_loop_as_in_a_bank() -> None:
+    """A loop knows the losses of the other models of the step before; where nothing moves, these are the same."""
+    targets = torch.tensor([0.0, 1.0, 5.0, 6.0])
+    preferences = [[0.25] * 4] * 2
+
+    def losses(x: Tensor) -> Tensor:
+        return (x.unsqueeze(-1) - targets).square()
+
+    bank = nn.Parameter(torch.tensor([2.0, 4.0]))
+    stacked = MT2OFused([bank], num_tasks=4, num_subproblems=2, preferences=preferences, base=SGD(), lr=0.0,
+                        transfer=None, stacked=True, scalarization=FewForMany(mu=0.1))  # fmt: skip
+    one = nn.Parameter(torch.tensor(0.0))
+    optimizer = MT2OFused([one], num_tasks=4, num_subproblems=2, preferences=preferences, base=SGD(), lr=0.0,
+                          transfer=None, scalarization=FewForMany(mu=0.1),
+                          start=lambda k: one.data.fill_((2.0, 4.0)[k]))  # fmt: skip
+    stacked.backward(losses(bank))
+    assert bank.grad is not None
+    for _ in range(2):  # in the first round the first model knows nothing of the second
+        grads = []
+        for _ in optimizer.subproblems():
+            optimizer.backward(losses(one))
+            assert one.grad is not None
+            grads.append(one.grad.clone())
+        state = optimizer.state_dict()
+        optimizer.step()
+    torch.testing.assert_close(torch.stack(grads), bank.grad)
+    assert bank.grad[0] > 0.4 > -0.4 > bank.grad[1]  # each model goes to the tasks that it is best at
+    last = state["param_groups"][0]["mt2o"]["last_losses"]
+    torch.testing.assert_close(last, losses(torch.tensor([2.0, 4.0])).double())
+    optimizer.load_state_dict(state)
+    assert torch.equal(optimizer.state_dict()["param_groups"][0]["mt2o"]["last_losses"], last)

@@ -307,7 +307,7 @@ def test_a_weighting_works_inside_of_each_point() -> None:
         {"base": "lion", "lr": 1e-3},
         {"points": 3},
     ],
-    ids=str,
+    ids=lambda options: ", ".join(options),
 )
 def test_losses_fall_with_every_option(options: dict[str, Any]) -> None:
     model = make_model()
@@ -510,7 +510,7 @@ def test_statistics_of_a_bank() -> None:
         ({"scalarization": None, "weighting": "cagrad"}, ValueError, "scalarization"),
         ({"warm_up": -1}, ValueError, "warm_up"),
     ],
-    ids=str,
+    ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
 )
 def test_options_that_do_not_fit(options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):

@@ -1,0 +1,164 @@
+"""Options of `MT2OFused`: their checks, and the pieces that they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import check_choice, check_count
+from ..gradients.options import check_idle_task_options, check_task_options
+from ..gradients.tasks import TaskGradients
+from ..gradients.weigher import Weigher
+from ..ops.limits import MAX_ROWS, MAX_TASKS
+from ..preferences import check_preferences, default_preferences
+from ..scalarization import Scalarization, as_scalarization
+from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
+from ..transfer.moments import Moments
+from ..weighting import Weighting
+from .blend import Blend
+from .objective import Objective
+from .vertices import Vertices
+
+__all__ = ["Front", "Inner", "blend_of", "front_of", "inner_of", "objective_of"]
+
+
+class Front(NamedTuple):
+    """Subproblems and the models that are trained for them.
+
+    num_rows: the models of a step.
+    num_tasks: T.
+    preferences: float64 [K, T], of the subproblems.
+    vertices: of the simplex that the models are points of, or None: the models themselves are trained.
+    """
+
+    num_rows: int
+    num_tasks: int
+    preferences: Tensor
+    vertices: Vertices | None
+
+
+class Inner(NamedTuple):
+    """Options of the weighting inside of each subproblem."""
+
+    weighting: Weighting | str | None
+    heads: str
+    collect: str
+    generator: torch.Generator | None
+
+
+def front_of(
+    num_tasks: int,
+    num_subproblems: int,
+    preferences: Tensor | Sequence[Sequence[float]] | None,
+    front: str,
+    points: int | None,
+    warm_up: int,
+    inner: Inner,
+    *,
+    stacked: bool,
+) -> Front:
+    """Checks the options that say which models are trained, and makes the front.  Arguments as of `MT2OFused`.
+
+    Raises:
+        TypeError: for an option of another kind.
+        ValueError: for options that are out of range, do not fit together, or would have no effect.
+    """
+    check_count("num_tasks", num_tasks)
+    check_count("num_subproblems", num_subproblems)
+    check_count("warm_up", warm_up, 0)
+    check_choice("front", front, ("rows", "vertices"))
+    if num_subproblems > MAX_ROWS:
+        raise ValueError(f"expected num_subproblems <= {MAX_ROWS}, got {num_subproblems}: take fewer subproblems")
+    if preferences is None:
+        preferences = default_preferences(num_subproblems, num_tasks)
+    preferences = check_preferences(preferences, num_subproblems, num_tasks)
+    if front == "rows":
+        if points is not None:
+            raise ValueError('points= would have no effect with front="rows": leave it out, or take front="vertices"')
+        return Front(num_subproblems, num_tasks, preferences, None)
+    if num_tasks < 2:
+        raise ValueError(f'expected at least 2 tasks, one for each vertex, with front="vertices", got {num_tasks}')
+    num_points = num_subproblems if points is None else check_count("points", points)
+    if stacked and num_points != num_subproblems:
+        raise ValueError(
+            f"expected points={num_subproblems} with stacked=True, as many as the bank has models, got {num_points}"
+        )
+    joined = num_points * (1 if inner.weighting is None else num_tasks)
+    if joined > MAX_TASKS or num_points > MAX_ROWS:
+        raise ValueError(
+            f"expected at most {MAX_ROWS} points and {MAX_TASKS} gradients in a step, got {num_points} and {joined}: "
+            "take fewer points"
+        )
+    return Front(num_points, num_tasks, preferences, Vertices(num_tasks, num_points, inner.generator, warm_up))
+
+
+def objective_of(scalarization: Scalarization | str | None, inner: Inner, front: Front) -> Objective:
+    """Checks the scalarization, and makes the objective.
+
+    Raises:
+        TypeError: for a scalarization of another type.
+        ValueError: where preferences would have no effect.
+    """
+    if scalarization is None:
+        if inner.weighting is None:
+            raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
+        if front.vertices is not None:
+            raise ValueError(
+                'expected a scalarization with front="vertices", whose points have other preferences in each step, '
+                "got None: leave scalarization= out"
+            )
+        return Objective(None, front.num_rows, front.num_tasks)
+    chosen = as_scalarization(scalarization)
+    if chosen.whole_table and front.vertices is not None:
+        raise ValueError(
+            f'expected a scalarization of single subproblems with front="vertices", got {type(chosen).__name__}: take '
+            'front="rows"'
+        )
+    return Objective(chosen, front.num_rows, front.num_tasks)
+
+
+def inner_of(inner: Inner, front: Front, objective: Objective) -> TaskGradients | None:
+    """Checks the options of the weighting, and makes the way from task gradients to one; None without a weighting.
+
+    Raises:
+        TypeError: for an option of another kind.
+        ValueError: for options that are out of range, or would have no effect.
+    """
+    if inner.weighting is None:
+        check_idle_task_options(inner.heads, inner.collect, inner.generator if front.vertices is None else None)
+        return None
+    weighting = check_task_options(inner.weighting, inner.heads, inner.collect)
+    equal = torch.full((front.num_rows, front.num_tasks), 1 / front.num_tasks, dtype=torch.float64)
+    seen = front.preferences if objective.scalarization is None else equal
+    weigher = Weigher(weighting, seen, inner.generator)
+    return TaskGradients(weigher, front.num_tasks, inner.heads, inner.collect)
+
+
+def blend_of(
+    transfer: TransferRule | Callable[[TransferContext], Tensor | None] | bool | None,
+    front: Front,
+    order: str,
+    moments: Moments,
+    warm_up: int,
+) -> Blend:
+    """Checks the options of the transfer, and makes it.
+
+    Raises:
+        TypeError: for an option of another kind.
+        ValueError: for options that are out of range, do not fit together, or would have no effect.
+    """
+    idle: dict[str, Any] = {
+        "transfer": not (transfer is None or isinstance(transfer, bool)),
+        "order": order != "consensus",
+        "moments": moments is not Moments.KEEP,
+    }
+    if front.vertices is not None:
+        if given := [f"{name}=" for name, there in idle.items() if there]:
+            raise ValueError(f'{", ".join(given)} would have no effect with front="vertices": leave it out')
+        return Blend(as_transfer_rule(None), front.preferences, order, moments)
+    if transfer is True:
+        transfer = Spectral() if len(front.preferences) > 1 else None
+    return Blend(as_transfer_rule(transfer), front.preferences, order, moments, warm_up)

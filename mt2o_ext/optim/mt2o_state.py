@@ -1,0 +1,103 @@
+"""The state that an `MT2OFused` keeps beside that of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..entries import member, member_dict
+from ..gradients.tasks import TaskGradients
+from .blend import Blend
+from .flat import FlatParameters
+from .model_buffers import ModelBuffers
+from .objective import Objective
+from .skips import SkipReport
+from .vertices import Vertices
+
+__all__ = ["Parts"]
+
+
+class Parts(NamedTuple):
+    """The parts of an optimizer that have a state.
+
+    row: the subproblem that the model shows.  flats: gives the buffers that will show the points of ``vertices``.
+    """
+
+    blend: Blend
+    objective: Objective
+    report: SkipReport
+    model_buffers: ModelBuffers
+    tasks: TaskGradients | None
+    vertices: Vertices | None
+    row: int
+    flats: Callable[[], Sequence[FlatParameters]]
+
+    def exported(self) -> dict[str, Any]:
+        """Return the state; {} where the dict is that of torch.optim."""
+        if len(self.blend.preferences) == 1 and self.tasks is None and self.vertices is None:
+            return {}
+        state = {
+            **self.blend.state_dict(),
+            **self.objective.state_dict(),
+            **self.model_buffers.state_dict(self.row),
+            "skipped": self.report.counts.clone(),
+        }
+        if self.vertices is not None:
+            state["vertices"] = self.vertices.state_dict()
+        return state if self.tasks is None else {**state, "weighting": self.tasks.weigher.state_dict()}
+
+    def loaded(self, shared: Any, take_blend: Callable[[Blend], None]) -> Callable[[], None]:
+        """Check what `exported` gave.
+
+        Args:
+            shared: the state, or None where a dict has none.
+            take_blend: takes the blend with the state of the dict.
+
+        Returns:
+            A function that takes the state over, and cannot fail.
+
+        Raises:
+            TypeError: for an entry of another kind.
+            ValueError: for the state of another optimizer.
+        """
+        self._check_kind(shared)
+        if shared is None:
+            return lambda: None
+        skipped = member(shared, "skipped", self.report.counts.shape, "the optimizer")
+        last = {"last_losses": member(shared, "last_losses", None, "the optimizer")} if "last_losses" in shared else {}
+        self.model_buffers.check(shared)
+        blend = self.blend.loaded(shared)
+        commits = []
+        if self.tasks is not None:
+            commits.append(self.tasks.weigher.loaded(member_dict(shared, "weighting", "the optimizer")))
+        if self.vertices is not None:
+            commits.append(self.vertices.loaded(member_dict(shared, "vertices", "the optimizer"), self.flats))
+
+        def commit() -> None:
+            take_blend(blend)
+            self.report.counts.copy_(skipped)
+            self.objective.load_state_dict(last)
+            self.model_buffers.load(shared, self.row)
+            for each in commits:
+                each()
+
+        return commit
+
+    def _check_kind(self, shared: Any) -> None:
+        """The state is one of as many subproblems and tasks, with the same parts."""
+        expected = tuple(self.blend.preferences.shape)
+        if shared is None and expected[0] > 1:
+            raise ValueError(
+                f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of 1 (or of another "
+                "optimizer)"
+            )
+        given = {} if shared is None else member_dict({"mt2o": shared}, "mt2o", "the first group")
+        for name, part in {"a weighting": self.tasks, "vertices": self.vertices}.items():
+            if (part is not None) != (name.split()[-1] in given):
+                raise ValueError(f"expected the state of an optimizer with {name} exactly where this one has them")
+        found = tuple(getattr(given.get("preferences"), "shape", ()))
+        if len(found) == 2 and found != expected:
+            raise ValueError(
+                f"expected the state of {expected[0]} subproblems and {expected[1]} tasks, got one of {found[0]} and "
+                f"{found[1]}"
+            )
