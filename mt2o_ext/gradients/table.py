@@ -73,6 +73,7 @@ class GradientTable:
         self._source: Source | None = None  # until something else goes in
         self._addresses: tuple[list[int], Tensor] | None = None
         self._active: tuple[list[list[bool]], Tensor] | None = None
+        self._places: dict[tuple[int, int], Tensor] = {}  # for gradients that lie at odd addresses
         self._grams: dict[bool, tuple[Tensor, Tensor]] = {}  # result and scratch, of squares alone and of all products
 
     # ------------------------------------------------------------------ what goes in
@@ -218,11 +219,40 @@ class GradientTable:
         rows, tasks = self._by_row(), self.num_tasks
         addresses = [0 if grad is None else grad.data_ptr() for grad in chain.from_iterable(rows)]
         if reduce(or_, addresses, 0) % ALIGNMENT:
-            return Source(self.flat(), None)
+            self._align()
+            rows = self._by_row()
+            addresses = [0 if grad is None else grad.data_ptr() for grad in chain.from_iterable(rows)]
         if self._addresses is None or self._addresses[0] != addresses:
             of_rows = [rows[first : first + tasks] for first in range(0, len(rows), tasks)]
             self._addresses = addresses, address_table(of_rows, self.layout.offsets, self.layout.device)
         return Source(self._like, self._addresses[1])
+
+    def _align(self) -> None:
+        """Moves gradients that kernels cannot read where they lie, mostly rows of small tensors of a bank."""
+        moved: list[tuple[Tensor, Tensor]] = []
+        for slot, tensors in enumerate(self.tensors):
+            for segment, grad in enumerate(tensors):
+                if grad is not None and self._lies_apart(grad):
+                    place = self._place(slot, segment)
+                    if place is not grad:
+                        moved.append((place, grad))
+                        tensors[segment] = place
+        torch._foreach_copy_([place for place, _ in moved], [grad for _, grad in moved])
+
+    def _lies_apart(self, grad: Tensor) -> bool:
+        """True if a gradient, or a row of it, does not begin at a multiple of `ALIGNMENT`."""
+        rows = grad if self.layout.stacked else [grad]
+        return any(row.data_ptr() % ALIGNMENT for row in rows)
+
+    def _place(self, slot: int, segment: int) -> Tensor:
+        """Memory of the same form in which every row begins at a multiple of `ALIGNMENT`."""
+        if (slot, segment) not in self._places:
+            layout = self.layout
+            row = -(-layout.numels[segment] // ALIGNMENT) * ALIGNMENT
+            memory = self._like.new_zeros((layout.num_rows if layout.stacked else 1, row))
+            rows = layout.rows_of(memory, segment, -layout.offsets[segment])
+            self._places[slot, segment] = rows if layout.stacked else rows[0]
+        return self._places[slot, segment]
 
     def _flat_only(self) -> bool:
         """True where nobody may ask for addresses, and where all gradients lie in the buffer anyway."""

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import host_knows
-from ..ops import combine_
-from .flat import AT_ONCE, FlatParameters
+from ..device import has_addresses, host_knows
+from ..ops import can_read_addresses, combine_
+from .flat import FlatParameters
 
 __all__ = ["FlatVertices"]
+
+AT_ONCE = 2**20  # elements of points that are compared at once: they stay in the cache
 
 
 class FlatVertices(FlatParameters):
@@ -29,6 +31,8 @@ class FlatVertices(FlatParameters):
 
     def __init__(self, parameters: Sequence[Tensor], points: Tensor, **options: Any) -> None:
         self.points = points
+        self._scratch: Tensor | None = None  # for the points as they were written
+        self._table: Tensor | None = None
         super().__init__(parameters, len(points), **options)
 
     def _trained_rows(self) -> int:
@@ -42,19 +46,23 @@ class FlatVertices(FlatParameters):
             for view in views:
                 view.copy_(p.data)
         self.theta.copy_(self.values[:1].expand_as(self.theta))
+        self._table = self._rows_table()
         self.spread()
 
     def at(self, weights: Tensor, vertices: Tensor | None = None) -> Tensor:
         """[N, P] of the parameters' dtype: the points with weights float64 [N, V], of theta or of a [V, P] like it."""
         source = self.theta if vertices is None else vertices
         out = torch.zeros(len(weights), self.width, dtype=source.dtype, device=self.device)
-        combine_(out, source.unsqueeze(0).expand(len(weights), -1, -1), weights, self.chunks)
-        return out.to(self.dtype)
+        return self._blend_into(out, weights, source).to(self.dtype)
+
+    def _blend_into(self, out: Tensor, weights: Tensor, vertices: Tensor) -> Tensor:
+        combine_(out, vertices.unsqueeze(0).expand(len(weights), -1, -1), weights, self.chunks)
+        return out
 
     def spread(self) -> None:
         """Writes the points, after a change of the vertices or of the weights."""
         if self.values.dtype == self.theta.dtype:
-            combine_(self.values, self.theta.unsqueeze(0).expand(len(self.points), -1, -1), self.points, self.chunks)
+            self._blend_into(self.values, self.points, self.theta)
         else:
             self.values.copy_(self.at(self.points))
         self.write_back()
@@ -71,17 +79,43 @@ class FlatVertices(FlatParameters):
         """
         moved = torch.zeros(self.width, dtype=self.theta.dtype, device=self.device)
         count = torch.zeros((), dtype=self.theta.dtype, device=self.device)
-        at_once = max(1, AT_ONCE // max(1, self.width))
-        for weights, values in zip(self.points.split(at_once), self.values.split(at_once), strict=True):
-            before = self.at(weights)
-            if host_knows(values) and torch.equal(before, values):
+        at_once = min(len(self.points), max(1, AT_ONCE // max(1, self.width)))
+        if self._scratch is None:
+            self._scratch = self._zeros(at_once, self.theta.dtype)
+        for first in range(0, len(self.points), at_once):
+            changes = self._changes(slice(first, min(first + at_once, len(self.points))), self._scratch)
+            least, most = torch.aminmax(changes) if changes.numel() else (count, count)
+            if host_knows(least) and bool(least == 0) and bool(most == 0):
                 continue
-            changes = values.to(moved.dtype) - before.to(moved.dtype)
             moved += changes.sum(0)
             count += (changes != 0).any(1).sum()
         if not host_knows(count) or bool(count > 0):
             self.theta.add_(moved / count.clamp(min=1))
             self.spread()
+
+    def _changes(self, rows: slice, scratch: Tensor) -> Tensor:
+        """[N, P]: these points less what was written there; exactly zero where nobody has changed them."""
+        weights, values = self.points[rows], self.values[rows]
+        out = scratch[: len(values)]
+        if self._table is None or torch.compiler.is_compiling():
+            before = self._blend_into(out, weights, self.theta)
+            return values.to(out.dtype) - before.to(values.dtype).to(out.dtype)
+        # One pass: minus the products that `spread` summed up, in its order, and then the value.
+        signed = torch.cat([-weights, weights.new_ones(len(values), 1)], 1)
+        like = self.theta[:1].unsqueeze(0).expand(len(values), signed.shape[1], -1)
+        combine_(out, like, signed, self.chunks, addresses=self._table[rows])
+        return out
+
+    def _rows_table(self) -> Tensor | None:
+        """int64 [K, V + 1, S]: where the vertices lie, and behind them each point; None: kernels cannot follow it."""
+        if self.values.dtype != self.theta.dtype or not can_read_addresses(self.device):
+            return None
+        if not has_addresses(self.device) or self.width == 0:
+            return None
+        vertices = [row.data_ptr() for row in self.theta]
+        places = [[*vertices, row.data_ptr()] for row in self.values]
+        table = torch.tensor(places, dtype=torch.int64).unsqueeze(2).repeat(1, 1, len(self.parameters))
+        return table.to(self.device)
 
     def detach_values(self, name: str | None, row: int) -> None:
         """Gives the parameters tensors of their own with the values of a point of this step."""
