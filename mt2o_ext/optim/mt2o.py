@@ -24,6 +24,7 @@ from ..weighting import Weighting
 from .amp import Scaling, scaled
 from .base import nothing_left, with_losses
 from .blend import Blend, hold_rows
+from .branch import branched
 from .buffers import Buffers
 from .mt2o_options import Inner, blend_of, front_of, inner_of, objective_of
 from .mt2o_state import Parts
@@ -170,6 +171,31 @@ class MT2OFused(OneModel):
         self._keep_buffers(buffers)
         if start is not None:
             self._start(start)
+
+    @classmethod
+    def branch_from(cls, optimizer: torch.optim.Optimizer, **options: Any) -> MT2OFused:
+        """K subproblems that go on from another optimizer of the same parameters.
+
+        From an optimizer of one model (torch.optim's SGD, Adam or AdamW, or one of this package), every subproblem, or
+        vertex, starts as that model, with its moments, counts of steps and running average.  From a front on vertices,
+        subproblem k starts as the point at ``preferences[k]``, of the running averages if there are any; moments start
+        anew.  Gradients are dropped.  Learning rates and other options come from the parameter groups; do not use the
+        old optimizer any more.
+
+            trunk = torch.optim.AdamW(model.parameters(), lr=1e-3)      # one model, on the mean of the losses
+            ...
+            optimizer = MT2OFused.branch_from(trunk, num_tasks=2, num_subproblems=5)
+
+        Args:
+            optimizer: of the model.
+            options: as of the constructor, but for the parameters.  ``base`` is that of the optimizer by default.
+
+        Raises:
+            TypeError: for anything but an optimizer, before anything is changed.
+            ValueError: for an optimizer of several subproblems, or of a rule that this package does not have, before
+                anything is changed.
+        """
+        return branched(cls, optimizer, options)
 
     @torch.no_grad()
     def _start(self, start: Callable[[int], None]) -> None:
