@@ -131,11 +131,6 @@ def test_losses_of_one_model_are_refused() -> None:
     losses, preferences = table(3, 4)
     with pytest.raises(ValueError, match=r"losses of all subproblems \[K, T\], got the shape \(4,\)"):
         FewForMany().coefficients(losses[0], preferences[0])
-    x = nn.Parameter(torch.zeros(1))
-    optimizer = MT2OFused([x], num_tasks=12, num_subproblems=3, preferences=torch.full((3, 12), 1.0 / 12.0),
-                          scalarization=FewForMany(), transfer=None)  # fmt: skip
-    with pytest.raises(ValueError, match=r"stacked=True"):
-        optimizer.step(lambda: task_losses(x))
     with pytest.raises(ValueError, match="expected mu > 0"):
         FewForMany(mu=0.0)
 
