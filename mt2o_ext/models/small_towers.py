@@ -92,10 +92,11 @@ def with_auxiliaries(
             f"{tuple(auxiliary.shape)}: give T scalars or a tensor [T] of either"
         )
     checked = check_per_task("gamma", gamma)
-    factors = per_task("gamma", checked, len(main), "cpu")
-    if (factors < 0.0).any():
+    if any(factor < 0.0 for factor in ([checked] if isinstance(checked, float) else checked)):
         raise ValueError(f"expected gamma >= 0, got {gamma}: a small tower with a negative weight would unlearn")
-    return main + factors.to(main) * auxiliary
+    if isinstance(checked, float):
+        return main + checked * auxiliary
+    return main + per_task("gamma", checked, len(main), "cpu").to(main) * auxiliary
 
 
 @dataclass

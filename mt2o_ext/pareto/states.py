@@ -26,11 +26,13 @@ def checked_states(states: Sequence[Mapping[str, Any]], num_subproblems: int) ->
         raise ValueError(
             f"expected state dicts of {num_subproblems} subproblems, got {len(states)}: give one for each, or none"
         )
-    copies: dict[tuple[Any, ...], Tensor] = {}
+    copies: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # with the sources: their memory is not used anew
     return tuple(_copied(k, state, copies) for k, state in enumerate(states))
 
 
-def _copied(k: int, state: Mapping[str, Any], copies: dict[tuple[Any, ...], Tensor]) -> Mapping[str, Tensor]:
+def _copied(
+    k: int, state: Mapping[str, Any], copies: dict[tuple[Any, ...], tuple[Tensor, Tensor]]
+) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping):
         raise TypeError(
             f"expected the state dict of subproblem {k} as a mapping from names to tensors, got "
@@ -47,8 +49,8 @@ def _copied(k: int, state: Mapping[str, Any], copies: dict[tuple[Any, ...], Tens
             )
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if place not in copies:
-            copies[place] = tensor.detach().to("cpu", copy=True).contiguous()
-        found[name] = copies[place]
+            copies[place] = (tensor, tensor.detach().to("cpu", copy=True).contiguous())
+        found[name] = copies[place][1]
     return found
 
 

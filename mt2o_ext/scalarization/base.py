@@ -145,8 +145,7 @@ class Scalarization(ABC):
         if self.whole_table and losses.ndim < 2:
             raise ValueError(
                 f"expected the losses of all subproblems [K, T], got the shape {tuple(losses.shape)}: "
-                f"{type(self).__name__} looks at them together, so take MT2OFused(..., stacked=True) with a bank, or "
-                "call coefficients_of_row for one of them"
+                f"{type(self).__name__} looks at them together, call coefficients_of_row for one of them"
             )
         try:
             shape = torch.broadcast_shapes(losses.shape, preferences.shape)

@@ -30,8 +30,8 @@ class FewForMany(FromIdeal):
     own; models whose losses are not finite (diverged, or not known yet) are left out for the others.
 
     Models that are equal get equal coefficients and stay equal: let them start apart. Blending the parameters of models
-    that serve different tasks is of no use. So: `MT2OFused(..., transfer=None, stacked=True)` with a bank, whose models
-    run at once; where they run one by one, `coefficients_of_row` takes the last losses of the others.
+    that serve different tasks is of no use. So: `MT2OFused(..., transfer=None)`. The models of a bank run at once;
+    where they run one by one, each goes by the last losses of the others (`coefficients_of_row`).
 
     Args:
         mu: positive, in the units of the losses: far below the differences between models only the best model of each

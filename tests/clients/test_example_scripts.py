@@ -36,7 +36,7 @@ RANKS = {"ddp": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-nod
 def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield
-    for name in ("problem", *SHORTER):
+    for name in ("problem", "few_for_many", *SHORTER):
         sys.modules.pop(name, None)
 
 
@@ -47,6 +47,17 @@ def test_in_this_process(name: str) -> None:
         library(NEEDS[name])
     first, second = importlib.import_module(name).main(**SHORTER[name])
     assert first > 0.6 and second > 0.6  # 0.1 by chance
+
+
+@pytest.mark.usefixtures("_importable")
+def test_few_models_serve_many_labels_better_than_the_sum_does() -> None:
+    """On the training data, which is what it minimises."""
+    example = importlib.import_module("few_for_many")
+    if example.file() is None:
+        pytest.skip("the data of river are not here (pip install --no-deps river)")
+    for seed in range(2):
+        (worst, mean), (worst_of_sum, mean_of_sum) = example.main(seed=seed).values()
+        assert worst < worst_of_sum - 0.02 and mean < mean_of_sum - 0.02
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,28 @@ def test_shared_memory_is_kept_once() -> None:
     front = front_of(states)
     assert len({state[name].data_ptr() for state in front.states for name in ("trunk", "tied")}) == 1
     assert len({state["head"].data_ptr() for state in front.states}) == 3
+
+
+class Passing(Mapping[str, Tensor]):
+    """A state dict that makes its tensors when they are asked for, so that the memory of one is soon another's."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.full((1000,), self.value + int(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("0123456789")
+
+    def __len__(self) -> int:
+        return 10
+
+
+def test_tensors_that_pass_are_no_shared_memory() -> None:
+    front = front_of([Passing(0.0), Passing(10.0)])
+    for k, state in enumerate(front.states):
+        assert [tensor[0].item() for tensor in state.values()] == [10.0 * k + i for i in range(10)]
 
 
 def test_models_of_an_optimizer() -> None:

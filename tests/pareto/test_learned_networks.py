@@ -120,6 +120,8 @@ def test_any_model_is_a_target() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()), "the template changed"
     again = copy.deepcopy(network).eval()
     assert torch.equal(again(tokens, preference=PREFERENCE), network.eval()(tokens, preference=PREFERENCE))
+    network.target.model.frozen.bfloat16()
+    assert network.sample().dtype == torch.float32, "that of the hypernetwork"
     trainable = {name for name, p in network.named_parameters() if p.requires_grad}
     assert not any(name.startswith("target") for name in trainable)
 
@@ -132,6 +134,8 @@ def test_a_made_model_shares_nothing() -> None:
         made.weight.zero_()
     assert torch.equal(network(torch.ones(1, 3), preference=PREFERENCE), expected)
     assert all(p.requires_grad and p.is_leaf for p in made.parameters())
+    for p in made.parameters():  # so that saving one tensor writes one
+        assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
 
 
 def test_every_parameter_learns() -> None:
@@ -215,6 +219,10 @@ def test_the_model_sees_it() -> None:
     torch.testing.assert_close(network.at([0.3, 0.7])(x), expected)
     fixed = network.at(PREFERENCE)
     assert {p.data_ptr() for p in fixed.parameters()} == {p.data_ptr() for p in model.parameters()}, "shares weights"
+    with pytest.raises(TypeError, match=r"inputs of floating point, got torch\.uint8"):
+        network.joined(torch.ones(4, 3, dtype=torch.uint8), PREFERENCE)
+    with pytest.raises(ValueError, match="a model with parameters, got one without"):
+        PreferenceInput(nn.ReLU(), 2)
     for shape, dim in (((4,), 1), ((4, 3), 0), ((4, 3), 2)):
         with pytest.raises(ValueError, match=r"expected inputs \[B, \.\.\.\] with a dimension"):
             PreferenceInput(model, 2, dim=dim).joined(torch.rand(shape), PREFERENCE)

@@ -131,11 +131,6 @@ def test_losses_of_one_model_are_refused() -> None:
     losses, preferences = table(3, 4)
     with pytest.raises(ValueError, match=r"losses of all subproblems \[K, T\], got the shape \(4,\)"):
         FewForMany().coefficients(losses[0], preferences[0])
-    x = nn.Parameter(torch.zeros(1))
-    optimizer = MT2OFused([x], num_tasks=12, num_subproblems=3, preferences=torch.full((3, 12), 1.0 / 12.0),
-                          scalarization=FewForMany(), transfer=None)  # fmt: skip
-    with pytest.raises(ValueError, match=r"stacked=True"):
-        optimizer.step(lambda: task_losses(x))
     with pytest.raises(ValueError, match="expected mu > 0"):
         FewForMany(mu=0.0)
 
@@ -172,17 +167,22 @@ def test_a_bank_of_few_models_serves_many_tasks() -> None:
     assert losses.amin(0).max() < 1.3 * WORST, "every task has a model that suits it"
 
 
-def test_rows_that_know_the_last_losses_of_the_others_do_as_well() -> None:
-    """As an optimizer does that runs one model after the other."""
+@pytest.mark.parametrize("at_once", [False, True])
+def test_rows_that_know_the_last_losses_of_the_others_do_as_well(at_once: bool) -> None:
+    """As an optimizer does that runs one model after the other: with losses of the last step, or with newer ones."""
     x = START.clone().requires_grad_()
     few, preferences = FewForMany(mu=0.005), torch.full((3, 12), 1.0 / 12.0).double()
     optimizer, last = torch.optim.Adam([x], lr=0.02), torch.full((3, 12), math.nan).double()
+    now = last.clone()
     for _ in range(800):
         optimizer.zero_grad()
         for k in range(3):
             losses = task_losses(x[k])
             factors = few.coefficients_of_row(k, losses.detach().double(), preferences, last)
             (factors.to(losses) * losses).sum().backward()
-            last[k] = losses.detach()
+            now[k] = losses.detach()
+            if at_once:
+                last[k] = now[k]
+        last = now.clone()
         optimizer.step()
     torch.testing.assert_close(x.detach().flatten().sort().values, BEST, atol=0.05, rtol=0.0)

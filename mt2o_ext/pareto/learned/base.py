@@ -101,8 +101,12 @@ class LearnedFront(nn.Module, ABC):
         corner = None if reference is None else torch.as_tensor(reference, dtype=torch.float64)
         return ParetoFront(torch.stack(rows), preferences, corner, task_names, states=states)
 
+    def _anchor(self) -> Tensor:
+        """A parameter with the device and the dtype of preferences."""
+        return next(self.parameters())
+
     def _like_parameters(self, preference: Numbers) -> Tensor:
-        parameter = next(self.parameters())
+        parameter = self._anchor()
         return torch.as_tensor(preference).to(device=parameter.device, dtype=parameter.dtype)
 
     def _checked(self, preference: Numbers) -> Tensor:

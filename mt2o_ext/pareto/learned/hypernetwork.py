@@ -107,6 +107,9 @@ class PreferenceNetwork(LearnedFront):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, solver={self.solver!r}"
 
+    def _anchor(self) -> Tensor:
+        return next(self.features.parameters())  # not of the target, whose frozen parameters may be of any dtype
+
     def generate(self, preference: Numbers) -> dict[str, Tensor]:
         """Return the target network's weights for the preference [T], by name and with their graph."""
         return self.target.parts(self.generator(self.features(self._checked(preference))))

@@ -64,6 +64,8 @@ class PreferenceInput(LearnedFront):
         super().__init__(num_tasks, concentration, COSMOS() if scalarization is None else scalarization)
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model as an nn.Module, got {type(model).__name__}: give the network to train")
+        if not any(True for _ in model.parameters()):
+            raise ValueError("expected a model with parameters, got one without: give the network to train")
         self.model = model
         self.dim = dim
 
@@ -71,7 +73,7 @@ class PreferenceInput(LearnedFront):
         """Return the model's output for the preference [T].
 
         Args:
-            inputs: the tensor that the preference is joined to; its dtype is that of the model's parameters.
+            inputs: the tensor that the preference is joined to, floating point.
             *more: other inputs of the model, as they are.
             preference: [T].
             **named: keywords of the model.
@@ -80,6 +82,8 @@ class PreferenceInput(LearnedFront):
 
     def joined(self, inputs: Tensor, preference: Numbers) -> Tensor:
         """Return inputs [B, C, ...] as [B, C + T, ...]; see `dim`."""
+        if not inputs.is_floating_point():  # the preference would be rounded to 0
+            raise TypeError(f"expected inputs of floating point, got {inputs.dtype}: convert them, inputs.float()")
         tensor = self._checked(preference).to(inputs)
         if not -inputs.ndim <= self.dim < inputs.ndim or self.dim % inputs.ndim == 0:
             raise ValueError(
