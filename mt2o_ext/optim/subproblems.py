@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..gradients.losses import as_losses
 from ..pareto import ParetoFront
 from ..preferences import check_preferences
 from .base import FlatOptimizer
+from .evaluation import Evaluated, Evaluation, states_of_bank
 from .flat_vertices import FlatVertices
 from .model_buffers import ModelBuffers
 from .now import Loop
@@ -277,7 +278,7 @@ class OneModel(FlatOptimizer):
                 flat.activate(0)
 
     # ------------------------------------------------------------------ BatchNorm statistics
-    def update_buffers(self, update: Callable[[], None], *, ema: bool | None = None) -> None:
+    def update_buffers(self, update: Callable[[], Any], *, ema: bool | None = None) -> None:
         """Computes the model's buffers (BatchNorm statistics) anew for each subproblem.
 
             optimizer.update_buffers(lambda: torch.optim.swa_utils.update_bn(loader, model))
@@ -316,33 +317,38 @@ class OneModel(FlatOptimizer):
     # ------------------------------------------------------------------ the front
     def front(
         self,
-        evaluate: Callable[[], Tensor | Sequence[Tensor]],
+        evaluate: Callable[[], Evaluation],
         *,
         ema: bool = False,
+        model: nn.Module | None = None,
         reference: Tensor | Sequence[float] | None = None,
         task_names: Sequence[str] = (),
     ) -> ParetoFront:
         """Evaluates every subproblem and returns the front.
 
         Args:
-            evaluate: returns the T losses of the model as it is ([K, T], if stacked); called under no_grad.
+            evaluate: returns the T losses of the model as it is ([K, T], if stacked), or a pair of them and a
+                dictionary of metrics, numbers by their name ([K], if stacked); called under no_grad.
             ema: evaluate the running averages.
+            model: whose state dicts the front keeps, one for each subproblem (if stacked, the bank), so that
+                ``front.model(k, template)`` gives models back, also of a front that was saved and loaded.
             reference: the hypervolume's reference point, one value per task.
             task_names: for plots and tables.
         """
+        found = Evaluated(self._num_subproblems, self._num_tasks)
         if self._buffers.stacked:
             trained = not ema and self._buffers.vertices is None
             with nullcontext() if trained else self._all_shown("ema" if ema else None), torch.no_grad():
-                rows = as_losses(evaluate(), (self._num_subproblems, self._num_tasks))
+                found.add_all(evaluate())
+                found.states += [] if model is None else states_of_bank(model)
         else:
-            collected = []
             for k in range(self._num_subproblems):
                 with self.subproblem(k, ema=ema), torch.no_grad():
-                    collected.append(as_losses(evaluate(), (self._num_tasks,)))
-            rows = torch.stack(collected)
+                    found.add(evaluate(), model)
         if reference is not None:
             reference = torch.as_tensor(reference, dtype=torch.float64)
-        return ParetoFront(rows, self.preferences.cpu(), reference, task_names)
+        preferences = self.preferences.cpu()
+        return ParetoFront(found.losses, preferences, reference, task_names, found.metrics, found.states)
 
     # ------------------------------------------------------------------ checks
     def _check_average(self, what: str) -> None:

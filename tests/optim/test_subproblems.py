@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mt2o_ext import MT2OFused, SubproblemBank, stack
+from mt2o_ext import MT2OFused, ParetoFront, SubproblemBank, stack
 from mt2o_ext.base import SGD
 from support.optim.problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
 
@@ -208,3 +208,59 @@ def test_shared_running_statistics_are_reported_once() -> None:
     train(optimizer, model, Batches(), 1)
     model = make_model(norm=True).eval()
     train(make(model, transfer=None), model, Batches(), 1)
+
+
+# ---------------------------------------------------------------------- fronts that keep more than losses
+@pytest.mark.parametrize("front", ["rows", "vertices"])
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_front_keeps_metrics_and_gives_back_models(ema: bool, front: str, tmp_path: Any) -> None:
+    model = make_model(norm=True)
+    frozen = model[3]
+    frozen.requires_grad_(False)
+    optimizer = make(model, ema=0.9, buffers=model.buffers(), front=front)
+    train(optimizer, model, Batches(), 4)
+    model.train()
+    optimizer.update_buffers(lambda: model(next(Batches(3))[0]), ema=ema)
+    model.eval()
+    x, y = next(Batches(9))
+
+    def evaluate() -> Any:
+        output = model(x)
+        return task_losses(output, y), {"largest": output.max(), "half": 0.5}
+
+    found = optimizer.front(evaluate, ema=ema, model=model)
+    assert found.metrics["largest"].shape == (K,) and found.metrics["half"].tolist() == [0.5] * K
+    found.save(tmp_path / "front.pt")
+    loaded = ParetoFront.load(tmp_path / "front.pt")
+    for k in range(K):
+        one = loaded.model(k, make_model(norm=True, seed=1)).eval()
+        with torch.no_grad():
+            assert_same(task_losses(one(x), y).double(), found.losses[k])
+    first, last = loaded.states[0], loaded.states[K - 1]
+    assert first["3.weight"].data_ptr() == last["3.weight"].data_ptr()  # the frozen layer is kept once
+    assert first["0.weight"].data_ptr() != last["0.weight"].data_ptr()
+
+
+def test_a_front_of_a_bank_gives_back_models() -> None:
+    bank = SubproblemBank(make_model(), K)
+    optimizer = make(bank, stacked=True, ema=0.9)
+    x, y = next(Batches(9))
+    optimizer.backward(task_losses(bank(x, shared=True), y))
+    optimizer.step()
+    front = optimizer.front(
+        lambda: (task_losses(bank(x, shared=True), y), {"size": torch.ones(K)}), ema=True, model=bank
+    )
+    with torch.no_grad():
+        losses = torch.stack([task_losses(front.model(k, make_model())(x), y) for k in range(K)])
+    torch.testing.assert_close(losses.double(), front.losses)
+    with pytest.raises(TypeError, match="SubproblemBank"):
+        optimizer.front(lambda: task_losses(bank(x, shared=True), y), model=make_model())
+
+
+def test_metrics_have_the_same_names_each_time() -> None:
+    model = make_model()
+    optimizer = make(model)
+    x, y = next(Batches(9))
+    names = iter("abcde")
+    with pytest.raises(ValueError, match="expected the metrics"):
+        optimizer.front(lambda: (task_losses(model(x), y), {next(names): 1.0}))

@@ -1,0 +1,94 @@
+"""The evaluation of all subproblems, one after the other or all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..bank import SubproblemBank
+from ..gradients.losses import as_losses
+
+__all__ = ["Evaluated", "states_of_bank"]
+
+Evaluation = Tensor | Sequence[Tensor] | tuple[Tensor | Sequence[Tensor], Mapping[str, Any]]
+
+
+class Evaluated:
+    """What a user's function has found out about subproblems.
+
+    Args:
+        num_subproblems: K.
+        num_tasks: T.
+
+    Attributes:
+        states: state dicts of the models.
+    """
+
+    def __init__(self, num_subproblems: int, num_tasks: int) -> None:
+        self._shape = num_subproblems, num_tasks
+        self._losses: list[Tensor] = []
+        self._metrics: dict[str, list[float]] = {}
+        self.states: list[Mapping[str, Tensor]] = []
+
+    def add(self, found: Evaluation, model: nn.Module | None) -> None:
+        """Takes the evaluation of one subproblem: T losses, or a pair of them and a mapping of metrics to numbers."""
+        losses, metrics = _split(found)
+        self._losses.append(as_losses(losses, self._shape[1:]).unsqueeze(0))
+        self._check_names(metrics)
+        for name, value in metrics.items():
+            self._metrics.setdefault(name, []).append(float(value))
+        if model is not None:
+            self.states.append(_state_of(model))
+
+    def add_all(self, found: Evaluation) -> None:
+        """Takes the evaluation of all at once: losses [K, T], or a pair of them and of metrics [K]."""
+        losses, metrics = _split(found)
+        self._losses.append(as_losses(losses, self._shape))
+        for name, values in metrics.items():
+            self._metrics[name] = torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist()
+
+    def _check_names(self, metrics: Mapping[str, Any]) -> None:
+        if len(self._losses) > 1 and metrics.keys() != self._metrics.keys():
+            raise ValueError(
+                f"expected the metrics {list(self._metrics)} of each subproblem from evaluate(), got {list(metrics)}"
+            )
+
+    @property
+    def losses(self) -> Tensor:
+        """float64 [K, T] on the host."""
+        return torch.cat(self._losses)
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """By name float64 [K], the numbers of all subproblems."""
+        return {name: torch.tensor(numbers, dtype=torch.float64) for name, numbers in self._metrics.items()}
+
+
+def _split(found: Evaluation) -> tuple[Tensor | Sequence[Tensor], Mapping[str, Any]]:
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping):
+        return found[0], found[1]
+    return found, {}
+
+
+def _state_of(model: nn.Module) -> Mapping[str, Tensor]:
+    """The state dict of the model as it is; what the next subproblem will write to in place is copied."""
+    state = model.state_dict()
+    written = {buffer.data_ptr() for buffer in model.buffers()}
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and (tensor.data_ptr() in written or tensor.is_shared()):
+            state[name] = tensor.clone()
+    return state
+
+
+def states_of_bank(bank: nn.Module) -> list[Mapping[str, Tensor]]:
+    """The state dicts of all models of a bank."""
+    if not isinstance(bank, SubproblemBank):
+        raise TypeError(f"expected model= as the SubproblemBank with stacked=True, got a {type(bank).__name__}")
+    states: list[Mapping[str, Tensor]] = []
+    for k in range(bank.num_subproblems):
+        with bank.subproblem(k) as model:
+            states.append(model.state_dict())
+    return states
