@@ -16,7 +16,7 @@ from .collect import collect_gram, collect_sequential, grads_kept, weighted_sum
 from .features import FeatureGradients, check_features
 from .into_grad import IntoGrad
 from .layout import Layout
-from .losses import as_list, check_losses
+from .losses import TaskLosses, task_losses
 from .options import check_one_row, check_task_options, members_of
 from .parameters import check_parameters
 from .skipped import RefusedCalls
@@ -26,7 +26,7 @@ from .weigher import READS_GRADIENTS, Weigher
 
 __all__ = ["WeightedBackward", "weighted_backward"]
 
-Losses = Tensor | Sequence[Tensor]
+Losses = Tensor | Sequence[Tensor | None]
 
 
 def weighted_backward(
@@ -188,24 +188,25 @@ class WeightedBackward:
         points = [features] if isinstance(features, Tensor) else list(features)
         self._averages.warn_if_alone()
         with together(self._averages.ranks):
-            stacked = check_losses(losses, self._num_tasks, None)
+            given = task_losses(losses, self._num_tasks)
             self._check_way(points)
             self._build()
         self._forget_gradients()
-        scalars = as_list(losses)
+        scalars = given.each
         if scaler is not None and scaler.is_enabled():
-            scalars = [scaler.scale(loss) for loss in scalars]
-        factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=stacked.device))
-        table = self._averages.of_losses(
-            stacked.detach().double().unsqueeze(0), f"backward with {len(points)} features"
-        )
+            scalars = [loss if loss is None else scaler.scale(loss) for loss in scalars]
+        device = given.values.device
+        factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=device))
+        lacking = f" without tasks {sorted(given.absent)}" if given.absent else ""
+        call = f"backward with {len(points)} features{lacking}"
+        table, absent = self._averages.of_losses(given.values.unsqueeze(0), call), given.absent
         weigher = self._weigher
         if points:
-            weights = self._through(points, scalars, table, factor, retain_graph)
+            weights = self._through(points, scalars, table, absent, factor, retain_graph)
         elif not self._store or not weigher.reads_gradients():
-            weights = self._in_two_passes(scalars, stacked, table, retain_graph)
+            weights = self._in_two_passes(given, scalars, table, retain_graph)
         else:
-            weights = self._from_buffer(scalars, table, factor, retain_graph)
+            weights = self._from_buffer(scalars, table, absent, factor, retain_graph)
         self._into_grad.add_heads(weights)
         self._forget_gradients()
         self._refused.look(weigher.weighting, weights.device)
@@ -226,7 +227,7 @@ class WeightedBackward:
             ValueError: for another number of losses.
         """
         self._weigher.check_feedback()
-        after = check_losses(losses, self._num_tasks, None, graph=False).detach().double().unsqueeze(0)
+        after = task_losses(losses, self._num_tasks, graph=False).values.unsqueeze(0)
         self._weigher.learn(self._averages.of_losses(after, "feedback()"))
 
     def epoch_end(self) -> None:
@@ -251,6 +252,7 @@ class WeightedBackward:
     def _weigh(
         self,
         table: Tensor,
+        absent: frozenset[int],
         segments: Tensor | None,
         factor: Tensor | None,
         dtypes: Sequence[torch.dtype] = (),
@@ -259,7 +261,7 @@ class WeightedBackward:
 
         dtypes: of the gradients, where they are not the parameters'.
         """
-        context = self._weigher.context(table, None, dtypes)
+        context = self._weigher.context(table, None, dtypes, present=self._tasks.present(absent))
         if segments is not None:
             if factor is not None:
                 segments = segments / factor.double().square()
@@ -268,25 +270,34 @@ class WeightedBackward:
         return self._weigher.weighting.weights(context)
 
     def _from_buffer(
-        self, losses: Sequence[Tensor], table: Tensor, factor: Tensor | None, retain_graph: bool
+        self,
+        losses: Sequence[Tensor | None],
+        table: Tensor,
+        absent: frozenset[int],
+        factor: Tensor | None,
+        retain_graph: bool,
     ) -> Tensor:
         """T gradients in the buffer, their Gram matrix, their combination."""
         with together(self._averages.ranks):
             self._tasks.collect(losses, 0, retain_graph=retain_graph)
         self._averages.of_tables_(self._tasks.tables)
         with torch.no_grad():
-            batch, found = Batch(), torch.zeros(1, dtype=torch.float32, device=table.device)
+            batch, found = Batch(absent=absent), torch.zeros(1, dtype=torch.float32, device=table.device)
             self._tasks.transform(batch, table, found, factor)
             weighed = self._tasks.weigh(batch, table, found, factor)
         self._into_grad.add_shared(weighed.applied)
         return weighed.weights
 
-    def _in_two_passes(self, losses: Sequence[Tensor], stacked: Tensor, table: Tensor, retain_graph: bool) -> Tensor:
+    def _in_two_passes(
+        self, given: TaskLosses, losses: Sequence[Tensor | None], table: Tensor, retain_graph: bool
+    ) -> Tensor:
         """The weights first (of the losses, or of a Gram matrix that is added up on the way), then one backward."""
         segments = None
         if self._weigher.due() & READS_GRADIENTS:
-            segments = collect_gram(stacked, [p for table in self._tasks.trunks for p in table.layout.parameters])
-        weights = self._weigh(table, segments, None)
+            there = torch.stack([loss for loss in given.each if loss is not None])
+            segments = collect_gram(there, [p for table in self._tasks.trunks for p in table.layout.parameters])
+            segments = self._of_all_tasks(segments, given.absent)
+        weights = self._weigh(table, given.absent, segments, None)
         parameters = self._shared()
         with self._averages.of_grad(parameters):
             if any(self._tasks.slots.heads(0)):
@@ -301,8 +312,9 @@ class WeightedBackward:
     def _through(
         self,
         points: Sequence[Tensor],
-        losses: Sequence[Tensor],
+        losses: Sequence[Tensor | None],
         table: Tensor,
+        absent: frozenset[int],
         factor: Tensor | None,
         retain_graph: bool,
     ) -> Tensor:
@@ -310,11 +322,19 @@ class WeightedBackward:
         with together(self._averages.ranks):
             gradients = FeatureGradients(points, losses, self._tasks.slots.heads(0), retain_graph=retain_graph)
         self._averages.agree("gradients by features")
-        weights = self._weigh(table, gradients.grams(self._averages.ranks), factor, gradients.dtypes)
+        weights = self._weigh(table, absent, gradients.grams(self._averages.ranks), factor, gradients.dtypes)
         with self._averages.of_grad(self._shared()):
             gradients.backward(weights[0], retain_graph=retain_graph)
         self._averages.of_tables_(self._heads)
         return weights
+
+    def _of_all_tasks(self, grams: Tensor, absent: frozenset[int]) -> Tensor:
+        """float64 [S, T, T] from the Gram matrices [S, P, P] of the others; zeros for those that are absent."""
+        present = self._tasks.present(absent)
+        if present is None:
+            return grams
+        wide = grams.new_zeros(len(grams), len(present), self._num_tasks).index_copy(2, present, grams)
+        return grams.new_zeros(len(grams), self._num_tasks, self._num_tasks).index_copy(1, present, wide)
 
     def _shared(self) -> list[Tensor]:
         """The shared parameters that are trained."""
