@@ -77,13 +77,18 @@ class TaskLosses(NamedTuple):
     absent: frozenset[int]
 
 
-def task_losses(losses: Tensor | Sequence[Tensor | None], num_tasks: int, *, graph: bool = True) -> TaskLosses:
+def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int, *, graph: bool = True) -> TaskLosses:
     """Losses of tasks that may be absent from this mini-batch: None in a sequence, or (with ``graph``) a constant.
 
     Raises:
         TypeError: for anything but tensors and None.
         ValueError: as `check_losses`, and where no task has a loss.
     """
+    if losses is None:
+        raise TypeError(
+            "expected losses as a tensor or a sequence of tensors, got None: it stands for one task without data in a "
+            "list of losses, and inside of a loop over tasks()"
+        )
     if isinstance(losses, Tensor) or not isinstance(losses, Sequence):
         stacked = check_losses(losses, num_tasks, None, graph=graph)
         return TaskLosses(list(as_list(losses)), stacked.detach().double(), frozenset())

@@ -39,7 +39,7 @@ class Batch:
     transformed: the weighting has changed the gradients in the tables, and learned from them.
     scaler: the GradScaler whose factor the gradients carry.
     absent: the tasks that no backward had a loss of.
-    missed: tasks whose turn did not come, because a loop over them was left.
+    left: a loop over tasks was left before its end.  missed: the tasks whose turn did not come.
     """
 
     losses: list[Tensor | None] = field(default_factory=list)
@@ -48,6 +48,7 @@ class Batch:
     transformed: bool = False
     scaler: Any = None
     absent: frozenset[int] = frozenset()
+    left: bool = False
     missed: tuple[int, ...] = ()
 
     def see(self, absent: frozenset[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,13 @@ from .collect import collect_gram, collect_sequential, grads_kept, weighted_sum
 from .features import FeatureGradients, check_features
 from .into_grad import IntoGrad
 from .layout import Layout
-from .losses import TaskLosses, task_losses
+from .losses import TaskLosses, task_loss, task_losses
 from .options import check_one_row, check_task_options, members_of
 from .parameters import check_parameters
 from .skipped import RefusedCalls
 from .table import GradientTable
 from .tasks import Batch, TaskGradients
+from .visit import TaskVisit
 from .weigher import READS_GRADIENTS, Weigher
 
 __all__ = ["WeightedBackward", "weighted_backward"]
@@ -123,6 +124,8 @@ class WeightedBackward:
         if all(task is not None for _, task in self._members):
             raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget
+        self._visit: TaskVisit | None = None
+        self._weights: Tensor | None = None
         self._refused = RefusedCalls()
         self._averages = Averages(process_group, self._members, self._weigher)
         self._averages.join({"num_tasks": num_tasks, "heads": heads, "collect": collect, "store": store})
@@ -161,7 +164,7 @@ class WeightedBackward:
     # ------------------------------------------------------------------ the call
     def __call__(
         self,
-        losses: Losses,
+        losses: Losses | None,
         *,
         features: Tensor | Sequence[Tensor] = (),
         scaler: Any = None,
@@ -170,7 +173,9 @@ class WeightedBackward:
         """Adds the weighted gradient of these losses to ``.grad``.
 
         Args:
-            losses: T scalars, a sequence (better, see :class:`WeightedFused`) or a tensor [T].
+            losses: T scalars, a sequence (better, see :class:`WeightedFused`) or a tensor [T].  In a sequence None, or
+                a loss without a graph, says that the task has no data in this mini-batch: its head is left alone, its
+                weight is 0, and the others' weights are as if there were no such task.
             features: the shared representation z, a tensor of the graph or several: the weights come from the Gram
                 matrix of dl_t/dz instead of the parameters' (the upper bound of MGDA-UB, Sener and Koltun 2018), which
                 takes T backward passes through the heads but one through the trunk.  All influence of the shared
@@ -185,6 +190,8 @@ class WeightedBackward:
             TypeError: for losses that are no tensors, before any gradient is computed.
             ValueError: for losses or features that do not fit, before any gradient is computed.
         """
+        if self._visit is not None:
+            return self._backward_of_task(self._visit, losses, features, scaler, retain_graph)
         points = [features] if isinstance(features, Tensor) else list(features)
         self._averages.warn_if_alone()
         with together(self._averages.ranks):
@@ -206,13 +213,88 @@ class WeightedBackward:
         elif not self._store or not weigher.reads_gradients():
             weights = self._in_two_passes(given, scalars, table, retain_graph)
         else:
-            weights = self._from_buffer(scalars, table, absent, factor, retain_graph)
+            with together(self._averages.ranks):
+                self._tasks.collect(scalars, 0, retain_graph=retain_graph)
+            weights = self._from_buffer(table, absent, factor)
+        return self._done(weights, table)
+
+    def _done(self, weights: Tensor, table: Tensor) -> Tensor:
+        """Counts the call with these weights and losses; returns the weights."""
+        weigher = self._weigher
         self._into_grad.add_heads(weights)
         self._forget_gradients()
         self._refused.look(weigher.weighting, weights.device)
         weigher.await_feedback(table)
         weigher.done()
-        return weights[0].clone()
+        self._weights = weights[0].clone()
+        return self._weights.clone()
+
+    # ------------------------------------------------------------------ tasks one at a time
+    def tasks(self) -> Iterator[int]:
+        """Goes through the tasks 0 .. T-1, each with a mini-batch, a forward and a backward pass of its own.
+
+            for task in backward.tasks():
+                backward(task_loss(model, *next(batches[task]), task))
+            optimizer.step()
+
+        Inside of the loop a call takes one scalar loss, whose graph is freed with it, and returns its value.  A task
+        without a call, or with ``backward(None)``, is absent.  When the loop has ended, the weighted gradient of all is
+        in ``.grad``, and `weights` tells how it was weighted.  A loop that is left early leaves nothing.
+
+        Raises:
+            RuntimeError: inside of another such loop; and for a weighting of the losses alone, whose weights are made
+                before the first backward, or ``store=False``.
+        """
+        if self._visit is not None:
+            raise RuntimeError(
+                "expected one loop over tasks() at a time, got one inside of another: leave that first (one that was "
+                "left by break ends when its generator is closed)"
+            )
+        if not self._store or not self._weigher.reads_gradients():
+            what = type(self._weigher.weighting).__name__ if self._store else "store=False"
+            raise RuntimeError(
+                f"expected a weighting of stored gradients for tasks(), got {what}: pass the losses of all tasks in "
+                "one call, because the weights come first"
+            )
+        self._averages.warn_if_alone()
+        self._build()
+        self._forget_gradients()
+        visit = self._visit = TaskVisit(self._num_tasks)
+        yield from visit.turns(self._end_visit)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """float64 [T] (per tensor: [S, T]), the weights of the last call or loop; None before any."""
+        return None if self._weights is None else self._weights.clone()
+
+    def _backward_of_task(self, visit: TaskVisit, loss: Any, features: Any, scaler: Any, retain_graph: bool) -> Tensor:
+        if isinstance(features, Tensor) or len(features) > 0:
+            raise ValueError("expected no features= inside of tasks(), got some: they are of all tasks in one call")
+        own = task_loss(loss, visit.task)
+        if own is None:
+            return torch.full((), torch.nan, dtype=torch.float64)
+        visit.scaler = scaler
+        scaled = own if scaler is None or not scaler.is_enabled() else scaler.scale(own)
+        try:
+            self._tasks.slots.collect_one(scaled, 0, visit.task, retain_graph=retain_graph)
+        except BaseException:
+            self._forget_gradients()
+            visit.forget()
+            raise
+        visit.add(own)
+        return own.detach().double()
+
+    def _end_visit(self, visit: TaskVisit) -> None:
+        self._visit = None
+        losses, absent = visit.losses(), visit.absent
+        if losses is None or not visit.complete:
+            self._forget_gradients()
+            return
+        lacking = f" without tasks {sorted(absent)}" if absent else ""
+        table = self._averages.of_losses(losses, f"tasks(){lacking}")
+        scaler = visit.scaler
+        factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=losses.device))
+        self._done(self._from_buffer(table, absent, factor), table)
 
     def _forget_gradients(self) -> None:
         for table in self._tasks.tables:
@@ -269,17 +351,8 @@ class WeightedBackward:
             context = replace(context, gram=grams.sum(1), segments=grams)
         return self._weigher.weighting.weights(context)
 
-    def _from_buffer(
-        self,
-        losses: Sequence[Tensor | None],
-        table: Tensor,
-        absent: frozenset[int],
-        factor: Tensor | None,
-        retain_graph: bool,
-    ) -> Tensor:
+    def _from_buffer(self, table: Tensor, absent: frozenset[int], factor: Tensor | None) -> Tensor:
         """T gradients in the buffer, their Gram matrix, their combination."""
-        with together(self._averages.ranks):
-            self._tasks.collect(losses, 0, retain_graph=retain_graph)
         self._averages.of_tables_(self._tasks.tables)
         with torch.no_grad():
             batch, found = Batch(absent=absent), torch.zeros(1, dtype=torch.float32, device=table.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import host_knows
-from ..gradients.losses import TaskLosses, backward_done, task_losses
+from ..gradients.losses import TaskLosses, backward_done, task_loss, task_losses
 from ..gradients.options import check_one_row, check_task_options
 from ..gradients.tasks import TaskGradients
+from ..gradients.visit import TaskVisit, words_about
 from ..gradients.weigher import READS_GRADIENTS, Weigher, undone_on_error
 from ..ops.limits import MAX_TASKS
 from ..ranks import together
@@ -160,7 +161,7 @@ class WeightedFused(FlatOptimizer):
         return {key: value for key, value in super().__getstate__().items() if key != "_round"}
 
     # ------------------------------------------------------------------ losses and gradients
-    def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
+    def backward(self, losses: Losses | None, *, scaler: Any = None, retain_graph: bool = False) -> None:
         """Backward of T losses, and their combined gradient into ``.grad``.
 
         Several calls before a step add up: the gradients of each task, which are combined anew.  To what somebody else
@@ -182,25 +183,102 @@ class WeightedFused(FlatOptimizer):
             RuntimeError: for a second call before ``step`` if the weighting needs ``accumulate=True`` for it, or
                 ``.grad`` was changed since the first.
         """
+        if self._now.visit is not None:
+            self._backward_of_task(self._now.visit, losses, scaler, retain_graph)
+            return
         given = task_losses(losses, self._num_tasks)
         if not self._shows:
             self._collect(given, scaler, retain_graph)
             return
+        self._begin_showing()
+        self._collect(given, scaler, retain_graph)
+        self._show()
+
+    def _begin_showing(self) -> None:
         early = self._round.weighs_early
         if self._now.batch.shown and self._round.showing.dropped(early=early):
             self._forget()
         self._round.showing.begin(self._now.batch, early=early)
-        self._collect(given, scaler, retain_graph)
+
+    def _show(self) -> None:
+        """Puts the combined gradient into ``.grad``."""
         batch = self._now.batch
         try:
             with torch.no_grad():
                 factor = Scaling.of(self, batch.scaler).kept_factor(self._buffers.device)
-                weights = self._round.showing.show(batch, factor, early=early)  # which collecting may have made anew
+                weights = self._round.showing.show(batch, factor, early=self._round.weighs_early)
         except BaseException:
             self._drop()
             raise
         if weights is not None:
             self._now.weights = weights
+
+    # ------------------------------------------------------------------ tasks one at a time
+    def tasks(self) -> Iterator[int]:
+        """Goes through the tasks 0 .. T-1, each with a mini-batch, a forward and a backward pass of its own.
+
+            for task in optimizer.tasks():
+                optimizer.backward(task_loss(model, *next(batches[task]), task))
+            optimizer.step()
+
+        Inside of the loop ``backward`` takes one scalar loss, whose graph is freed with it.  A task without a call of
+        it, or with ``backward(None)``, is absent: see the class.  Of a loop that is left early, by ``break`` or an
+        exception, the gradients count for a ``step`` that follows, with a warning; another loop begins anew.
+
+        Raises:
+            RuntimeError: inside of another such loop, and where the weights are made from the losses of all tasks
+                before their backward: then make the optimizer with ``accumulate=True``.
+        """
+        if self._now.visit is not None:
+            raise RuntimeError(
+                "expected one loop over tasks() at a time, got one inside of another: leave that first (one that was "
+                "left by break ends when its generator is closed)"
+            )
+        if self._round.weighs_early:
+            raise RuntimeError(
+                f"expected a weighting of gradients for tasks(), got {type(self._weigher.weighting).__name__}, which "
+                "weights the losses of all tasks before their backward: make WeightedFused(..., accumulate=True)"
+            )
+        if self._now.batch.left:
+            self._drop()
+        self._look_for_ranks()
+        self._read_shown()
+        if self._shows:
+            self._begin_showing()
+        self._weigher.draw_ahead()
+        visit = self._now.visit = TaskVisit(self._num_tasks)
+        yield from visit.turns(self._end_visit)
+
+    def _backward_of_task(self, visit: TaskVisit, loss: Any, scaler: Any, retain_graph: bool) -> None:
+        own = task_loss(loss, visit.task)
+        if own is None:
+            return
+        visit.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        [scalar] = scaled([own], visit.scaler)
+        try:
+            self._tasks.slots.collect_one(scalar, 0, visit.task, retain_graph=retain_graph)
+        except BaseException:
+            self._drop()
+            raise
+        visit.add(own)
+
+    def _end_visit(self, visit: TaskVisit) -> None:
+        self._now.visit = None
+        batch, losses = self._now.batch, visit.losses()
+        if losses is None:
+            return
+        batch.left, batch.missed = not visit.complete, visit.missed
+        batch.see(visit.absent)
+        batch.add_losses(0, losses)
+        batch.scaler = visit.scaler
+        if self._ranks is not None:
+            self._ranks.count(0)
+        if not visit.complete:
+            return
+        if not batch.absent:
+            self._name_unreached(self._round.tables(batch))
+        if self._shows:
+            self._show()
 
     @property
     def _shows(self) -> bool:
@@ -272,6 +350,11 @@ class WeightedFused(FlatOptimizer):
         Raises:
             RuntimeError: if there is no gradient at all; nothing is changed then.
         """
+        if self._now.visit is not None:
+            raise RuntimeError(
+                "expected step() after the loop over tasks(), got it inside: call it when all have their gradients (a "
+                "loop that was left by break ends when its generator is closed)"
+            )
         if closure is None and self._only_asked_for_state():
             return None
         result: Tensor | None = None
@@ -279,6 +362,8 @@ class WeightedFused(FlatOptimizer):
             if closure is not None:
                 result = self._run(closure)
             scaling = self._prepare()
+            if self._now.batch.missed:
+                self._warn_once("missed tasks", words_about(self._now.batch.missed))
         self._reduce(scaling)
         batch = self._now.batch
         losses = batch.all_losses()
@@ -368,6 +453,8 @@ class WeightedFused(FlatOptimizer):
 
     def _forget(self) -> None:
         super()._forget()
+        if self._now.visit is not None:
+            self._now.visit.forget()
         self._round.showing.forget()
 
     @property

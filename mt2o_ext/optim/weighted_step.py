@@ -130,7 +130,7 @@ class TaskRound:
     def take(self, batch: Batch, scaling: Scaling) -> None:
         """Takes what others made of ``.grad``, if the gradients are there."""
         if batch.shown or (self.is_combined(batch) and batch.early_weights is None):
-            self.showing.take_back(batch)
+            self.showing.take_back()
         else:
             scaling.check_known()
 
