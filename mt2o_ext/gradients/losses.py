@@ -120,13 +120,13 @@ def task_loss(loss: Any, task: int) -> Tensor | None:
         return None
     if not isinstance(loss, Tensor):
         raise TypeError(
-            f"expected the loss of task {task} as a tensor, got {type(loss).__name__}: inside of a loop over tasks() "
-            "pass one scalar, or None for a task without data"
+            f"expected the loss of task {task} as a tensor, got {type(loss).__name__}: pass one scalar, or None "
+            "if it has no data"
         )
     if loss.numel() != 1:
         raise ValueError(
-            f"expected one scalar loss of task {task}, got shape {list(loss.shape)}: inside of a loop over tasks() "
-            "pass the loss of this task alone, a mean over its mini-batch"
+            f"expected one scalar loss of task {task}, got shape {list(loss.shape)}: pass the loss of this "
+            "task alone, a mean over its mini-batch"
         )
     return loss.reshape(()) if loss.requires_grad else None
 
