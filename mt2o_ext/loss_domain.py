@@ -38,7 +38,7 @@ class LossDomain(Enum):
 
         Args:
             losses: [..., T].
-            known: bool [...], where the first losses are known; None: nowhere.
+            known: bool [..., T], where the first losses are known; None: nowhere.
 
         Returns:
             bool [..., T], or None.
@@ -51,7 +51,7 @@ class LossDomain(Enum):
         if self in (LossDomain.POSITIVE, LossDomain.ABOVE_LOWER_BOUND) or known is None:
             return wrong
         later = losses < 0 if self is LossDomain.POSITIVE_AT_FIRST_THEN_NON_NEGATIVE else torch.zeros_like(wrong)
-        return torch.where(known.unsqueeze(-1), later, wrong)
+        return torch.where(known, later, wrong)
 
     def reason(self, name: str) -> Reason:
         """Return the words for a method of this name that meets a loss outside."""

@@ -101,6 +101,22 @@ def the_update_is_the_combination(names: Names) -> None:
     assert bool((names["jacobian"] @ names["update"] > 0).all()), "CAGrad's direction lowers both losses here"
 
 
+def the_first_head_has_made_the_last_step(names: Names) -> None:
+    optimizer, net = names["optimizer"], names["net"]
+    assert (optimizer.weights[0] == 0).tolist() == [False, True]
+    assert [int(optimizer.state[head.weight]["step"]) for head in net.heads] == [3, 2]
+
+
+def own_loss(net: Any, task: int, x: Tensor, y: Tensor) -> Tensor:
+    return (net.heads[task](net.trunk(x)) - y[:, task : task + 1]).square().mean()
+
+
+def a_stream_of_each_task() -> Names:
+    mine = reader()
+    streams = [iter(mine["loader"]) for _ in range(2)]
+    return {"net": mine["model"], "streams": streams, "own_loss": own_loss}
+
+
 def two_models() -> Names:
     return reader() | {"other": Model(2, no_norm)}
 
@@ -177,6 +193,10 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("docs/mt2o.md", "The front"): (dict, the_model_came_back_from_the_file),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),
     ("docs/one_model.md", "One model, T task gradients"): (two_models, both_have_trained),
+    ("docs/one_model.md", "A mini-batch for each task, and tasks without data"): (
+        a_stream_of_each_task,
+        the_first_head_has_made_the_last_step,
+    ),
     ("docs/weightings.md", "Weightings"): (dict, the_update_is_the_combination),
 }
 

@@ -54,12 +54,12 @@ class LDCMTL(Weighting):
         return {"logits": zeros, "first_losses": zeros.clone(), **self.adam.start(ones)}
 
     def _first_known(self) -> Tensor:
-        return (self._state["first_losses"] > 0).all(-1)
+        return self._state["first_losses"] > 0
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.losses is not None
         first = self._state["first_losses"]
-        first = torch.where((first == 0).all(-1, keepdim=True), context.losses, first)
+        first = torch.where(first == 0, context.losses, first)
         self._state["first_losses"] = first
         unit = first / first.amin(-1, keepdim=True) if self.by_first_losses else torch.ones_like(first)
         share = torch.softmax(self._state["logits"], -1)

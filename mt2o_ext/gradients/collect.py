@@ -110,8 +110,8 @@ class TaskSlots:
         """The parameters that belong to a head."""
         return [table.layout.parameters[segment] for table, segment, task in self._segments() if task is not None]
 
-    def collect(self, losses: Sequence[Tensor], row: int, how: str, *, retain_graph: bool) -> None:
-        """Backward of T scalar losses, "sequential" or "batched".
+    def collect(self, losses: Sequence[Tensor | None], row: int, how: str, *, retain_graph: bool) -> None:
+        """Backward of T scalar losses, "sequential" or "batched"; None: of tasks that are absent.
 
         Sequential also where hooks want to see each complete gradient, which a batched pass has none of.
         """
@@ -119,11 +119,16 @@ class TaskSlots:
         if how == "sequential" or any(map(_has_hooks, (p for table in self._tables for p in table.layout.parameters))):
             collect_sequential(losses, slots, self.head_parameters(), retain_graph=retain_graph)
         else:
+            there = [(loss, of_task) for loss, of_task in zip(losses, slots, strict=True) if loss is not None]
             of_parameter: dict[Tensor, list[tuple[int, Slot]]] = {}
-            for task, of_task in enumerate(slots):
+            for index, (_, of_task) in enumerate(there):
                 for slot in of_task:
-                    of_parameter.setdefault(slot.parameter, []).append((task, slot))
-            collect_batched(torch.stack(list(losses)), of_parameter, retain_graph=retain_graph)
+                    of_parameter.setdefault(slot.parameter, []).append((index, slot))
+            collect_batched(torch.stack([loss for loss, _ in there]), of_parameter, retain_graph=retain_graph)
+
+    def collect_one(self, loss: Tensor, row: int, task: int, *, retain_graph: bool) -> None:
+        """Backward of the loss of one task."""
+        collect_sum(loss, self.of_row(row)[task], self.head_parameters(), retain_graph=retain_graph)
 
     def forget(self, row: int) -> None:
         """Drops the gradients of one row."""
@@ -179,13 +184,14 @@ def grads_kept(parameters: Sequence[Tensor]) -> Iterator[None]:
             p.grad = grad
 
 
-def weighted_sum(losses: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """The sum of T scalars times weights [T]."""
-    return torch.stack([loss * weight.to(loss) for loss, weight in zip(losses, weights, strict=True)]).sum()
+def weighted_sum(losses: Sequence[Tensor | None], weights: Tensor) -> Tensor:
+    """The sum of T scalars times weights [T]; without those that are None."""
+    pairs = zip(losses, weights, strict=True)
+    return torch.stack([loss * weight.to(loss) for loss, weight in pairs if loss is not None]).sum()
 
 
 def collect_sequential(
-    losses: Sequence[Tensor],
+    losses: Sequence[Tensor | None],
     slots: Sequence[Sequence[Slot]],
     others: Sequence[Tensor] = (),
     *,
@@ -195,15 +201,16 @@ def collect_sequential(
     """Backward of one loss after the other.
 
     Args:
-        losses: T scalars.
+        losses: T scalars, or None of tasks that are absent.
         slots: those of each task.
         others: as of `collect_sum`.
         short: as of `collect_sum`.
         retain_graph: keep the graph also after the last loss.
     """
-    last = len(losses) - 1
-    for task, (loss, of_task) in enumerate(zip(losses, slots, strict=True)):
-        collect_sum(loss, of_task, others, short=short, retain_graph=retain_graph or task < last)
+    there = [(loss, of_task) for loss, of_task in zip(losses, slots, strict=True) if loss is not None]
+    last = len(there) - 1
+    for index, (loss, of_task) in enumerate(there):
+        collect_sum(loss, of_task, others, short=short, retain_graph=retain_graph or index < last)
 
 
 def collect_batched(losses: Tensor, slots: Mapping[Tensor, Sequence[tuple[int, Slot]]], *, retain_graph: bool) -> None:

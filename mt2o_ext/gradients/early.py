@@ -34,8 +34,11 @@ class EarlySum:
         self._slots = TaskSlots(tables, tasks, num_tasks)
         self._weighted_heads = weighted_heads
 
-    def collect(self, losses: Sequence[Tensor], weights: Tensor, *, retain_graph: bool) -> None:
-        """One backward of T scalars times weights [T]; heads that are not weighted first, on their own short ways."""
+    def collect(self, losses: Sequence[Tensor | None], weights: Tensor, *, retain_graph: bool) -> None:
+        """One backward of T scalars times weights [T]; heads that are not weighted first, on their own short ways.
+
+        losses: T scalars, or None of tasks that are absent.
+        """
         trunk, heads = self._slots.shared(0), self._slots.heads(0)
         total = weighted_sum(losses, weights)
         if self._weighted_heads:

@@ -30,7 +30,7 @@ class FeatureGradients:
 
     Args:
         points: the tensors z.
-        losses: T scalars.
+        losses: T scalars, or None of tasks that are absent.
         heads: for each task, the slots of its heads.
         retain_graph: keep the graph between losses and representation.
     """
@@ -38,13 +38,13 @@ class FeatureGradients:
     def __init__(
         self,
         points: Sequence[Tensor],
-        losses: Sequence[Tensor],
+        losses: Sequence[Tensor | None],
         heads: Sequence[Sequence[Slot]],
         *,
         retain_graph: bool,
     ) -> None:
         self._points = list(points)
-        last = len(losses) - 1
+        last = max(task for task, loss in enumerate(losses) if loss is not None)
         rows = [
             _by_points(points, loss, of_task, retain_graph or task < last)
             for task, (loss, of_task) in enumerate(zip(losses, heads, strict=True))
@@ -68,8 +68,12 @@ class FeatureGradients:
         torch.autograd.backward(self._points, combined, retain_graph=retain_graph)
 
 
-def _by_points(points: Sequence[Tensor], loss: Tensor, heads: Sequence[Slot], retain_graph: bool) -> list[Tensor]:
+def _by_points(
+    points: Sequence[Tensor], loss: Tensor | None, heads: Sequence[Slot], retain_graph: bool
+) -> list[Tensor]:
     """The gradients of one loss by the representation."""
+    if loss is None:
+        return [torch.zeros_like(z) for z in points]
     live = [slot for slot in heads if slot.parameter.requires_grad]
     inputs = [*points, *(slot.parameter for slot in live)]
     grads = torch.autograd.grad(loss, inputs, retain_graph=retain_graph, allow_unused=True)

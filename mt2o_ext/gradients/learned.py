@@ -60,9 +60,13 @@ class Feedback:
         self._weighting = weighting
         self._warned = False
         self.losses: Tensor | None = None
+        self._present: Tensor | None = None
 
-    def expect(self, losses: Tensor | None) -> None:
-        """losses: of the step just made, which feedback belongs to."""
+    def expect(self, losses: Tensor | None, present: Tensor | None) -> None:
+        """Waits for the losses after a step.
+
+        losses: of the step just made, which feedback belongs to.  present: int64 [P], its tasks; None: all.
+        """
         missed = not torch.compiler.is_compiling() and self.losses is not None and not self._warned
         if missed and Needs.FEEDBACK in self._weighting.needs:
             self._warned = True
@@ -73,7 +77,7 @@ class Feedback:
                 UserWarning,
                 stacklevel=5,
             )
-        self.losses = losses
+        self.losses, self._present = losses, present
 
     def check(self) -> Tensor:
         """The losses of the last step, which feedback belongs to.
@@ -95,5 +99,5 @@ class Feedback:
     def learn(self, after: Tensor) -> None:
         """after: losses of the last mini-batch, float64, after the step."""
         before = self.check()
-        self._weighting.after_step(before, after.reshape(before.shape))
+        self._weighting.after_step(before, after.reshape(before.shape), self._present)
         self.losses = None

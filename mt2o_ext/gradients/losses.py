@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_list", "as_losses", "backward_done", "check_losses", "check_running_statistics", "takes_task"]
+__all__ = [
+    "TaskLosses",
+    "as_list",
+    "as_losses",
+    "backward_done",
+    "check_losses",
+    "check_running_statistics",
+    "takes_task",
+    "task_loss",
+    "task_losses",
+]
 
 
 def check_losses(
@@ -52,6 +62,73 @@ def check_losses(
     if graph and not stacked.requires_grad:
         raise ValueError("expected losses with a graph, got constants: were they detached, or computed under no_grad?")
     return stacked
+
+
+class TaskLosses(NamedTuple):
+    """T losses that were checked; a task without one is absent.
+
+    each: scalars, or None.
+    values: float64 [T], 0 where there is none.
+    absent: the tasks without a loss.
+    """
+
+    each: list[Tensor | None]
+    values: Tensor
+    absent: frozenset[int]
+
+
+def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int, *, graph: bool = True) -> TaskLosses:
+    """Losses of tasks that may be absent from this mini-batch: None in a sequence, or (with ``graph``) a constant.
+
+    Raises:
+        TypeError: for anything but tensors and None.
+        ValueError: as `check_losses`, and where no task has a loss.
+    """
+    if losses is None:
+        raise TypeError(
+            "expected losses as a tensor or a sequence of tensors, got None: it stands for one task without data in a "
+            "list of losses, and inside of a loop over tasks()"
+        )
+    if isinstance(losses, Tensor) or not isinstance(losses, Sequence):
+        stacked = check_losses(losses, num_tasks, None, graph=graph)
+        return TaskLosses(list(as_list(losses)), stacked.detach().double(), frozenset())
+    there = [loss for loss in losses if isinstance(loss, Tensor) and (loss.requires_grad or not graph)]
+    if not there and any(loss is None for loss in losses):
+        raise ValueError(
+            "expected a loss of at least one task, got none: leave this mini-batch out (None, or a loss without graph, "
+            "says that a task has no data in it)"
+        )
+    absent = frozenset(
+        task
+        for task, loss in enumerate(losses)
+        if there and (loss is None or (graph and isinstance(loss, Tensor) and not loss.requires_grad))
+    )
+    filled = [there[0].new_zeros(()) if task in absent else loss for task, loss in enumerate(losses)]
+    values = check_losses(filled, num_tasks, None, graph=graph).detach().double()  # type: ignore[arg-type]
+    each = [None if task in absent or loss is None else loss.reshape(()) for task, loss in enumerate(losses)]
+    return TaskLosses(each, values, absent)
+
+
+def task_loss(loss: Any, task: int) -> Tensor | None:
+    """The loss of one task, or None where it is absent: None, or a constant.
+
+    Raises:
+        TypeError: for anything but a tensor or None.
+        ValueError: for anything but one number.
+    """
+    if loss is None:
+        return None
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"expected the loss of task {task} as a tensor, got {type(loss).__name__}: pass one scalar, or None "
+            "if it has no data"
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"expected one scalar loss of task {task}, got shape {list(loss.shape)}: pass the loss of this "
+            "task alone, a mean over its mini-batch"
+        )
+    return loss.reshape(()) if loss.requires_grad else None
 
 
 def backward_done(losses: Any, num_tasks: int) -> bool:

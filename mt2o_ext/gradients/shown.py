@@ -46,8 +46,14 @@ class ShownGradients:
         return self._rows[index]
 
     def begin(self) -> None:
-        """Notes the gradients that somebody else left in ``.grad`` before the first backward since a step."""
-        self._given = {id(p): p.grad for p in self._parameters() if p.grad is not None and not is_used(p.grad)}
+        """Notes the gradients that somebody else left in ``.grad`` before the first backward since a step.
+
+        Those that the step has used go: not all parameters may get another one, and nobody should clip with these.
+        """
+        for p in self._parameters():
+            if p.grad is not None and not torch.compiler.is_compiling() and is_used(p.grad):
+                p.grad = None
+        self._given = {id(p): p.grad for p in self._parameters() if p.grad is not None}
 
     def dropped(self) -> bool:
         """True if gradients that were shown have been taken away, or set to zero: their batch counts no more."""
@@ -92,6 +98,8 @@ class ShownGradients:
                     grad.add_(given)
                 # A parameter that was converted since the buffers were made wants a gradient like itself.
                 p.grad = grad if (p.dtype, p.device) == (grad.dtype, grad.device) else grad.to(p)
+                if not torch.compiler.is_compiling():
+                    p.grad._used = None  # type: ignore[attr-defined]
                 self._written.append((p, p.grad, p.grad._version if apart else None))
 
     # ------------------------------------------------------------------ the end of a round

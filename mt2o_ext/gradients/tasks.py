@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..weighting import Needs
 from .collect import TaskSlots
 from .skipped import NONFINITE
@@ -37,6 +38,8 @@ class Batch:
     shown: ``.grad`` holds the combined gradient.
     transformed: the weighting has changed the gradients in the tables, and learned from them.
     scaler: the GradScaler whose factor the gradients carry.
+    absent: the tasks that no backward had a loss of.
+    left: a loop over tasks was left before its end.  missed: the tasks whose turn did not come.
     """
 
     losses: list[Tensor | None] = field(default_factory=list)
@@ -44,6 +47,13 @@ class Batch:
     shown: bool = False
     transformed: bool = False
     scaler: Any = None
+    absent: frozenset[int] = frozenset()
+    left: bool = False
+    missed: tuple[int, ...] = ()
+
+    def see(self, absent: frozenset[int]) -> None:
+        """Notes which tasks the next losses lack, before these are added."""
+        self.absent = absent if self.losses[0] is None else self.absent & absent
 
     def add_losses(self, row: int, losses: Tensor) -> None:
         """Adds the losses of a row, float64 [1, T] (or [K, T], if stacked)."""
@@ -78,14 +88,14 @@ class Combination(NamedTuple):
     weights: Tensor | None
 
 
-def largest_weights(squares: Tensor, dtypes: Iterable[torch.dtype]) -> Tensor:
+def largest_weights(squares: Tensor, dtypes: Iterable[torch.dtype], num_tasks: int) -> Tensor:
     """float64 [K, T]: with weights up to these no sum of w_t g_t can be infinite in the type that it is added up in.
 
-    squares: float64 [K, T], |g_t|^2.
+    squares: float64 [K, T], |g_t|^2.  num_tasks: how many of the g_t there are.
     """
     limit = min(torch.finfo(torch.promote_types(dtype, torch.float32)).max for dtype in dtypes)
     lengths = squares.sqrt().clamp(min=1.0)  # at least 1: the weights themselves become numbers of this type
-    return limit / (squares.shape[1] * lengths)
+    return limit / (num_tasks * lengths)
 
 
 class TaskGradients:
@@ -120,6 +130,7 @@ class TaskGradients:
         self.trunks = [table for index, table in enumerate(self.tables) if not self.is_head(index)]
         self.slots = TaskSlots(self.tables, self._tasks, self.num_tasks)
         self._scratch: dict[int, Tensor] = {}
+        self._present: dict[frozenset[int], Tensor] = {}
         if self.tables:
             layouts = [table.layout for table in self.trunks]
             columns = [numel for layout in layouts for numel in layout.numels]
@@ -135,14 +146,15 @@ class TaskGradients:
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: without tables, until `bind`."""
         left_out: dict[str, Any] = {"tables": [], "_tasks": [], "trunks": [], "slots": None, "_scratch": {}}
+        left_out["_present"] = {}
         return {**self.__dict__, **left_out}
 
     def is_head(self, index: int) -> bool:
         """True if the parameters of this table belong to single tasks."""
         return bool(self._tasks[index]) and self._tasks[index][0] is not None
 
-    def collect(self, losses: Sequence[Tensor], row: int, *, retain_graph: bool) -> None:
-        """Backward of T scalar losses into the tables.
+    def collect(self, losses: Sequence[Tensor | None], row: int, *, retain_graph: bool) -> None:
+        """Backward of T scalar losses into the tables; None: of tasks that are absent.
 
         If it fails, what the row had collected before is dropped as well: part of it has been added to.
         """
@@ -151,6 +163,15 @@ class TaskGradients:
         except BaseException:
             self.slots.forget(row)
             raise
+
+    def present(self, absent: frozenset[int]) -> Tensor | None:
+        """int64 [P], all tasks but these, on the device; None: there are no absent ones."""
+        if not absent:
+            return None
+        if absent not in self._present:
+            there = [task for task in range(self.num_tasks) if task not in absent]
+            self._present[absent] = to_device(torch.tensor(there, dtype=torch.int64), self.weigher.preferences.device)
+        return self._present[absent]
 
     # ------------------------------------------------------------------ weights
     def find_nonfinite(self, found: Tensor) -> None:
@@ -184,7 +205,7 @@ class TaskGradients:
             for row in rows:
                 row.div_(factor.to(row.dtype))
         batch.transformed = True  # also if what follows fails: a step that is repeated divides no second time
-        weigher.weighting.transform_(rows, weigher.context(losses, skip(found)))
+        weigher.weighting.transform_(rows, weigher.context(losses, skip(found), present=self.present(batch.absent)))
 
     def weigh(
         self, batch: Batch, losses: Tensor | None, found: Tensor, factor: Tensor | None, skip: Skip = itself
@@ -203,14 +224,15 @@ class TaskGradients:
             ones = torch.ones_like(weigher.preferences)
             return Weighed(ones, ones, found)
         due = weigher.due()
-        context = weigher.context(losses, skip(found))
+        context = weigher.context(losses, skip(found), present=self.present(batch.absent))
         divided, factor = (factor, None) if batch.transformed else (None, factor)
         if self._reads_squares():
             segments = weigher.segment_grams(self.trunks, factor)
             gram = segments.sum(1)
             squares = gram.diagonal(dim1=1, dim2=2)
             found = torch.where(squares.isfinite().all(1), found, float(NONFINITE))
-            largest = largest_weights(squares, [table.layout.dtype for table in self.trunks])
+            dtypes = [table.layout.dtype for table in self.trunks]
+            largest = largest_weights(squares, dtypes, self.num_tasks - len(batch.absent))
             context = replace(context, largest=largest, finite=skip(found) == 0)
             if due & GRAMS:
                 context = replace(context, gram=gram, segments=segments)

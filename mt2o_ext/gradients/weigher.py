@@ -88,6 +88,7 @@ class Weigher:
         self.weighting = weighting
         self._mark = weighting.mark = next(_marks)
         self.preferences = preferences
+        self._present: Tensor | None = None  # of the last step
         self._undo, self._feedback = Undo(weighting), Feedback(weighting)
         self._warned_of_epochs = False
         self.steps = 0
@@ -179,12 +180,19 @@ class Weigher:
 
     # ------------------------------------------------------------------ weights
     def context(
-        self, losses: Tensor | None, skipped: Tensor | None, dtypes: Sequence[torch.dtype] = ()
+        self,
+        losses: Tensor | None,
+        skipped: Tensor | None,
+        dtypes: Sequence[torch.dtype] = (),
+        *,
+        present: Tensor | None = None,
     ) -> WeightingContext:
         """The numbers of the next step but for the Gram matrix.
 
         skipped: float32 [K], rows that are not updated.  dtypes: of the gradients, where they are not the parameters'.
+        present: int64 [P], the tasks that have losses and gradients; None: all.
         """
+        self._present = present
         if self.weighting.mark != self._mark:
             raise RuntimeError(
                 f"this {type(self.weighting).__name__} was given to another optimizer since, which has made it forget "
@@ -207,6 +215,7 @@ class Weigher:
             epoch=self.epoch,
             draw=self.keys.draw(self.preferences.device) if Needs.DRAWS in self.weighting.needs else None,
             finite=None if skipped is None else skipped == 0,
+            present=present,
         )
 
     def draw_ahead(self) -> None:
@@ -214,10 +223,10 @@ class Weigher:
         if Needs.DRAWS in self.weighting.needs:
             self.keys.draw_ahead(self.preferences.device)
 
-    def weigh_early(self, losses: Tensor) -> Tensor:
+    def weigh_early(self, losses: Tensor, present: Tensor | None) -> Tensor:
         """The weights [1, T] by losses [1, T] alone, before there are gradients; `undo` until `done`."""
         self.remember()
-        return self.weighting.weights(self.context(losses, None))
+        return self.weighting.weights(self.context(losses, None, present=present))
 
     def remember(self) -> None:
         """Notes what the weighting knows, for `undo` until `done`."""
@@ -256,7 +265,7 @@ class Weigher:
     # ------------------------------------------------------------------ feedback
     def await_feedback(self, losses: Tensor | None) -> None:
         """losses: float64 [K, T] of the step just made, which feedback belongs to; NaN where it was skipped."""
-        self._feedback.expect(losses)
+        self._feedback.expect(losses, self._present)
 
     def check_feedback(self) -> None:
         """Checks that there is something to learn from feedback.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +16,18 @@ from .collect import collect_gram, collect_sequential, grads_kept, weighted_sum
 from .features import FeatureGradients, check_features
 from .into_grad import IntoGrad
 from .layout import Layout
-from .losses import as_list, check_losses
+from .losses import TaskLosses, task_loss, task_losses
 from .options import check_one_row, check_task_options, members_of
 from .parameters import check_parameters
 from .skipped import RefusedCalls
 from .table import GradientTable
 from .tasks import Batch, TaskGradients
+from .visit import TaskVisit
 from .weigher import READS_GRADIENTS, Weigher
 
 __all__ = ["WeightedBackward", "weighted_backward"]
 
-Losses = Tensor | Sequence[Tensor]
+Losses = Tensor | Sequence[Tensor | None]
 
 
 def weighted_backward(
@@ -123,6 +124,8 @@ class WeightedBackward:
         if all(task is not None for _, task in self._members):
             raise ValueError("expected shared parameters, got only those of heads: nothing is left to weight")
         self._forget = forget
+        self._visit: TaskVisit | None = None
+        self._weights: Tensor | None = None
         self._refused = RefusedCalls()
         self._averages = Averages(process_group, self._members, self._weigher)
         self._averages.join({"num_tasks": num_tasks, "heads": heads, "collect": collect, "store": store})
@@ -161,7 +164,7 @@ class WeightedBackward:
     # ------------------------------------------------------------------ the call
     def __call__(
         self,
-        losses: Losses,
+        losses: Losses | None,
         *,
         features: Tensor | Sequence[Tensor] = (),
         scaler: Any = None,
@@ -170,7 +173,9 @@ class WeightedBackward:
         """Adds the weighted gradient of these losses to ``.grad``.
 
         Args:
-            losses: T scalars, a sequence (better, see :class:`WeightedFused`) or a tensor [T].
+            losses: T scalars, a sequence (better, see :class:`WeightedFused`) or a tensor [T].  In a sequence None, or
+                a loss without a graph, says that the task has no data in this mini-batch: its head is left alone, its
+                weight is 0, and the others' weights are as if there were no such task.
             features: the shared representation z, a tensor of the graph or several: the weights come from the Gram
                 matrix of dl_t/dz instead of the parameters' (the upper bound of MGDA-UB, Sener and Koltun 2018), which
                 takes T backward passes through the heads but one through the trunk.  All influence of the shared
@@ -185,33 +190,111 @@ class WeightedBackward:
             TypeError: for losses that are no tensors, before any gradient is computed.
             ValueError: for losses or features that do not fit, before any gradient is computed.
         """
+        if self._visit is not None:
+            return self._backward_of_task(self._visit, losses, features, scaler, retain_graph)
         points = [features] if isinstance(features, Tensor) else list(features)
         self._averages.warn_if_alone()
         with together(self._averages.ranks):
-            stacked = check_losses(losses, self._num_tasks, None)
+            given = task_losses(losses, self._num_tasks)
             self._check_way(points)
             self._build()
         self._forget_gradients()
-        scalars = as_list(losses)
+        scalars = given.each
         if scaler is not None and scaler.is_enabled():
-            scalars = [scaler.scale(loss) for loss in scalars]
-        factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=stacked.device))
-        table = self._averages.of_losses(
-            stacked.detach().double().unsqueeze(0), f"backward with {len(points)} features"
-        )
+            scalars = [loss if loss is None else scaler.scale(loss) for loss in scalars]
+        device = given.values.device
+        factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=device))
+        lacking = f" without tasks {sorted(given.absent)}" if given.absent else ""
+        call = f"backward with {len(points)} features{lacking}"
+        table, absent = self._averages.of_losses(given.values.unsqueeze(0), call), given.absent
         weigher = self._weigher
         if points:
-            weights = self._through(points, scalars, table, factor, retain_graph)
+            weights = self._through(points, scalars, table, absent, factor, retain_graph)
         elif not self._store or not weigher.reads_gradients():
-            weights = self._in_two_passes(scalars, stacked, table, retain_graph)
+            weights = self._in_two_passes(given, scalars, table, retain_graph)
         else:
-            weights = self._from_buffer(scalars, table, factor, retain_graph)
+            with together(self._averages.ranks):
+                self._tasks.collect(scalars, 0, retain_graph=retain_graph)
+            weights = self._from_buffer(table, absent, factor)
+        return self._done(weights, table)
+
+    def _done(self, weights: Tensor, table: Tensor) -> Tensor:
+        """Counts the call with these weights and losses; returns the weights."""
+        weigher = self._weigher
         self._into_grad.add_heads(weights)
         self._forget_gradients()
         self._refused.look(weigher.weighting, weights.device)
         weigher.await_feedback(table)
         weigher.done()
-        return weights[0].clone()
+        self._weights = weights[0].clone()
+        return self._weights.clone()
+
+    # ------------------------------------------------------------------ tasks one at a time
+    def tasks(self) -> Iterator[int]:
+        """Goes through the tasks 0 .. T-1, each with a mini-batch, a forward and a backward pass of its own.
+
+            for task in backward.tasks():
+                backward(task_loss(model, *next(batches[task]), task))
+            optimizer.step()
+
+        Inside of the loop a call takes one scalar loss, whose graph is freed with it, and returns its value.  A task
+        without a call, or with ``backward(None)``, is absent.  When the loop has ended, the weighted gradient of all is
+        in ``.grad``, and `weights` tells how it was weighted.  A loop that is left early leaves nothing.
+
+        Raises:
+            RuntimeError: inside of another such loop; and for a weighting of the losses alone, whose weights are made
+                before the first backward, or ``store=False``.
+        """
+        if self._visit is not None:
+            raise RuntimeError(
+                "expected one loop over tasks() at a time, got one inside of another: leave that first (one that was "
+                "left by break ends when its generator is closed)"
+            )
+        if not self._store or not self._weigher.reads_gradients():
+            what = type(self._weigher.weighting).__name__ if self._store else "store=False"
+            raise RuntimeError(
+                f"expected a weighting of stored gradients for tasks(), got {what}: pass the losses of all tasks in "
+                "one call, because the weights come first"
+            )
+        self._averages.warn_if_alone()
+        self._build()
+        self._forget_gradients()
+        visit = self._visit = TaskVisit(self._num_tasks)
+        yield from visit.turns(self._end_visit)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """float64 [T] (per tensor: [S, T]), the weights of the last call or loop; None before any."""
+        return None if self._weights is None else self._weights.clone()
+
+    def _backward_of_task(self, visit: TaskVisit, loss: Any, features: Any, scaler: Any, retain_graph: bool) -> Tensor:
+        if isinstance(features, Tensor) or len(features) > 0:
+            raise ValueError("expected no features= inside of tasks(), got some: they are of all tasks in one call")
+        own = task_loss(loss, visit.task)
+        if own is None:
+            return torch.full((), torch.nan, dtype=torch.float64)
+        visit.scaler = scaler
+        scaled = own if scaler is None or not scaler.is_enabled() else scaler.scale(own)
+        try:
+            self._tasks.slots.collect_one(scaled, 0, visit.task, retain_graph=retain_graph)
+        except BaseException:
+            self._forget_gradients()
+            visit.forget()
+            raise
+        visit.add(own)
+        return own.detach().double()
+
+    def _end_visit(self, visit: TaskVisit) -> None:
+        self._visit = None
+        losses, absent = visit.losses(), visit.absent
+        if losses is None or not visit.complete:
+            self._forget_gradients()
+            return
+        lacking = f" without tasks {sorted(absent)}" if absent else ""
+        table = self._averages.of_losses(losses, f"tasks(){lacking}")
+        scaler = visit.scaler
+        factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=losses.device))
+        self._done(self._from_buffer(table, absent, factor), table)
 
     def _forget_gradients(self) -> None:
         for table in self._tasks.tables:
@@ -226,7 +309,7 @@ class WeightedBackward:
             ValueError: for another number of losses.
         """
         self._weigher.check_feedback()
-        after = check_losses(losses, self._num_tasks, None, graph=False).detach().double().unsqueeze(0)
+        after = task_losses(losses, self._num_tasks, graph=False).values.unsqueeze(0)
         self._weigher.learn(self._averages.of_losses(after, "feedback()"))
 
     def epoch_end(self) -> None:
@@ -251,6 +334,7 @@ class WeightedBackward:
     def _weigh(
         self,
         table: Tensor,
+        absent: frozenset[int],
         segments: Tensor | None,
         factor: Tensor | None,
         dtypes: Sequence[torch.dtype] = (),
@@ -259,7 +343,7 @@ class WeightedBackward:
 
         dtypes: of the gradients, where they are not the parameters'.
         """
-        context = self._weigher.context(table, None, dtypes)
+        context = self._weigher.context(table, None, dtypes, present=self._tasks.present(absent))
         if segments is not None:
             if factor is not None:
                 segments = segments / factor.double().square()
@@ -267,26 +351,26 @@ class WeightedBackward:
             context = replace(context, gram=grams.sum(1), segments=grams)
         return self._weigher.weighting.weights(context)
 
-    def _from_buffer(
-        self, losses: Sequence[Tensor], table: Tensor, factor: Tensor | None, retain_graph: bool
-    ) -> Tensor:
+    def _from_buffer(self, table: Tensor, absent: frozenset[int], factor: Tensor | None) -> Tensor:
         """T gradients in the buffer, their Gram matrix, their combination."""
-        with together(self._averages.ranks):
-            self._tasks.collect(losses, 0, retain_graph=retain_graph)
         self._averages.of_tables_(self._tasks.tables)
         with torch.no_grad():
-            batch, found = Batch(), torch.zeros(1, dtype=torch.float32, device=table.device)
+            batch, found = Batch(absent=absent), torch.zeros(1, dtype=torch.float32, device=table.device)
             self._tasks.transform(batch, table, found, factor)
             weighed = self._tasks.weigh(batch, table, found, factor)
         self._into_grad.add_shared(weighed.applied)
         return weighed.weights
 
-    def _in_two_passes(self, losses: Sequence[Tensor], stacked: Tensor, table: Tensor, retain_graph: bool) -> Tensor:
+    def _in_two_passes(
+        self, given: TaskLosses, losses: Sequence[Tensor | None], table: Tensor, retain_graph: bool
+    ) -> Tensor:
         """The weights first (of the losses, or of a Gram matrix that is added up on the way), then one backward."""
         segments = None
         if self._weigher.due() & READS_GRADIENTS:
-            segments = collect_gram(stacked, [p for table in self._tasks.trunks for p in table.layout.parameters])
-        weights = self._weigh(table, segments, None)
+            there = torch.stack([loss for loss in given.each if loss is not None])
+            segments = collect_gram(there, [p for table in self._tasks.trunks for p in table.layout.parameters])
+            segments = self._of_all_tasks(segments, given.absent)
+        weights = self._weigh(table, given.absent, segments, None)
         parameters = self._shared()
         with self._averages.of_grad(parameters):
             if any(self._tasks.slots.heads(0)):
@@ -301,8 +385,9 @@ class WeightedBackward:
     def _through(
         self,
         points: Sequence[Tensor],
-        losses: Sequence[Tensor],
+        losses: Sequence[Tensor | None],
         table: Tensor,
+        absent: frozenset[int],
         factor: Tensor | None,
         retain_graph: bool,
     ) -> Tensor:
@@ -310,11 +395,19 @@ class WeightedBackward:
         with together(self._averages.ranks):
             gradients = FeatureGradients(points, losses, self._tasks.slots.heads(0), retain_graph=retain_graph)
         self._averages.agree("gradients by features")
-        weights = self._weigh(table, gradients.grams(self._averages.ranks), factor, gradients.dtypes)
+        weights = self._weigh(table, absent, gradients.grams(self._averages.ranks), factor, gradients.dtypes)
         with self._averages.of_grad(self._shared()):
             gradients.backward(weights[0], retain_graph=retain_graph)
         self._averages.of_tables_(self._heads)
         return weights
+
+    def _of_all_tasks(self, grams: Tensor, absent: frozenset[int]) -> Tensor:
+        """float64 [S, T, T] from the Gram matrices [S, P, P] of the others; zeros for those that are absent."""
+        present = self._tasks.present(absent)
+        if present is None:
+            return grams
+        wide = grams.new_zeros(len(grams), len(present), self._num_tasks).index_copy(2, present, grams)
+        return grams.new_zeros(len(grams), self._num_tasks, self._num_tasks).index_copy(1, present, wide)
 
     def _shared(self) -> list[Tensor]:
         """The shared parameters that are trained."""

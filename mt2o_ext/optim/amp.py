@@ -7,7 +7,8 @@ before ``scaler.update()`` asks.  That needs the scaler itself, so ``backward`` 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,9 +16,12 @@ from torch import Tensor
 __all__ = ["Scaling", "scaled"]
 
 
-def scaled(losses: list[Tensor], scaler: Any) -> list[Tensor]:
-    """The losses times the factor of a scaler, if there is one."""
-    return losses if scaler is None else [scaler.scale(loss) for loss in losses]
+L = TypeVar("L", bound=Tensor | None)
+
+
+def scaled(losses: Sequence[L], scaler: Any) -> list[L]:
+    """The losses (those that are not None) times the factor of a scaler, if there is one."""
+    return list(losses) if scaler is None else [loss if loss is None else scaler.scale(loss) for loss in losses]
 
 
 class Scaling(NamedTuple):

@@ -12,7 +12,7 @@ from ..base import AdamW, BaseRule, as_base_rule
 from ..checks import check_choice, check_count
 from ..device import refuse_in_graph
 from ..entries import member, member_dict
-from ..gradients.losses import check_losses, takes_task
+from ..gradients.losses import takes_task, task_loss
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
 from ..ops.limits import MAX_OWNERS
@@ -173,31 +173,33 @@ class ConnectionStrengthFused(FlatOptimizer):
         if self._ranks is not None:
             self._draw.share(self._ranks)
 
-    def _reduce(self, tables: Sequence[GradientTable], task: int | None) -> None:
+    def _reduce(self, tables: Sequence[GradientTable], task: int | None, absent: frozenset[int] = frozenset()) -> None:
         """Sums gradients over the ranks, after a look at whether all are at the same step."""
         if self._ranks is not None:
             place = {"call": "step()", "number of steps": self._draw.steps, "phase": self._phase, "task": task}
+            place["tasks without a loss"] = sorted(absent)
             self._ranks.reduce_(tables, {**place, **self._call("step()")})
 
     # ------------------------------------------------------------------ the step
     @torch._disable_dynamo
     @torch.no_grad()
-    def step(self, closure: Callable[[int], Tensor] | None = None) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Callable[[int], Tensor | None] | None = None) -> Tensor:  # type: ignore[override]
         """One step: phase 1 or phase 2.
 
         Args:
-            closure: ``task -> loss``, a scalar with a graph.  Called under grad mode once for each task, in phase 1
-                with parameters that the tasks before have changed: run the model anew in each call.  One without
-                arguments (trainers hand on such ones) finds the task in ``optimizer.task``.
+            closure: ``task -> loss``, a scalar with a graph; None, or a constant, if the task has no data now: it is
+                absent then (in phase 2 it owns no channel), and its head stays as it is.  Called under grad mode once
+                for each task, in phase 1 with parameters that the tasks before have changed: run the model anew in each
+                call.  One without arguments (trainers hand on such ones) finds the task in ``optimizer.task``.
 
         In phase 2, and for the first task of phase 1, nothing has been changed where an error is raised.
 
         Returns:
-            The losses, float64 [T].
+            The losses, float64 [T]; NaN of absent tasks.
 
         Raises:
             TypeError: if there is no closure, or a loss is no tensor.
-            ValueError: for a loss that is not a scalar with a graph.
+            ValueError: for a loss that is no scalar, and where all tasks are absent.
             RuntimeError: if no parameter gets a gradient.
         """
         if closure is None and self._only_asked_for_state():
@@ -226,47 +228,71 @@ class ConnectionStrengthFused(FlatOptimizer):
         self._recorder.phases.append(self._phase)
         return losses
 
-    def _learn(self, closure: Callable[[int], Tensor], order: Sequence[int]) -> Tensor:
+    def _learn(self, closure: Callable[[int], Tensor | None], order: Sequence[int]) -> Tensor:
         """Phase 1: a step for each task, of the parameters that its loss has a gradient for."""
-        losses = torch.zeros(self._num_tasks, dtype=torch.float64, device=self._buffers.device)
+        losses = torch.full((self._num_tasks,), torch.nan, dtype=torch.float64, device=self._buffers.device)
+        absent = 0
         for task in order:
             with together(self._ranks):
                 self.zero_grad()
                 own = self._backward(closure, task)
+                if own is None:
+                    absent += 1
+                    continue
                 tables = [flat.combined for flat in self._buffers.flats]
                 self._take(tables, task, 0)
                 self._buffers.refresh(self.param_groups, self._base, None)
             self._reduce(tables, task)
             losses[task] = self._joint(own)
-            self._take_step(tables, losses[task].reshape(1, 1))
+            self._take_step(tables, losses[task].reshape(1, 1), frozenset())
+        self._check_some(absent)
         self.zero_grad()
         return losses
 
-    def _conserve(self, closure: Callable[[int], Tensor]) -> Tensor:
+    def _conserve(self, closure: Callable[[int], Tensor | None]) -> Tensor:
         """Phase 2: one step with the gradients of all tasks."""
         with together(self._ranks):
             self.zero_grad()
-            losses = []
+            losses: list[Tensor | None] = []
             for task in range(self._num_tasks):
                 losses.append(self._backward(closure, task))
                 tables = [flat.tasks for flat in self._buffers.flats]
-                self._take(tables, task, task)
+                if losses[task] is not None:
+                    self._take(tables, task, task)
+            absent = frozenset(task for task, loss in enumerate(losses) if loss is None)
+            self._check_some(len(absent))
             self._buffers.refresh(self.param_groups, self._base, None)
-        self._reduce(tables, None)
-        joint = self._joint(torch.stack(losses))
-        self._take_step(tables, joint.reshape(1, -1))
+        self._reduce(tables, None, absent)
+        there = [task for task in range(self._num_tasks) if task not in absent]
+        joint = self._joint(torch.stack([loss for loss in losses if loss is not None]))
+        self._take_step(tables, joint.reshape(1, -1), absent)
         self.zero_grad()
-        return joint
+        if not absent:
+            return joint
+        of_all = torch.full((self._num_tasks,), torch.nan, dtype=torch.float64, device=joint.device)
+        of_all[there] = joint
+        return of_all
 
-    def _backward(self, closure: Callable[..., Tensor], task: int) -> Tensor:
+    def _check_some(self, absent: int) -> None:
+        if absent == self._num_tasks:
+            raise ValueError(
+                "expected a loss of at least one task, got none: do not call step() without any data (None, or a loss "
+                "without graph, says that a task has none; were the losses detached, or computed under no_grad?)"
+            )
+
+    def _backward(self, closure: Callable[..., Tensor | None], task: int) -> Tensor | None:
+        """Backward of a task's loss into ``.grad``; returns the loss, or None where the task is absent."""
         self._now.task = task
         try:
             with torch.enable_grad():
-                loss = check_losses([closure(task) if takes_task(closure) else closure()], 1, None).sum()
-                loss.backward()
+                loss = task_loss(closure(task) if takes_task(closure) else closure(), task)
+                if loss is not None:
+                    loss.backward()
         finally:
             self._now.task = None
         self._synchronize()
+        if loss is None:
+            return None
         return loss.detach().double()
 
     def _take(self, tables: Sequence[GradientTable], task: int, row: int) -> None:
@@ -277,7 +303,7 @@ class ConnectionStrengthFused(FlatOptimizer):
                     p.grad = None
             table.take(task=row if table.num_tasks > 1 else 0)
 
-    def _take_step(self, tables: Sequence[GradientTable], losses: Tensor) -> None:
+    def _take_step(self, tables: Sequence[GradientTable], losses: Tensor, absent: frozenset[int]) -> None:
         if not any(any(table.reached()) for table in tables):
             raise RuntimeError(
                 "expected a loss with a gradient for parameters of this optimizer, got none: were they replaced in the "
@@ -287,7 +313,9 @@ class ConnectionStrengthFused(FlatOptimizer):
         found = self._find_nonfinite(tables, losses, scaling)
         if not nothing_left(found):
             combinations = (
-                self._project(tables) if self._phase == 2 else [Combination(table.source(), None) for table in tables]
+                self._project(tables, absent)
+                if self._phase == 2
+                else [Combination(table.source(), None) for table in tables]
             )
             divisor = self._of_all_ranks(scaling.factor(self._buffers.device))
             self._apply(
@@ -298,9 +326,9 @@ class ConnectionStrengthFused(FlatOptimizer):
             )
         self._count_skipped(found, found, scaling)
 
-    def _project(self, tables: Sequence[GradientTable]) -> list[Combination]:
+    def _project(self, tables: Sequence[GradientTable], absent: frozenset[int]) -> list[Combination]:
         """The gradients of phase 2: projected where a table is of shared parameters."""
-        projected = self._projections.combine(self._ranks, self._recorder)
+        projected = self._projections.combine(self._ranks, self._recorder, absent)
         return [
             Combination(table.source() if combined is None else Source(combined, None), None)
             for table, combined in zip(tables, projected, strict=True)

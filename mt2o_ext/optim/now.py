@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..gradients.tasks import Batch
+from ..gradients.visit import TaskVisit
 
 __all__ = ["Loop", "Now"]
 
@@ -32,7 +33,7 @@ class Now:
     subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.
     batch: what backward left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.
     grad_norm: float64 [K], of the last step, where it was measured.  warned: what there was one warning of already.
-    task: the one whose loss is asked for, in a closure.
+    task: the one whose loss is asked for, in a closure.  visit: the loop over tasks that goes on, or None.
     """
 
     row: int = 0
@@ -46,3 +47,4 @@ class Now:
     grad_norm: Tensor | None = None
     warned: set[str] = field(default_factory=set)
     task: int | None = None
+    visit: TaskVisit | None = None

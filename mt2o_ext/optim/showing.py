@@ -105,11 +105,11 @@ class Showing:
         return weighed.weights
 
     # ------------------------------------------------------------------ the step
-    def take_back(self, batch: Batch) -> None:
+    def take_back(self) -> None:
         """Takes what stands in ``.grad`` now as the combined gradients.
 
-        If no backward of ours has put it there, gradients that the last step has used are left out: they still stand
-        in ``.grad`` for others to see.
+        Those that the last step has used are left out: they still stand in ``.grad`` for others to see, where no
+        backward since has put another one.
 
         Raises:
             TypeError: for gradients that are not dense, before anything is taken.
@@ -117,8 +117,10 @@ class Showing:
         check_dense(p.grad for flat in self._flats for p in flat.parameters)
         for flat in self._flats:
             flat.combined.take(keep=True)
+            if torch.compiler.is_compiling():  # then a step takes the gradients away
+                continue
             for segment, p in enumerate(flat.parameters):
-                if not batch.shown and p.grad is not None and is_used(p.grad):
+                if p.grad is not None and is_used(p.grad):
                     flat.combined.leave_out(segment)
 
     def mark_used(self, *, early: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import host_knows
-from ..gradients.losses import as_list, backward_done, check_losses
+from ..gradients.losses import TaskLosses, backward_done, task_loss, task_losses
 from ..gradients.options import check_one_row, check_task_options
 from ..gradients.tasks import TaskGradients
+from ..gradients.visit import TaskVisit, words_about
 from ..gradients.weigher import READS_GRADIENTS, Weigher, undone_on_error
 from ..ops.limits import MAX_TASKS
 from ..ranks import together
@@ -26,7 +27,7 @@ from .weighted_step import TaskRound
 
 __all__ = ["WeightedFused"]
 
-Losses = Tensor | Sequence[Tensor]
+Losses = Tensor | Sequence[Tensor | None]
 
 
 class WeightedFused(FlatOptimizer):
@@ -160,14 +161,15 @@ class WeightedFused(FlatOptimizer):
         return {key: value for key, value in super().__getstate__().items() if key != "_round"}
 
     # ------------------------------------------------------------------ losses and gradients
-    def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
+    def backward(self, losses: Losses | None, *, scaler: Any = None, retain_graph: bool = False) -> None:
         """Backward of T losses, and their combined gradient into ``.grad``.
 
         Several calls before a step add up: the gradients of each task, which are combined anew.  To what somebody else
         left in ``.grad`` before the first of them the combined gradient is added.
 
         Args:
-            losses: T scalars, a sequence (better) or a tensor [T].
+            losses: T scalars, a sequence (better) or a tensor [T].  In a sequence None, or a loss without a graph, says
+                that the task has no data in this mini-batch: see the class.
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry, but not what is weighed; then
                 call ``scaler.step(optimizer)``.
             retain_graph: as in ``torch.autograd.backward``.
@@ -181,25 +183,102 @@ class WeightedFused(FlatOptimizer):
             RuntimeError: for a second call before ``step`` if the weighting needs ``accumulate=True`` for it, or
                 ``.grad`` was changed since the first.
         """
-        check_losses(losses, self._num_tasks, None)
-        if not self._shows:
-            self._collect(losses, scaler, retain_graph)
+        if self._now.visit is not None:
+            self._backward_of_task(self._now.visit, losses, scaler, retain_graph)
             return
-        early, showing = self._round.weighs_early, self._round.showing
-        if self._now.batch.shown and showing.dropped(early=early):
+        given = task_losses(losses, self._num_tasks)
+        if not self._shows:
+            self._collect(given, scaler, retain_graph)
+            return
+        self._begin_showing()
+        self._collect(given, scaler, retain_graph)
+        self._show()
+
+    def _begin_showing(self) -> None:
+        early = self._round.weighs_early
+        if self._now.batch.shown and self._round.showing.dropped(early=early):
             self._forget()
-        showing.begin(self._now.batch, early=early)
-        self._collect(losses, scaler, retain_graph)
+        self._round.showing.begin(self._now.batch, early=early)
+
+    def _show(self) -> None:
+        """Puts the combined gradient into ``.grad``."""
         batch = self._now.batch
         try:
             with torch.no_grad():
                 factor = Scaling.of(self, batch.scaler).kept_factor(self._buffers.device)
-                weights = showing.show(batch, factor, early=early)
+                weights = self._round.showing.show(batch, factor, early=self._round.weighs_early)
         except BaseException:
             self._drop()
             raise
         if weights is not None:
             self._now.weights = weights
+
+    # ------------------------------------------------------------------ tasks one at a time
+    def tasks(self) -> Iterator[int]:
+        """Goes through the tasks 0 .. T-1, each with a mini-batch, a forward and a backward pass of its own.
+
+            for task in optimizer.tasks():
+                optimizer.backward(task_loss(model, *next(batches[task]), task))
+            optimizer.step()
+
+        Inside of the loop ``backward`` takes one scalar loss, whose graph is freed with it.  A task without a call of
+        it, or with ``backward(None)``, is absent: see the class.  Of a loop that is left early, by ``break`` or an
+        exception, the gradients count for a ``step`` that follows, with a warning; another loop begins anew.
+
+        Raises:
+            RuntimeError: inside of another such loop, and where the weights are made from the losses of all tasks
+                before their backward: then make the optimizer with ``accumulate=True``.
+        """
+        if self._now.visit is not None:
+            raise RuntimeError(
+                "expected one loop over tasks() at a time, got one inside of another: leave that first (one that was "
+                "left by break ends when its generator is closed)"
+            )
+        if self._round.weighs_early:
+            raise RuntimeError(
+                f"expected a weighting of gradients for tasks(), got {type(self._weigher.weighting).__name__}, which "
+                "weights the losses of all tasks before their backward: make WeightedFused(..., accumulate=True)"
+            )
+        if self._now.batch.left:
+            self._drop()
+        self._look_for_ranks()
+        self._read_shown()
+        if self._shows:
+            self._begin_showing()
+        self._weigher.draw_ahead()
+        visit = self._now.visit = TaskVisit(self._num_tasks)
+        yield from visit.turns(self._end_visit)
+
+    def _backward_of_task(self, visit: TaskVisit, loss: Any, scaler: Any, retain_graph: bool) -> None:
+        own = task_loss(loss, visit.task)
+        if own is None:
+            return
+        visit.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        [scalar] = scaled([own], visit.scaler)
+        try:
+            self._tasks.slots.collect_one(scalar, 0, visit.task, retain_graph=retain_graph)
+        except BaseException:
+            self._drop()
+            raise
+        visit.add(own)
+
+    def _end_visit(self, visit: TaskVisit) -> None:
+        self._now.visit = None
+        batch, losses = self._now.batch, visit.losses()
+        if losses is None:
+            return
+        batch.left, batch.missed = not visit.complete, visit.missed
+        batch.see(visit.absent)
+        batch.add_losses(0, losses)
+        batch.scaler = visit.scaler
+        if self._ranks is not None:
+            self._ranks.count(0)
+        if not visit.complete:
+            return
+        if not batch.absent:
+            self._name_unreached(self._round.tables(batch))
+        if self._shows:
+            self._show()
 
     @property
     def _shows(self) -> bool:
@@ -211,41 +290,47 @@ class WeightedFused(FlatOptimizer):
         several = self._accumulate and Needs.ROWS in self._weigher.weighting.needs
         return self._show_grad and self._ranks is None and not several
 
-    def _collect(self, losses: Losses, scaler: Any, retain_graph: bool) -> None:
+    def _collect(self, losses: TaskLosses, scaler: Any, retain_graph: bool) -> None:
         """Backward of T losses into the tables."""
-        stacked = check_losses(losses, self._num_tasks, None)
         self._look_for_ranks()
         self._read_shown()
-        own = stacked.detach().double()
+        own = losses.values.unsqueeze(0)
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        scalars = scaled(as_list(losses), scaler)
+        scalars = scaled(losses.each, scaler)
         self._weigher.draw_ahead()
         batch = self._now.batch
         if self._round.weighs_early:
-            batch.early_weights = self._weights_early(own.unsqueeze(0))
+            batch.early_weights = self._weights_early(own, losses.absent)
+        batch.see(losses.absent)
         try:
             self._round.collect(scalars, batch, retain_graph=retain_graph)
         except BaseException:
             self._drop()
             raise
-        batch.add_losses(0, own.unsqueeze(0))
+        batch.add_losses(0, own)
         batch.scaler = scaler
-        self._name_unreached(self._round.tables(batch))
+        if not batch.absent:  # whose heads have no gradient, as they should
+            self._name_unreached(self._round.tables(batch))
         if self._ranks is not None:
             self._ranks.count(0)
 
-    def _weights_early(self, losses: Tensor) -> Tensor:
-        if self._now.batch.early_weights is None:
+    def _weights_early(self, losses: Tensor, absent: frozenset[int]) -> Tensor:
+        batch, name = self._now.batch, type(self._weigher.weighting).__name__
+        if batch.early_weights is None:
+            batch.see(absent)
             if self._ranks is not None:
                 self._ranks.agree(self._call("backward()"))
-            return self._weigher.weigh_early(self._joint(losses))
-        if Needs.LOSSES in self._weigher.due():
+            return self._weigher.weigh_early(self._joint(losses), self._tasks.present(absent))
+        if Needs.LOSSES in self._weigher.due() or absent != batch.absent:
+            what = "losses" if Needs.LOSSES in self._weigher.due() else "tasks"
             raise RuntimeError(
-                "expected one backward() before a step, got a second one: "
-                f"{type(self._weigher.weighting).__name__} has made its weights from the losses of the first; for "
-                "several of them, make WeightedFused(..., accumulate=True)"
+                f"expected one backward() before a step, got a second one: {name} has made its weights from the {what} "
+                "of the first; for several of them, make WeightedFused(..., accumulate=True)"
             )
-        return self._now.batch.early_weights
+        return batch.early_weights
+
+    def _call(self, name: str) -> dict[str, Any]:
+        return {**super()._call(name), "tasks without a loss": sorted(self._now.batch.absent)}
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -253,17 +338,23 @@ class WeightedFused(FlatOptimizer):
         """One step.
 
         Args:
-            closure: returns the T losses of the model as it is; called under grad mode, backward is done here.  A
+            closure: returns the T losses of the model as it is (None: the task has no data, see ``backward``); called
+                under grad mode, backward is done here.  A
                 weighting that learns from feedback (FAMO) calls it once more, without a graph, after the step: it must
                 be the same mini-batch then.  A closure that returns None (trainers pass such ones), or of one task a
                 scalar as those of torch.optim do, has done backward itself.
 
         Returns:
-            The losses, float64 [T], if there was a closure that returned them, else None.
+            The losses, float64 [T] (NaN of tasks without data), if there was a closure that returned them, else None.
 
         Raises:
             RuntimeError: if there is no gradient at all; nothing is changed then.
         """
+        if self._now.visit is not None:
+            raise RuntimeError(
+                "expected step() after the loop over tasks(), got it inside: call it when all have their gradients (a "
+                "loop that was left by break ends when its generator is closed)"
+            )
         if closure is None and self._only_asked_for_state():
             return None
         result: Tensor | None = None
@@ -271,6 +362,8 @@ class WeightedFused(FlatOptimizer):
             if closure is not None:
                 result = self._run(closure)
             scaling = self._prepare()
+            if self._now.batch.missed:
+                self._warn_once("missed tasks", words_about(self._now.batch.missed))
         self._reduce(scaling)
         batch = self._now.batch
         losses = batch.all_losses()
@@ -291,7 +384,12 @@ class WeightedFused(FlatOptimizer):
             with together(self._ranks):
                 again = closure()  # grad mode is off here
             self.feedback(again)
-        return losses[0]
+        return self._without_absent(losses[0], batch.absent)
+
+    def _without_absent(self, losses: Tensor, absent: frozenset[int]) -> Tensor:
+        """The losses [T], NaN of tasks that were absent."""
+        present = self._tasks.present(absent)
+        return losses if present is None else torch.full_like(losses, torch.nan).index_copy(0, present, losses[present])
 
     def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
         """Calls the closure, and backward if it has not done so itself."""
@@ -300,9 +398,9 @@ class WeightedFused(FlatOptimizer):
             if backward_done(losses, self._num_tasks):
                 return losses.detach() if isinstance(losses, Tensor) else None
             assert losses is not None
-            check_losses(losses, self._num_tasks, None)
+            given = task_losses(losses, self._num_tasks)
             self._forget()
-            self._collect(losses, None, False)  # combined within the step: nobody can look in between
+            self._collect(given, None, False)  # combined within the step: nobody can look in between
         losses_of_batch = self._now.batch.all_losses()
         assert losses_of_batch is not None
         return losses_of_batch[0]
@@ -355,6 +453,8 @@ class WeightedFused(FlatOptimizer):
 
     def _forget(self) -> None:
         super()._forget()
+        if self._now.visit is not None:
+            self._now.visit.forget()
         self._round.showing.forget()
 
     @property
@@ -379,8 +479,7 @@ class WeightedFused(FlatOptimizer):
         losses: T scalars or [T].
         """
         self._weigher.check_feedback()
-        after = check_losses(losses, self._num_tasks, None, graph=False).detach().double()
-        self._learn_from(after)
+        self._learn_from(task_losses(losses, self._num_tasks, graph=False).values)
 
     def epoch_end(self) -> None:
         """Counts an epoch, for weightings that go by them (DWA)."""

@@ -106,7 +106,7 @@ class TaskRound:
         """True if the weights of the next step are made from the losses, before their backward."""
         return not self._accumulate and not self._tasks.weigher.reads_gradients()
 
-    def collect(self, losses: Sequence[Tensor], batch: Batch, *, retain_graph: bool) -> None:
+    def collect(self, losses: Sequence[Tensor | None], batch: Batch, *, retain_graph: bool) -> None:
         """Backward of T scalar losses into the tables."""
         if batch.early_weights is not None:
             self._early_sum.collect(losses, batch.early_weights[0], retain_graph=retain_graph)
@@ -130,7 +130,7 @@ class TaskRound:
     def take(self, batch: Batch, scaling: Scaling) -> None:
         """Takes what others made of ``.grad``, if the gradients are there."""
         if batch.shown or (self.is_combined(batch) and batch.early_weights is None):
-            self.showing.take_back(batch)
+            self.showing.take_back()
         else:
             scaling.check_known()
 

@@ -62,15 +62,26 @@ class Projection:
             torch.zeros(1, 1, flat.width, dtype=torch.float32, device=device) if flat.values is not flat.theta else None
         )
 
-    def combine(self, ranks: Ranks | None = None) -> Tensor:
-        """Finds the owners from the model as it is (on the first rank); returns the combined gradient, [1, 1, P].
+    def combine(self, ranks: Ranks | None = None, absent: frozenset[int] = frozenset()) -> Tensor:
+        """Finds the owners from the model as it is (on the first rank), and combines the gradients.
 
-        It may take the place of the first task's gradients.
+        Args:
+            ranks: of data parallelism, or None.
+            absent: tasks that have no gradients in this step: they own nothing.
+
+        Returns:
+            The combined gradient, [1, 1, P].  It may take the place of the first task's gradients.
         """
         if self.layers is not None:
             strengths = torch.cat([c.strengths().to(self.flat.device) for c in self.connections], dim=1)
-            owners = channel_owners(strengths, self.layers, faithful=self.faithful)
-            left_out = self._without_all_gradients() if self.faithful else []
+            if absent:
+                present = torch.tensor([task for task in range(len(strengths)) if task not in absent])
+                present = to_device(present, self.flat.device)
+                owners = channel_owners(strengths[present], self.layers, faithful=self.faithful)
+                owners = torch.where(owners < 0, -1, present[owners.clamp(min=0)])
+            else:
+                owners = channel_owners(strengths, self.layers, faithful=self.faithful)
+            left_out = self._without_all_gradients(absent) if self.faithful else []
             if left_out:
                 out = torch.zeros(len(self.connections), dtype=torch.bool)
                 out[left_out] = True
@@ -83,12 +94,13 @@ class Projection:
         priority_(out[0, 0], self._dots, self.coefficients, grads[0], self.owners, self._records, self._chunks)
         return out
 
-    def _without_all_gradients(self) -> list[int]:
-        """The connections that some task gave no gradient."""
+    def _without_all_gradients(self, absent: frozenset[int]) -> list[int]:
+        """The connections that some task gave no gradient, of those that are there."""
+        of_tasks = [filled for task, filled in enumerate(self.flat.tasks.filled) if task not in absent]
         return [
             layer
             for layer, segments in enumerate(self._segments)
-            if not all(filled[segment] for filled in self.flat.tasks.filled for segment in segments)
+            if not all(filled[segment] for filled in of_tasks for segment in segments)
         ]
 
     def shares(self) -> Tensor:
@@ -135,17 +147,18 @@ class Projections:
         order = torch.tensor([built.index(c) for c in connections], dtype=torch.int64)
         self._order = order.to(flats[0].device) if flats else order
 
-    def combine(self, ranks: Ranks | None, recorder: HistoryRecorder) -> list[Tensor | None]:
+    def combine(self, ranks: Ranks | None, recorder: HistoryRecorder, absent: frozenset[int]) -> list[Tensor | None]:
         """Projects the gradients of all buffers.
 
         Args:
             ranks: of data parallelism, or None.
             recorder: is told of owners and conflicts, in the order in which the connections were given.
+            absent: as of `Projection`.
 
         Returns:
             For each buffer the combined gradient, [1, 1, P]; None for heads.
         """
-        projected = [None if projection is None else projection.combine(ranks) for projection in self._of_buffers]
+        projected = [None if each is None else each.combine(ranks, absent) for each in self._of_buffers]
         if self._there:
             coefficients = torch.cat([p.coefficients for p in self._there])
             shares = torch.cat([p.shares() for p in self._there])[self._order] if recorder.due() else None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
+from ..checks import PerTask, per_task
 from ..device import capturing, kept_in_place
 from ..loss_domain import LossDomain, Reason
 from .context import Needs, WeightingContext
 from .draw import Draw
+from .present import restored, selected, selected_share, share_restored, widened
 from .refusal import Outcome, overflow
 from .tables import along, batched_tables, check_fields
 
@@ -29,11 +32,16 @@ class Weighting(ABC):
     finite, whose losses are outside of ``loss_domain`` or whose weights are no usable numbers must keep its old state.
     Such a subproblem gets NaN as weights: the optimizer skips its step, and tells why (`refusals`, `reasons`).
 
+    A step without some of the tasks (``context.present``) needs nothing from a subclass, if all tables of its state
+    have the tasks in the second dimension (`_axes_of_tasks`), and counts of what a task has seen are [K, T] too.
+
     Attributes:
         needs: what the weighting reads; see `Needs`.
         loss_domain: the losses that its formula exists for; see `LossDomain`.
         degree: all losses (and their history) times a give the update times a^degree; None: there is no such law.
         per_segment: the weights are [K, S, T].
+        shares: names of tables [K, T] of the state that are weights on the simplex: in a step without some tasks the
+            others share what they have together.
 
     Example:
         >>> class InverseLosses(Weighting):
@@ -51,13 +59,16 @@ class Weighting(ABC):
     loss_domain: LossDomain = LossDomain.ANY
     degree: float | None = 1.0
     per_segment: bool = False
+    shares: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.mark = 0  # of the optimizer that it works for
         self._state: State = {}
+        self._numbers: State = {}
         self._shape: tuple[int, int, int] | None = None
         self._device = torch.device("cpu")
         self._calls = 0
+        self._some_absent = False  # while a step without some of the tasks is made
         # The subproblems that took part in the last `weights`: only they learn from `after_step`.
         self._took_part: Tensor | None = None
         self._last: Outcome | None = None  # of the last `weights`
@@ -76,6 +87,11 @@ class Weighting(ABC):
         self._device = torch.device(device)
         self._calls = 0
         self._took_part = self._last = None
+        self._numbers = {
+            name: per_task(name, value, num_tasks, device)
+            for name, value in self._settings_of_tasks().items()
+            if value is not None
+        }
         self._state = self._initial_state(torch.ones(num_rows, num_tasks, dtype=torch.float64, device=device))
         for part in self._parts().values():
             part.bind(num_rows, num_tasks, num_segments, device)
@@ -106,11 +122,18 @@ class Weighting(ABC):
     def weights(self, context: WeightingContext) -> Tensor:
         """w, float64 [K, T] (per segment: [K, S, T]); NaN in the rows of subproblems that must skip this step.
 
+        With ``context.present`` those of the other tasks are 0, and all else is as if there were none.
+
         Raises:
             ValueError: where the context lacks what the weighting needs.
             RuntimeError: before `bind`.
         """
         self._check(context)
+        if context.present is not None:
+            with self._without_absent(context.present):
+                narrow = self.weights(context.of_present())
+            weights = widened(narrow, context.present, context.preferences.shape[1])
+            return torch.where(narrow.isnan().any(-1, keepdim=True), math.nan, weights)
         before = dict(self._state)
         finite, outside, usable = self._judge(context)
         for part in self._parts().values():
@@ -160,6 +183,13 @@ class Weighting(ABC):
             context: of this step; it holds no Gram matrix yet.
         """
         self._check(context, only=Needs.LOSSES | Needs.DRAWS)
+        if context.present is not None:
+            parts = [matrix.index_select(1, context.present) for matrix in rows]
+            with self._without_absent(context.present):
+                self.transform_(parts, context.of_present())
+            for matrix, part in zip(rows, parts, strict=True):
+                matrix.index_copy_(1, context.present, part)
+            return
         _, _, finite = self._judge(context)
         for matrix in rows:
             finite = finite & matrix.reshape(len(matrix), -1).isfinite().all(1)
@@ -169,13 +199,22 @@ class Weighting(ABC):
         self._settle(before)
 
     @torch.no_grad()
-    def after_step(self, losses_before: Tensor, losses_after: Tensor) -> None:
+    def after_step(self, losses_before: Tensor, losses_after: Tensor, present: Tensor | None = None) -> None:
         """Learns from the losses [K, T] of one mini-batch before and after the step (`Needs.FEEDBACK`).
 
         Not finite ones teach nothing, nor do those of subproblems whose weights were NaN.
+
+        Args:
+            losses_before: [K, T].
+            losses_after: [K, T].
+            present: as of `WeightingContext`.
         """
         self._check_bound()
         both = [losses.detach().double() for losses in (losses_before, losses_after)]
+        if present is not None:
+            with self._without_absent(present):
+                self.after_step(*(losses.index_select(1, present) for losses in both))
+            return
         finite = both[0].isfinite().all(-1) & both[1].isfinite().all(-1)
         if self._took_part is not None:
             finite = finite & self._took_part
@@ -280,6 +319,52 @@ class Weighting(ABC):
         """The state before the first step; ``ones`` is float64 [K, T] on the device."""
         return {}
 
+    def _settings_of_tasks(self) -> dict[str, PerTask | None]:
+        """Settings that are a number for each task, or one for all: `bind` puts them into ``_numbers``, [T]."""
+        return {}
+
+    def _axes_of_tasks(self, name: str) -> tuple[int, ...]:
+        """The dimensions of ``_state[name]`` that count tasks: here the second one of all tables but [K]."""
+        return (1,) if self._state[name].ndim > 1 else ()
+
+    @contextmanager
+    def _without_absent(self, present: Tensor) -> Iterator[None]:
+        """Lasts while this weighting and its parts know of no tasks but those that are present, int64 [P].
+
+        What they know of the others is left exactly as it was.
+        """
+        assert self._shape is not None
+        before, shape, numbers, last = self._state, self._shape, self._numbers, self._last
+        axes = {name: self._axes_of_tasks(name) for name in before}
+        narrow: State = {}
+        for name, table in before.items():
+            share = name in self.shares
+            narrow[name] = selected_share(table, present) if share else selected(table, axes[name], present)
+        self._state, self._shape = dict(narrow), (shape[0], len(present), shape[2])
+        self._some_absent = True
+        self._numbers = {name: selected(table, (0,), present) for name, table in numbers.items()}
+        try:
+            with ExitStack() as stack:
+                for part in self._parts().values():
+                    stack.enter_context(part._without_absent(present))
+                yield
+            after = dict(before)
+            for name, table in self._state.items():
+                if table is narrow[name]:
+                    continue
+                if name in self.shares:
+                    after[name] = share_restored(before[name], table, present)
+                else:
+                    after[name] = restored(before[name], table, axes[name], present)
+        except BaseException:
+            after = before
+            raise
+        finally:
+            self._state, self._shape, self._numbers, self._some_absent = after, shape, numbers, False
+        self._settle(before)
+        if self._last is not None and self._last is not last:
+            self._last = self._last.among(present, shape[1])
+
     def _empty_weights(self, ones: Tensor) -> Tensor:
         """Zeros in the shape of the weights."""
         assert self._shape is not None
@@ -295,7 +380,7 @@ class Weighting(ABC):
         return losses
 
     def _first_known(self) -> Tensor | None:
-        """bool [K]: the losses that later ones are measured by are known; None: there are none."""
+        """bool [K, T]: the losses that later ones are measured by are known; None: there are none."""
         return None
 
     def _judge(self, context: WeightingContext) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .draw import Draw
+from .present import selected, selected_share
 
 
 class Needs(Flag):
@@ -58,6 +59,8 @@ class WeightingContext:
         finite: bool [K], False where the step is skipped: nothing is remembered of it. None: found from the other
             fields, which in any case count too.
         tasks: int64 [T], the names of the tasks for random numbers; None: 0 .. T-1.
+        present: int64 [P], the tasks that have losses and gradients in this step, in ascending order; None: all. The
+            numbers of the others are not looked at, and their weights are 0.
         largest: [K, T], the largest weights with which the gradients still add up to finite numbers of their type;
             None: those of float64. Larger ones are refused.
 
@@ -83,12 +86,34 @@ class WeightingContext:
     finite: Tensor | None = None
     tasks: Tensor | None = None
     largest: Tensor | None = None
+    present: Tensor | None = None
 
     def largest_like(self, weights: Tensor) -> Tensor | float:
         """``largest`` beside weights [K, T] or [K, S, T]."""
         if self.largest is None:
             return torch.finfo(torch.float64).max
         return self.largest if weights.ndim == 2 else self.largest[:, None]
+
+    def of_present(self) -> WeightingContext:
+        """The context as if there were no tasks but those that are present; their preferences sum to 1 again."""
+        present = self.present
+        if present is None:
+            return self
+
+        def part(table: Tensor | None, dims: int) -> Tensor | None:
+            return None if table is None else selected(table, range(-dims, 0), present)
+
+        return replace(
+            self,
+            preferences=selected_share(self.preferences, present),
+            losses=part(self.losses, 1),
+            gram=part(self.gram, 2),
+            segments=part(self.segments, 2),
+            cross=part(self.cross, 2),
+            tasks=part(self.tasks, 1),
+            largest=part(self.largest, 1),
+            present=None,
+        )
 
     def rtol(self, given: float | None = None) -> float:
         """``given``, or T times ``length_accuracy``: |J'w|^2 below this much of sum_t (w_t |g_t|)^2 is rounding."""

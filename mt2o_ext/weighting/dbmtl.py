@@ -24,7 +24,7 @@ class DBMTL(MemoryWeighting):
     correction; w_t = max |y| / |y_t|: all weighted rows are as long as the longest. The update is Y'w, of degree 0.
 
     State:
-        ``steps`` [K]; ``memory.average`` [K, T, P], Y.
+        ``steps`` [K, T], k of each task; ``memory.average`` [K, T, P], Y.
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -44,12 +44,12 @@ class DBMTL(MemoryWeighting):
         self.beta_decay = check_real("beta_decay", beta_decay)
 
     def _initial_state(self, ones: Tensor) -> State:
-        return {"steps": torch.zeros_like(ones[:, 0])}
+        return {"steps": torch.zeros_like(ones)}
 
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.losses is not None and context.finite is not None
         self._state["steps"] = self._state["steps"] + 1
-        keep = (self.beta * self._state["steps"] ** -self.beta_decay)[:, None, None]
+        keep = (self.beta * self._state["steps"] ** -self.beta_decay)[..., None]
         fresh = (1 - keep) / context.losses[..., None]
         for average, matrix in zip(self._remembered("average", rows), rows, strict=True):
             new = average * keep.to(average) + matrix * fresh.to(average)

@@ -50,5 +50,5 @@ class DWA(Weighting):
         self.means.see(self._state, context.epoch, context.losses)
         earlier = self._state["epoch_earlier"]
         ratio = torch.where(earlier == 0, 1.0, self._state["epoch_last"] / earlier)
-        ratio = torch.where(self._state["epochs_finished"][:, None] < 2, 1.0, ratio)
+        ratio = torch.where(self._state["epochs_finished"] < 2, 1.0, ratio)
         return ratio.shape[1] * torch.softmax(ratio / self.tau, -1)

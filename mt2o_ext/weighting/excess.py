@@ -27,7 +27,7 @@ class ExcessMTL(MemoryWeighting):
             user's count of epochs.
 
     State:
-        ``log_weights``, ``first_excess`` [K, T], ``warmup_steps`` [K]; ``memory.squares`` [K, T, P], A.
+        ``log_weights``, ``first_excess``, ``warmup_steps`` [K, T]; ``memory.squares`` [K, T, P], A.
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -45,7 +45,7 @@ class ExcessMTL(MemoryWeighting):
 
     def _initial_state(self, ones: Tensor) -> State:
         zeros = torch.zeros_like(ones)
-        return {"log_weights": zeros, "first_excess": zeros.clone(), "warmup_steps": zeros[:, 0].clone()}
+        return {"log_weights": zeros, "first_excess": zeros.clone(), "warmup_steps": zeros.clone()}
 
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.finite is not None
@@ -66,12 +66,13 @@ class ExcessMTL(MemoryWeighting):
         ratio = torch.where(known, excess / torch.where(known, first, 1.0), (excess > 0).double())
         self._state["first_excess"] = torch.where(known, first, excess)
         moved = self._state["log_weights"] + self.eta * ratio
-        # The weights do not feel a common factor; without one the numbers do not grow.
-        self._state["log_weights"] = moved - moved.amax(-1, keepdim=True)
+        # The weights do not feel a common factor, and without one the numbers do not grow; but of some tasks alone it
+        # would be no common one.
+        self._state["log_weights"] = moved if self._some_absent else moved - moved.amax(-1, keepdim=True)
 
     def _average_excess(self, excess: Tensor) -> None:
         first, count = self._state["first_excess"], self._state["warmup_steps"] + 1
-        self._state["first_excess"] = first + (excess - first) / count[:, None]
+        self._state["first_excess"] = first + (excess - first) / count
         self._state["warmup_steps"] = count
 
     def _weights(self, context: WeightingContext) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import check_per_task, per_task
+from ..checks import PerTask, check_per_task
 from ..loss_domain import LossDomain
 from .base import State, Weighting
 from .context import Needs, WeightingContext
@@ -44,11 +44,13 @@ class FAMO(Weighting):
         super().__init__()
         self.adam = TableAdam(lr, weight_decay)
         self.lower_bound = check_per_task("lower_bound", lower_bound)
-        self._bound = torch.empty(0, dtype=torch.float64)
 
-    def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
-        self._bound = per_task("lower_bound", self.lower_bound, num_tasks, device)
-        super().bind(num_rows, num_tasks, num_segments, device)
+    def _settings_of_tasks(self) -> dict[str, PerTask | None]:
+        return {"lower_bound": self.lower_bound}
+
+    @property
+    def _bound(self) -> Tensor:
+        return self._numbers["lower_bound"]
 
     def _initial_state(self, ones: Tensor) -> State:
         return {"logits": torch.zeros_like(ones), **self.adam.start(ones)}

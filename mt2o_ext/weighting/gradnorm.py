@@ -59,13 +59,13 @@ class GradNorm(Weighting):
         return {"logits": zeros, "first_losses": zeros.clone(), **self.adam.start(ones), **means}
 
     def _first_known(self) -> Tensor:
-        return (self._state["first_losses"] > 0).all(-1)
+        return self._state["first_losses"] > 0
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.losses is not None and context.gram is not None
         self._find_first_losses(context.epoch, context.losses)
         first = self._state["first_losses"]
-        known = self._first_known()
+        known = self._first_known().all(-1)
         share = torch.softmax(self._state["logits"], -1)
         weights = share.shape[1] * share
         norms = context.gram.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -89,4 +89,4 @@ class GradNorm(Weighting):
             # Zero until an epoch is over.
             last = self._state["epoch_last"]
             candidate = torch.where((last > 0).all(-1, keepdim=True), last, 0.0)
-        self._state["first_losses"] = torch.where((first == 0).all(-1, keepdim=True), candidate, first)
+        self._state["first_losses"] = torch.where(first == 0, candidate, first)

@@ -47,6 +47,9 @@ class GradVac(Weighting):
     def _initial_state(self, ones: Tensor) -> State:
         return {"targets": torch.zeros_like(ones[:, :, None] * ones[:, None])}
 
+    def _axes_of_tasks(self, name: str) -> tuple[int, ...]:
+        return (1, 2)
+
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
         order = meeting_orders(context)

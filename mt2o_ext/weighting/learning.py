@@ -32,9 +32,9 @@ class TableAdam:
                 raise ValueError(f"expected betas in [0, 1), got {self.betas}")
 
     def start(self, ones: Tensor) -> State:
-        """Moments [K, T] and numbers of steps [K] before the first step."""
+        """Moments and numbers of steps, all [K, T], before the first step."""
         zeros = torch.zeros_like(ones)
-        return {"exp_avg": zeros, "exp_avg_sq": zeros.clone(), "adam_steps": zeros[:, 0].clone()}
+        return {"exp_avg": zeros, "exp_avg_sq": zeros.clone(), "adam_steps": zeros.clone()}
 
     def step(self, state: State, name: str, gradient: Tensor) -> None:
         """One step of ``state[name]``; all tensors that change are new ones."""
@@ -43,40 +43,37 @@ class TableAdam:
         steps = state["adam_steps"] + 1
         first = beta1 * state["exp_avg"] + (1 - beta1) * gradient
         second = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient * gradient
-        mean = first / (1 - beta1**steps)[:, None]
-        deviation = (second / (1 - beta2**steps)[:, None]).sqrt()
+        mean = first / (1 - beta1**steps)
+        deviation = (second / (1 - beta2**steps)).sqrt()
         state[name] = state[name] - self.lr * mean / (deviation + self.eps)
         state.update({"exp_avg": first, "exp_avg_sq": second, "adam_steps": steps})
 
     def in_range(self, state: State, weights: Tensor) -> Tensor:
         """The weights [K, T]; infinite, which refuses the step, where the squares of the gradients have become so."""
-        squares = state["exp_avg_sq"] / (1 - self.betas[1] ** state["adam_steps"])[:, None]
+        squares = state["exp_avg_sq"] / (1 - self.betas[1] ** state["adam_steps"])
         return torch.where(squares.isfinite(), weights, torch.inf)
 
 
 class EpochMeans:
     """Mean losses of the last two finished epochs, kept in the state of a weighting.
 
-    ``epoch_last`` and ``epoch_earlier`` [K, T] are the means, ``epochs_finished`` [K] how many there are; an epoch
-    without a usable step does not count.
+    ``epoch_last`` and ``epoch_earlier`` [K, T] are the means, ``epochs_finished`` [K, T] how many there are; an epoch
+    without a usable step of a task does not count for it.
     """
 
     def start(self, ones: Tensor) -> State:
-        """Tables [K, T] and counts [K] before the first step."""
-        zeros, count = torch.zeros_like(ones), torch.zeros_like(ones[:, 0])
-        tables = {f"epoch_{name}": zeros.clone() for name in ("total", "last", "earlier")}
-        counts = {"epoch_now": count, "epoch_steps": count.clone(), "epochs_finished": count.clone()}
-        return tables | counts
+        """Tables [K, T] before the first step."""
+        names = ("epoch_total", "epoch_last", "epoch_earlier", "epoch_now", "epoch_steps", "epochs_finished")
+        return {name: torch.zeros_like(ones) for name in names}
 
     def see(self, state: State, epoch: int, losses: Tensor) -> None:
         """Takes in the losses [K, T] of a step; closes the epoch before where ``epoch`` is a later one."""
         steps = state["epoch_steps"]
         ended = (state["epoch_now"] < epoch) & (steps > 0)
-        closed = ended[:, None]
-        mean = state["epoch_total"] / steps.clamp(min=1)[:, None]
-        state["epoch_earlier"] = torch.where(closed, state["epoch_last"], state["epoch_earlier"])
-        state["epoch_last"] = torch.where(closed, mean, state["epoch_last"])
+        mean = state["epoch_total"] / steps.clamp(min=1)
+        state["epoch_earlier"] = torch.where(ended, state["epoch_last"], state["epoch_earlier"])
+        state["epoch_last"] = torch.where(ended, mean, state["epoch_last"])
         state["epochs_finished"] = state["epochs_finished"] + ended
-        state["epoch_total"] = torch.where(closed, 0.0, state["epoch_total"]) + losses
+        state["epoch_total"] = torch.where(ended, 0.0, state["epoch_total"]) + losses
         state["epoch_steps"] = torch.where(ended, 0.0, steps) + 1
         state["epoch_now"] = torch.full_like(state["epoch_now"], epoch)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from ..checks import check_per_task, per_task
+from ..checks import PerTask, check_per_task
 from .base import Weighting
 from .context import WeightingContext
 from .registry import register
@@ -31,12 +30,10 @@ class LinearWeighting(Weighting):
     def __init__(self, values: float | Sequence[float] | None = None) -> None:
         super().__init__()
         self.values = None if values is None else check_per_task("values", values)
-        self._values = torch.empty(0, dtype=torch.float64)
 
-    def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
-        if self.values is not None:
-            self._values = per_task("values", self.values, num_tasks, device)
-        super().bind(num_rows, num_tasks, num_segments, device)
+    def _settings_of_tasks(self) -> dict[str, PerTask | None]:
+        return {"values": self.values}
 
     def _weights(self, context: WeightingContext) -> Tensor:
-        return context.preferences.clone() if self.values is None else self._values.expand_as(context.preferences)
+        values = self._numbers.get("values")
+        return context.preferences.clone() if values is None else values.expand_as(context.preferences)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from .base import State, Weighting
+from .present import selected
 
 _PREFIX = "memory."
 # Columns that are worked on at a time: what is needed beside the gradients stays small.
@@ -18,7 +20,8 @@ class MemoryWeighting(Weighting):
     """Base of weightings with memory [K, T, P] (or [K, P]) beside the gradients, one tensor for each dtype.
 
     The memory begins as zeros with the first step, and is changed in place: a subproblem that skips a step keeps it
-    through ``torch.where``. It is float32, or float64 for float64 gradients. In the state: ``memory.<name>.<i>``.
+    through ``torch.where``. So does a task that is absent, whose rows are left where they are: those of the others are
+    copied for the step then. It is float32, or float64 for float64 gradients. In the state: ``memory.<name>.<i>``.
     """
 
     def __init__(self) -> None:
@@ -50,6 +53,26 @@ class MemoryWeighting(Weighting):
                     f"{type(self).__name__} expected {key} as real numbers of a shape of {shapes}, got {table.dtype} "
                     f"{list(table.shape)}: load the state of the same model"
                 )
+
+    @contextmanager
+    def _without_absent(self, present: Tensor) -> Iterator[None]:
+        assert self._shape is not None
+        before, (rows, tasks, _) = self._memory, self._shape
+        self._memory = {key: selected(table, (1,) if table.ndim > 2 else (), present) for key, table in before.items()}
+        try:
+            with super()._without_absent(present):
+                yield
+        except BaseException:
+            self._memory = before
+            raise
+        for key, part in self._memory.items():
+            if part.ndim < 3:
+                before[key] = part
+                continue
+            if key not in before:
+                before[key] = part.new_zeros(rows, tasks, part.shape[2])
+            before[key].index_copy_(1, present, part)
+        self._memory = before
 
     def _check_state(self, state: State) -> None:
         super()._check_state({key: tensor for key, tensor in state.items() if not key.startswith(_PREFIX)})

@@ -32,7 +32,7 @@ class MoCo(MemoryWeighting):
         scale_free: Y Y' in units of its mean diagonal (ours); False: as published, gamma and rho in units of gradients.
 
     State:
-        ``simplex`` [K, T], w; ``steps`` [K]; ``memory.tracked`` [K, T, P], Y.
+        ``simplex`` [K, T], w; ``steps`` [K, T], k of each task; ``memory.tracked`` [K, T, P], Y.
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -44,6 +44,7 @@ class MoCo(MemoryWeighting):
 
     needs = Needs.ROWS | Needs.GRAM | Needs.LOSSES
     loss_domain = LossDomain.NON_NEGATIVE
+    shares = ("simplex",)
 
     def __init__(
         self,
@@ -68,12 +69,12 @@ class MoCo(MemoryWeighting):
             self.degree = None
 
     def _initial_state(self, ones: Tensor) -> State:
-        return {"simplex": ones / ones.shape[1], "steps": torch.zeros_like(ones[:, 0])}
+        return {"simplex": ones / ones.shape[1], "steps": torch.zeros_like(ones)}
 
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.losses is not None and context.finite is not None
         self._state["steps"] = self._state["steps"] + 1
-        rate = (self.beta * self._state["steps"] ** -self.beta_decay)[:, None, None]
+        rate = (self.beta * self._state["steps"] ** -self.beta_decay)[..., None]
         length = (context.losses * inverse(norms_of(rows)))[..., None]
         for tracked, matrix in zip(self._remembered("tracked", rows), rows, strict=True):
             new = tracked * (1 - rate).to(tracked) + matrix * (rate * length).to(tracked)
@@ -84,7 +85,7 @@ class MoCo(MemoryWeighting):
         assert context.gram is not None
         gram = context.gram / mean_diagonal(context.gram) if self.scale_free else context.gram
         w = self._state["simplex"]
-        rate = (self.gamma * self._state["steps"].clamp(min=1) ** -self.gamma_decay)[:, None]
+        rate = self.gamma * self._state["steps"].clamp(min=1) ** -self.gamma_decay
         moved = w - rate * (times(gram, w) + self.rho * w)
         self._state["simplex"] = onto_simplex(moved) if self.projection == "simplex" else torch.softmax(moved, -1)
         return self._state["simplex"]

@@ -33,6 +33,7 @@ class MoDo(Weighting):
     """
 
     needs = Needs.CROSS
+    shares = ("simplex",)
 
     def __init__(self, *, gamma: float = 1e-3, rho: float = 0.1, scale_free: bool = True) -> None:
         super().__init__()

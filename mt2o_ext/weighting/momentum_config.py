@@ -13,6 +13,7 @@ from .config import conflict_free
 from .context import Needs, WeightingContext
 from .memory import MemoryWeighting, gram_of, update_
 from .registry import register
+from .solvers import scaled
 
 
 @register("m-config")
@@ -30,7 +31,7 @@ class MomentumConFIG(MemoryWeighting):
         rtol: what counts as zero, see `CAGrad`.
 
     State:
-        ``steps`` [K]; ``memory.moment`` [K, T, P]; ``memory.previous`` [K, P], G.
+        ``steps`` [K], ``task_steps`` [K, T]; ``memory.moment`` [K, T, P]; ``memory.previous`` [K, P], G.
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -50,18 +51,21 @@ class MomentumConFIG(MemoryWeighting):
         self.rtol = None if rtol is None else check_real("rtol", rtol)
 
     def _initial_state(self, ones: Tensor) -> State:
-        return {"steps": torch.zeros_like(ones[:, 0])}
+        return {"steps": torch.zeros_like(ones[:, 0]), "task_steps": torch.zeros_like(ones)}
 
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.finite is not None
         finite, steps = context.finite, self._state["steps"] + 1
-        self._state["steps"] = steps
+        self._state.update({"steps": steps, "task_steps": self._state["task_steps"] + 1})
         moments = self._remembered("moment", rows)
         for moment, matrix in zip(moments, rows, strict=True):
             update_(moment, self.beta * moment + (1 - self.beta) * matrix.to(moment.dtype), finite)
-        # The correction of the bias: ConFIG's weights do not depend on a common factor of the rows.
-        weights = conflict_free(gram_of(moments), context.preferences, context.rtol(self.rtol))
-        weights = weights / (1 - self.beta**steps)[:, None]
+        # The correction of the bias: ConFIG's weights do not depend on a common factor of the rows, so that of the task
+        # with the most steps comes last, and the others' own factors, 1 where they have as many, before.
+        grown = 1 - self.beta ** self._state["task_steps"]
+        most = grown.amax(-1, keepdim=True)
+        weights = conflict_free(scaled(gram_of(moments), most / grown), context.preferences, context.rtol(self.rtol))
+        weights = weights * (most / grown) / most
         weights = torch.where(finite[:, None], weights, 0.0)
         now, before = (1 - self.beta**count for count in (steps, steps - 1))
         previous = self._remembered("previous", rows, per_task=False)

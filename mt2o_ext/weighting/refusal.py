@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..loss_domain import Reason, first_offence
+from .present import widened
 
 DOMAIN, OVERFLOW = 1, 2  # a weighting's own reasons, counted from 1; those of its parts follow
 
@@ -39,6 +40,20 @@ class Outcome:
     losses: Tensor | None
     unusable: Tensor
     weights: Tensor
+
+    def among(self, present: Tensor, num_tasks: int) -> Outcome:
+        """The same with the numbers of all tasks, of which only these were present."""
+
+        def wide(part: Tensor | None) -> Tensor | None:
+            return None if part is None else widened(part, present, num_tasks)
+
+        return replace(
+            self,
+            outside=wide(self.outside),
+            losses=wide(self.losses),
+            unusable=widened(self.unusable, present, num_tasks),
+            weights=widened(self.weights, present, num_tasks),
+        )
 
     def refusals(self, parts: Iterable[tuple[int, Tensor | None]]) -> Tensor:
         """Return the findings as numbers.

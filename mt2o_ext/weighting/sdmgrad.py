@@ -36,6 +36,8 @@ class SDMGrad(Weighting):
         tensor([0.2857, 0.7143], dtype=torch.float64)
     """
 
+    shares = ("simplex",)
+
     def __init__(
         self,
         *,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_per_task, check_positive, per_task
+from ..checks import PerTask, check_count, check_per_task, check_positive
 from ..loss_domain import LossDomain
 from .base import State, Weighting
 from .context import Needs, WeightingContext
@@ -49,12 +49,9 @@ class STCH(Weighting):
         self.loss_domain = LossDomain.POSITIVE if ideal is None else LossDomain.ANY
         self.degree = 0.0 if ideal is None else None
         self.means = EpochMeans()
-        self._ideal = torch.empty(0, dtype=torch.float64)
 
-    def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
-        if self.ideal is not None:
-            self._ideal = per_task("ideal", self.ideal, num_tasks, device)
-        super().bind(num_rows, num_tasks, num_segments, device)
+    def _settings_of_tasks(self) -> dict[str, PerTask | None]:
+        return {"ideal": self.ideal}
 
     def _initial_state(self, ones: Tensor) -> State:
         if self.ideal is not None:
@@ -64,7 +61,7 @@ class STCH(Weighting):
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.losses is not None
         if self.ideal is not None:
-            scaled = context.preferences * (context.losses - self._ideal) / self.mu
+            scaled = context.preferences * (context.losses - self._numbers["ideal"]) / self.mu
             return context.preferences * torch.softmax(scaled, -1)
         self._find_nadir(context.epoch, context.losses)
         nadir = self._state["nadir"]
@@ -76,5 +73,5 @@ class STCH(Weighting):
         before, finished = self._state["epoch_now"], self._state["epochs_finished"]
         self.means.see(self._state, epoch, losses)
         due = (self._state["epochs_finished"] > finished) & (before >= self.warmup_epochs)
-        found = due[:, None] & (self._state["nadir"] == 0)
+        found = due & (self._state["nadir"] == 0)
         self._state["nadir"] = torch.where(found, self._state["epoch_last"], self._state["nadir"])

@@ -31,7 +31,7 @@ class TaskTensioner(Weighting):
             mean over the first 10 steps (ours; homogeneous).
 
     State:
-        ``norms`` [K, T, 10], ``norm_sum`` and ``loss_sum`` [K, T], ``steps`` [K].
+        ``norms`` [K, T, 10], ``norm_sum``, ``loss_sum`` and ``steps`` [K, T].
 
     Example:
         >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
@@ -52,7 +52,7 @@ class TaskTensioner(Weighting):
     def _initial_state(self, ones: Tensor) -> State:
         zeros = torch.zeros_like(ones)
         norms = zeros[..., None].repeat(1, 1, WINDOW)
-        return {"norms": norms, "norm_sum": zeros, "loss_sum": zeros.clone(), "steps": zeros[:, 0].clone()}
+        return {"norms": norms, "norm_sum": zeros, "loss_sum": zeros.clone(), "steps": zeros.clone()}
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None and context.losses is not None
@@ -63,7 +63,7 @@ class TaskTensioner(Weighting):
     def _tension(self, norms: Tensor, losses: Tensor) -> Tensor:
         """tau [K, T], 0 in the first ten steps; moves the window on."""
         state = self._state
-        warm = state["steps"][:, None] >= WINDOW
+        warm = state["steps"] >= WINDOW
         before = state["norm_sum"]
         window = torch.cat([state["norms"][..., 1:], norms[..., None]], -1)
         now = window.sum(-1)

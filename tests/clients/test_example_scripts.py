@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in NOISE]
 NEEDS = {"in_lightning": "lightning", "in_accelerate": "accelerate", "in_hf_trainer": "transformers", "lora": "peft"}
 SHORTER: dict[str, dict[str, Any]] = {
     "plain": {"epochs": 6},
+    "own_batches": {"epochs": 12},
     "amp": {"epochs": 6},
     "serve_front": {"steps": 120},
     "in_lightning": {"epochs": 6},

@@ -33,7 +33,6 @@ def by_task(model: Any, tasks: tuple[int, int] = (0, 1)) -> list[dict[str, Any]]
 ABSENT = {"a constant": lambda: torch.zeros(()), "None": lambda: None}
 
 
-@known("a loss without graph is torch's RuntimeError, None a TypeError")
 @pytest.mark.parametrize("absent", ABSENT)
 @pytest.mark.parametrize("weighting", ["upgrad", "cagrad", "uw"])
 def test_a_task_without_data_moves_nothing_of_its_own(weighting: str, absent: str) -> None:

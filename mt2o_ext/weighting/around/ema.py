@@ -22,7 +22,7 @@ class Ema(Combinator):
         decay: 0.9 in TorchJD; the paper lets it approach 1 as the learning rate decays.
 
     State:
-        ``average`` [K, T] (or [K, S, T]), ``started`` [K].
+        ``average`` [K, T] (or [K, S, T]), ``started`` [K, T].
 
     Example:
         >>> weighting = Ema("upgrad", decay=0.9)
@@ -38,11 +38,14 @@ class Ema(Combinator):
         self.decay = check_real("decay", decay, 0.0, 1.0)
 
     def _initial_state(self, ones: Tensor) -> State:
-        return {"average": self._empty_weights(ones), "started": torch.zeros_like(ones[:, 0])}
+        return {"average": self._empty_weights(ones), "started": torch.zeros_like(ones)}
+
+    def _axes_of_tasks(self, name: str) -> tuple[int, ...]:
+        return (-1,)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         fresh = self.inner.weights(context)
-        started = self._state["started"].view(-1, *[1] * (fresh.ndim - 1)) > 0
+        started = (self._state["started"] if fresh.ndim == 2 else self._state["started"][:, None]) > 0
         mixed = self.decay * self._state["average"] + (1 - self.decay) * fresh
         self._state["average"] = torch.where(started, mixed, fresh)
         self._state["started"] = torch.ones_like(self._state["started"])

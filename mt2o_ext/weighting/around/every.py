@@ -42,6 +42,9 @@ class Every(Combinator):
     def _initial_state(self, ones: Tensor) -> State:
         return {"kept": self._empty_weights(ones) + 1 / ones.shape[1]}
 
+    def _axes_of_tasks(self, name: str) -> tuple[int, ...]:
+        return (-1,)
+
     def _weights(self, context: WeightingContext) -> Tensor:
         if context.step % self.every == 0:
             self._state["kept"] = self.inner.weights(context)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...checks import check_per_task, per_task
+from ...checks import PerTask, check_per_task
 from ...loss_domain import LossDomain
 from ..base import State, Weighting
 from ..context import Needs, WeightingContext
@@ -96,25 +96,23 @@ class Relative(_RowScaling):
     def __init__(self, inner: Weighting | str, loss_ref: float | Sequence[float] | None = None) -> None:
         super().__init__(inner)
         self.loss_ref = None if loss_ref is None else check_per_task("loss_ref", loss_ref, positive=True)
-        self._given = torch.empty(0, dtype=torch.float64)
         if loss_ref is None:
             self.degree = 0.0
             self.loss_domain = LossDomain.POSITIVE_AT_FIRST
 
-    def bind(self, num_rows: int, num_tasks: int, num_segments: int, device: torch.device | str) -> None:
-        if self.loss_ref is not None:
-            self._given = per_task("loss_ref", self.loss_ref, num_tasks, device)
-        super().bind(num_rows, num_tasks, num_segments, device)
+    def _settings_of_tasks(self) -> dict[str, PerTask | None]:
+        return {"loss_ref": self.loss_ref}
 
     def _initial_state(self, ones: Tensor) -> State:
         return {"loss_ref": torch.zeros_like(ones)} if self.loss_ref is None else {}
 
     def _first_known(self) -> Tensor | None:
-        return (self._state["loss_ref"] > 0).all(-1) if self.loss_ref is None else None
+        return self._state["loss_ref"] > 0 if self.loss_ref is None else None
 
     def _factor_and_losses(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        reference = self._given
         if self.loss_ref is None:
             known = self._state["loss_ref"]
             reference = self._state["loss_ref"] = torch.where(known > 0, known, losses)
+        else:
+            reference = self._numbers["loss_ref"]
         return (1 / reference).expand_as(losses), losses / reference

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -113,6 +113,7 @@ class Steps:
     names: Tensor | None = None
     scale: float = 1.0
     seed: int = 7
+    present: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -130,6 +131,27 @@ class Steps:
             self.scale,
             self.seed,
         )
+
+    def without(self, absent: Sequence[int]) -> tuple[Steps, Steps]:
+        """The same steps without these tasks, whose numbers are nonsense then; and those of an optimizer of the others.
+
+        The preferences of the others are in the same proportions.
+        """
+        there = torch.tensor([task for task in range(self.shape[1]) if task not in absent])
+        jacobians = [pair.clone() for pair in self.jacobians]
+        losses = [each.clone() for each in self.losses]
+        for task in absent:
+            for pair, each in zip(jacobians, losses, strict=True):
+                pair[:, :, task], each[:, task] = 7.0, -3.0
+        some = replace(self, jacobians=jacobians, losses=losses, present=there)
+        preferences = self.preferences[:, there]
+        others = replace(
+            self,
+            jacobians=[pair[:, :, there] for pair in self.jacobians],
+            losses=[each[:, there] for each in self.losses],
+            preferences=preferences / preferences.sum(-1, keepdim=True),
+        )
+        return some, others
 
     def run(self, weighting: Weighting, begin: int = 0, end: int | None = None) -> list[Tensor]:
         """The directions [K, P] of steps begin .. end; binds the weighting when it begins at 0."""
@@ -149,6 +171,7 @@ class Steps:
             "epoch": index // self.epoch_length,
             "draw": Draw.new(generator),
             "tasks": self.names,
+            "present": self.present,
         }
         if Needs.ROWS in weighting.needs:
             weighting.transform_(rows, WeightingContext(**given))
@@ -157,7 +180,8 @@ class Steps:
             WeightingContext(**given, gram=parts.sum(1), segments=parts, cross=first @ second.mT)
         )
         if Needs.FEEDBACK in weighting.needs:
-            weighting.after_step(losses, 0.9 * losses * (1 + 0.1 * self.losses[index]) / (1 + self.losses[0]))
+            after = 0.9 * losses * (1 + 0.1 * self.losses[index]) / (1 + self.losses[0])
+            weighting.after_step(losses, after, self.present)
         return combined(rows[0], weights)
 
 

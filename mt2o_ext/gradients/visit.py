@@ -1,0 +1,78 @@
+"""A loop over tasks, one backward after another: whose turn it is, and what each has given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TaskVisit", "words_about"]
+
+
+class TaskVisit:
+    """A loop over T tasks.
+
+    Args:
+        num_tasks: T.
+
+    Attributes:
+        task: whose turn it is.
+        complete: all have had their turn; not so where the loop was left.
+        scaler: the GradScaler of the losses, or None.
+    """
+
+    def __init__(self, num_tasks: int) -> None:
+        self.num_tasks = num_tasks
+        self.task = -1
+        self.complete = False
+        self.scaler: Any = None
+        self._losses: dict[int, Tensor] = {}
+
+    def turns(self, end: Callable[[TaskVisit], None]) -> Iterator[int]:
+        """Goes through the tasks 0 .. T-1.
+
+        end: called when the loop has ended, also by ``break`` or an exception.
+        """
+        try:
+            for task in range(self.num_tasks):
+                self.task = task
+                yield task
+            self.complete = True
+        finally:
+            end(self)
+
+    def add(self, loss: Tensor) -> None:
+        """Adds a loss, a scalar, of the task whose turn it is."""
+        own = loss.detach().double()
+        self._losses[self.task] = self._losses[self.task] + own if self.task in self._losses else own
+
+    def forget(self) -> None:
+        """Drops the losses that were given by now."""
+        self._losses.clear()
+
+    def losses(self) -> Tensor | None:
+        """float64 [1, T], 0 of tasks that have given none; None: nobody has."""
+        if not self._losses:
+            return None
+        first = next(iter(self._losses.values()))
+        return torch.stack([self._losses.get(task, torch.zeros_like(first)) for task in range(self.num_tasks)])[None]
+
+    @property
+    def absent(self) -> frozenset[int]:
+        """The tasks that have given no loss."""
+        return frozenset(range(self.num_tasks)).difference(self._losses)
+
+    @property
+    def missed(self) -> tuple[int, ...]:
+        """The tasks whose turn has not come because the loop was left."""
+        return tuple(range(self.task + 1, self.num_tasks))
+
+
+def words_about(missed: tuple[int, ...]) -> str:
+    """Return the warning about tasks whose turn has not come."""
+    return (
+        f"tasks {', '.join(map(str, missed))} have no gradients, because the loop over tasks() was left before their "
+        "turn: this step takes them as absent. Go through all tasks; for one without data call backward(None)"
+    )
