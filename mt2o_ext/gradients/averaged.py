@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..ranks import Ranks, as_ranks, describe, together, warning_of_drift
+from ..sharding import group_of_shards
 from .table import GradientTable
 from .weigher import Weigher
 
@@ -23,11 +24,19 @@ class Averages:
         process_group: as of :class:`WeightedBackward`.
         members: the parameters and the task that each belongs to, or None.
         weigher: whose progress has to be the same on all ranks.
+
+    Attributes:
+        ranks: whose losses are averaged, or None.
+        sharded: parameters are sharded, and backward itself averages their gradients.
     """
 
     def __init__(self, process_group: Any, members: Sequence[tuple[Tensor, int | None]], weigher: Weigher) -> None:
         self.ranks: Ranks | None = as_ranks(process_group)
-        self._alone = process_group is None  # as far as was said, and not looked into yet
+        shards = group_of_shards([p for p, _ in members])
+        if shards is not None and process_group is None:
+            self.ranks = Ranks(shards)
+        self.sharded = shards is not None
+        self._alone = process_group is None and shards is None  # as far as was said, and not looked into yet
         self._members = members
         self._weigher = weigher
 
@@ -37,7 +46,8 @@ class Averages:
             return
         groups = [{"params": [p], "task": task} for p, task in self._members]
         self.ranks.agree({"call": "WeightedBackward", **options, **self._weigher.description(), **describe(groups)})
-        self.ranks.share_([p.data for p, _ in self._members])
+        if not self.sharded:
+            self.ranks.share_([p.data for p, _ in self._members])
         self._weigher.share(self.ranks)
 
     def warn_if_alone(self) -> None:
@@ -63,7 +73,7 @@ class Averages:
 
     def of_tables_(self, tables: Sequence[GradientTable]) -> None:
         """Averages the gradients in these tables."""
-        if self.ranks is not None:
+        if self.ranks is not None and not self.sharded:
             self.ranks.reduce_(tables, self._described("gradients"))
             for table in tables:
                 table.flat().div_(self.ranks.size)
@@ -71,8 +81,9 @@ class Averages:
     @contextmanager
     def of_grad(self, parameters: Sequence[Tensor]) -> Iterator[None]:
         """Averages what backward adds here to ``.grad`` of these parameters."""
-        if self.ranks is None:
-            yield
+        if self.ranks is None or self.sharded:
+            with together(self.ranks):
+                yield
             return
         before = [p.grad for p in parameters]
         try:

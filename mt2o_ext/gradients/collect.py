@@ -64,6 +64,8 @@ class Slot(NamedTuple):
         It may not where the parameter was converted or laid out anew since the table was made.
         """
         grad, p = self.table.at(self.row, self.task, self.segment), self.parameter
+        if self.table.layout.sharded:
+            return None
         like = grad is not None and (p.dtype, p.device, p.shape) == (grad.dtype, grad.device, grad.shape)
         return grad if like else None
 

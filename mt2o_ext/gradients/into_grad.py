@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..sharding import like_parameter
 from .layout import Layout
 from .tasks import TaskGradients
 
@@ -38,7 +39,7 @@ class IntoGrad:
             reached = table.reached()
             for segment, p in enumerate(table.layout.parameters):
                 if reached[segment]:
-                    _add(p, table.layout.rows_of(out, segment)[0], copy=not fresh)
+                    _add(p, like_parameter(p, table.layout.rows_of(out, segment)[0]), copy=not fresh)
 
     @torch.no_grad()
     def add_heads(self, weights: Tensor) -> None:
@@ -49,7 +50,7 @@ class IntoGrad:
                 grad = slot.table.at(0, 0, slot.segment)
                 if grad is not None:
                     weighted = grad if plain else grad * weights[0, task].to(grad)
-                    _add(slot.parameter, weighted, copy=self._copies)
+                    _add(slot.parameter, like_parameter(slot.parameter, weighted), copy=self._copies)
 
 
 def _row(layout: Layout) -> Tensor:

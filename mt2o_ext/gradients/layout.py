@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import plan_layout
+from ..sharding import is_sharded, local_of
 
 __all__ = ["Layout", "dense_strides"]
 
@@ -37,6 +38,7 @@ class Layout:
         offsets: the column where each parameter begins.
         width: P, the columns of a row, with the padding between parameters.
         chunks: int64 [C, 3], the pieces that kernels work on.
+        sharded: there are DTensors among the parameters; shapes and so on are those of this rank's shards.
     """
 
     def __init__(self, parameters: Sequence[Tensor], num_rows: int = 1, *, stacked: bool = False) -> None:
@@ -45,8 +47,10 @@ class Layout:
         self.stacked = stacked
         first = self.parameters[0]
         self.dtype, self.device = first.dtype, first.device
-        self.shapes = [p.shape[1:] if stacked else p.shape for p in self.parameters]
-        strides = [p.stride()[1:] if stacked else p.stride() for p in self.parameters]
+        self.sharded = any(map(is_sharded, self.parameters))
+        here = list(map(local_of, self.parameters)) if self.sharded else self.parameters
+        self.shapes = [p.shape[1:] if stacked else p.shape for p in here]
+        strides = [p.stride()[1:] if stacked else p.stride() for p in here]
         self.strides = [dense_strides(shape, stride) for shape, stride in zip(self.shapes, strides, strict=True)]
         self.numels = [shape.numel() for shape in self.shapes]
         self.offsets, self.width, chunks = plan_layout(self.numels)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..checks import check_choice
 from ..preferences import check_preferences
-from ..weighting import Weighting, as_weighting
+from ..sharding import is_sharded
+from ..weighting import Needs, Weighting, as_weighting
 
 __all__ = [
     "check_generator",
@@ -18,6 +19,7 @@ __all__ = [
     "check_one_row",
     "check_task",
     "check_task_options",
+    "check_ways_of_shards",
     "members_of",
 ]
 
@@ -127,3 +129,23 @@ def members_of(params: Any, num_tasks: int) -> Iterator[tuple[Tensor, int | None
                 raise ValueError("expected every parameter once, got one twice: leave it out once")
             seen.add(p)
             yield p, task
+
+
+def check_ways_of_shards(parameters: Sequence[Tensor], weighting: Weighting, *, collect: str, store: bool) -> None:
+    """Checks the options of a `WeightedBackward` whose parameters are sharded.
+
+    Raises:
+        ValueError: for a batched backward, and for a weighting that changes the gradients themselves.
+    """
+    if not any(map(is_sharded, parameters)):
+        return
+    if collect != "sequential" or not store:
+        raise ValueError(
+            'expected collect="sequential" and store=True for sharded parameters, whose gradients are complete after '
+            "an ordinary backward only: leave both options out"
+        )
+    if Needs.ROWS in weighting.needs:
+        raise ValueError(
+            "expected a weighting of the Gram matrix or losses for sharded parameters, got "
+            f"{type(weighting).__name__}, which changes the gradients of whole tensors: take another one"
+        )

@@ -13,13 +13,16 @@ __all__ = ["check_memory", "check_parameters"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def check_parameters(tensors: Sequence[Any], device: torch.device | None, num_rows: int | None) -> None:
+def check_parameters(
+    tensors: Sequence[Any], device: torch.device | None, num_rows: int | None, *, shards: bool = False
+) -> None:
     """Checks that these tensors can be optimized.
 
     Args:
         tensors: dense, float32, float64, bfloat16 or float16.
         device: where the other parameters are; None: there are no others.
         num_rows: K, where every parameter has a leading dimension K; None elsewhere.
+        shards: parameters may be sharded (DTensors).
 
     Raises:
         TypeError: for anything but such tensors, and for parameters that are sharded.
@@ -29,11 +32,11 @@ def check_parameters(tensors: Sequence[Any], device: torch.device | None, num_ro
     for p in tensors:
         if not isinstance(p, Tensor):
             raise TypeError(f"expected tensors to optimize, got {type(p).__name__}")
-        if hasattr(p, "device_mesh"):
+        if hasattr(p, "device_mesh") and not shards:
             raise TypeError(
-                f"expected parameters that lie in this process whole, got one of type {type(p).__name__}: parameters "
-                "sharded by FSDP2 (fully_shard) or tensor parallelism are not supported; for data parallelism leave "
-                "the model as it is and pass process_group="
+                f"expected parameters that lie in this process whole, got one of type {type(p).__name__}: for a model "
+                "sharded by FSDP2 (fully_shard) or tensor parallelism take WeightedBackward and an optimizer of "
+                "torch.optim; for data parallelism leave the model as it is and pass process_group="
             )
         if isinstance(p, torch.nn.parameter.UninitializedParameter):
             raise ValueError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..device import has_addresses, to_device
 from ..ops import address_table, can_read_addresses, combine_, finite_, gram_
+from ..sharding import local_gradient
 from .layout import Layout
 
 __all__ = ["GradientTable", "Source", "check_dense"]
@@ -84,6 +85,8 @@ class GradientTable:
     def put(self, row: int, task: int, segment: int, grad: Tensor, *, copy: bool = False) -> None:
         """Takes a gradient over (or a copy of it), or adds it to the one that is there already."""
         self._source = None
+        if self.layout.sharded:
+            grad = local_gradient(self.layout.parameters[segment], grad)
         tensors = self.tensors[row * self.num_tasks + task]
         old = tensors[segment]
         if old is None:

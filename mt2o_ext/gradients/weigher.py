@@ -18,6 +18,7 @@ from ..entries import generator_state, member, tensors_of
 from ..ops import gram_accuracy, length_accuracy
 from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..ranks import Ranks
+from ..sharding import sum_shards
 from ..weighting import Needs, Weighting, WeightingContext
 from .keys import StepKeys
 from .learned import Feedback, Undo
@@ -176,6 +177,8 @@ class Weigher:
         segments = grams[0] if len(grams) == 1 else torch.cat(grams, 1)
         if diagonal:
             segments = torch.diag_embed(segments)
+        if any(table.layout.sharded for table in tables):
+            segments = sum_shards(segments, [p for table in tables for p in table.layout.parameters])
         return segments if factor is None else segments / factor.double().square()
 
     # ------------------------------------------------------------------ weights

@@ -17,7 +17,7 @@ from .features import FeatureGradients, check_features
 from .into_grad import IntoGrad
 from .layout import Layout
 from .losses import TaskLosses, task_loss, task_losses
-from .options import check_one_row, check_task_options, members_of
+from .options import check_one_row, check_task_options, check_ways_of_shards, members_of
 from .parameters import check_parameters
 from .skipped import RefusedCalls
 from .table import GradientTable
@@ -118,7 +118,8 @@ class WeightedBackward:
         self._weigher = Weigher(weighting, table, generator)
         self._tasks = TaskGradients(self._weigher, num_tasks, heads, collect)
         self._members = list(members_of(params, num_tasks))
-        check_parameters([p for p, _ in self._members], None, None)
+        check_parameters([p for p, _ in self._members], None, None, shards=True)
+        check_ways_of_shards([p for p, _ in self._members], weighting, collect=collect, store=store)
         if not self._members:
             raise ValueError("expected parameters, got none: pass those that the losses depend on")
         if all(task is not None for _, task in self._members):
@@ -374,7 +375,9 @@ class WeightedBackward:
         parameters = self._shared()
         with self._averages.of_grad(parameters):
             if any(self._tasks.slots.heads(0)):
-                collect_sequential(losses, self._tasks.slots.heads(0), short=True, retain_graph=True)
+                short = not self._averages.sharded  # whose shards a whole backward completes only
+                heads = self._tasks.slots.heads(0)
+                collect_sequential(losses, heads, () if short else parameters, short=short, retain_graph=True)
             if parameters:
                 total = weighted_sum(losses, weights[0])
                 with grads_kept(self._tasks.slots.head_parameters()):
@@ -428,5 +431,10 @@ class WeightedBackward:
             raise ValueError(
                 f"expected a weighting of the Gram matrix or losses for features=, got {type(weighting).__name__}: "
                 "leave features= out"
+            )
+        if points and self._averages.sharded:
+            raise ValueError(
+                "expected no features= with sharded parameters, got some: leave them out, because the gradients of "
+                "heads are complete after an ordinary backward only"
             )
         check_features(points)
