@@ -30,7 +30,8 @@ SHORTER: dict[str, dict[str, Any]] = {
     "in_hf_trainer": {"epochs": 2},
     "lora": {"steps": 100},
 }
-RANKS = {"ddp": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], "in_lightning": []}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+RANKS = {"ddp": TORCHRUN, "fsdp": TORCHRUN, "in_lightning": []}
 
 
 @pytest.fixture
