@@ -24,6 +24,7 @@ SHORTER: dict[str, dict[str, Any]] = {
     "plain": {"epochs": 6},
     "amp": {"epochs": 6},
     "serve_front": {"steps": 120},
+    "front_on_vertices": {"epochs": 10},
     "in_lightning": {"epochs": 6},
     "in_accelerate": {"epochs": 6},
     "in_hf_trainer": {"epochs": 2},
