@@ -47,8 +47,15 @@ def short(value: Any) -> Any:
     return f"{float(f'{value:.2g}'):g}" if isinstance(value, float) else value
 
 
-def _times_fewer(ours: float | None, theirs: float) -> str:
-    return "not reached" if ours is None else f"{ours:.0f} ({theirs / ours:.2f}x)"
+def _count(count: float, factor: float) -> str:
+    """A count, and how many times fewer it is than that of independent runs."""
+    if factor == 1.0:
+        return f"{count:.0f}"
+    return f"{count:.0f} ({factor:.2f} times fewer)" if factor > 1.0 else f"{count:.0f} ({1 / factor:.2f} times more)"
+
+
+def _reached(ours: float | None, theirs: float) -> str:
+    return "not reached" if ours is None else _count(ours, theirs / ours)
 
 
 def demo() -> str:
@@ -65,10 +72,10 @@ def demo() -> str:
                     "arm": label,
                     "hypervolume": f"{volume:.4f}",
                     "change": "" if label == labels[-1] else f"{volume / last - 1:+.1%}",
-                    "gradient evaluations to 99%": _times_fewer(
+                    "gradient evaluations to 99%": _reached(
                         run["evaluations_to_target"][index], run["evaluations_to_target"][-1]
                     ),
-                    "sequential steps to 99%": _times_fewer(run["steps_to_target"][index], run["steps_to_target"][-1]),
+                    "sequential steps to 99%": _reached(run["steps_to_target"][index], run["steps_to_target"][-1]),
                 }
             )
     return table(rows)
@@ -103,7 +110,7 @@ def _clock(name: str) -> Callable[[list[dict[str, Any]], int], str]:
     def cell(runs: list[dict[str, Any]], arm: int) -> str:
         counts = [inf if run[name][arm] is None else run[name][arm] for run in runs]
         factor = median(run[name][-1] / count for run, count in zip(runs, counts, strict=True))
-        return f"{median(counts):.0f} ({factor:.2f}x)"
+        return _count(median(counts), factor)
 
     return cell
 

@@ -23,7 +23,8 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#009E73", "marker": "^", "linestyle": "-.", "zorder": 4},
     {"color": "#D55E00", "marker": "s", "linestyle": "--", "zorder": 3},
 )
-ROUND_NUMBERS = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 1.5, 2, 3, 5, 7)]
+LOSS_TICKS = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 1.5, 2, 3, 5, 7)]
+COUNT_TICKS = [digit * 10.0**power for power in range(7) for digit in (1, 2, 5)]
 
 
 def draw(results: Sequence[Result]) -> Figure:
@@ -38,8 +39,9 @@ def draw(results: Sequence[Result]) -> Figure:
     for result, style in zip(results, STYLES, strict=True):
         run = result.run
         _draw_front(fronts, result, style)
-        _draw_curve(work, result, style, run.evaluations, result.evaluations_to_target)
-        _draw_curve(time, result, style, run.steps, result.steps_to_target)
+        goal = TARGET * results[-1].run.hypervolumes[-1]
+        _draw_curve(work, result, style, run.evaluations, result.evaluations_to_target, goal)
+        _draw_curve(time, result, style, run.steps, result.steps_to_target, goal)
     _finish_fronts(fronts, len(results[0].front))
     for ax, title, clock in (
         (work, "Hypervolume by work", "gradient evaluations, all nets together"),
@@ -66,15 +68,17 @@ def _finish_fronts(ax: Axes, num_subproblems: int) -> None:
     ax.set(xscale="log", yscale="log")
     for axis, task in zip((ax.xaxis, ax.yaxis), TASKS, strict=True):
         axis.set_label_text(f"cross entropy of the {task}")
-        _round_ticks(axis)
+        _round_ticks(axis, LOSS_TICKS)
     _finish(ax, loc="upper right")
 
 
-def _draw_curve(ax: Axes, result: Result, style: dict[str, Any], clock: Sequence[int], reached: float | None) -> None:
-    """The hypervolume, and a line where it reaches the target."""
+def _draw_curve(
+    ax: Axes, result: Result, style: dict[str, Any], clock: Sequence[int], reached: float | None, goal: float
+) -> None:
+    """The hypervolume, and a line where it reaches the goal."""
     ax.plot(clock, result.run.hypervolumes, label=result.run.arm.label, markersize=4, linewidth=1.6, **style)
     if reached is not None:
-        ax.axvline(reached, color=style["color"], linestyle=":", linewidth=1.2, zorder=2)
+        ax.plot([reached, reached], [0.0, goal], color=style["color"], linestyle=":", linewidth=1.2, zorder=2)
         ax.annotate(
             f"{reached:.0f}", (reached, 0.02), xycoords=("data", "axes fraction"), xytext=(-2, 0),
             textcoords="offset points", ha="right", rotation=90, color=style["color"], fontsize=9,
@@ -85,7 +89,7 @@ def _finish_curves(ax: Axes, results: Sequence[Result], title: str, clock: str) 
     ax.set_title(title, color=INK, loc="left", fontsize=11)
     ax.set_xlabel(clock)
     ax.set_xscale("log")
-    _round_ticks(ax.xaxis)
+    _round_ticks(ax.xaxis, COUNT_TICKS)
     independent = results[-1].run
     line = f"{TARGET:.0%} of what {independent.arm.label} end with"
     ax.axhline(TARGET * independent.hypervolumes[-1], color=INK, linestyle=":", linewidth=1.0, zorder=1, label=line)
@@ -94,10 +98,10 @@ def _finish_curves(ax: Axes, results: Sequence[Result], title: str, clock: str) 
     _finish(ax, loc="upper left")
 
 
-def _round_ticks(axis: Axis) -> None:
+def _round_ticks(axis: Axis, ticks: Sequence[float]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    axis.set_major_locator(FixedLocator(ROUND_NUMBERS))
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
 

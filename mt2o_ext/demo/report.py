@@ -57,18 +57,20 @@ def clocks(results: Sequence[Result]) -> str:
         f"{'':22}{'gradient evaluations':>26}{'sequential steps':>26}",
     ]
     for result in results:
-        cells = [
-            _clock(result.evaluations_to_target, last.evaluations_to_target),
-            _clock(result.steps_to_target, last.steps_to_target),
-        ]
+        base = (None, None) if result is last else (last.evaluations_to_target, last.steps_to_target)
+        cells = [_clock(result.evaluations_to_target, base[0]), _clock(result.steps_to_target, base[1])]
         lines.append(f"{result.run.arm.label:22}" + "".join(f"{cell:>26}" for cell in cells))
     return "\n".join(lines)
 
 
 def _clock(ours: float | None, theirs: float | None) -> str:
+    """A count; if there is another arm to compare with, how many times fewer it is."""
     if ours is None:
         return "not reached"
-    return f"{ours:.0f}" if theirs is None else f"{ours:.0f} ({theirs / ours:.2f} times fewer)"
+    if theirs is None:
+        return f"{ours:.0f}"
+    times = f"{theirs / ours:.2f} times fewer" if theirs >= ours else f"{ours / theirs:.2f} times more"
+    return f"{ours:.0f} ({times})"
 
 
 def conclusion(results: Sequence[Result], seed: int) -> str:
@@ -103,7 +105,8 @@ def over_seeds(labels: Sequence[str], seeds: Sequence[dict[str, Any]]) -> str:
     for seed in seeds:
         clocks = (seed["evaluations_to_target"], seed["steps_to_target"])
         for arm, label in enumerate(labels):
-            cells = "".join(f"{_clock(clock[arm], clock[-1]):>26}" for clock in clocks)
+            is_last = arm == len(labels) - 1
+            cells = "".join(f"{_clock(clock[arm], None if is_last else clock[-1]):>26}" for clock in clocks)
             lines.append(f"{seed['seed']:4}  {label:22}{seed['test_hypervolume'][arm]:12.4f}{cells}")
     return "\n".join(lines)
 
