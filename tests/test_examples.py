@@ -77,6 +77,20 @@ def both_loops_have_trained(names: Names) -> None:
         assert not any(torch.equal(row, one) for row in stacked)
 
 
+def every_usage_trains_vertices(names: Names) -> None:
+    assert names["losses"].shape == names["front"].losses.shape == (5, 2)
+    for optimizer, model in (
+        (names["optimizer"], names["model"]),
+        (names["stacked"], names["bank"]),
+        (names["one"], names["other"]),
+    ):
+        for p in model.parameters():
+            assert len(optimizer.state[p]["vertices"]) == 2 and optimizer.state[p]["exp_avg"].abs().sum() > 0.0
+    assert names["one"].points.tolist() == [[0.5, 0.5]], "it still warms up"
+    saved, now = torch.load("model.pt", weights_only=True), names["other"].state_dict()
+    assert saved.keys() == now.keys() and not torch.equal(saved["trunk.0.weight"], now["trunk.0.weight"])
+
+
 def the_model_has_trained(names: Names) -> None:
     before = reader()["model"]
     for name, p in names["model"].named_parameters():
@@ -123,6 +137,10 @@ def two_models() -> Names:
 
 def with_a_small_one() -> Names:
     return reader() | {"small": Model(2, no_norm)}
+
+
+def with_two_more() -> Names:
+    return two_models() | with_a_small_one()
 
 
 def the_model_came_back_from_the_file(names: Names) -> None:
@@ -190,6 +208,7 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("docs/learned_fronts.md", "Few models for many tasks"): (with_five_tasks, each_task_has_a_model),
     ("docs/learned_fronts.md", "Small towers"): (reader, both_towers_have_trained),
     ("docs/learned_fronts.md", "Modules with routes"): (reader, every_module_has_trained),
+    ("docs/mt2o.md", "A front on vertices"): (with_two_more, every_usage_trains_vertices),
     ("docs/mt2o.md", "The front"): (dict, the_model_came_back_from_the_file),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),
     ("docs/one_model.md", "One model, T task gradients"): (two_models, both_have_trained),

@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 __all__ = ["TASKS", "DigitPairs", "load_digits", "make_pairs", "overlay", "split_digits"]
 
 TASKS = ("left-top digit", "right-bottom digit")
-CANVAS, DIGIT = 36, 28
+DIGIT = 28
 SHARES = (0.6, 0.2, 0.2)  # of the digits of each class, for training, validation and test
 
 
 @dataclass(frozen=True)
 class DigitPairs:
-    """Images [N, 1, 36, 36] float32, standardised with the mean and deviation of ``train``, and labels [N, 2] int64.
+    """Images [N, 1, 18, 18] float32, standardised with the mean and deviation of ``train``, and labels [N, 2] int64.
 
     No digit of one part appears in another: the digits are split first and paired then.
     """
@@ -52,17 +53,22 @@ def split_digits(labels: Tensor, generator: torch.Generator) -> list[Tensor]:
 
 
 def overlay(first: Tensor, second: Tensor) -> Tensor:
-    """Digits [N, 28, 28] at the left top and right bottom of canvases [N, 1, 36, 36], the brighter pixel in front."""
-    canvas = first.new_zeros(2, len(first), CANVAS, CANVAS)
-    canvas[0, :, :DIGIT, :DIGIT] = first
-    canvas[1, :, -DIGIT:, -DIGIT:] = second
+    """Digits [N, S, S] at the left top and right bottom of canvases, the brighter pixel in front.
+
+    Canvases are larger than digits by 2 / 7: [N, 1, 18, 18] for digits of 14 x 14, [N, 1, 36, 36] for 28 x 28.
+    """
+    size = first.shape[-1]
+    canvas = first.new_zeros(2, len(first), size * 9 // 7, size * 9 // 7)
+    canvas[0, :, :size, :size] = first
+    canvas[1, :, -size:, -size:] = second
     return canvas.amax(0).unsqueeze(1)
 
 
 def make_pairs(sizes: tuple[int, int, int], seed: int, device: torch.device | str = "cpu") -> DigitPairs:
-    """Pairs of random digits, ``sizes`` of them for training, validation and test."""
+    """Pairs of random digits of half the resolution, ``sizes`` of them for training, validation and test."""
     generator = torch.Generator().manual_seed(seed)
     digits, labels = load_digits()
+    digits = F.avg_pool2d(digits.unsqueeze(1), 2).squeeze(1)
     parts = []
     for members, size in zip(split_digits(labels, generator), sizes, strict=True):
         pairs = members[torch.randint(len(members), (size, 2), generator=generator)]

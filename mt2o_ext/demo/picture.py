@@ -1,7 +1,8 @@
-"""The demo's picture: both fronts, and the hypervolumes on the way there."""
+"""The demo's picture: the fronts, and the hypervolumes on the way there by two clocks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..pareto.plot import INK, finish_plane
@@ -18,26 +19,35 @@ __all__ = ["draw"]
 
 # Of the colour-blind safe palette of Okabe and Ito; markers and dashes tell the arms apart without colours.
 STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#0072B2", "marker": "o", "linestyle": "-", "zorder": 4},
+    {"color": "#0072B2", "marker": "o", "linestyle": "-", "zorder": 5},
+    {"color": "#009E73", "marker": "^", "linestyle": "-.", "zorder": 4},
     {"color": "#D55E00", "marker": "s", "linestyle": "--", "zorder": 3},
 )
-ROUND_NUMBERS = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 1.5, 2, 3, 5, 7)]
+LOSS_TICKS = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 1.5, 2, 3, 5, 7)]
+COUNT_TICKS = [digit * 10.0**power for power in range(7) for digit in (1, 2, 5)]
 
 
-def draw(transfer: Result, independent: Result) -> Figure:
-    """Left: test losses of all subproblems. Right: validation hypervolume against steps; steps to the target."""
+def draw(results: Sequence[Result]) -> Figure:
+    """Test losses of all subproblems; validation hypervolume by gradient evaluations, and by sequential steps."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError('the picture needs matplotlib: pip install "mt2o_ext[demo]"') from error
-    figure = Figure(figsize=(10.0, 4.4), layout=ConstrainedLayoutEngine(wspace=0.06))
-    left, right = figure.subplots(1, 2)
-    for result, style in zip((transfer, independent), STYLES, strict=True):
-        _draw_front(left, result, style)
-        _draw_curve(right, result, style)
-    _finish_fronts(left, len(transfer.front))
-    _finish_curves(right, transfer, independent)
+    figure = Figure(figsize=(13.5, 4.4), layout=ConstrainedLayoutEngine(wspace=0.05))
+    fronts, work, time = figure.subplots(1, 3)
+    for result, style in zip(results, STYLES, strict=True):
+        run = result.run
+        _draw_front(fronts, result, style)
+        goal = TARGET * results[-1].run.hypervolumes[-1]
+        _draw_curve(work, result, style, run.evaluations, result.evaluations_to_target, goal)
+        _draw_curve(time, result, style, run.steps, result.steps_to_target, goal)
+    _finish_fronts(fronts, len(results[0].front))
+    for ax, title, clock in (
+        (work, "Hypervolume by work", "gradient evaluations, all nets together"),
+        (time, "Hypervolume by time, nets side by side", "sequential steps"),
+    ):
+        _finish_curves(ax, results, title, clock)
     return figure
 
 
@@ -58,41 +68,40 @@ def _finish_fronts(ax: Axes, num_subproblems: int) -> None:
     ax.set(xscale="log", yscale="log")
     for axis, task in zip((ax.xaxis, ax.yaxis), TASKS, strict=True):
         axis.set_label_text(f"cross entropy of the {task}")
-        _round_ticks(axis)
+        _round_ticks(axis, LOSS_TICKS)
     _finish(ax, loc="upper right")
 
 
-def _draw_curve(ax: Axes, result: Result, style: dict[str, Any]) -> None:
-    run = result.run
-    label = f"{run.arm.label}, learning rate {run.lr:g}"
-    ax.plot(run.steps, run.hypervolumes, label=label, markersize=4, linewidth=1.6, **style)
+def _draw_curve(
+    ax: Axes, result: Result, style: dict[str, Any], clock: Sequence[int], reached: float | None, goal: float
+) -> None:
+    """The hypervolume, and a line where it reaches the goal."""
+    ax.plot(clock, result.run.hypervolumes, label=result.run.arm.label, markersize=4, linewidth=1.6, **style)
+    if reached is not None:
+        ax.plot([reached, reached], [0.0, goal], color=style["color"], linestyle=":", linewidth=1.2, zorder=2)
+        ax.annotate(
+            f"{reached:.0f}", (reached, 0.02), xycoords=("data", "axes fraction"), xytext=(-2, 0),
+            textcoords="offset points", ha="right", rotation=90, color=style["color"], fontsize=9,
+        )  # fmt: skip
 
 
-def _finish_curves(ax: Axes, transfer: Result, independent: Result) -> None:
-    ax.set_title("Validation hypervolume", color=INK, loc="left", fontsize=11)
-    ax.set_xlabel("optimizer steps")
+def _finish_curves(ax: Axes, results: Sequence[Result], title: str, clock: str) -> None:
+    ax.set_title(title, color=INK, loc="left", fontsize=11)
+    ax.set_xlabel(clock)
     ax.set_xscale("log")
-    _round_ticks(ax.xaxis)
-    goal = TARGET * independent.run.hypervolumes[-1]
-    line = f"{TARGET:.0%} of what {independent.run.arm.label} end with"
-    ax.axhline(goal, color=INK, linestyle=":", linewidth=1.0, zorder=1, label=line)
-    for result, style in zip((transfer, independent), STYLES, strict=True):
-        steps = result.steps_to_target
-        if steps is not None:
-            ax.plot([steps, steps], [0.0, goal], color=style["color"], linestyle=":", linewidth=1.2, zorder=2)
-            ax.annotate(
-                f"{steps:.0f} steps", (steps, 0.02), xycoords=("data", "axes fraction"), xytext=(-2, 0),
-                textcoords="offset points", ha="right", rotation=90, color=style["color"], fontsize=9,
-            )  # fmt: skip
-    highest = max(*transfer.run.hypervolumes, *independent.run.hypervolumes)
-    ax.set_ylim(0.0, 1.32 * highest or 1.0)  # room for the legend above the curves
+    _round_ticks(ax.xaxis, COUNT_TICKS)
+    independent = results[-1].run
+    line = f"{TARGET:.0%} of what {independent.arm.label} end with"
+    ax.axhline(TARGET * independent.hypervolumes[-1], color=INK, linestyle=":", linewidth=1.0, zorder=1, label=line)
+    highest = max(value for result in results for value in result.run.hypervolumes)
+    ax.set_ylim(0.0, 1.4 * highest or 1.0)  # room for the legend above the curves
     _finish(ax, loc="upper left")
 
 
-def _round_ticks(axis: Axis) -> None:
+def _round_ticks(axis: Axis, ticks: Sequence[float]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    axis.set_major_locator(FixedLocator(ROUND_NUMBERS))
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
 

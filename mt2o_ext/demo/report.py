@@ -1,4 +1,4 @@
-"""The report of the demo, in words and numbers."""
+"""The report of the demo, in words and numbers.  Among the results of a seed, independent runs are the last."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..pareto import ParetoFront
 from .search import Scores
 from .training import REFERENCE, Run
 
-__all__ = ["TARGET", "Result", "conclusion", "summary", "table"]
+__all__ = ["TARGET", "Result", "clocks", "conclusion", "of_seed", "over_seeds", "summary", "table"]
 
 TARGET = 0.99
-"""Both arms are timed to this share of the independent runs' final hypervolume, on validation data."""
+"""All arms are timed to this share of the independent runs' final hypervolume, on validation data."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class Result:
     front: ParetoFront
     accuracies: Tensor
     """[K, 2]"""
+    evaluations_to_target: float | None
+    """Gradient evaluations; None: not reached."""
     steps_to_target: float | None
-    """None: not reached."""
+    """Sequential steps; None: not reached."""
 
 
 def table(result: Result) -> str:
@@ -47,46 +49,78 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
-def conclusion(transfer: Result, independent: Result, seed: int) -> str:
-    """Say in words what came out, whichever arm is the better one."""
-    return " ".join(
-        [
-            _fronts(transfer, independent),
-            _speeds(transfer, independent),
-            f"Seed {seed} is one seed; see with --seed how much another one changes.",
-        ]
-    )
+def clocks(results: Sequence[Result]) -> str:
+    """Gradient evaluations and sequential steps to the target, and how many times fewer than independent runs."""
+    last = results[-1]
+    lines = [
+        f"To {TARGET:.0%} of what {last.run.arm.label} end with, on validation data:",
+        f"{'':22}{'gradient evaluations':>26}{'sequential steps':>26}",
+    ]
+    for result in results:
+        base = (None, None) if result is last else (last.evaluations_to_target, last.steps_to_target)
+        cells = [_clock(result.evaluations_to_target, base[0]), _clock(result.steps_to_target, base[1])]
+        lines.append(f"{result.run.arm.label:22}" + "".join(f"{cell:>26}" for cell in cells))
+    return "\n".join(lines)
 
 
-def _fronts(transfer: Result, independent: Result) -> str:
-    better, other = transfer, independent
-    if better.front.hypervolume() < other.front.hypervolume():
-        better, other = other, better
-    high, low = better.front.hypervolume(), other.front.hypervolume()
-    if high == low:
-        return f"Both arms reached the same hypervolume on test data, {high:.4f}."
-    more = f" ({high / low - 1:.1%} more)" if low > 0 else ""
-    return f"Hypervolume on test data: {better.run.arm.label} {high:.4f}{more}, {other.run.arm.label} {low:.4f}."
-
-
-def _speeds(transfer: Result, independent: Result) -> str:
-    ours, theirs = transfer.steps_to_target, independent.steps_to_target
-    if theirs is None:
-        return "On validation data, no independent run got beyond the reference point: train longer to compare speeds."
-    label = independent.run.arm.label
-    goal = f"{TARGET:.0%} of the final hypervolume of {label} on validation data took them {theirs:.0f} steps"
+def _clock(ours: float | None, theirs: float | None) -> str:
+    """A count; if there is another arm to compare with, how many times fewer it is."""
     if ours is None:
-        return f"{goal}; {transfer.run.arm.label} did not reach it in {transfer.run.steps[-1]}."
-    return f"{goal}, {transfer.run.arm.label} {ours:.0f}, a factor of {theirs / ours:.2f}."
+        return "not reached"
+    if theirs is None:
+        return f"{ours:.0f}"
+    times = f"{theirs / ours:.2f} times fewer" if theirs >= ours else f"{ours / theirs:.2f} times more"
+    return f"{ours:.0f} ({times})"
 
 
-def summary(results: Sequence[Result], options: dict[str, Any], text: str) -> dict[str, Any]:
-    """Everything, ready for JSON."""
+def conclusion(results: Sequence[Result], seed: int) -> str:
+    """The outcome in words, whichever arm is the best one."""
+    base = results[-1].front.hypervolume()
+    parts = []
+    for result in results:
+        volume = result.front.hypervolume()
+        change = f" ({volume / base - 1:+.1%})" if base > 0 and result is not results[-1] else ""
+        parts.append(f"{result.run.arm.label} {volume:.4f}{change}")
+    text = f"Hypervolume on test data: {'; '.join(parts)}."
+    if results[-1].steps_to_target is None:
+        text += (
+            " On validation data, no independent run got beyond the reference point: train longer to compare speeds."
+        )
+    return f"{text} Seed {seed} is one seed; see with --seeds how much others change."
+
+
+def of_seed(results: Sequence[Result], seed: int) -> dict[str, Any]:
+    """The numbers of one seed, arm by arm, ready for JSON."""
+    return {
+        "seed": seed,
+        "test_hypervolume": [result.front.hypervolume() for result in results],
+        "evaluations_to_target": [result.evaluations_to_target for result in results],
+        "steps_to_target": [result.steps_to_target for result in results],
+    }
+
+
+def over_seeds(labels: Sequence[str], seeds: Sequence[dict[str, Any]]) -> str:
+    """A line for each arm and seed: test hypervolume, both clocks."""
+    lines = [f"seed  {'':22}{'hypervolume':>12}{'evaluations':>26}{'steps':>26}"]
+    for seed in seeds:
+        clocks = (seed["evaluations_to_target"], seed["steps_to_target"])
+        for arm, label in enumerate(labels):
+            is_last = arm == len(labels) - 1
+            cells = "".join(f"{_clock(clock[arm], None if is_last else clock[-1]):>26}" for clock in clocks)
+            lines.append(f"{seed['seed']:4}  {label:22}{seed['test_hypervolume'][arm]:12.4f}{cells}")
+    return "\n".join(lines)
+
+
+def summary(
+    results: Sequence[Result], seeds: Sequence[dict[str, Any]], options: dict[str, Any], text: str
+) -> dict[str, Any]:
+    """Everything, ready for JSON: the first seed in full, and the main numbers of all seeds."""
     return {
         "options": options,
         "reference": REFERENCE,
         "arms": [_arm(result) for result in results],
         "conclusion": text,
+        "seeds": list(seeds),
     }
 
 
@@ -96,13 +130,12 @@ def _arm(result: Result) -> dict[str, Any]:
         "label": run.arm.label,
         "learning_rate": run.lr,
         "validation_hypervolume_by_learning_rate": {f"{lr:g}": result.rates[lr] for lr in sorted(result.rates)},
+        "evaluations": run.evaluations,
         "steps": run.steps,
         "validation_hypervolume": run.hypervolumes,
-        "steps_to_target": result.steps_to_target,
         "preferences": front.preferences.tolist(),
         "test_losses": front.losses.tolist(),
         "test_accuracies": result.accuracies.tolist(),
-        "test_hypervolume": front.hypervolume(),
         "training_seconds": run.seconds,
         "optimizer_seconds": run.step_seconds,
     }

@@ -1,4 +1,4 @@
-"""The learning rates of both arms, from one grid."""
+"""The learning rates of all arms, from one grid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["best_rate", "search_rates"]
 
 Scores = dict[float, float]  # learning rate -> hypervolume
 
-FIRST_RATES = (1e-3, 2e-3, 4e-3)
+FIRST_RATES = (2e-3, 4e-3, 8e-3)
 MOST_RATES = 6
 
 

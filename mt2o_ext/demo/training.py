@@ -1,11 +1,13 @@
-"""Training of one arm: K subproblems on two-digit images."""
+"""Training of one arm: K models for two-digit images, each with another trade-off."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +16,13 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from ..optim import MT2OFused
 from ..pareto import ParetoFront
 from ..streams import repeat
-from ..transfer import TransferRule
 from .digits import TASKS, DigitPairs
 from .lenet import LeNet, task_losses
 
 __all__ = ["EMA", "REFERENCE", "Arm", "Run", "Setting", "evaluate", "mini_batches", "train"]
 
 EMA = 0.98
+SIZE = 18  # of the images
 REFERENCE = (1.0, 1.0)
 """Of the hypervolume. Guessing has a loss of log 10 = 2.30 in both tasks: seen from there, most of the volume is what
 every run gains in its first steps, and the last percent of it hides what the runs differ in."""
@@ -28,20 +30,35 @@ every run gains in its first steps, and the last percent of it hides what the ru
 
 @dataclass(frozen=True)
 class Setting:
-    """The setting that both arms have in common."""
+    """The setting that all arms have in common."""
 
     data: DigitPairs
     num_subproblems: int
     batch_size: int
     device: torch.device
+    num_steps: int
+    """Steps of an arm that trains all its models side by side from the start."""
+
+    @property
+    def budget(self) -> int:
+        """Gradient evaluations of every arm: mini-batches that went through one net, forward and backward."""
+        return self.num_steps * self.num_subproblems
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of the comparison; ``rule`` makes its transfer rule, or None for independent runs."""
+    """One side of the comparison."""
 
+    name: str
     label: str
-    rule: Callable[[], TransferRule | None]
+    options: Callable[[], dict[str, Any]]
+    """Makes the options of :class:`MT2OFused` that this arm has for itself."""
+    trunk: float = 0.0
+    """The share of all gradient evaluations that one net with equal weights gets first; then K copies of it go on."""
+
+    def trunk_evaluations(self, setting: Setting) -> int:
+        """Gradient evaluations of the one net; what is left is a multiple of K."""
+        return int(self.trunk * setting.num_steps) * setting.num_subproblems
 
 
 @dataclass
@@ -52,9 +69,12 @@ class Run:
     lr: float
     model: LeNet
     optimizer: MT2OFused
+    evaluations: list[int] = field(default_factory=list)
+    """Gradient evaluations until each measurement."""
     steps: list[int] = field(default_factory=list)
+    """Steps, one after the other, until each measurement."""
     hypervolumes: list[float] = field(default_factory=list)
-    """On validation data, after so many steps, of the subproblems' running averages."""
+    """Of the running averages, on validation data."""
     seconds: float = 0.0
     """Of training, evaluation left out."""
     step_seconds: float = 0.0
@@ -74,9 +94,12 @@ class Run:
                 rows.append(evaluate(self.model, pairs)[1])
         return torch.stack(rows)
 
-    def steps_to(self, target: float) -> float | None:
-        """Steps until the hypervolume was first ``target`` > 0 (between checkpoints: on a straight line), or None."""
-        curve = zip([0, *self.steps], [0.0, *self.hypervolumes], strict=True)
+    def reached(self, target: float, clock: Sequence[int]) -> float | None:
+        """The count of ``clock``, ``evaluations`` or ``steps``, when the hypervolume was first ``target`` > 0.
+
+        Between two measurements it rises on a straight line.  None: never.
+        """
+        curve = zip([0, *clock], [0.0, *self.hypervolumes], strict=True)
         for (before, low), (after, high) in pairwise(curve):
             if high >= target > low:
                 return before + (after - before) * (target - low) / (high - low)
@@ -100,30 +123,58 @@ def mini_batches(pairs: TensorDataset, batch_size: int, seed: int) -> Iterator[l
     return repeat(DataLoader(pairs, batch_size=None, sampler=BatchSampler(order, batch_size, drop_last=True)))
 
 
-def train(arm: Arm, lr: float, setting: Setting, steps: Iterable[int], checkpoints: Container[int], seed: int) -> Run:
-    """Trains for ``steps``, which count from 1, and evaluates after those in ``checkpoints`` on validation data.
+def train(
+    arm: Arm, lr: float, setting: Setting, checkpoints: Sequence[int], seed: int, progress: Callable[[int], object]
+) -> Run:
+    """Trains until the budget is spent.
 
-    ``seed`` gives the initial parameters, the same for all subproblems, and the mini-batches, other ones for each.
+    Args:
+        arm: the kind of training.
+        lr: learning rate of all its optimizers.
+        setting: data, models and budget.
+        checkpoints: gradient evaluations, ascending, after which the front is evaluated on validation data.
+        seed: of the initial parameters, the same for all models, and the mini-batches, other ones for each.
+        progress: called after each step with the gradient evaluations that it took.
     """
     torch.manual_seed(seed)
-    model = LeNet().to(setting.device)
-    optimizer = MT2OFused(
-        model.parameters(), num_tasks=2, num_subproblems=setting.num_subproblems, lr=lr, transfer=arm.rule(), ema=EMA
-    )
+    trunk = arm.trunk_evaluations(setting)
+    model = LeNet(SIZE).to(setting.device)
+    run = Run(arm, lr, model, _optimizer(model, lr, setting, {"num_subproblems": 1} if trunk else arm.options()))
     stream = mini_batches(setting.data.train, setting.batch_size, seed)
-    run = Run(arm, lr, model, optimizer)
-    for step in steps:
-        start = perf_counter()
-        for _ in optimizer.subproblems():
-            images, labels = next(stream)
-            optimizer.backward(task_losses(model(images), labels))
-        before_step = perf_counter()
-        optimizer.step()
-        optimizer.zero_grad()
-        end = perf_counter()
-        run.seconds += end - start
-        run.step_seconds += end - before_step
-        if step in checkpoints:
-            run.steps.append(step)
+    due, spent, steps = list(checkpoints), 0, 0
+    while spent < setting.budget:
+        if trunk and spent == trunk:
+            with run.optimizer.subproblem(0, ema=True):
+                run.model = copy.deepcopy(run.model)
+            run.optimizer = _optimizer(run.model, lr, setting, arm.options())
+        taken = _step(run, stream)
+        spent, steps = spent + taken, steps + 1
+        progress(taken)
+        if due and spent >= due[0]:
+            due = [checkpoint for checkpoint in due if checkpoint > spent]
+            run.evaluations.append(spent)
+            run.steps.append(steps)
             run.hypervolumes.append(run.front(setting.data.validation).hypervolume())
     return run
+
+
+def _optimizer(model: LeNet, lr: float, setting: Setting, options: dict[str, Any]) -> MT2OFused:
+    options = {"num_subproblems": setting.num_subproblems, **options}
+    return MT2OFused(model.parameters(), num_tasks=2, lr=lr, ema=EMA, **options)
+
+
+def _step(run: Run, stream: Iterator[list[Tensor]]) -> int:
+    """One step of all models; returns the gradient evaluations in it."""
+    model, optimizer = run.model, run.optimizer
+    start, taken = perf_counter(), 0
+    for _ in optimizer.subproblems():
+        images, labels = next(stream)
+        optimizer.backward(task_losses(model(images), labels))
+        taken += 1
+    before_step = perf_counter()
+    optimizer.step()
+    optimizer.zero_grad()
+    end = perf_counter()
+    run.seconds += end - start
+    run.step_seconds += end - before_step
+    return taken

@@ -25,6 +25,7 @@ SHORTER: dict[str, dict[str, Any]] = {
     "own_batches": {"epochs": 12},
     "amp": {"epochs": 6},
     "serve_front": {"steps": 120},
+    "front_on_vertices": {"epochs": 10},
     "in_lightning": {"epochs": 6},
     "in_accelerate": {"epochs": 6},
     "in_hf_trainer": {"epochs": 2},
