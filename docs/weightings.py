@@ -79,6 +79,12 @@ gives T numbers w; the update is their combination J'w = sum_t w_t g_t.
 * **Random numbers.** Each step takes one key from a `torch.Generator`, and every random number is a hash of that key,
   its purpose, the subproblem and the task or element. So they are the same on every device, and another order of the
   tasks gives the same weights in that order.
+* **Tasks without data in a step** (`WeightingContext.present`) are as if they did not exist: the method runs on the
+  rest of Q, l and u, with u summing to 1 again, and its rows of state for them stay as they are, bit for bit. Counts
+  that averages and corrections go by (Adam's steps, steps of an epoch, k of a decay) are each task's own. So a task
+  that comes late is new: its first loss is the one with which it first comes. Weights that are kept for several steps
+  (`NashMTL(every=...)`, `Every`) are a task's last ones, and those that are learned on the simplex (`MoCo`) are shared
+  out anew among the tasks that are there, whose sum stays. There is no method that needs all tasks.
 * **Where it runs.** Problems of size T x T are solved in float64 on the device that holds the Gram matrix, and the host
   never waits for the result. The state is plain tensors in the optimizer's `state_dict`; a resumed run has the same
   bits as one that was never stopped. State that is as large as the gradients is listed with its shape.

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TaskVisit", "words_about"]
+from .collect import TaskSlots
+from .losses import task_loss
+
+__all__ = ["TaskVisit", "check_alone", "words_about"]
 
 
 class TaskVisit:
     """A loop over T tasks.
 
     Args:
+        slots: where the gradients go.
         num_tasks: T.
 
     Attributes:
@@ -23,7 +27,8 @@ class TaskVisit:
         scaler: the GradScaler of the losses, or None.
     """
 
-    def __init__(self, num_tasks: int) -> None:
+    def __init__(self, slots: TaskSlots, num_tasks: int) -> None:
+        self._slots = slots
         self.num_tasks = num_tasks
         self.task = -1
         self.complete = False
@@ -43,10 +48,36 @@ class TaskVisit:
         finally:
             end(self)
 
-    def add(self, loss: Tensor) -> None:
-        """Adds a loss, a scalar, of the task whose turn it is."""
-        own = loss.detach().double()
+    def backward(self, loss: Any, scaler: Any, *, retain_graph: bool, drop: Callable[[], None]) -> Tensor | None:
+        """Backward of a loss of the task whose turn it is.
+
+        Args:
+            loss: a scalar; None, or a constant: the task has no data.
+            scaler: a GradScaler, or None.
+            retain_graph: as in ``torch.autograd.backward``.
+            drop: called if the backward pass fails: some gradients have been added to.
+
+        Returns:
+            The loss, float64 [], or None.
+
+        Raises:
+            TypeError: for anything but a tensor or None, before any gradient is computed.
+            ValueError: for anything but one number, before any gradient is computed.
+        """
+        scalar = task_loss(loss, self.task)
+        if scalar is None:
+            return None
+        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        scaled = scalar if self.scaler is None else self.scaler.scale(scalar)
+        try:
+            self._slots.collect_one(scaled, 0, self.task, retain_graph=retain_graph)
+        except BaseException:
+            self.forget()
+            drop()
+            raise
+        own = scalar.detach().double()
         self._losses[self.task] = self._losses[self.task] + own if self.task in self._losses else own
+        return own
 
     def forget(self) -> None:
         """Drops the losses that were given by now."""
@@ -68,6 +99,19 @@ class TaskVisit:
     def missed(self) -> tuple[int, ...]:
         """The tasks whose turn has not come because the loop was left."""
         return tuple(range(self.task + 1, self.num_tasks))
+
+
+def check_alone(visit: TaskVisit | None) -> None:
+    """Checks that no loop goes on, before another one begins.
+
+    Raises:
+        RuntimeError: if one does.
+    """
+    if visit is not None:
+        raise RuntimeError(
+            "expected one loop over tasks() at a time, got one inside of another: leave that first (one that was left "
+            "by break ends when its generator is closed)"
+        )
 
 
 def words_about(missed: tuple[int, ...]) -> str:

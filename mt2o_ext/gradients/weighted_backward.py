@@ -16,13 +16,13 @@ from .collect import collect_gram, collect_sequential, grads_kept, weighted_sum
 from .features import FeatureGradients, check_features
 from .into_grad import IntoGrad
 from .layout import Layout
-from .losses import TaskLosses, task_loss, task_losses
+from .losses import TaskLosses, task_losses
 from .options import check_one_row, check_task_options, check_ways_of_shards, members_of
 from .parameters import check_parameters
 from .skipped import RefusedCalls
 from .table import GradientTable
 from .tasks import Batch, TaskGradients
-from .visit import TaskVisit
+from .visit import TaskVisit, check_alone
 from .weigher import READS_GRADIENTS, Weigher
 
 __all__ = ["WeightedBackward", "weighted_backward"]
@@ -191,9 +191,12 @@ class WeightedBackward:
             TypeError: for losses that are no tensors, before any gradient is computed.
             ValueError: for losses or features that do not fit, before any gradient is computed.
         """
-        if self._visit is not None:
-            return self._backward_of_task(self._visit, losses, features, scaler, retain_graph)
         points = [features] if isinstance(features, Tensor) else list(features)
+        if self._visit is not None:
+            if points:
+                raise ValueError("expected no features= inside of tasks(), got some: leave them out")
+            own = self._visit.backward(losses, scaler, retain_graph=retain_graph, drop=self._forget_gradients)
+            return torch.full((), torch.nan, dtype=torch.float64) if own is None else own
         self._averages.warn_if_alone()
         with together(self._averages.ranks):
             given = task_losses(losses, self._num_tasks)
@@ -246,11 +249,7 @@ class WeightedBackward:
             RuntimeError: inside of another such loop; and for a weighting of the losses alone, whose weights are made
                 before the first backward, or ``store=False``.
         """
-        if self._visit is not None:
-            raise RuntimeError(
-                "expected one loop over tasks() at a time, got one inside of another: leave that first (one that was "
-                "left by break ends when its generator is closed)"
-            )
+        check_alone(self._visit)
         if not self._store or not self._weigher.reads_gradients():
             what = type(self._weigher.weighting).__name__ if self._store else "store=False"
             raise RuntimeError(
@@ -260,30 +259,13 @@ class WeightedBackward:
         self._averages.warn_if_alone()
         self._build()
         self._forget_gradients()
-        visit = self._visit = TaskVisit(self._num_tasks)
+        visit = self._visit = TaskVisit(self._tasks.slots, self._num_tasks)
         yield from visit.turns(self._end_visit)
 
     @property
     def weights(self) -> Tensor | None:
         """float64 [T] (per tensor: [S, T]), the weights of the last call or loop; None before any."""
         return None if self._weights is None else self._weights.clone()
-
-    def _backward_of_task(self, visit: TaskVisit, loss: Any, features: Any, scaler: Any, retain_graph: bool) -> Tensor:
-        if isinstance(features, Tensor) or len(features) > 0:
-            raise ValueError("expected no features= inside of tasks(), got some: they are of all tasks in one call")
-        own = task_loss(loss, visit.task)
-        if own is None:
-            return torch.full((), torch.nan, dtype=torch.float64)
-        visit.scaler = scaler
-        scaled = own if scaler is None or not scaler.is_enabled() else scaler.scale(own)
-        try:
-            self._tasks.slots.collect_one(scaled, 0, visit.task, retain_graph=retain_graph)
-        except BaseException:
-            self._forget_gradients()
-            visit.forget()
-            raise
-        visit.add(own)
-        return own.detach().double()
 
     def _end_visit(self, visit: TaskVisit) -> None:
         self._visit = None

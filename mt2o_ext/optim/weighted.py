@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import host_knows
-from ..gradients.losses import TaskLosses, backward_done, task_loss, task_losses
+from ..gradients.losses import TaskLosses, backward_done, task_losses
 from ..gradients.options import check_one_row, check_task_options
 from ..gradients.tasks import TaskGradients
-from ..gradients.visit import TaskVisit, words_about
+from ..gradients.visit import TaskVisit, check_alone, words_about
 from ..gradients.weigher import READS_GRADIENTS, Weigher, undone_on_error
 from ..ops.limits import MAX_TASKS
 from ..ranks import together
@@ -49,6 +49,10 @@ class WeightedFused(FlatOptimizer):
     and combines within the fused update: there nobody can look in between.  Parameters that are in no group get what
     the backward passes leave in their ``.grad``, as from any backward.  Give the losses as a list rather than stacked:
     then backward of one does not pass through the heads of the others.
+
+    A task without data in a step is absent from it: ``None`` (or a loss without a graph) in the list, or in a loop over
+    `tasks`.  Its gradient and weight are zero, its head and what the weighting remembers of it stay as they are, and
+    the weights of the others are as if there were no such task, with their preferences in the same proportions.
 
     Args:
         params: parameters or parameter groups.  A group with ``task=t`` is a head: its parameters belong to task t
@@ -184,7 +188,7 @@ class WeightedFused(FlatOptimizer):
                 ``.grad`` was changed since the first.
         """
         if self._now.visit is not None:
-            self._backward_of_task(self._now.visit, losses, scaler, retain_graph)
+            self._now.visit.backward(losses, scaler, retain_graph=retain_graph, drop=self._drop)
             return
         given = task_losses(losses, self._num_tasks)
         if not self._shows:
@@ -229,11 +233,7 @@ class WeightedFused(FlatOptimizer):
             RuntimeError: inside of another such loop, and where the weights are made from the losses of all tasks
                 before their backward: then make the optimizer with ``accumulate=True``.
         """
-        if self._now.visit is not None:
-            raise RuntimeError(
-                "expected one loop over tasks() at a time, got one inside of another: leave that first (one that was "
-                "left by break ends when its generator is closed)"
-            )
+        check_alone(self._now.visit)
         if self._round.weighs_early:
             raise RuntimeError(
                 f"expected a weighting of gradients for tasks(), got {type(self._weigher.weighting).__name__}, which "
@@ -246,21 +246,8 @@ class WeightedFused(FlatOptimizer):
         if self._shows:
             self._begin_showing()
         self._weigher.draw_ahead()
-        visit = self._now.visit = TaskVisit(self._num_tasks)
+        visit = self._now.visit = TaskVisit(self._tasks.slots, self._num_tasks)
         yield from visit.turns(self._end_visit)
-
-    def _backward_of_task(self, visit: TaskVisit, loss: Any, scaler: Any, retain_graph: bool) -> None:
-        own = task_loss(loss, visit.task)
-        if own is None:
-            return
-        visit.scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        [scalar] = scaled([own], visit.scaler)
-        try:
-            self._tasks.slots.collect_one(scalar, 0, visit.task, retain_graph=retain_graph)
-        except BaseException:
-            self._drop()
-            raise
-        visit.add(own)
 
     def _end_visit(self, visit: TaskVisit) -> None:
         self._now.visit = None

@@ -16,7 +16,7 @@ from ..device import capturing, kept_in_place
 from ..loss_domain import LossDomain, Reason
 from .context import Needs, WeightingContext
 from .draw import Draw
-from .present import restored, selected, selected_share, share_restored, widened
+from .present import Narrowed, selected, widened
 from .refusal import Outcome, overflow
 from .tables import along, batched_tables, check_fields
 
@@ -336,11 +336,8 @@ class Weighting(ABC):
         assert self._shape is not None
         before, shape, numbers, last = self._state, self._shape, self._numbers, self._last
         axes = {name: self._axes_of_tasks(name) for name in before}
-        narrow: State = {}
-        for name, table in before.items():
-            share = name in self.shares
-            narrow[name] = selected_share(table, present) if share else selected(table, axes[name], present)
-        self._state, self._shape = dict(narrow), (shape[0], len(present), shape[2])
+        narrowed = Narrowed(before, axes, self.shares, present)
+        self._state, self._shape = dict(narrowed.state), (shape[0], len(present), shape[2])
         self._some_absent = True
         self._numbers = {name: selected(table, (0,), present) for name, table in numbers.items()}
         try:
@@ -348,14 +345,7 @@ class Weighting(ABC):
                 for part in self._parts().values():
                     stack.enter_context(part._without_absent(present))
                 yield
-            after = dict(before)
-            for name, table in self._state.items():
-                if table is narrow[name]:
-                    continue
-                if name in self.shares:
-                    after[name] = share_restored(before[name], table, present)
-                else:
-                    after[name] = restored(before[name], table, axes[name], present)
+            after = narrowed.restored(self._state)
         except BaseException:
             after = before
             raise

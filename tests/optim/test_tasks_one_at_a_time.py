@@ -301,6 +301,23 @@ def test_inside_of_a_loop_a_task_has_one_loss() -> None:
             next(optimizer.tasks())
         optimizer.backward(model.loss(task, task))
     optimizer.step()
+    assert optimizer.weights is not None and (optimizer.weights > 0).all(), "mistakes have dropped nothing"
+
+
+def test_a_backward_that_fails_drops_the_loop_so_far() -> None:
+    model = Net()
+    optimizer = made(model)
+    for task in optimizer.tasks():
+        if task == 1:
+            loss = model.loss(task, task)
+            loss.backward()
+            with pytest.raises(RuntimeError, match="second time"):
+                optimizer.backward(loss)
+            model.zero_grad()
+        else:
+            optimizer.backward(model.loss(task, task))
+    optimizer.step()
+    assert optimizer.weights is not None and (optimizer.weights[0] > 0).tolist() == [False, False, True]
 
 
 def test_weights_that_come_first_need_accumulate() -> None:

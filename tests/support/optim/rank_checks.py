@@ -48,6 +48,21 @@ def weighted_run(rank: int, ranks: int, name: str) -> dict[str, Any]:
     return {"values": values(model), "weights": optimizer.weights, "losses": losses, "state": optimizer.state_dict()}
 
 
+def absent_run(rank: int, ranks: int) -> dict[str, Any]:
+    """No rank has data of task 1, in a list of losses and in a loop."""
+    model = Towers(dtype=DOUBLE, seed=rank)
+    optimizer = weighted(model, CAGrad(), process_group=group_of(ranks))
+    for seed in range(STEPS):
+        losses = model.losses(part(batch_of(seed, DOUBLE), rank, ranks))
+        if seed % 2:
+            optimizer.backward([losses[0], None, losses[2]])
+        else:
+            for task in optimizer.tasks():
+                optimizer.backward(None if task == 1 else losses[task], retain_graph=True)
+        optimizer.step()
+    return {"values": values(model), "weights": optimizer.weights, "state": optimizer.state_dict()}
+
+
 def mt2o_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
     model = Towers(dtype=DOUBLE, seed=rank)
     start = options.pop("start", None)
@@ -180,6 +195,7 @@ def losses_of(model: Towers, z: Tensor, batch: Tensor) -> list[Tensor]:
 NAMES = ["sum", "random", "losses", "feedback", "gram", "gram, random order", "rows", "rows, memory", "each tensor"]
 RUNS: dict[str, Check] = {
     **{f"weighted, {name}": partial(weighted_run, name=name) for name in NAMES},
+    "weighted, absent task": absent_run,
     "mt2o": mt2o_run,
     "mt2o, start": partial(mt2o_run, start=moved_by_rank),
     "mt2o, smooth": partial(mt2o_run, scalarization=SmoothTchebycheff(mu=0.5)),
@@ -290,6 +306,21 @@ def stepper(kind: str, model: Towers) -> Callable[[Tensor], object]:
 KINDS = ["weighted", "losses", "mt2o", "priority", "backward"]
 
 
+def absent_on_one(rank: int, ranks: int, kind: str) -> None:
+    """The last rank has no data of task 1."""
+    model = Towers()
+    weighting = UncertaintyWeighting() if kind == "losses" else CAGrad()
+    backward = WeightedBackward(model.groups(), num_tasks=3, weighting=weighting, process_group=True)
+    optimizer = None if kind == "backward" else weighted(model, type(weighting)(), process_group=True)
+    losses = model.losses(batch_of(rank))
+    given = [None if task == 1 and rank == ranks - 1 else loss for task, loss in enumerate(losses)]
+    if optimizer is None:
+        backward(given)
+    else:
+        optimizer.backward(given)
+        optimizer.step()
+
+
 def backward_missing(rank: int, ranks: int, name: str) -> None:
     model, optimizer = made(weighting=WEIGHTINGS[name]())
     if rank != ranks - 1:
@@ -326,6 +357,11 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
     "frozen": (other_frozen, ["requires_grad: ", "True", "False"]),
     "group": (other_group, ["parameter 0 shape: ", "[3]", "[4]"]),
     **{f"frozen later, {kind}": (partial(frozen_later, kind=kind), ["frozen parameters: ", "[0]"]) for kind in KINDS},
+    **{
+        f"absent task, {kind}": (partial(absent_on_one, kind=kind), ["tasks without a loss: ", "[]", "[1]"])
+        for kind in ("weighted", "losses")
+    },
+    "absent task, backward": (partial(absent_on_one, kind="backward"), ["call: ", "without tasks [1]"]),
     "missing backward": (partial(backward_missing, name="gram"), ["failed: RuntimeError: step() needs gradients"]),
     "missing backward, losses": (partial(backward_missing, name="losses"), ["failed: RuntimeError: step() needs"]),
     "one backward more": (backward_twice, ["number of backward calls of subproblem 1: ", "1", "2"]),
