@@ -52,6 +52,8 @@ ENTRIES = {
     "last_losses": REAL,
     "steps": COUNT,
     "epoch": COUNT,
+    "length": COUNT,
+    "count": COUNT,
     "initial_lr": SQUARE,
     "preferences": Entry("real", 0, 1),
     "points": Entry("real", 0, 1),

@@ -38,6 +38,7 @@ class Batch:
     shown: ``.grad`` holds the combined gradient.
     transformed: the weighting has changed the gradients in the tables, and learned from them.
     scaler: the GradScaler whose factor the gradients carry.
+    gram: float64 [K, T, T], of the task gradients, where the weighting needed it.
     absent: the tasks that no backward had a loss of.
     left: a loop over tasks was left before its end.  missed: the tasks whose turn did not come.
     """
@@ -47,6 +48,7 @@ class Batch:
     shown: bool = False
     transformed: bool = False
     scaler: Any = None
+    gram: Tensor | None = None
     absent: frozenset[int] = frozenset()
     left: bool = False
     missed: tuple[int, ...] = ()
@@ -235,6 +237,7 @@ class TaskGradients:
             largest = largest_weights(squares, dtypes, self.num_tasks - len(batch.absent))
             context = replace(context, largest=largest, finite=skip(found) == 0)
             if due & GRAMS:
+                batch.gram = gram
                 context = replace(context, gram=gram, segments=segments)
         weights = weigher.weighting.weights(context)
         return Weighed(weights, weights if divided is None else weights * divided.double(), found)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import BaseRule
-from ..checks import check_positive
+from ..checks import check_count, check_positive
 from ..device import host_knows
 from ..gradients.parameters import check_memory, check_parameters
 from ..gradients.skipped import NONFINITE, Refuser
@@ -21,6 +21,7 @@ from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_drift
 from .amp import Scaling
 from .buffers import Buffers
 from .groups import about_unreached, check_options, listed_of
+from .history import Recorder, StepHistory
 from .now import Now
 from .saved import SavedState
 from .skips import SkipReport, infinite
@@ -48,6 +49,7 @@ class FlatOptimizer(SavedState):
         skip_all: skip the step of all subproblems where one has a non-finite gradient (else that subproblem's only).
         look_for_nonfinite: read gradients for that once more than the step does, where nothing else tells.
         refusers: who may refuse a step for what is finite.
+        history: the number of steps that are recorded.
         process_group: data parallelism; see :mod:`mt2o_ext.ranks`.
     """
 
@@ -69,8 +71,10 @@ class FlatOptimizer(SavedState):
         skip_all: bool = True,
         look_for_nonfinite: bool = True,
         refusers: Sequence[Refuser] = (),
+        history: int = 0,
         process_group: Any = None,
     ) -> None:
+        check_count("history", history, 0)
         if ema is not None and not 0.0 <= ema < 1.0:
             raise ValueError(f"ema must be in [0, 1), not {ema}")
         self._max_norm = None if max_norm is None else check_positive("max_norm", max_norm)
@@ -84,6 +88,7 @@ class FlatOptimizer(SavedState):
         self._look_for_nonfinite = look_for_nonfinite
         self._report = SkipReport(buffers.num_rows, skip_all=skip_all, refusers=refusers)
         self._now = Now(batch=self._new_batch())
+        self._step_recorder = Recorder(history) if history > 0 else None
         self._ranks = as_ranks(process_group)
         self._said = [process_group]  # of data parallelism, until it was looked into
         super().__init__(params, defaults)
@@ -361,6 +366,21 @@ class FlatOptimizer(SavedState):
     ) -> None:
         scaling.tell(self, infinite(found))
         self._report.count(found, skipped, expected=scaling.under_scaler, weights=early_weights)
+
+    def _record_step(self, losses: Tensor | None, skipped: Tensor) -> None:
+        """losses: float64 [K, T] of the step, or None."""
+        if self._step_recorder is not None:
+            weights, batch = self._now.weights, self._now.batch
+            norm = None if self._max_norm is None else self._now.grad_norm
+            self._step_recorder.add(losses=losses, weights=weights, gram=batch.gram, grad_norm=norm, skipped=skipped)
+
+    def _recorded_steps(self) -> StepHistory:
+        if self._step_recorder is None:
+            raise RuntimeError(
+                f"expected {type(self).__name__}(..., history=1000), say, for history(), got an optimizer that records "
+                "nothing"
+            )
+        return self._step_recorder.history()
 
     # ------------------------------------------------------------------ what weightings learn from
     def _last_weights(self) -> Tensor | None:

@@ -26,6 +26,7 @@ from .base import nothing_left, with_losses
 from .blend import Blend, hold_rows
 from .branch import branched
 from .buffers import Buffers
+from .history import StepHistory
 from .mt2o_options import Inner, blend_of, front_of, inner_of, objective_of
 from .mt2o_state import Parts
 from .step import Plan, StepInputs, moments_of
@@ -99,6 +100,7 @@ class MT2OFused(OneModel):
         skip_nonfinite: whose step an infinite or NaN gradient or loss skips, or a loss that the scalarization or the
             weighting is not defined for: "subproblem" (its own) or "all".  False: gradients are not looked at for that,
             which saves one read of them.
+        history: the number of steps that are recorded for `history`; 0: none.
         process_group: data parallelism, as of :class:`WeightedFused`: each subproblem's gradients and losses are
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
@@ -134,6 +136,7 @@ class MT2OFused(OneModel):
         warm_up: int = 0,
         moments: Moments = Moments.KEEP,
         skip_nonfinite: str | bool = "subproblem",
+        history: int = 0,
         process_group: Any = None,
     ) -> None:
         if skip_nonfinite not in ("subproblem", "all") and skip_nonfinite is not False:
@@ -166,6 +169,7 @@ class MT2OFused(OneModel):
             skip_all=skip_nonfinite == "all" or made.vertices is not None,
             look_for_nonfinite=skip_nonfinite is not False,
             refusers=[refuser for refuser in refusers if refuser is not None],
+            history=history,
             process_group=process_group,
         )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
@@ -400,6 +404,7 @@ class MT2OFused(OneModel):
         if self._buffers.vertices is not None:
             self._buffers.vertices.advance(self._buffers.flats)
         self._await_feedback(losses, plan.skipped)
+        self._record_step(losses, plan.skipped)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
         return result if result is None or result.dim() == 0 else losses
@@ -547,6 +552,14 @@ class MT2OFused(OneModel):
         """float64 [K, T] (per tensor: [K, S, T]), the weights of the last step; NaN where it was skipped."""
         return self._last_weights()
 
+    def history(self) -> StepHistory:
+        """The last steps, of which ``history=`` says how many are kept.
+
+        Raises:
+            RuntimeError: if none are.
+        """
+        return self._recorded_steps()
+
     @torch.no_grad()
     def feedback(self, losses: Losses) -> None:
         """For weightings that learn from it (FAMO): the losses of the last mini-batches again, after the step.
@@ -568,7 +581,7 @@ class MT2OFused(OneModel):
     def _parts(self) -> Parts:
         return Parts(
             self._blend, self._objective, self._report, self._model_buffers, self._tasks, self._buffers.vertices,
-            self._now.row, lambda: self._buffers.flats,
+            self._step_recorder, self._now.row, lambda: self._buffers.flats,
         )  # fmt: skip
 
     def _export_shared(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ..entries import member, member_dict
 from ..gradients.tasks import TaskGradients
 from .blend import Blend
 from .flat import FlatParameters
+from .history import Recorder
 from .model_buffers import ModelBuffers
 from .objective import Objective
 from .skips import SkipReport
@@ -29,12 +30,13 @@ class Parts(NamedTuple):
     model_buffers: ModelBuffers
     tasks: TaskGradients | None
     vertices: Vertices | None
+    recorder: Recorder | None
     row: int
     flats: Callable[[], Sequence[FlatParameters]]
 
     def exported(self) -> dict[str, Any]:
         """Return the state; {} where the dict is that of torch.optim."""
-        if len(self.blend.preferences) == 1 and self.tasks is None and self.vertices is None:
+        if len(self.blend.preferences) == 1 and not (self.tasks or self.vertices or self.recorder):
             return {}
         state = {
             **self.blend.state_dict(),
@@ -42,6 +44,8 @@ class Parts(NamedTuple):
             **self.model_buffers.state_dict(self.row),
             "skipped": self.report.counts.clone(),
         }
+        if self.recorder is not None:
+            state["history"] = self.recorder.state_dict()
         if self.vertices is not None:
             state["vertices"] = self.vertices.state_dict()
         return state if self.tasks is None else {**state, "weighting": self.tasks.weigher.state_dict()}
@@ -70,6 +74,8 @@ class Parts(NamedTuple):
         commits = []
         if self.tasks is not None:
             commits.append(self.tasks.weigher.loaded(member_dict(shared, "weighting", "the optimizer")))
+        if self.recorder is not None and "history" in shared:
+            commits.append(self.recorder.loaded(shared["history"]))
         if self.vertices is not None:
             commits.append(self.vertices.loaded(member_dict(shared, "vertices", "the optimizer"), self.flats))
 

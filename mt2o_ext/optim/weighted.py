@@ -21,6 +21,7 @@ from ..weighting import Needs, Weighting
 from .amp import Scaling, scaled
 from .base import FlatOptimizer, nothing_left
 from .buffers import Buffers
+from .history import StepHistory
 from .step import Plan
 from .weighted_state import exported, loaded
 from .weighted_step import TaskRound
@@ -75,6 +76,7 @@ class WeightedFused(FlatOptimizer):
         generator: of the weighting's random numbers; by default one that is seeded from torch's default generator.
         skip_nonfinite: skip steps of infinite or NaN gradients or losses (default).  False: gradients are not looked at
             for that, which saves one read of them; where a weighting reads them anyway, and for losses, it stays.
+        history: the number of steps that are recorded for `history`; 0: none.
         process_group: data parallelism without DDP: a process group, or True for the default one.  Gradients and losses
             are averaged over its ranks before they are weighted.  All ranks start from the first one's parameters, draw
             its random numbers and skip a step that one of them has to skip; every rank calls ``backward`` and ``step``
@@ -104,6 +106,7 @@ class WeightedFused(FlatOptimizer):
         max_norm: float | None = None,
         generator: torch.Generator | None = None,
         skip_nonfinite: bool = True,
+        history: int = 0,
         process_group: Any = None,
     ) -> None:
         if not isinstance(skip_nonfinite, bool):
@@ -133,6 +136,7 @@ class WeightedFused(FlatOptimizer):
             max_norm=max_norm,
             look_for_nonfinite=skip_nonfinite,
             refusers=[weighting],
+            history=history,
             process_group=process_group,
         )
 
@@ -422,6 +426,7 @@ class WeightedFused(FlatOptimizer):
                 weigher.undo_where(skipped)
             weigher.done()
         self._await_feedback(losses, skipped)
+        self._record_step(losses, skipped)
         self._count_skipped(plan.found, skipped, scaling, self._now.batch.early_weights)
         if self._now.batch.shown:
             self._round.showing.mark_used(early=self._round.weighs_early)
@@ -459,6 +464,14 @@ class WeightedFused(FlatOptimizer):
         """float64 [1, T] (per tensor: [1, S, T]), the weights of the last step; NaN where it was skipped."""
         return self._last_weights()
 
+    def history(self) -> StepHistory:
+        """The last steps, of which ``history=`` says how many are kept.
+
+        Raises:
+            RuntimeError: if none are.
+        """
+        return self._recorded_steps()
+
     @torch.no_grad()
     def feedback(self, losses: Losses) -> None:
         """For weightings that learn from it (FAMO): the losses of the last mini-batch again, after the step.
@@ -474,7 +487,7 @@ class WeightedFused(FlatOptimizer):
 
     # ------------------------------------------------------------------ state
     def _export_shared(self) -> dict[str, Any]:
-        return exported(self._weigher, self._report)
+        return exported(self._weigher, self._report, self._step_recorder)
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
-        return loaded(shared, self._weigher, self._report, others=bool(state))
+        return loaded(shared, self._weigher, self._report, self._step_recorder, others=bool(state))

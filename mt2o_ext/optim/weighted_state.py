@@ -7,26 +7,31 @@ from typing import Any
 
 from ..entries import member, member_dict
 from ..gradients.weigher import Weigher
+from .history import Recorder
 from .skips import SkipReport
 
 __all__ = ["exported", "loaded"]
 
 
-def exported(weigher: Weigher, report: SkipReport) -> dict[str, Any]:
+def exported(weigher: Weigher, report: SkipReport, recorder: Recorder | None) -> dict[str, Any]:
     """Return the state; {} where one task without a state is weighted: then the dict is that of torch.optim."""
     state = weigher.state_dict()
-    if weigher.preferences.shape[1] == 1 and not state["weighting"]:
+    recorded = {} if recorder is None else {"history": recorder.state_dict()}
+    if weigher.preferences.shape[1] == 1 and not state["weighting"] and not recorded:
         return {}
-    return {**state, "skipped": report.counts.clone(), "preferences": weigher.preferences.clone()}
+    return {**state, "skipped": report.counts.clone(), "preferences": weigher.preferences.clone(), **recorded}
 
 
-def loaded(shared: Any, weigher: Weigher, report: SkipReport, *, others: bool) -> Callable[[], None]:
+def loaded(
+    shared: Any, weigher: Weigher, report: SkipReport, recorder: Recorder | None, *, others: bool
+) -> Callable[[], None]:
     """Check what `exported` gave.
 
     Args:
         shared: the state, or None where a dict has none.
         weigher: takes it over.
         report: takes it over.
+        recorder: takes the record over, where both have one.
         others: whether the dict has a state of parameters.
 
     Returns:
@@ -48,10 +53,13 @@ def loaded(shared: Any, weigher: Weigher, report: SkipReport, *, others: bool) -
     weigh = weigher.loaded(shared)
     skipped = member(shared, "skipped", (1,), "the optimizer")
     preferences = member(shared, "preferences", (1, num_tasks), "the optimizer")
+    record = recorder.loaded(shared["history"]) if recorder is not None and "history" in shared else None
 
     def commit() -> None:
         weigh()
         weigher.preferences = preferences.to(weigher.preferences)
         report.counts.copy_(skipped)
+        if record is not None:
+            record()
 
     return commit

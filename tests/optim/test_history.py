@@ -1,0 +1,164 @@
+"""The record of the last steps: its numbers, its length, its state."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mt2o_ext import MT2OFused, WeightedFused
+from support.optim.problems import Batches, assert_same, make_model, task_losses
+
+
+def weighted(model: nn.Module, **options: Any) -> WeightedFused:
+    return WeightedFused(
+        model.parameters(), **{"num_tasks": 2, "weighting": "upgrad", "lr": 1e-2, "history": 4, **options}
+    )
+
+
+def subproblems(model: nn.Module, **options: Any) -> MT2OFused:
+    given = {"num_tasks": 2, "num_subproblems": 5, "lr": 1e-2, "history": 4, "weighting": "cagrad", **options}
+    return MT2OFused(model.parameters(), **given)
+
+
+def train(
+    optimizer: WeightedFused | MT2OFused, model: nn.Module, steps: int, *, explicit: bool = False
+) -> list[Tensor]:
+    batches = Batches()
+    found = []
+
+    def losses() -> Tensor:
+        x, y = next(batches)
+        return task_losses(model(x), y)
+
+    for _ in range(steps):
+        if explicit:
+            given = losses()
+            optimizer.backward(given)
+            optimizer.step()
+            found.append(given.detach().double())
+        else:
+            result = optimizer.step(losses)
+            assert result is not None
+            found.append(result)
+    return found
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["closure", "explicit"])
+def test_the_last_steps_are_kept_in_their_order(explicit: bool) -> None:
+    model = make_model()
+    optimizer = weighted(model, max_norm=0.5)
+    losses = train(optimizer, model, 6, explicit=explicit)
+    history = optimizer.history()
+    assert len(history) == 4 and history.steps.tolist() == [2, 3, 4, 5]
+    assert history.losses is not None and history.weights is not None and history.grad_norm is not None
+    torch.testing.assert_close(history.losses[:, 0], torch.stack(losses[2:]))
+    assert optimizer.weights is not None and optimizer.grad_norm is not None
+    assert_same(history.weights[-1], optimizer.weights)
+    assert_same(history.grad_norm[-1], optimizer.grad_norm)
+    assert not history.skipped.any()
+
+
+def test_cosines_are_those_of_the_task_gradients() -> None:
+    model = make_model(torch.float64)
+    optimizer = weighted(model)
+    x, y = next(Batches(dtype=torch.float64))
+    losses = task_losses(model(x), y)
+    rows = [
+        torch.cat([grad.reshape(-1) for grad in torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)])
+        for loss in losses
+    ]
+    optimizer.backward(losses)
+    optimizer.step()
+    history = optimizer.history()
+    expected = torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=0)
+    assert history.cosines is not None and history.conflicts is not None
+    torch.testing.assert_close(history.cosines[0, 0, 0, 1], expected)
+    assert history.conflicts.tolist() == [[int(expected < 0)]]
+    assert weighted(make_model(), weighting="dwa").history().cosines is None
+
+
+@pytest.mark.parametrize("options", [{}, {"weighting": None}, {"front": "vertices", "points": 3}], ids=str)
+def test_of_several_subproblems(options: dict[str, Any]) -> None:
+    model = make_model()
+    optimizer = subproblems(model, **options)
+    rows = options.get("points", 5)
+    train(optimizer, model, 3)
+    history = optimizer.history()
+    assert history.losses is not None and history.losses.shape == (3, rows, 2)
+    assert (history.weights is None) == ("weighting" in options) == (history.cosines is None)
+    assert history.skipped.shape == (3, rows)
+
+
+def test_a_skipped_step_is_marked() -> None:
+    model = make_model()
+    optimizer = weighted(model)
+    train(optimizer, model, 2)
+    x, y = next(Batches())
+    with pytest.warns(UserWarning, match="skipped"):
+        optimizer.step(lambda: task_losses(model(x), y) * torch.tensor([1.0, torch.inf]))
+    assert optimizer.history().skipped.tolist() == [[False], [False], [True]]
+
+
+@pytest.mark.parametrize("kind", [weighted, subproblems])
+def test_it_goes_on_after_loading(kind: Any) -> None:
+    model = make_model()
+    optimizer = kind(model)
+    train(optimizer, model, 5)
+    state = optimizer.state_dict()
+    other = make_model(seed=1)
+    resumed = kind(other)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(state)
+    assert_same(resumed.history().losses, optimizer.history().losses)
+    copied = copy.deepcopy((model, optimizer))
+    for of, one in ((optimizer, model), (resumed, other), (copied[1], copied[0])):
+        train(of, one, 2)
+        assert_same(of.history().losses, optimizer.history().losses)
+    shorter, plain = kind(make_model(), history=2), kind(make_model(), history=0)
+    shorter.load_state_dict(state)
+    plain.load_state_dict(state)
+    assert len(shorter.history()) == 0
+    kind(make_model()).load_state_dict(plain.state_dict())
+    with pytest.raises(RuntimeError, match="history="):
+        plain.history()
+
+
+def test_it_changes_nothing() -> None:
+    models = [make_model(), make_model()]
+    for model, length in zip(models, (0, 3), strict=True):
+        train(weighted(model, history=length), model, 5)
+    assert_same(*([p.detach() for p in model.parameters()] for model in models))
+
+
+def test_tables_and_plots() -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    pandas = pytest.importorskip("pandas")
+    model = make_model()
+    optimizer = weighted(model, max_norm=1.0)
+    train(optimizer, model, 3)
+    frame = optimizer.history().to_frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.columns) == [
+        "skipped", "loss 0", "loss 1", "weight 0", "weight 1", "cosine 0 1", "grad_norm",
+    ]  # fmt: skip
+    figure = optimizer.history().plot()
+    assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "weight", "cosine", "grad norm"]
+    assert len(figure.axes[0].lines) == 2
+    assert "loss 1, subproblem 4" in subproblems_history().columns()
+
+
+def subproblems_history() -> Any:
+    model = make_model()
+    optimizer = subproblems(model)
+    train(optimizer, model, 1)
+    return optimizer.history()
+
+
+@pytest.mark.parametrize("length", [-1, 2.5, "all"])
+def test_lengths_that_cannot_be(length: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="history"):
+        weighted(make_model(), history=length)
