@@ -20,7 +20,7 @@ __all__ = ["draw"]
 # Of the colour-blind safe palette of Okabe and Ito; markers and dashes tell the arms apart without colours.
 STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#0072B2", "marker": "o", "linestyle": "-", "zorder": 5},
-    {"color": "#009E73", "marker": "^", "linestyle": "-.", "zorder": 4},
+    {"color": "#009E73", "marker": "D", "linestyle": "-.", "zorder": 4},
     {"color": "#D55E00", "marker": "s", "linestyle": "--", "zorder": 3},
 )
 LOSS_TICKS = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 1.5, 2, 3, 5, 7)]
