@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mt2o_ext import ParetoFront, WeightedBackward, WeightedFused
+from mt2o_ext.dirichlet import dirichlet
 from mt2o_ext.pareto.learned import LearnedFront, PreferenceInput, PreferenceNetwork
-from mt2o_ext.pareto.learned.dirichlet import dirichlet
 from mt2o_ext.preferences import even
 from mt2o_ext.scalarization import COSMOS, Linear, SmoothTchebycheff
 from support.pareto.convex import (

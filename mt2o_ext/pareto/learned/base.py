@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_count, check_per_task, per_task
+from ...dirichlet import dirichlet
 from ...gradients.losses import as_losses
 from ...preferences import check_preferences, default_preferences
 from ...scalarization import Scalarization, as_scalarization
 from ..front import ParetoFront
 from ..values import Numbers
-from .dirichlet import dirichlet
 
 __all__ = ["LearnedFront"]
 
