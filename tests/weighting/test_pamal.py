@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def regulariser(points: Sequence[Sequence[float]], losses: Tensor, sharpness: fl
     for task in range(losses.shape[1]):
         order = sorted(range(len(points)), key=lambda k, task=task: points[k][task])
         terms = []
-        for smaller, larger in zip(order, order[1:], strict=False):
+        for smaller, larger in pairwise(order):
             growth = losses[larger, task] - losses[smaller, task]
             terms.append(torch.exp(sharpness * torch.relu(-growth if code else growth)))
         total = total + torch.log(torch.stack(terms).mean())
