@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def dirichlet(concentration: Tensor, generator: torch.Generator | None = None) -
 
 def _log_gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
     """Logarithms of draws from Gamma(shape), float64 like shape."""
-    options = {"dtype": torch.float64, "device": shape.device, "generator": generator}
+    options: dict[str, Any] = {"dtype": torch.float64, "device": shape.device, "generator": generator}
     d = shape + 2.0 / 3.0  # of Gamma(shape + 1), which the method needs to be at least 1
     c = (9.0 * d).rsqrt()
     accepted, volume = torch.zeros_like(d, dtype=torch.bool), torch.ones_like(d)

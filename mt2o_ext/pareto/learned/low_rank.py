@@ -103,7 +103,8 @@ class LowRankFront(LearnedFront):
 
     def weights(self, preference: Numbers) -> dict[str, Tensor]:
         """Return the adapted weights for the preference [T], by their names in the model and with their graph."""
-        shares, found = self._checked(preference), {}
+        shares = self._checked(preference)
+        found: dict[str, Tensor] = {}
         for names, left, right in zip(self.names, self.left, self.right, strict=True):
             weight = _weight(self.model, names[0])
             blended = shares.to(left).view(-1, 1, 1) * left

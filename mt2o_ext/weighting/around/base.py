@@ -18,7 +18,7 @@ class Combinator(Weighting):
         self.per_segment = self.inner.per_segment
 
     def _refuse_points(self) -> None:
-        """Raises ValueError where ``inner`` goes by points, whose weights do not fit the points of later steps."""
+        """Refuse an ``inner`` that goes by points, whose weights do not fit the points of later steps."""
         if Needs.POINTS in self.inner.needs:
             raise ValueError(
                 f"expected a weighting whose weights fit later steps, got {type(self.inner).__name__}, whose points "
