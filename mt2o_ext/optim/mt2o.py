@@ -20,7 +20,7 @@ from ..ranks import together
 from ..scalarization import Linear, Scalarization
 from ..transfer import TransferContext, TransferRule
 from ..transfer.moments import Moments
-from ..weighting import Weighting
+from ..weighting import Needs, Weighting
 from .amp import Scaling, scaled
 from .base import nothing_left, with_losses
 from .blend import Blend, hold_rows
@@ -93,7 +93,7 @@ class MT2OFused(OneModel):
             ordinary loop without ``subproblems()`` trains a whole front.
         concentration: parameter p of the symmetric Dirichlet distribution that these points are drawn from.  1: uniform
             on the simplex.  Larger: nearer to its centre (the published settings are 1 to 7).  Smaller: nearer to its
-            corners.
+            corners.  A state dict brings its own.
         warm_up: the number of first steps in which all K models are kept equal: one model is trained, at first.
         start: called as ``start(k)`` with the model at subproblem (or vertex) k, to initialise each differently.  By
             default all start from the model as it is (averaging networks of independent initialisation mixes unrelated
@@ -256,6 +256,13 @@ class MT2OFused(OneModel):
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
+        tasks = self._tasks
+        by_points = tasks is not None and tasks.heads == "plain" and Needs.POINTS in tasks.weigher.weighting.needs
+        if by_points and options.get("task") is not None:
+            raise ValueError(
+                'expected heads="weighted" for groups with task= and a weighting by points, without which no share of '
+                'the point would be in the gradients of heads, got heads="plain": pass it, or leave task= out'
+            )
         if self._buffers.vertices is not None and options.get("transfer") is False:
             raise ValueError(
                 'expected groups without transfer=False with front="vertices", where no rows are blended, got one: '

@@ -44,7 +44,7 @@ class PaMaL(Weighting):
 
     Built from an account of the published code, not from the paper's text.  Inferred: each of the K subproblems has a
     window of its own; R is compared with the losses before they are balanced.  Heads have to be weighed as well:
-    ``heads="weighted"``, or no groups with ``task``.
+    groups with ``task`` need ``heads="weighted"``.
 
     Args:
         balancing: "none", "losses", "norms" or "both": "ls", "rwa", "gradnorm" and "full" of the published code.

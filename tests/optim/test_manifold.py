@@ -159,6 +159,47 @@ def test_a_corner_moves_its_own_vertex_only(balancing: str, corner: int) -> None
         assert not torch.equal(optimizer.state[p]["vertices"][corner], old[corner])
 
 
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.trunk = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+            self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+
+    def losses(self) -> list[Tensor]:
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+        return [
+            (head(self.trunk(x)) - target).square().mean() for head, target in zip(self.heads, (1, -1), strict=True)
+        ]
+
+    def groups(self) -> list[dict[str, Any]]:
+        heads = [{"params": list(head.parameters()), "task": task} for task, head in enumerate(self.heads)]
+        return [{"params": list(self.trunk.parameters())}, *heads]
+
+
+@pytest.mark.parametrize("balancing", ["none", "losses"])
+def test_heads_are_weighed_too(balancing: str) -> None:
+    found = []
+    for groups in (False, True):
+        model, options = TwoHeads(), {"num_tasks": 2, "num_subproblems": K, "front": "vertices", "scalarization": None}
+        optimizer = MT2OFused(
+            model.groups() if groups else model.parameters(),
+            **options,
+            heads="weighted" if groups else "plain",
+            weighting=PaMaL(balancing=balancing, regularization=0.1),
+            generator=torch.Generator().manual_seed(3),
+            base=SGD(),
+            lr=0.1,
+        )
+        for _ in range(3):
+            optimizer.step(model.losses)
+        found.append([optimizer.state[p]["vertices"] for p in model.parameters()])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match='expected heads="weighted" for groups with task='):
+        MT2OFused(TwoHeads().groups(), **options, weighting=PaMaL())
+
+
 @pytest.mark.parametrize("weighting", [GENERAL, "cagrad", "excessmtl"], ids=["pamal", "cagrad", "excessmtl"])
 @pytest.mark.parametrize("concentration", [1.0, 2.5])
 def test_resume_is_bitwise_and_losses_fall(weighting: Any, concentration: float) -> None:
