@@ -36,6 +36,9 @@ NEEDS = {
     "`WeightedBackward`, at the end of each; if there was none in 100 steps, there is one warning",
     Needs.STEPS: "the number of steps",
     Needs.DRAWS: "random numbers",
+    Needs.POINTS: "that the losses are not weighed yet, and belong to the point of a front that the preferences name: "
+    '`MT2OFused(..., scalarization=None)`, where the points are those of the step with `front="vertices"` and the '
+    "preferences of the subproblems without; of one model the point is its preferences",
 }
 
 HEAD = """# Weightings

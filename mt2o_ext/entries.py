@@ -57,6 +57,7 @@ ENTRIES = {
     "initial_lr": SQUARE,
     "preferences": Entry("real", 0, 1),
     "points": Entry("real", 0, 1),
+    "concentration": Entry("real", math.ulp(0.0)),
     "generator": Entry("bytes"),
     "phase": Entry("count", 0, 2),
     "phases": Entry("count", 1, 2),

@@ -154,6 +154,22 @@ def the_network_has_a_front(names: Names) -> None:
     assert not torch.equal(names["best"](x), names["model"](x))
 
 
+def the_points_are_different_models(names: Names) -> None:
+    assert names["front"].losses.shape == (5, 2)
+    first, second = names["optimizer"].state[names["model"].trunk[0].weight]["vertices"]
+    assert not torch.equal(first, second)
+    between = torch.load("between.pt", weights_only=True)["trunk.0.weight"]
+    torch.testing.assert_close(between, 0.8 * first + 0.2 * second)
+
+
+def the_changes_are_merged(names: Names) -> None:
+    x, _ = next(iter(names["loader"]))
+    best, network = names["best"], names["network"]
+    torch.testing.assert_close(best(x), network(x, preference=[0.8, 0.2]))
+    assert type(best) is Model and all(part.abs().sum() > 0.0 for part in network.left)
+    assert names["front"].losses.shape == (25, 2)
+
+
 def with_five_tasks() -> Names:
     return reader(5) | {"small": Model(5, no_norm)}
 
@@ -205,6 +221,11 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("README.md", "One model: the priority of tasks"): (with_batch_norm, priorities_are_learned),
     ("docs/base_rules.md", "Base rules"): (dict, the_options_are_in_the_groups),
     ("docs/learned_fronts.md", "One network for all preferences"): (reader, the_network_has_a_front),
+    ("docs/learned_fronts.md", "A model for each task, and all between them"): (
+        reader,
+        the_points_are_different_models,
+    ),
+    ("docs/learned_fronts.md", "One model and a small change for each task"): (reader, the_changes_are_merged),
     ("docs/learned_fronts.md", "Few models for many tasks"): (with_five_tasks, each_task_has_a_model),
     ("docs/learned_fronts.md", "Small towers"): (reader, both_towers_have_trained),
     ("docs/learned_fronts.md", "Modules with routes"): (reader, every_module_has_trained),

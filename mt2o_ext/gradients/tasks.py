@@ -193,7 +193,14 @@ class TaskGradients:
         return bool(due & GRAMS) or (several and Needs.ROWS not in due)
 
     def transform(
-        self, batch: Batch, losses: Tensor | None, found: Tensor, factor: Tensor | None, skip: Skip = itself
+        self,
+        batch: Batch,
+        losses: Tensor | None,
+        found: Tensor,
+        factor: Tensor | None,
+        skip: Skip = itself,
+        *,
+        preferences: Tensor | None = None,
     ) -> None:
         """Lets a weighting that does so change the gradients in place; it has learned from them then, for good.
 
@@ -207,10 +214,19 @@ class TaskGradients:
             for row in rows:
                 row.div_(factor.to(row.dtype))
         batch.transformed = True  # also if what follows fails: a step that is repeated divides no second time
-        weigher.weighting.transform_(rows, weigher.context(losses, skip(found), present=self.present(batch.absent)))
+        present = self.present(batch.absent)
+        context = weigher.context(losses, skip(found), present=present, preferences=preferences)
+        weigher.weighting.transform_(rows, context)
 
     def weigh(
-        self, batch: Batch, losses: Tensor | None, found: Tensor, factor: Tensor | None, skip: Skip = itself
+        self,
+        batch: Batch,
+        losses: Tensor | None,
+        found: Tensor,
+        factor: Tensor | None,
+        skip: Skip = itself,
+        *,
+        preferences: Tensor | None = None,
     ) -> Weighed:
         """Finds the weights of this step, after `transform`.
 
@@ -220,13 +236,15 @@ class TaskGradients:
             found: float32 [K], `NONFINITE` in rows that were found to be so before.
             factor: float32 [1], what the gradients have to be divided by, or None.
             skip: found -> float32 [K], not zero in rows that skip the step.
+            preferences: float64 [K, T] of this step alone; None: those of the weigher.
         """
         weigher = self.weigher
         if not self.trunks:
             ones = torch.ones_like(weigher.preferences)
             return Weighed(ones, ones, found)
         due = weigher.due()
-        context = weigher.context(losses, skip(found), present=self.present(batch.absent))
+        present = self.present(batch.absent)
+        context = weigher.context(losses, skip(found), present=present, preferences=preferences)
         divided, factor = (factor, None) if batch.transformed else (None, factor)
         if self._reads_squares():
             segments = weigher.segment_grams(self.trunks, factor)

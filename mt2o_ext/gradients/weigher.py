@@ -63,7 +63,7 @@ class Weigher:
 
     Args:
         weighting: belongs to this one optimizer from now on.
-        preferences: float64 [K, T], what the weighting sees as preferences.
+        preferences: float64 [K, T], what the weighting sees as preferences, unless a step brings its own.
         generator: of all random numbers; None: one that begins with a number of torch's default generator.
 
     Attributes:
@@ -189,11 +189,13 @@ class Weigher:
         dtypes: Sequence[torch.dtype] = (),
         *,
         present: Tensor | None = None,
+        preferences: Tensor | None = None,
     ) -> WeightingContext:
         """The numbers of the next step but for the Gram matrix.
 
         skipped: float32 [K], rows that are not updated.  dtypes: of the gradients, where they are not the parameters'.
         present: int64 [P], the tasks that have losses and gradients; None: all.
+        preferences: float64 [K, T] of this step alone, where it has others.
         """
         self._present = present
         if self.weighting.mark != self._mark:
@@ -210,7 +212,7 @@ class Weigher:
                 "capture as many steps as it has a period of, and anew for each epoch",
             )
         return WeightingContext(
-            preferences=self.preferences,
+            preferences=self.preferences if preferences is None else preferences,
             losses=losses,
             accuracy=max(map(gram_accuracy, dtypes)),
             length_accuracy=max(map(length_accuracy, dtypes)),

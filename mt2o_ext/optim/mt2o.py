@@ -20,7 +20,7 @@ from ..ranks import together
 from ..scalarization import Linear, Scalarization
 from ..transfer import TransferContext, TransferRule
 from ..transfer.moments import Moments
-from ..weighting import Weighting
+from ..weighting import Needs, Weighting
 from .amp import Scaling, scaled
 from .base import nothing_left, with_losses
 from .blend import Blend, hold_rows
@@ -74,7 +74,8 @@ class MT2OFused(OneModel):
             :class:`SmoothTchebycheff` where the front may be non-convex.  None: see ``weighting``.
         weighting: of the task gradients inside each subproblem, CAGrad(), say; None: they add up.  The weighting sees
             the gradients times T and the scalarization's coefficients, and equal preferences; with
-            ``scalarization=None`` the gradients as they are, and the subproblem's preferences.
+            ``scalarization=None`` the gradients as they are, and the subproblem's preferences (the points of the step,
+            with ``front="vertices"``).  :class:`mt2o_ext.weighting.PaMaL` is made for that.
         heads, collect, generator: with a weighting, as of :class:`WeightedFused`, which also says what it does with
             ``.grad``; groups may then have ``task``.
         transfer: the rule that gives M; :class:`Spectral` by default.  None: K independent runs.  Any callable
@@ -92,6 +93,9 @@ class MT2OFused(OneModel):
             (Dimitriadis et al., ICML 2023) for one point a step; K points side by side are ours.
         points: K random points of a step with ``front="vertices"``; default: ``num_subproblems``.  With points=1 an
             ordinary loop without ``subproblems()`` trains a whole front.
+        concentration: parameter p of the symmetric Dirichlet distribution that these points are drawn from.  1: uniform
+            on the simplex.  Larger: nearer to its centre (the published settings are 1 to 7).  Smaller: nearer to its
+            corners.  A state dict brings its own.
         warm_up: the number of first steps in which all K models are kept equal: one model is trained, at first.
         start: called as ``start(k)`` with the model at subproblem (or vertex) k, to initialise each differently.  By
             default all start from the model as it is (averaging networks of independent initialisation mixes unrelated
@@ -133,6 +137,7 @@ class MT2OFused(OneModel):
         start: Callable[[int], None] | None = None,
         front: str = "rows",
         points: int | None = None,
+        concentration: float = 1.0,
         warm_up: int = 0,
         moments: Moments = Moments.KEEP,
         skip_nonfinite: str | bool = "subproblem",
@@ -147,7 +152,7 @@ class MT2OFused(OneModel):
             raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
         inner = Inner(weighting, heads, collect, generator)
         made = front_of(
-            num_tasks, num_subproblems, preferences, front, points, warm_up, inner, stacked=stacked
+            num_tasks, num_subproblems, preferences, front, points, concentration, warm_up, inner, stacked=stacked
         )  # fmt: skip
         self._num_tasks = num_tasks
         self._objective = objective_of(scalarization, inner, made)
@@ -247,7 +252,8 @@ class MT2OFused(OneModel):
             f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}, ema={self._ema}"
         )
         if self._buffers.vertices is not None:
-            options += f", front='vertices', points={self._buffers.vertices.num_points}"
+            vertices = self._buffers.vertices
+            options += f", front='vertices', points={vertices.num_points}, concentration={vertices.concentration}"
         return super().__repr__().replace(" (", f" ({options}", 1)
 
     def _works_in_wrapper(self) -> bool:
@@ -255,6 +261,13 @@ class MT2OFused(OneModel):
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
+        tasks = self._tasks
+        by_points = tasks is not None and tasks.heads == "plain" and Needs.POINTS in tasks.weigher.weighting.needs
+        if by_points and options.get("task") is not None:
+            raise ValueError(
+                'expected heads="weighted" for groups with task= and a weighting by points, without which no share of '
+                'the point would be in the gradients of heads, got heads="plain": pass it, or leave task= out'
+            )
         if self._buffers.vertices is not None and options.get("transfer") is False:
             raise ValueError(
                 'expected groups without transfer=False with front="vertices", where no rows are blended, got one: '
@@ -270,6 +283,7 @@ class MT2OFused(OneModel):
             "order": blend.order.name,
             "moments": blend.moments.name,
             "points": None if self._buffers.vertices is None else self._buffers.vertices.num_points,
+            "concentration": None if self._buffers.vertices is None else self._buffers.vertices.concentration,
             "warm_up": blend.warm_up if self._buffers.vertices is None else self._buffers.vertices.warm_up,
             "subproblem": [{"preferences": row} for row in blend.preferences.tolist()],
         }
@@ -291,6 +305,11 @@ class MT2OFused(OneModel):
     def _current_points(self) -> Tensor:
         vertices = self._buffers.vertices
         return self._blend.preferences if vertices is None else vertices.points
+
+    def _points_to_weigh(self) -> Tensor | None:
+        """The points of this step, for a weighting that has them as preferences; None: it has fixed ones."""
+        vertices = self._buffers.vertices
+        return None if vertices is None or self._objective.scalarization is not None else vertices.points
 
     def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
         """Backward of the scalarized losses, into ``.grad``; of each of them, into buffers, if there is a weighting.
@@ -396,7 +415,10 @@ class MT2OFused(OneModel):
         blend, tasks = self._blend, self._tasks
         found = self._find(losses, scaling)
         if tasks is not None:
-            tasks.transform(self._now.batch, losses, found, self._divisor(scaling), self._report.rows_to_skip)
+            tasks.transform(
+                self._now.batch, losses, found, self._divisor(scaling), self._report.rows_to_skip,
+                preferences=self._points_to_weigh(),
+            )  # fmt: skip
         with undone_on_error(blend.rule, *([] if tasks is None else [tasks.weigher.weighting])):
             plan = self._plan(found, losses, scaling)
             if not nothing_left(plan.skipped):
@@ -484,7 +506,9 @@ class MT2OFused(OneModel):
         if tasks is None:
             combinations = [Combination(table.source(), None) for table in tables]
         else:
-            weighed = tasks.weigh(self._now.batch, losses, found, divisor, rows_to_skip)
+            weighed = tasks.weigh(
+                self._now.batch, losses, found, divisor, rows_to_skip, preferences=self._points_to_weigh()
+            )
             self._now.weights, found = weighed.weights, weighed.found
             combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
         found = self._report.with_refusals(found)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_count
+from ..checks import check_choice, check_count, check_positive
 from ..gradients.options import check_idle_task_options, check_task_options
 from ..gradients.tasks import TaskGradients
 from ..gradients.weigher import Weigher
@@ -17,7 +17,7 @@ from ..preferences import check_preferences, default_preferences
 from ..scalarization import Scalarization, as_scalarization
 from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
 from ..transfer.moments import Moments
-from ..weighting import Weighting
+from ..weighting import Needs, Weighting
 from .blend import Blend
 from .objective import Objective
 from .vertices import Vertices
@@ -55,6 +55,7 @@ def front_of(
     preferences: Tensor | Sequence[Sequence[float]] | None,
     front: str,
     points: int | None,
+    concentration: float,
     warm_up: int,
     inner: Inner,
     *,
@@ -69,6 +70,7 @@ def front_of(
     check_count("num_tasks", num_tasks)
     check_count("num_subproblems", num_subproblems)
     check_count("warm_up", warm_up, 0)
+    concentration = check_positive("concentration", concentration)
     check_choice("front", front, ("rows", "vertices"))
     if num_subproblems > MAX_ROWS:
         raise ValueError(f"expected num_subproblems <= {MAX_ROWS}, got {num_subproblems}: take fewer subproblems")
@@ -76,8 +78,10 @@ def front_of(
         preferences = default_preferences(num_subproblems, num_tasks)
     preferences = check_preferences(preferences, num_subproblems, num_tasks)
     if front == "rows":
-        if points is not None:
-            raise ValueError('points= would have no effect with front="rows": leave it out, or take front="vertices"')
+        if given := ["points="] * (points is not None) + ["concentration="] * (concentration != 1.0):
+            raise ValueError(
+                f'{", ".join(given)} would have no effect with front="rows": leave it out, or take front="vertices"'
+            )
         return Front(num_subproblems, num_tasks, preferences, None)
     if num_tasks < 2:
         raise ValueError(f'expected at least 2 tasks, one for each vertex, with front="vertices", got {num_tasks}')
@@ -92,7 +96,8 @@ def front_of(
             f"expected at most {MAX_ROWS} points and {MAX_TASKS} gradients in a step, got {num_points} and {joined}: "
             "take fewer points"
         )
-    return Front(num_points, num_tasks, preferences, Vertices(num_tasks, num_points, inner.generator, warm_up))
+    vertices = Vertices(num_tasks, num_points, inner.generator, warm_up, concentration)
+    return Front(num_points, num_tasks, preferences, vertices)
 
 
 def objective_of(scalarization: Scalarization | str | None, inner: Inner, front: Front) -> Objective:
@@ -105,11 +110,6 @@ def objective_of(scalarization: Scalarization | str | None, inner: Inner, front:
     if scalarization is None:
         if inner.weighting is None:
             raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
-        if front.vertices is not None:
-            raise ValueError(
-                'expected a scalarization with front="vertices", whose points have other preferences in each step, '
-                "got None: leave scalarization= out"
-            )
         return Objective(None, front.num_rows, front.num_tasks)
     chosen = as_scalarization(scalarization)
     if chosen.whole_table and front.vertices is not None:
@@ -131,8 +131,14 @@ def inner_of(inner: Inner, front: Front, objective: Objective) -> TaskGradients 
         check_idle_task_options(inner.heads, inner.collect, inner.generator if front.vertices is None else None)
         return None
     weighting = check_task_options(inner.weighting, inner.heads, inner.collect)
+    if Needs.POINTS in weighting.needs and objective.scalarization is not None:
+        raise ValueError(
+            f"expected scalarization=None with {type(weighting).__name__}, which weighs losses by the points that they "
+            f"are computed at itself, got {objective.scalarization!r}: pass scalarization=None"
+        )
     equal = torch.full((front.num_rows, front.num_tasks), 1 / front.num_tasks, dtype=torch.float64)
-    seen = front.preferences if objective.scalarization is None else equal
+    fixed = front.vertices is None and objective.scalarization is None
+    seen = front.preferences if fixed else equal  # points of a step come with the step
     weigher = Weigher(weighting, seen, inner.generator)
     return TaskGradients(weigher, front.num_tasks, inner.heads, inner.collect)
 

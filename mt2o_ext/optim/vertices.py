@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..device import refuse_in_graph, to_device
+from ..dirichlet import dirichlet
 from ..entries import generator_state, member
 from ..gradients.table import Source
 from ..gradients.tasks import Combination
@@ -34,18 +35,28 @@ class Vertices:
         generator: of the draws; None: one that begins with a number of torch's default generator.
         warm_up: the number of first steps in which all points are the centre, so that all vertices stay equal: one
             model is trained.
+        concentration: p, the parameter of the Dirichlet distribution, the same for each vertex.  1: uniform on the
+            simplex.  Larger: nearer to the centre.  Smaller: nearer to the corners.
 
     Attributes:
         points: float64 [K, V] on the simplex, of the step that comes next.
         steps: steps taken.
     """
 
-    def __init__(self, num_vertices: int, num_points: int, generator: torch.Generator | None, warm_up: int) -> None:
+    def __init__(
+        self,
+        num_vertices: int,
+        num_points: int,
+        generator: torch.Generator | None,
+        warm_up: int,
+        concentration: float = 1.0,
+    ) -> None:
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), dtype=torch.int64)))
         self.num_vertices = num_vertices
         self.generator = generator
         self.warm_up = warm_up
+        self.concentration = concentration
         self.steps = 0
         self.points = torch.zeros(num_points, num_vertices, dtype=torch.float64)
         self._draw()
@@ -66,14 +77,12 @@ class Vertices:
 
     @torch._disable_dynamo
     def _draw(self) -> None:
-        """Draws the points of the next step: uniform on the simplex (Dirichlet with all parameters 1)."""
+        """Draws the points of the next step."""
         shape = self.points.shape
         if self.steps < self.warm_up:
             points = torch.full(shape, 1 / self.num_vertices, dtype=torch.float64)
         else:
-            device = self.generator.device
-            points = torch.empty(shape, dtype=torch.float64, device=device).exponential_(generator=self.generator)
-            points = (points / points.sum(1, keepdim=True)).cpu()
+            points = dirichlet(torch.full(shape, self.concentration, dtype=torch.float64), self.generator).cpu()
         self.points.copy_(to_device(points, self.points.device))
 
     def advance(self, flats: Sequence[FlatParameters]) -> None:
@@ -123,8 +132,13 @@ class Vertices:
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """The points of the next step, the state of the generator and the count of steps."""
-        return {"points": self.points.clone(), "steps": self.steps, "generator": self.generator.get_state()}
+        """The points of the next step, the state of the generator, the count of steps, and p."""
+        return {
+            "points": self.points.clone(),
+            "steps": self.steps,
+            "generator": self.generator.get_state(),
+            "concentration": self.concentration,
+        }
 
     def loaded(self, state: dict[str, Any], flats: Callable[[], Sequence[FlatParameters]]) -> Callable[[], None]:
         """Checks what ``state_dict`` gave.
@@ -141,11 +155,12 @@ class Vertices:
         where = "the vertices"
         points = member(state, "points", self.points.shape, where).to(self.points)
         steps = int(member(state, "steps", (), where))
+        concentration = float(member(state, "concentration", (), where))
         numbers = generator_state(state, self.generator, where)
 
         def commit() -> None:
             self.points.copy_(points)
-            self.steps = steps
+            self.steps, self.concentration = steps, concentration
             self.generator.set_state(numbers)
             self.spread(flats())
 

@@ -41,6 +41,7 @@ from .moco import MoCo as MoCo
 from .modo import MoDo as MoDo
 from .momentum_config import MomentumConFIG as MomentumConFIG
 from .nash import NashMTL as NashMTL
+from .pamal import PaMaL as PaMaL
 from .pcgrad import PCGrad as PCGrad
 from .pivrg import PIVRG as PIVRG
 from .random_weights import RGW as RGW

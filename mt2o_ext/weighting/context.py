@@ -18,7 +18,8 @@ class Needs(Flag):
     LOSSES: ``context.losses``. GRAM: ``context.gram``. DIAGONAL: only its diagonal (|g_t|^2). SEGMENTS:
     ``context.segments``. CROSS: ``context.cross``, two mini-batches. ROWS: `Weighting.transform_` changes the task
     gradients before their Gram matrix is taken. FEEDBACK: `Weighting.after_step`. EPOCHS: ``context.epoch`` counts.
-    STEPS: ``context.step`` counts. DRAWS: ``context.draw``.
+    STEPS: ``context.step`` counts. DRAWS: ``context.draw``. POINTS: each row of ``context.preferences`` is the point of
+    a front that losses and gradients of the row were computed at, with no factor of it in them yet.
 
     Example:
         >>> CAGrad().needs is Needs.GRAM
@@ -38,6 +39,7 @@ class Needs(Flag):
     EPOCHS = auto()
     STEPS = auto()
     DRAWS = auto()
+    POINTS = auto()
 
 
 @dataclass(frozen=True, kw_only=True)

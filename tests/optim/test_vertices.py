@@ -507,7 +507,6 @@ def test_statistics_of_a_bank() -> None:
         ({"transfer": Mean(0.1)}, ValueError, "transfer= would have no effect"),
         ({"order": "adapt_then_combine", "moments": Moments.MIX}, ValueError, "order=, moments="),
         ({"num_tasks": 1}, ValueError, "at least 2 tasks"),
-        ({"scalarization": None, "weighting": "cagrad"}, ValueError, "scalarization"),
         ({"warm_up": -1}, ValueError, "warm_up"),
     ],
     ids=lambda value: str(list(value)) if isinstance(value, dict) else "",

@@ -1,4 +1,4 @@
-"""What both networks of a whole front keep to: they find a known front, resume bitwise, train with any optimizer."""
+"""What all networks of a whole front keep to: they find a known front, resume bitwise, train with any optimizer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mt2o_ext import ParetoFront, WeightedBackward, WeightedFused
-from mt2o_ext.pareto.learned import LearnedFront, PreferenceInput, PreferenceNetwork
-from mt2o_ext.pareto.learned.dirichlet import dirichlet
+from mt2o_ext.dirichlet import dirichlet
+from mt2o_ext.pareto.learned import LearnedFront, LowRankFront, PreferenceInput, PreferenceNetwork
 from mt2o_ext.preferences import even
 from mt2o_ext.scalarization import COSMOS, Linear, SmoothTchebycheff
 from support.pareto.convex import (
@@ -37,6 +37,7 @@ MAKERS: dict[str, Callable[[], LearnedFront]] = {
     "PHN-EPO": lambda: PreferenceNetwork(Point(), 2, solver="epo"),
     "COSMOS": lambda: PreferenceInput(Made(), 2, scalarization=COSMOS(lam=0.1)),
     "COSMOS without the cosine": lambda: PreferenceInput(Made(), 2, scalarization="linear"),
+    "PaLoRA": lambda: LowRankFront(nn.Linear(1, 10), 2, rank=2),
 }
 EACH = pytest.mark.parametrize("name", MAKERS)
 
@@ -103,7 +104,7 @@ def test_gradients_of_the_loss_are_those_of_finite_differences(scalarization: An
         assert losses.grad[t].item() == pytest.approx(((ahead - behind) / 2e-6).item(), rel=1e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("name", ["PHN-LS", "PHN-LS in chunks", "COSMOS"])
+@pytest.mark.parametrize("name", ["PHN-LS", "PHN-LS in chunks", "COSMOS", "PaLoRA"])
 def test_gradients_of_the_parameters_are_those_of_finite_differences(name: str) -> None:
     network = made(name).double()
     with torch.no_grad():
@@ -152,7 +153,7 @@ def test_resume_is_bitwise(name: str, tmp_path: Path) -> None:
     assert list(trained(network, optimizer, 5, generator)) == expected
 
 
-@pytest.mark.parametrize("name", ["PHN-LS in chunks", "COSMOS"])
+@pytest.mark.parametrize("name", ["PHN-LS in chunks", "COSMOS", "PaLoRA"])
 def test_the_fused_optimizer_trains_it_as_torch_does(name: str) -> None:
     network, twin = made(name), made(name)
     expected = list(trained(twin, torch.optim.Adam(twin.parameters(), lr=1e-2), 10))

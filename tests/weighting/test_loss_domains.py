@@ -136,10 +136,11 @@ def by_backward(model: Quadratics, name: str) -> Callable[[], Any]:
 
 
 def by_mt2o(model: Quadratics, name: str) -> Callable[[], Any]:
+    weighting = METHODS[name]()
+    given: dict[str, Any] = {"scalarization": None} if Needs.POINTS in weighting.needs else {}
     optimizer = MT2OFused(
         model.parameters(), num_tasks=2, num_subproblems=2, preferences=[[0.5, 0.5], [0.3, 0.7]],
-        weighting=METHODS[name](),
-        transfer=None, base=SGD(), lr=0.2, generator=generator(),
+        weighting=weighting, transfer=None, base=SGD(), lr=0.2, generator=generator(), **given,
     )  # fmt: skip
     return lambda: optimizer.step(model.losses)
 

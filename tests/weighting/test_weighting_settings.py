@@ -137,7 +137,7 @@ def test_every_method_names_its_source(document):
 
 FORMULAS = [
     Path(__file__).with_name(f"test_{name}.py").read_text()
-    for name in ("equations", "losses", "programs", "projections", "row_methods", "torchjd")
+    for name in ("equations", "losses", "pamal", "programs", "projections", "row_methods", "torchjd")
 ]
 
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ...checks import check_count, check_per_task, per_task
+from ...dirichlet import dirichlet
 from ...gradients.losses import as_losses
 from ...preferences import check_preferences, default_preferences
 from ...scalarization import Scalarization, as_scalarization
 from ..front import ParetoFront
 from ..values import Numbers
-from .dirichlet import dirichlet
 
-__all__ = ["LearnedFront"]
+__all__ = ["Fixed", "LearnedFront"]
 
 
 class LearnedFront(nn.Module, ABC):
@@ -126,3 +126,19 @@ class LearnedFront(nn.Module, ABC):
                 f"expected {self.num_tasks} losses, got the shape {tuple(stacked.shape)}: give one scalar for each task"
             )
         return stacked
+
+
+class Fixed(nn.Module):
+    """A network of a whole front at one preference [T], which is a buffer: it shares the network's weights."""
+
+    preference: Tensor
+
+    def __init__(self, network: LearnedFront, preference: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("preference", preference)
+        self.training = network.training
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return the network's output for the preference."""
+        return self.network(*inputs, preference=self.preference, **named)

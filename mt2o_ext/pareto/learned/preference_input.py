@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...scalarization import COSMOS, Scalarization
 from ..values import Numbers
-from .base import LearnedFront
+from .base import Fixed, LearnedFront
 
 __all__ = ["PreferenceInput"]
 
@@ -98,19 +98,4 @@ class PreferenceInput(LearnedFront):
 
     def at(self, preference: Numbers) -> nn.Module:
         """Return this network with the preference [T] fixed: a module that takes inputs only and shares its weights."""
-        return _Fixed(self, self._checked(preference).detach().clone())
-
-
-class _Fixed(nn.Module):
-    """A `PreferenceInput` at one preference, which is a buffer."""
-
-    preference: Tensor
-
-    def __init__(self, network: PreferenceInput, preference: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("preference", preference)
-        self.training = network.training
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.network(*inputs, preference=self.preference, **named)
+        return Fixed(self, self._checked(preference).detach().clone())

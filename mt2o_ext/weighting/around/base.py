@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..base import Weighting
+from ..context import Needs
 from ..registry import register
 
 
@@ -15,6 +16,14 @@ class Combinator(Weighting):
         self.needs = self.inner.needs
         self.degree = self.inner.degree
         self.per_segment = self.inner.per_segment
+
+    def _refuse_points(self) -> None:
+        """Refuse an ``inner`` that goes by points, whose weights do not fit the points of later steps."""
+        if Needs.POINTS in self.inner.needs:
+            raise ValueError(
+                f"expected a weighting whose weights fit later steps, got {type(self.inner).__name__}, whose points "
+                f"may be others in each step: use it without {type(self).__name__}"
+            )
 
     def _parts(self) -> dict[str, Weighting]:
         return {"inner": self.inner}

@@ -24,6 +24,9 @@ class Ema(Combinator):
     State:
         ``average`` [K, T] (or [K, S, T]), ``started`` [K, T].
 
+    Raises:
+        ValueError: for a weighting that goes by points, as `PaMaL` does.
+
     Example:
         >>> weighting = Ema("upgrad", decay=0.9)
         >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
@@ -35,6 +38,7 @@ class Ema(Combinator):
 
     def __init__(self, inner: Weighting | str, decay: float = 0.9) -> None:
         super().__init__(inner)
+        self._refuse_points()
         self.decay = check_real("decay", decay, 0.0, 1.0)
 
     def _initial_state(self, ones: Tensor) -> State:

@@ -20,6 +20,9 @@ class Every(Combinator):
     State:
         ``kept`` [K, T] (or [K, S, T]).
 
+    Raises:
+        ValueError: for a weighting that goes by points, as `PaMaL` does.
+
     Example:
         >>> weighting = Every("mgda", 10)
         >>> gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]])
@@ -31,6 +34,7 @@ class Every(Combinator):
 
     def __init__(self, inner: Weighting | str, every: int) -> None:
         super().__init__(inner)
+        self._refuse_points()
         self.every = check_count("every", every)
         self.needs |= Needs.STEPS
 

@@ -21,7 +21,7 @@ class PerSegment(Combinator):
     subproblems.
 
     Raises:
-        ValueError: for one that changes gradients, learns from feedback, or wants two mini-batches.
+        ValueError: for one that changes gradients, learns from feedback, wants two mini-batches, or compares points.
 
     Example:
         >>> segments = torch.stack([torch.eye(2), torch.tensor([[4.0, -1.0], [-1.0, 1.0]])])
@@ -32,7 +32,7 @@ class PerSegment(Combinator):
 
     def __init__(self, inner: Weighting | str) -> None:
         super().__init__(inner)
-        unfit = self.inner.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.CROSS | Needs.SEGMENTS)
+        unfit = self.inner.needs & (Needs.ROWS | Needs.FEEDBACK | Needs.CROSS | Needs.SEGMENTS | Needs.POINTS)
         if unfit or self.inner.per_segment:
             name = type(self.inner).__name__
             raise ValueError(

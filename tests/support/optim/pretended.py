@@ -34,6 +34,7 @@ from mt2o_ext.transfer import (
     Spectral,
     WithLearningRate,
 )
+from mt2o_ext.weighting import PaMaL
 from support.optim.priority_model import network
 from support.optim.problems import make_model, task_losses
 from support.optim.towers import WEIGHTINGS, Towers, weighted
@@ -148,6 +149,12 @@ RULES: dict[str, dict[str, Any]] = {
     "Mean, lr on the host": {"transfer": Mean(WithLearningRate(0.2)), "lr": torch.tensor(1e-3)},
     "Neighbours, moments": {"transfer": Neighbours(0.2, 0.3), "moments": Moments.MIX},
     "weighting": {"weighting": "upgrad"},
+    "vertices": {"front": "vertices", "concentration": 2.0},
+    "vertices, weighting of points": {
+        "front": "vertices",
+        "scalarization": None,
+        "weighting": PaMaL(balancing="both", regularization=0.1),
+    },
     "average": {"ema": 0.9},
     "one subproblem": {"num_subproblems": 1, "preferences": [[0.5, 0.5]]},
     "PBI": {"scalarization": PBI()},

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
 from mt2o_ext.base import SGD
 from mt2o_ext.scalarization import SmoothTchebycheff
-from mt2o_ext.weighting import DWA, FAMO, MGDA, CAGrad, PCGrad, UncertaintyWeighting, UPGrad, Weighting
+from mt2o_ext.weighting import DWA, FAMO, MGDA, CAGrad, PaMaL, PCGrad, UncertaintyWeighting, UPGrad, Weighting
 from support.optim.priority_model import TASKS, Batches, network, optimizer_of
 from support.optim.towers import WEIGHTINGS, Towers, batch_of, values, weighted
 from support.worlds import Check
@@ -78,6 +78,11 @@ def mt2o_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
     return {"values": values(model), "state": optimizer.state_dict()}
+
+
+def points_run(rank: int, ranks: int) -> dict[str, Any]:
+    weighting = PaMaL(balancing="both", regularization=0.1)
+    return mt2o_run(rank, ranks, front="vertices", scalarization=None, weighting=weighting, concentration=2.0)
 
 
 class Losses(nn.Module):
@@ -203,6 +208,7 @@ RUNS: dict[str, Check] = {
     "mt2o, weighting of preferences": partial(mt2o_run, weighting="graddrop", scalarization=None),
     "mt2o, stacked": bank_run,
     "mt2o, vertices": partial(mt2o_run, front="vertices"),
+    "mt2o, vertices, weighting of points": points_run,
     "wrapped, mt2o": wrapped_mt2o_run,
     "wrapped, priority": wrapped_priority_run,
     "priority, faithful": partial(priority_run, mode="faithful"),
