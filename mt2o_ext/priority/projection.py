@@ -75,7 +75,8 @@ class Projection:
         if self.layers is not None:
             strengths = torch.cat([c.strengths().to(self.flat.device) for c in self.connections], dim=1)
             if absent:
-                present = torch.tensor([task for task in range(len(strengths)) if task not in absent])
+                there = [task for task in range(len(strengths)) if task not in absent]
+                present = torch.tensor(there, dtype=torch.int64)
                 present = to_device(present, self.flat.device)
                 owners = channel_owners(strengths[present], self.layers, faithful=self.faithful)
                 owners = torch.where(owners < 0, -1, present[owners.clamp(min=0)])
