@@ -1,4 +1,4 @@
-"""Trains fronts, or reports on those that were trained: ``make pareto``, ``make pareto-quick``, ``make pareto-report``."""
+"""Trains fronts, or reports on those that were trained: ``make pareto``, ``pareto-quick``, ``pareto-report``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None, folder: Path = FOLDER) -> None:
     )
     end = None if chosen.minutes is None else time.monotonic() + 60 * chosen.minutes
     for problem in plan.problems:  # data that is missing is told of before hours are spent
-        PROBLEMS[problem].data
+        PROBLEMS[problem].parts()
     drive(plan, folder, chosen.workers, lambda: end is not None and time.monotonic() > end)
 
 

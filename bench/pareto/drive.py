@@ -50,6 +50,7 @@ def drive(plan: Plan, folder: Path, workers: int, until: Callable[[], bool] = la
                 if key not in running.values():
                     running[pool.submit(timed, key)] = key
             if not running:
+                records.tidy(plan.problems)
                 return records
             show(bar, plan, records, durations, workers)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -61,7 +62,7 @@ def drive(plan: Plan, folder: Path, workers: int, until: Callable[[], bool] = la
 
 def show(bar: tqdm[None], plan: Plan, records: Records, durations: list[tuple[Key, float]], workers: int) -> None:
     missing = plan.missing(records.by_key)
-    left = expected_seconds(plan, durations, missing) / workers
+    left = expected_seconds(durations, missing) / workers
     bar.total, bar.n = len(durations) + sum(missing.values()), len(durations)
     last = "" if not durations else "{0.problem} {0.arm} {0.lr:g} seed {0.seed}".format(durations[-1][0])
     bar.set_postfix_str(f"{last}; about {left / 60:.0f} min left" if durations else "")

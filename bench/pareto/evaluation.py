@@ -11,7 +11,7 @@ from .arms.base import Front
 from .layers import FlatRows
 from .problems.base import Problem
 
-CALIBRATION = 2_000
+CALIBRATION = 500
 """Training samples from which BatchNorm's statistics are worked out for the weights that are evaluated."""
 
 WORST = 1e6

@@ -131,11 +131,11 @@ class Records:
         with open(self.folder / f"{record.key.problem}.jsonl", "a") as file:
             file.write(record.line() + "\n")
 
-    def tidy(self) -> None:
-        """Sorts the files' lines; for when nothing else writes."""
-        for problem in sorted({key.problem for key in self.by_key}):
-            path = self.folder / f"{problem}.jsonl"
-            lines = [record.line() + "\n" for key, record in sorted(self.by_key.items()) if key.problem == problem]
-            temporary = path.with_suffix(".new")
-            temporary.write_text("".join(lines))
-            os.replace(temporary, path)
+    def tidy(self, problems: Iterable[str]) -> None:
+        """Sorts the lines of these problems' files; for when nothing else writes them."""
+        for path in (self.folder / f"{problem}.jsonl" for problem in problems):
+            if path.exists():
+                found = {record.key: record for record in reversed(list(self._read(path)))}
+                temporary = path.with_suffix(".new")
+                temporary.write_text("".join(found[key].line() + "\n" for key in sorted(found)))
+                os.replace(temporary, path)
