@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -31,18 +32,33 @@ def timed(key: Key) -> tuple[Record, float]:
     return record, time.perf_counter() - begin
 
 
-def drive(plan: Plan, folder: Path, workers: int, until: Callable[[], bool] = lambda: False) -> Records:
-    """Makes what is missing; `until` says when to start no further run. Records are written as they come."""
-    records = Records(folder)
+class OneByOne(Executor):
+    """In this process, at once."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*args, **options))
+        return future
+
+
+def executor(workers: int) -> Executor:
+    if not workers:
+        return OneByOne()
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
-    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=prepare)
+
+
+def drive(plan: Plan, folder: Path, workers: int, until: Callable[[], bool] = lambda: False) -> Records:
+    """Makes what is missing; `until` says when to start no further run. Records are written as they come.
+
+    `workers` processes side by side; 0: in this one.
+    """
+    records = Records(folder)
+    workers, pool = max(1, workers), executor(workers)
     durations: list[tuple[Key, float]] = []
     running: dict[Future[tuple[Record, float]], Key] = {}
-    with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool,
-        tqdm(unit="run", dynamic_ncols=True, smoothing=0) as bar,
-    ):
+    with pool, tqdm(unit="run", dynamic_ncols=True, smoothing=0) as bar:
         while True:
             for key in [] if until() else plan.runnable(records.by_key):
                 if len(running) >= workers:

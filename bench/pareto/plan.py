@@ -49,13 +49,14 @@ class Series:
         return sum(finals) / len(finals) if len(finals) == len(SEARCH_SEEDS) else None
 
     def rate(self, records: Mapping[Key, Record]) -> float | None:
-        """The best rate, once the search is done; of equal ones the lowest."""
+        """The best rate, once the search is done."""
         scores = self.scores(records)
         return None if None in scores.values() else best_of(scores)
 
 
 def best_of(scores: Mapping[float, float | None]) -> float:
-    return max(sorted(scores), key=lambda lr: scores[lr] or 0.0)
+    """Of equal ones the highest: where all hypervolumes are 0, nothing has been learned yet."""
+    return max(sorted(scores, reverse=True), key=lambda lr: scores[lr] or 0.0)
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,7 @@ class Plan:
         return count
 
 
-def expected_seconds(
-    plan: Plan, records: Collection[tuple[Key, float]], missing: Mapping[tuple[str, str], int]
-) -> float:
+def expected_seconds(records: Collection[tuple[Key, float]], missing: Mapping[tuple[str, str], int]) -> float:
     """Seconds of one process for the missing runs, from those that were made (`records`: key, seconds)."""
     known: dict[object, list[float]] = {}
     for key, seconds in records:

@@ -42,7 +42,7 @@ def report(folder: Path) -> None:
     if not records.by_key:
         raise SystemExit(f"expected records in {folder}, got none: run `make pareto` or `make pareto-quick` first")
     found = groups(records.by_key)
-    plain = [group for group in found if not group.options]
+    plain = [group for group in found if not group.options and group.learned]
     parts = [
         HEAD.format(
             ema=EMA,

@@ -41,6 +41,11 @@ class Group:
     runs: Runs
 
     @property
+    def learned(self) -> bool:
+        """Whether the control has any hypervolume to compare with."""
+        return any(record.validation["main"][-1] > 0 for record in self.runs[CONTROL].values())
+
+    @property
     def title(self) -> str:
         return self.problem + (f", {self.options}" if self.options else "")
 
