@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 from .arms import CONTROL
 from .problems import PROBLEMS
@@ -42,28 +42,45 @@ def arms_of(group: Group) -> list[str]:
     return [arm for arm in SHOWN if arm in group.runs]
 
 
-def fronts(group: Group, path: Path) -> Path:
-    """Test losses at the end, of the seed whose control is the median one."""
-    problem, control = PROBLEMS[group.problem], group.runs[CONTROL]
-    seeds = sorted(set.intersection(*(set(runs) for runs in group.runs.values()))) or sorted(control)
-    seed = sorted(seeds, key=lambda each: control[each].test["main"])[len(seeds) // 2]
-    figure, ax = pyplot.subplots(figsize=(6.4, 4.6))
-    for arm in arms_of(group):
-        if seed not in group.runs[arm]:
+def fronts(found: list[Group], path: Path) -> Path:
+    """Test losses at the end; of each problem that seed whose control is the median one. Lines: the best models."""
+    figure, grid = pyplot.subplots(1, len(found), figsize=(4.6 * len(found), 4.2), squeeze=False, layout="constrained")
+    for group, ax in zip(found, grid[0], strict=True):
+        problem, control = PROBLEMS[group.problem], group.runs[CONTROL]
+        arms = arms_of(group)
+        common = set.intersection(*(set(group.runs[arm]) for arm in arms))
+        seeds = sorted(common, key=lambda each: control[each].test["main"])
+        if not seeds:
             continue
-        points = sorted(group.runs[arm][seed].front)
-        style = {"color": COLOURS[arm], "marker": MARKERS[arm], "markersize": 4.5, "linewidth": 1.2}
-        ax.plot(*zip(*points, strict=True), label=arm, **style)
-    everything = [point for runs in group.runs.values() for record in runs.values() for point in record.front]
-    lows = [min(losses) for losses in zip(*everything, strict=True)]
-    for axis, low, high in zip("xy", lows, problem.main, strict=True):
-        getattr(ax, f"set_{axis}lim")(low - 0.05 * (high - low), high)
-    ax.set_xlabel(f"test loss, {problem.tasks[0]}")
-    ax.set_ylabel(f"test loss, {problem.tasks[1]}")
-    ax.set_title(f"{group.problem}: the front at the end, seed {seed}", fontsize=10, loc="left")
-    ax.legend(frameon=False, fontsize=8)
-    clean(ax)
+        seed, shown = seeds[len(seeds) // 2], []
+        for arm in arms:
+            points = sorted(group.runs[arm][seed].front)
+            best = [
+                point for index, point in enumerate(points) if point[1] < min([9e9, *(p[1] for p in points[:index])])
+            ]
+            ax.plot(*zip(*points, strict=True), MARKERS[arm], color=COLOURS[arm], markersize=4, label=arm, alpha=0.85)
+            ax.plot(*zip(*best, strict=True), color=COLOURS[arm], linewidth=1.2)
+            shown += points
+        for axis, losses, most in zip("xy", zip(*shown, strict=True), problem.main, strict=True):
+            low, high = min(losses), min(most, max(losses))
+            getattr(ax, f"set_{axis}lim")(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        ax.set_xlabel(f"test loss, {problem.tasks[0]}", fontsize=9)
+        ax.set_ylabel(f"test loss, {problem.tasks[1]}", fontsize=9)
+        ax.set_title(f"{group.problem}, seed {seed}", fontsize=10, loc="left")
+        clean(ax)
+    legend(figure, grid[0][0])
     return save(figure, path)
+
+
+def legend(figure: pyplot.Figure, ax: Axes) -> None:
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False, fontsize=8)
+
+
+def plain_numbers(ax: Axes) -> None:
+    """1, 2, 5, 10, ... along a logarithmic axis."""
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def clocks(found: list[Group], path: Path) -> Path:
@@ -84,15 +101,15 @@ def clocks(found: list[Group], path: Path) -> Path:
                 ax.plot(getattr(records[0], clock), curve, color=COLOURS[arm], linewidth=1.4, label=arm)
             ax.axhline(0.99, color="#999999", linewidth=0.7, linestyle=":")
             ax.set_xscale("log")
+            plain_numbers(ax)
             clean(ax)
         axes[0].set_xlim(budget / 30, budget * 1.05)
+        axes[1].set_xlim(left=budget / 30 / PROBLEMS[group.problem].rows)
         axes[0].set_ylabel(f"{group.problem}\nhypervolume / ind's", fontsize=9)
         axes[0].set_ylim(bottom=0.45)
     grid[-1][0].set_xlabel("gradient evaluations")
     grid[-1][1].set_xlabel("sequential steps")
-    figure.legend(
-        *grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False, fontsize=8
-    )
+    legend(figure, grid[0][0])
     return save(figure, path)
 
 
@@ -123,9 +140,9 @@ def forest(found: list[Group], path: Path) -> Path:
         grid[0], heads, ((0.5, 1, 2, 4), (0.25, 0.5, 1, 2), (0.8, 0.9, 1, 1.1, 1.2, 1.4)), strict=True
     ):
         ax.set_title(head, fontsize=9, loc="left")
-        ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(ticks))
-        ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        ax.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        ax.xaxis.set_major_locator(ticker.FixedLocator(ticks))
+        ax.xaxis.set_minor_locator(ticker.NullLocator())
+        ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     return save(figure, path)
 
 

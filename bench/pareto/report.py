@@ -73,7 +73,7 @@ def _overview(plain: list[Group], folder: Path) -> list[str]:
     figures.forest(plain, folder / "forest.png")
     figures.clocks(plain, folder / "clocks.png")
     if two_tasks:
-        figures.fronts(two_tasks[0], folder / "front.png")
+        figures.fronts(two_tasks[:3], folder / "front.png")
     parts = [
         "## All problems\n\nSooner in GE / sooner in steps / final HV, over `ind`; a star where the last interval "
         "leaves 0 out.\n\n" + summary(plain),
@@ -81,6 +81,6 @@ def _overview(plain: list[Group], folder: Path) -> list[str]:
     if rivals := pairs(plain):
         parts.append("Final HV of an arm over a rival, and wins:\n\n" + rivals)
     parts.append(
-        "![intervals](forest.png)\n\n![both clocks](clocks.png)" + "\n\n![a front](front.png)" * bool(two_tasks)
+        "![intervals](forest.png)\n\n![both clocks](clocks.png)" + "\n\n![fronts](front.png)" * bool(two_tasks)
     )
     return parts

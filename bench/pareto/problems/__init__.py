@@ -11,7 +11,7 @@ from .reconstruction import BN, BN8
 from .text import TEXT
 
 PROBLEMS: dict[str, Problem] = {
-    problem.name: problem for problem in (BN8, DI, BN, MF, DI4, DIGITS, NORM, TEXT, VLMOP2, ZDT1, ZDT2, DTLZ2)
+    problem.name: problem for problem in (BN8, DI, BN, MF, DI4, NORM, TEXT, DIGITS, VLMOP2, ZDT1, ZDT2, DTLZ2)
 }
 
 __all__ = ["PROBLEMS", "Problem"]
