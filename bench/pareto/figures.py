@@ -130,7 +130,9 @@ def forest(found: list[Group], path: Path) -> Path:
             for ax, ratio in zip(axes, (result.sooner, result.sooner_steps, result.final), strict=True):
                 bar(ax, place, ratio, COLOURS[arm])
         for ax in axes:
-            ax.axvline(1, color="#999999", linewidth=0.8)
+            ax.axvline(1, color="#777777", linewidth=0.8)
+            ax.grid(axis="x", color="#eeeeee", linewidth=0.8)
+            ax.set_axisbelow(True)
             ax.set_xscale("log")
             ax.set_yticks(range(len(arms)), list(reversed(arms)) if ax is axes[0] else [""] * len(arms))
             ax.set_ylim(-0.6, len(arms) - 0.4)

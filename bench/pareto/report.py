@@ -24,14 +24,14 @@ best. Every arm spends the same number of **gradient evaluations** (GE: one back
 net). They differ in **sequential steps**, which is the clock that counts where K nets side by side cost no more time
 than one; both are in every table.
 
-* HV: hypervolume of the front on test data at the end. *Sooner*: how many times fewer GE, or steps, an arm takes to 99%
-  of the final validation hypervolume of `ind` at the same seed; runs that never get there count with their whole budget
-  and are named ("2 never"), so that such a number is too kind to the arm. Brackets: 95% t-intervals of paired log
-  ratios.
-* *worst*: the seed that loses most, or gains least. *wins*: seeds above `ind`. *tight*: from a reference point near the
-  front, where volumes are small: wins, no percentages. *inner rows*: without the extreme trade-offs.
+* HV: hypervolume of the front on test data at the end. **Sooner**: how many times fewer GE, or steps, an arm takes to
+  99% of the final validation hypervolume of `ind` at the same seed; runs that never get there count with their whole
+  budget and are named ("2 never"), so that such a number is too kind to the arm. Brackets: 95% t-intervals of paired
+  log ratios.
+* **Worst**: the seed that loses most, or gains least. **Wins**: seeds above `ind`. **Tight**: from a reference point
+  near the front, where volumes are small: wins, no percentages. **Inner rows**: without the extreme trade-offs.
 * BatchNorm's statistics are worked out anew for the averaged weights, from {calibration} training samples, in every
-  arm alike. *seconds*: median time of training in one thread, on a machine with other work: a hint, no measurement.
+  arm alike. **Seconds**: median time of training in one thread, on a machine with other work: a hint, no measurement.
 * A gain over `ind` alone is no claim: it needs a gain over `branch25` and the placebo as well (second table).
 """
 
@@ -62,7 +62,8 @@ def report(folder: Path) -> None:
         )
     shown = {arm: entry for arm, entry in ARMS.items() if any(arm in group.runs for group in found)}
     arms = "\n".join(f"| `{arm}` | {entry.text} |" for arm, entry in shown.items())
-    parts.append(f"## The arms\n\n| arm | |\n|---|---|\n{arms}")
+    if shown:
+        parts.append(f"## The arms\n\n| arm | |\n|---|---|\n{arms}")
     (folder / "README.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
 
 
@@ -75,7 +76,7 @@ def _overview(plain: list[Group], folder: Path) -> list[str]:
     if two_tasks:
         figures.fronts(two_tasks[:3], folder / "front.png")
     parts = [
-        "## All problems\n\nSooner in GE / sooner in steps / final HV, over `ind`; a star where the last interval "
+        "## All problems\n\nSooner in GE / sooner in steps / final HV, over `ind`; bold where the last interval "
         "leaves 0 out.\n\n" + summary(plain),
     ]
     if rivals := pairs(plain):

@@ -132,11 +132,9 @@ def summary(found: list[Group]) -> str:
             if result is None:
                 continue
             both.append((result.sooner.mean, result.sooner_steps.mean, result.final.mean))
-            mark = "" if not result.final.clear else "*"
-            row[group.problem] = (
-                f"{result.sooner.mean:.2f} / {result.sooner_steps.mean:.2f} / "
-                f"{100 * (result.final.mean - 1):+.1f}%{mark}"
-            )
+            final = f"{100 * (result.final.mean - 1):+.1f}%"
+            final = f"**{final}**" if result.final.clear else final
+            row[group.problem] = f"{result.sooner.mean:.2f} / {result.sooner_steps.mean:.2f} / {final}"
         means = [math.exp(statistics.mean(map(math.log, numbers))) for numbers in zip(*both, strict=True)]
         row[f"mean of {len(found)}"] = "" if len(both) < len(found) else f"{means[0]:.2f} / {means[1]:.2f}"
         rows.append(row)

@@ -23,6 +23,7 @@ class Subproblems(Arm):
     trunk: share of the budget for one net with equal weights, before K copies of its running average go on.
     wide: the one net draws K times the mini-batch, which costs K gradient evaluations a step.
     weighting: makes a weighting of the task gradients, which costs T evaluations for each net and step.
+    options: further ones of MT2OFused.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class Subproblems(Arm):
         trunk: float = 0.0,
         wide: bool = False,
         weighting: Callable[[], Weighting] | None = None,
+        **options: object,
     ) -> None:
         super().__init__(setting)
-        self.rule, self.wide, self.weighting = rule, wide, weighting
+        self.rule, self.wide, self.weighting, self.options = rule, wide, weighting, options
         self.branches_at = trunk * setting.budget
         self.template = self.new_net()
         self._start(self.template, 1 if trunk else self.problem.rows)
@@ -43,7 +45,9 @@ class Subproblems(Arm):
     def _start(self, net: nn.Module, rows: int) -> None:
         self.rows, self.net = rows, copies(net, rows)
         one = rows == 1
-        options = {} if self.weighting is None or one else {"scalarization": None, "weighting": self.weighting()}
+        options = {} if one else dict(self.options)
+        if self.weighting is not None and not one:
+            options |= {"scalarization": None, "weighting": self.weighting()}
         self.optimizer = MT2OFused(
             self.net.parameters(),
             num_tasks=self.problem.num_tasks,
