@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..measure import table
 from .arms import ARMS, CONTROL
-from .plan import SEARCH_SEEDS, Series
+from .plan import SEARCH_SEEDS, Series, best_of
 from .problems import PROBLEMS
 from .runs import Key, Record
 from .statistics import Ratio, compare
@@ -39,6 +39,8 @@ class Group:
     steps: int
     options: str
     runs: Runs
+    edges: frozenset[str]
+    """Arms whose best rate is at the edge of a grid that would not grow further."""
 
     @property
     def learned(self) -> bool:
@@ -57,8 +59,14 @@ def groups(records: Mapping[Key, Record]) -> list[Group]:
     found = []
     for options, problem, steps in sorted(kinds, key=lambda kind: (kind[0], order.index(kind[1]), kind[2])):
         runs: Runs = {}
+        edges = set()
         for arm in ARMS:
-            lr = Series(problem, arm, steps, options).rate(records)
+            scores = Series(problem, arm, steps, options).scores(records)
+            if None in scores.values():
+                continue
+            lr = best_of(scores)
+            if lr in (min(scores), max(scores)):
+                edges.add(arm)
             mine = {
                 key.seed: record
                 for key, record in records.items()
@@ -67,7 +75,7 @@ def groups(records: Mapping[Key, Record]) -> list[Group]:
             if mine:
                 runs[arm] = mine
         if CONTROL in runs:
-            found.append(Group(problem, steps, options, runs))
+            found.append(Group(problem, steps, options, runs, frozenset(edges)))
     return found
 
 
@@ -92,7 +100,8 @@ def problem_table(group: Group) -> str:
         rate = next(iter(runs.values())).key.lr
         seconds = statistics.median(record.seconds for record in runs.values())
         main = compare(runs, control)
-        row: dict[str, object] = {"arm": arm, "rate": f"{rate:g}", "n": len(runs.keys() & control.keys())}
+        edge = " (edge)" if arm in group.edges else ""
+        row: dict[str, object] = {"arm": arm, "rate": f"{rate:g}{edge}", "n": len(runs.keys() & control.keys())}
         if main is not None and arm != CONTROL:
             row |= {
                 "final HV": percent(main.final),

@@ -62,7 +62,7 @@ ARMS: dict[str, Entry] = {
     "wbranch25": _subproblems("as branch25, the one net with K times the batch", tier=1, trunk=0.25, wide=True),
     "cosmos": Entry("COSMOS: one net with the preference as input", Cosmos, 1, needs_inputs=True),
     "rk-t25": Entry("as rk; equal weights for the first 25%", partial(_points, trunk=0.25), 1),
-    "phn": Entry("Pareto hypernetwork, compact", Hypernetwork),
+    "phn": Entry("Pareto hypernetwork, compact: its own products are not counted in GE", Hypernetwork, 1),
     "hat": _subproblems("Hat(1)", Hat),
     "neighbours": _subproblems("Neighbours(0.1, width=0.15)", lambda: Neighbours(0.1, 0.15)),
     "mgd": _subproblems("MGD()", MGD),
