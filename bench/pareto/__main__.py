@@ -67,7 +67,11 @@ def main(argv: list[str] | None = None, folder: Path = FOLDER) -> None:
     )
     end = None if chosen.minutes is None else time.monotonic() + 60 * chosen.minutes
     for problem in plan.problems:  # data that is missing is told of before hours are spent
-        PROBLEMS[problem].parts()
+        try:
+            PROBLEMS[problem].parts()
+        except (FileNotFoundError, ImportError) as error:
+            rest = ",".join(name for name in plan.problems if name != problem)
+            raise SystemExit(f"{problem}: {error}; or go without it: --problems {rest}") from error
     drive(plan, folder, chosen.workers, lambda: end is not None and time.monotonic() > end)
 
 

@@ -72,7 +72,9 @@ def _overview(plain: list[Group], folder: Path) -> list[str]:
 
     two_tasks = [group for group in plain if PROBLEMS[group.problem].num_tasks == 2]
     figures.forest(plain, folder / "forest.png")
-    figures.clocks(plain, folder / "clocks.png")
+    figures.clocks(
+        [group for group in plain if PROBLEMS[group.problem].optimum is None] or plain, folder / "clocks.png"
+    )
     if two_tasks:
         figures.fronts(two_tasks[:3], folder / "front.png")
     parts = [

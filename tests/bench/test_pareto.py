@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.pareto.__main__ import main
 from bench.pareto.arms import ARMS, CONTROL, Setting
 from bench.pareto.arms.subproblems import Subproblems
 from bench.pareto.arms.vertices import Vertices
@@ -266,3 +267,22 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "dtlz2.jsonl").write_text('{"key":\n')
     with pytest.raises(ValueError, match=r"line 1 of .*dtlz2.jsonl"):
         drive(Plan(("dtlz2",), ("ind",), 1), tmp_path, 0)
+
+
+def test_missing_data_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing() -> dict[str, Part]:
+        raise FileNotFoundError("no garments: `make pareto-data`")
+
+    monkeypatch.setitem(PROBLEMS, "mf", replace(PROBLEMS["mf"], parts=nothing))
+    with pytest.raises(SystemExit, match=r"mf: no garments.*--problems zdt1"):
+        main(["run", "--problems", "zdt1,mf", "--workers", "0"], tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="expected records in"):
+        main(["report"], tmp_path)
+
+
+@pytest.mark.parametrize("words", [["--arms", "ind,nothing"], ["--problems", "mnist"], ["--options", "batch5"]])
+def test_unknown_names_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", *words])
+    assert words[1].split(",")[-1] in capsys.readouterr().err
