@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,12 @@ def two_labels(logits: Tensor, x: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([mean_cross_entropy(logits[:, :, t], labels[:, :, t]) for t in range(2)], 1)
 
 
+_garments = lru_cache(maxsize=1)(fashion_mnist)  # decoding takes a second
+
+
 def garment_pools(generator: torch.Generator) -> dict[str, tuple[Tensor, Tensor]]:
     """50,000 garments for training, 10,000 for validation, and the test set: no garment is in two of them."""
-    parts = fashion_mnist()
+    parts = _garments()
     images, labels = parts["train"]
     order = torch.randperm(len(images), generator=generator)
     train, validation = order[:50_000], order[50_000:]
@@ -51,6 +54,7 @@ def garment_pools(generator: torch.Generator) -> dict[str, tuple[Tensor, Tensor]
     }
 
 
+@lru_cache(maxsize=1)
 def _pairs() -> dict[str, Part]:
     generator = torch.Generator().manual_seed(12345)
     parts = {}
