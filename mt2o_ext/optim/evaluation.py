@@ -17,7 +17,7 @@ Evaluation = Tensor | Sequence[Tensor] | tuple[Tensor | Sequence[Tensor], Mappin
 
 
 class Evaluated:
-    """What a user's function has found out about subproblems.
+    """Results of a user's function for subproblems.
 
     Args:
         num_subproblems: K.

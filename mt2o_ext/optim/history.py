@@ -138,7 +138,7 @@ class Recorder:
         self._count += 1
 
     def history(self) -> StepHistory:
-        """What was recorded, on the host: this waits for the device."""
+        """The recorded steps, on the host: this waits for the device."""
         number = min(self._count, self._length)
         order = torch.arange(self._count - number, self._count, dtype=torch.int64)
         rows = {name: ring.cpu()[order % self._length] for name, ring in self._rings.items()}

@@ -27,7 +27,7 @@ def group(**options: Any) -> list[dict[str, Any]]:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "K": (lambda: MT2OFused(one(), num_tasks=2, num_subproblems=257), ValueError, "num_subproblems must be at most"),
+    "K": (lambda: MT2OFused(one(), num_tasks=2, num_subproblems=257), ValueError, "num_subproblems <= 256, got 257"),
     "T of a Gram matrix": (lambda: WeightedFused(one(), num_tasks=257, weighting="UPGrad"), ValueError, "<= 256"),
     "T of rows": (lambda: WeightedFused(one(), num_tasks=1025, weighting="GradDrop"), ValueError, "<= 1024"),
     "T kept": (lambda: WeightedFused(one(), num_tasks=1025, accumulate=True), ValueError, "<= 1024"),

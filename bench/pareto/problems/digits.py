@@ -1,8 +1,6 @@
-"""Two-digit images: the data of `make demo`, with its canvas pooled to 18 x 18."""
+"""Two-digit images: the data of `make demo`."""
 
 from __future__ import annotations
-
-from torch.nn import functional as F
 
 from mt2o_ext.demo.digits import TASKS, make_pairs
 
@@ -13,7 +11,7 @@ from .garments import LeNet, two_labels
 def _parts() -> dict[str, Part]:
     pairs = make_pairs((20_000, 1_000, 2_000), seed=12345)
     parts = {"train": pairs.train, "validation": pairs.validation, "test": pairs.test}
-    return {part: (F.avg_pool2d(each.tensors[0], 2), each.tensors[1]) for part, each in parts.items()}
+    return {part: (each.tensors[0], each.tensors[1]) for part, each in parts.items()}
 
 
 DIGITS = Problem(
