@@ -408,7 +408,7 @@ class FlatOptimizer(SavedState):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """float64 [K]: how long the combined gradient of each subproblem was in the last step.
+        """float64 [K]: how long the combined gradient of each subproblem (of each vertex) was in the last step.
 
         That is before ``max_norm`` shortened it; None without ``max_norm``, which measures it.
         """
@@ -438,7 +438,16 @@ class FlatOptimizer(SavedState):
             warnings.warn(text, UserWarning, stacklevel=stacklevel)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets all gradients, those of all subproblems."""
+        """Forgets all gradients, those of all subproblems.
+
+        Raises:
+            RuntimeError: inside of a loop over tasks(), where it would drop the tasks before.
+        """
+        if self._now.visit is not None:
+            raise RuntimeError(
+                "expected zero_grad() before or after the loop over tasks(), got it inside, where it would drop the "
+                "gradients of the tasks before: leave it out, because step() uses the gradients up"
+            )
         super().zero_grad(set_to_none)
         self._forget()
 

@@ -27,7 +27,7 @@ from .blend import Blend, hold_rows
 from .branch import branched
 from .buffers import Buffers
 from .history import StepHistory
-from .mt2o_options import Inner, blend_of, front_of, inner_of, objective_of
+from .mt2o_options import Front, Inner, blend_of, front_of, inner_of, objective_of
 from .mt2o_state import Parts
 from .step import Plan, StepInputs, moments_of
 from .subproblems import OneModel
@@ -82,8 +82,8 @@ class MT2OFused(OneModel):
             ``context -> M`` with rows that sum to one.
         order: "consensus" (above) or "adapt_then_combine": theta <- M (theta - u).
         ema: decay of a running average of every subproblem's parameters (0.98, say), or None.
-        max_norm: shortens the gradient of each subproblem to this length, all parameters as one vector, before the base
-            rule sees it; ``grad_norm`` tells how long it was.  None: never.
+        max_norm: shortens the gradient of each subproblem to this length (with vertices, that of each vertex), all
+            parameters as one vector, before the base rule sees it; ``grad_norm`` tells how long it was.  None: never.
         stacked: the parameters have a leading dimension K (:class:`mt2o_ext.SubproblemBank`).
         buffers: ``model.buffers()`` where the model has BatchNorm or the like: each subproblem keeps its own.
         front: "rows": K models are trained, and transfer blends them.  "vertices": T models are trained, one for each
@@ -163,7 +163,7 @@ class MT2OFused(OneModel):
         refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
         super().__init__(
             params,
-            {"lr": base.lr if lr is None else lr, "transfer": True, **base.defaults()},
+            {"lr": base.lr if lr is None else lr, **self._of_rows(made), **base.defaults()},
             base,
             Buffers(made.num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=made.vertices),
             tasks=tasks,
@@ -244,16 +244,23 @@ class MT2OFused(OneModel):
 
     _family = "mt2o"
 
+    @staticmethod
+    def _of_rows(front: Front) -> dict[str, Any]:
+        """Options of a group that rows have and vertices have not."""
+        return {} if front.vertices is not None else {"transfer": True}
+
     def __repr__(self) -> str:
         options = (
             f"num_tasks={self._num_tasks}, num_subproblems={self._num_subproblems}, "
             f"scalarization={self._objective.scalarization}, "
             f"weighting={None if self._tasks is None else type(self._tasks.weigher.weighting).__name__}, "
-            f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}, ema={self._ema}"
+            f"ema={self._ema}, "
         )
-        if self._buffers.vertices is not None:
-            vertices = self._buffers.vertices
-            options += f", front='vertices', points={vertices.num_points}, concentration={vertices.concentration}"
+        vertices = self._buffers.vertices
+        if vertices is None:
+            options += f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}"
+        else:
+            options += f"front='vertices', points={vertices.num_points}, concentration={vertices.concentration}"
         return super().__repr__().replace(" (", f" ({options}", 1)
 
     def _works_in_wrapper(self) -> bool:
@@ -325,9 +332,11 @@ class MT2OFused(OneModel):
         Raises:
             TypeError: for losses that are no tensors, before any gradient is computed.
             ValueError: for another number of losses or no graph, before any gradient is computed.
+            RuntimeError: while the model shows running averages, or a point of the front by `at`.
         """
         buffers, row = self._buffers, self._row
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
+        self._check_trained_shown()
         self._look_for_ranks()
         if buffers.keeps_rows and not self._model_buffers.shown and not self._now.graph_checked:
             check_running_statistics(stacked, self._warn_once)

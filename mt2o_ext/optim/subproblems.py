@@ -45,11 +45,7 @@ class OneModel(FlatOptimizer):
         return len(self.preferences)
 
     def _synchronize(self) -> None:
-        if self._now.averaged:
-            raise RuntimeError(
-                "the parameters are running averages, or a point of the front, now: leave the context that shows them "
-                "first"
-            )
+        self._check_trained_shown()
         super()._synchronize()
 
     @torch.no_grad()
@@ -185,7 +181,7 @@ class OneModel(FlatOptimizer):
         """With ``front="vertices"``: in this context the model is the point of the front at any preference.
 
         The parameters are tensors of their own here.  They belong to no row that is trained: what is changed in them
-        is dropped, with a warning.
+        is dropped, with a warning, and so are gradients that are made there.
 
         Args:
             preference: [T] on the simplex.
@@ -198,25 +194,41 @@ class OneModel(FlatOptimizer):
         self._check_one_model()
         if self._buffers.vertices is None:
             raise RuntimeError('expected an optimizer with front="vertices" for at(), got K rows: use subproblem(k)')
-        weights = check_preferences(torch.as_tensor(preference, dtype=torch.float64).reshape(1, -1), 1, self._num_tasks)
-        weights = weights.to(self._buffers.device)
+        weights = self._checked_preference(preference)
         if ema:
             self._check_average("ema=True")
         name, outer = "ema" if ema else None, self._now.point
         if outer is None:
             self._leave()
             self._take_changes()
+        kept = [(p, p.grad) for _, p in self._parameters()]
         self._show_point(name, weights)
+        for p, _ in kept:
+            p.grad = None
         try:
             yield
             self._warn_of_dropped_changes(name, weights)
         finally:
-            self._drop_stored_gradients()
+            for p, grad in kept:  # those made inside are of a point that is in no step
+                p.grad = grad
             self._now.averaged, self._now.point = False, None
             if outer is None:
                 self._return(self._now.row, detached=False)
             else:
                 self._show_point(*outer)
+
+    def _checked_preference(self, preference: Any) -> Tensor:
+        """float64 [1, T] on the device."""
+        try:
+            weights = torch.as_tensor(preference, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            weights = torch.zeros((), dtype=torch.float64)
+        if weights.shape != (self._num_tasks,):
+            raise ValueError(
+                f"expected a preference for at() as {self._num_tasks} weights of the tasks, got {preference!r:.80}: "
+                "give one number for each task, which sum to 1"
+            )
+        return check_preferences(weights.unsqueeze(0), 1, self._num_tasks).to(self._buffers.device)
 
     def _show_point(self, name: str | None, weights: Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad():
@@ -234,6 +246,13 @@ class OneModel(FlatOptimizer):
             flat.take_changes()
 
     def _warn_of_dropped_changes(self, name: str | None, weights: Tensor) -> None:
+        if any(p.grad is not None for _, p in self._parameters()):
+            self._warn_once(
+                "dropped gradients",
+                'gradients were made inside of at() or subproblem() of front="vertices", at a point that is in no '
+                "step: they are dropped. optimizer.points tells the points of a step, and the model is one of them outside.",
+                stacklevel=6,
+            )
         for flat in self._vertex_flats():
             row = flat.at(weights, None if name is None else flat.buffers[name])
             views = [flat.rows_of(row, segment)[0] for segment in range(len(flat.parameters))]
@@ -351,6 +370,13 @@ class OneModel(FlatOptimizer):
         return ParetoFront(found.losses, preferences, reference, task_names, found.metrics, found.states)
 
     # ------------------------------------------------------------------ checks
+    def _check_trained_shown(self) -> None:
+        if self._now.averaged:
+            raise RuntimeError(
+                "the parameters are running averages, or a point of the front, now: leave the context that shows them "
+                "first"
+            )
+
     def _check_average(self, what: str) -> None:
         if self._ema is None:
             raise ValueError(f"{what} needs an optimizer with a running average: MT2OFused(..., ema=0.98)")

@@ -356,15 +356,18 @@ def test_a_loop_after_a_failed_one_begins_anew() -> None:
     assert same(values(one), values(other))
 
 
-def test_zero_grad_in_a_loop_forgets_what_was_given() -> None:
+def test_zero_grad_in_a_loop_is_refused() -> None:
+    """A habit of loops over mini-batches, which would train on the last task alone."""
     one, other = Net(), Net()
     first, second = made(one), made(other)
     for task in first.tasks():
         if task == 1:
-            first.zero_grad()
+            with pytest.raises(RuntimeError, match="before or after the loop"):
+                first.zero_grad()
         first.backward(one.loss(task, task))
     first.step()
-    loop(second, lambda task: None if task == 0 else other.loss(task, task))
+    first.zero_grad()
+    loop(second, lambda task: other.loss(task, task))
     second.step()
     assert same(values(one), values(other))
 

@@ -529,5 +529,38 @@ def test_calls_that_do_not_fit() -> None:
         pass
     with optimizer.at([0.5, 0.5]), pytest.raises(RuntimeError, match="leave the context"):
         step(optimizer, model, Batches(), "closure")
+    for wrong in ([1.0], "ab", None, [[0.5, 0.5]]):
+        with pytest.raises(ValueError, match="expected a preference for at"), optimizer.at(wrong):  # type: ignore[arg-type]
+            pass
     with pytest.raises(ValueError, match="transfer=False"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "transfer": False})
+
+
+def gradients_at_a_corner(optimizer: MT2OFused, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    with optimizer.at([1.0, 0.0]):
+        with pytest.raises(RuntimeError, match="leave the context"):
+            optimizer.backward(task_losses(model(x), y))
+        task_losses(model(x), y).sum().backward()
+
+
+@pytest.mark.parametrize("points", [1, K])
+def test_gradients_of_a_shown_point_are_refused_or_dropped_with_a_warning(points: int) -> None:
+    """They are of a point that is in no step; those made before the context count."""
+    model, same = make_model(), make_model()
+    optimizer, plain = make(model, points=points), make(same, points=points)
+    x, y = next(Batches())
+    for k in optimizer.subproblems():
+        optimizer.backward(task_losses(model(x), y))
+        if k == 0:
+            with pytest.warns(UserWarning, match="gradients were made inside"):
+                gradients_at_a_corner(optimizer, model, x, y)
+    optimizer.step()
+    for _ in plain.subproblems():
+        plain.backward(task_losses(same(x), y))
+    plain.step()
+    assert_same(vertices(optimizer, model), vertices(plain, same))
+
+
+def test_what_it_says_of_itself() -> None:
+    text = repr(make(make_model(), points=3))
+    assert "front='vertices', points=3" in text and "transfer" not in text and "order" not in text
