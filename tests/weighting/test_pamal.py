@@ -87,6 +87,11 @@ def test_a_point_that_is_skipped_takes_no_part():
         assert found[skipped].isnan().all()
         expected = PaMaL(regularization=0.5)(losses=losses[others], preferences=POINTS[others])
         assert_close(found[others], expected)
+        value = float(regulariser(POINTS[others].tolist(), losses[others]))
+        total = float((POINTS * losses)[others].sum())
+        for factor, counts in ((0.99, True), (1.01, False)):  # nor in the rule for when the regulariser counts
+            found = PaMaL(regularization=factor * total / value)(losses=broken, preferences=POINTS)
+            assert torch.equal(found[others], POINTS[others]) != counts
     for alone in (1, 0):  # one point has nobody to be compared with
         weighting.bind(4, 3, 1, "cpu")
         finite = torch.arange(4) < alone
