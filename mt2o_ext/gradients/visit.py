@@ -114,9 +114,9 @@ def check_alone(visit: TaskVisit | None) -> None:
         )
 
 
-def words_about(missed: tuple[int, ...]) -> str:
+def words_about(missed: tuple[int, ...], consequence: str = "this step takes them as absent") -> str:
     """Return the warning about tasks whose turn has not come."""
     return (
         f"tasks {', '.join(map(str, missed))} have no gradients, because the loop over tasks() was left before their "
-        "turn: this step takes them as absent. Go through all tasks; for one without data call backward(None)"
+        f"turn: {consequence}. Go through all tasks; for one without data call backward(None)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from .parameters import check_parameters
 from .skipped import RefusedCalls
 from .table import GradientTable
 from .tasks import Batch, TaskGradients
-from .visit import TaskVisit, check_alone
+from .visit import TaskVisit, check_alone, words_about
 from .weigher import READS_GRADIENTS, Weigher
 
 __all__ = ["WeightedBackward", "weighted_backward"]
@@ -272,6 +273,9 @@ class WeightedBackward:
         losses, absent = visit.losses(), visit.absent
         if losses is None or not visit.complete:
             self._forget_gradients()
+            if visit.missed:
+                text = words_about(visit.missed, "nothing was combined, and .grad is as it was")
+                warnings.warn(text, UserWarning, stacklevel=4)
             return
         lacking = f" without tasks {sorted(absent)}" if absent else ""
         table = self._averages.of_losses(losses, f"tasks(){lacking}")

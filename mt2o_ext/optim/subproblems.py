@@ -250,7 +250,7 @@ class OneModel(FlatOptimizer):
             self._warn_once(
                 "dropped gradients",
                 'gradients were made inside of at() or subproblem() of front="vertices", at a point that is in no '
-                "step: they are dropped. optimizer.points tells the points of a step, and the model is one of them outside.",
+                "step: they are dropped. optimizer.points tells the points of a step, which the model shows outside.",
                 stacklevel=6,
             )
         for flat in self._vertex_flats():
@@ -354,6 +354,14 @@ class OneModel(FlatOptimizer):
             reference: the hypervolume's reference point, one value per task.
             task_names: for plots and tables.
         """
+        if model is not None:
+            model = getattr(model, "_orig_mod", model)  # of torch.compile, which puts it before all names
+            known = set(self._buffers.parameters())
+            if not any(p in known for p in model.parameters()):
+                raise ValueError(
+                    "expected model= as the model whose parameters this optimizer trains, got one that has none of "
+                    "them (a copy?): pass the model itself"
+                )
         found = Evaluated(self._num_subproblems, self._num_tasks)
         if self._buffers.stacked:
             trained = not ema and self._buffers.vertices is None

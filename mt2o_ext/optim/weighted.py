@@ -267,7 +267,7 @@ class WeightedFused(FlatOptimizer):
         if not visit.complete:
             return
         if not batch.absent:
-            self._name_unreached(self._round.tables(batch))
+            self._name_unreached([flat.tasks for flat in self._buffers.flats])
         if self._shows:
             self._show()
 

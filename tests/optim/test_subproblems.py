@@ -254,7 +254,7 @@ def test_a_front_of_a_bank_gives_back_models() -> None:
         losses = torch.stack([task_losses(front.model(k, make_model())(x), y) for k in range(K)])
     torch.testing.assert_close(losses.double(), front.losses)
     with pytest.raises(TypeError, match="SubproblemBank"):
-        optimizer.front(lambda: task_losses(bank(x, shared=True), y), model=make_model())
+        optimizer.front(lambda: task_losses(bank(x, shared=True), y), model=nn.ModuleList([bank]))
 
 
 def test_metrics_have_the_same_names_each_time() -> None:
@@ -264,3 +264,14 @@ def test_metrics_have_the_same_names_each_time() -> None:
     names = iter("abcde")
     with pytest.raises(ValueError, match="expected the metrics"):
         optimizer.front(lambda: (task_losses(model(x), y), {next(names): 1.0}))
+
+
+def test_models_of_a_front_are_those_that_are_trained() -> None:
+    model = make_model()
+    optimizer = make(model)
+    x, y = next(Batches(9))
+    with pytest.raises(ValueError, match="pass the model itself"):
+        optimizer.front(lambda: task_losses(model(x), y), model=make_model())
+    compiled = torch.compile(model, backend="eager")
+    front = optimizer.front(lambda: task_losses(model(x), y), model=compiled)
+    assert_same(front.model(1, make_model())[0].weight.detach(), model[0].weight.detach())

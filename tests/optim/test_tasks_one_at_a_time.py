@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import WeightedFused
+from mt2o_ext import WeightedBackward, WeightedFused
 from mt2o_ext.base import AdamW
 from mt2o_ext.weighting import FAMO, MoCo, Needs, Weighting
 from support.weighting.problems import METHODS
@@ -393,3 +393,22 @@ def test_a_weighting_with_a_table_of_another_form_says_where_its_tasks_are() -> 
     loop(optimizer, lambda task: None if task == 1 else model.loss(task, task))
     optimizer.step()
     assert weighting.state_dict()["seen"][0].tolist() == [[1, 0, 1], [0, 0, 0], [1, 0, 1]]
+
+
+def test_a_task_that_comes_in_the_second_loop_is_no_surprise(recwarn: pytest.WarningsRecorder) -> None:
+    model = Net()
+    optimizer = made(model)
+    for micro in range(2):
+        loop(optimizer, lambda task: None if task == 1 and micro == 0 else model.loss(task, micro) / 2)  # noqa: B023
+    optimizer.step()
+    assert not list(recwarn)
+
+
+def test_a_loop_of_backward_that_is_left_early_says_so() -> None:
+    model = Net()
+    backward = WeightedBackward(model.trunk.parameters(), num_tasks=T, weighting="upgrad")
+    rounds = backward.tasks()
+    backward(model.loss(next(rounds), 0))
+    with pytest.warns(UserWarning, match="tasks 1, 2 have no gradients.*nothing was combined"):
+        rounds.close()  # type: ignore[attr-defined]
+    assert all(p.grad is None for p in model.trunk.parameters())
