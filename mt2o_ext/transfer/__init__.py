@@ -22,6 +22,7 @@ from .schedule import ExponentialDecay as ExponentialDecay
 from .schedule import LinearDecay as LinearDecay
 from .schedule import Schedule as Schedule
 from .schedule import WithLearningRate as WithLearningRate
+from .sequence import Sequence as Sequence
 from .spectral import Spectral as Spectral
 from .user import UserTransfer as UserTransfer
 from .user import as_transfer_rule as as_transfer_rule
@@ -33,6 +34,7 @@ __all__ = [
     "LinearDecay",
     "Moments",
     "Schedule",
+    "Sequence",
     "TransferContext",
     "TransferRule",
     "UserTransfer",

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from mt2o_ext.transfer import MGD, CrossLearning, DistanceDecrease, Hat, Mean, Neighbours, Spectral
+from mt2o_ext.transfer import MGD, CrossLearning, DistanceDecrease, Hat, Mean, Neighbours, Sequence, Spectral
 from mt2o_ext.weighting import EPO
 
 from .base import Arm, Setting
 from .conditioned import Cosmos, Hypernetwork
-from .rules import OneThenTheOther, Placebo
+from .rules import Placebo
 from .subproblems import Subproblems
 from .vertices import Vertices
 
@@ -41,8 +41,8 @@ def _subproblems(text: str, rule: object = None, tier: int = 2, **options: objec
 
 
 def _warm(share: float) -> Entry:
-    def rule(steps: int) -> OneThenTheOther:
-        return OneThenTheOther(Mean(1.0), round(share * steps), Spectral())
+    def rule(steps: int) -> Sequence:
+        return Sequence([(Mean(1.0), max(1, round(share * steps))), (Spectral(), None)])
 
     return Entry(f"full consensus for {share:.0%} of the steps, then Spectral", partial(Subproblems, rule=rule), 1)
 

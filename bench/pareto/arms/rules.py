@@ -1,11 +1,11 @@
-"""Transfer rules that the package does not have: the placebo, and one rule after another."""
+"""A transfer rule that the package does not have: the placebo."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mt2o_ext.transfer import Spectral, TransferContext, TransferRule
+from mt2o_ext.transfer import Spectral
 
 
 class Placebo(Spectral):
@@ -14,27 +14,3 @@ class Placebo(Spectral):
     def bind(self, preferences: Tensor) -> None:
         order = torch.randperm(len(preferences), generator=torch.Generator().manual_seed(7))
         super().bind(preferences[order.to(preferences.device)])
-
-
-class OneThenTheOther(TransferRule):
-    """`first` for so many steps, `then` after them."""
-
-    def __init__(self, first: TransferRule, steps: int, then: TransferRule) -> None:
-        super().__init__()
-        self.first, self.steps, self.then = first, steps, then
-        self.counts_steps = True
-        self.needs_gram = first.needs_gram or then.needs_gram
-
-    def bind(self, preferences: Tensor) -> None:
-        super().bind(preferences)
-        self.first.bind(preferences)
-        self.then.bind(preferences)
-
-    def at(self, step: int) -> TransferRule:
-        return self.first if step < self.steps else self.then
-
-    def due(self, step: int) -> bool:
-        return self.at(step).due(step)
-
-    def matrix(self, context: TransferContext) -> Tensor | None:
-        return self.at(context.step).matrix(context)
