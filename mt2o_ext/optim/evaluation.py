@@ -17,7 +17,7 @@ Evaluation = Tensor | Sequence[Tensor] | tuple[Tensor | Sequence[Tensor], Mappin
 
 
 class Evaluated:
-    """What a user's function has found out about subproblems.
+    """Losses and metrics of subproblems, as a user's function has found them.
 
     Args:
         num_subproblems: K.

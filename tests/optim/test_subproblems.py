@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -264,3 +265,10 @@ def test_metrics_have_the_same_names_each_time() -> None:
     names = iter("abcde")
     with pytest.raises(ValueError, match="expected the metrics"):
         optimizer.front(lambda: (task_losses(model(x), y), {next(names): 1.0}))
+
+
+def test_a_front_keeps_states_of_its_own_model_only() -> None:
+    model = make_model()
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, num_subproblems=3, transfer=None)
+    with pytest.raises(ValueError, match="a copy"):
+        optimizer.front(lambda: torch.zeros(2), model=copy.deepcopy(model))
