@@ -373,3 +373,14 @@ def test_a_weighting_with_a_table_of_another_form_says_where_its_tasks_are() -> 
     loop(optimizer, lambda task: None if task == 1 else model.loss(task, task))
     optimizer.step()
     assert weighting.state_dict()["seen"][0].tolist() == [[1, 0, 1], [0, 0, 0], [1, 0, 1]]
+
+
+@SHOWN
+def test_a_task_that_is_absent_at_first_makes_no_warning(show_grad: bool, recwarn: pytest.WarningsRecorder) -> None:
+    """The shared parameters have gradients in both loops, and the head in the second one."""
+    model = Net()
+    optimizer = made(model, show_grad=show_grad)
+    loop(optimizer, lambda task: None if task == 1 else model.loss(task, task))
+    loop(optimizer, lambda task: model.loss(task, task))
+    optimizer.step()
+    assert [str(warning.message) for warning in recwarn] == []
