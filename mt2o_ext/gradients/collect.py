@@ -157,7 +157,7 @@ def collect_sum(
     through the part of the graph that leads to them.
     """
     live = [slot for slot in slots if slot.parameter.requires_grad]
-    if not live:
+    if short and not live:  # else there may be parameters of nobody here, behind a frozen trunk, say
         return
     parameters = [slot.parameter for slot in live]
     known = set(map(id, parameters))

@@ -191,6 +191,7 @@ class WeightedBackward:
         Raises:
             TypeError: for losses that are no tensors, before any gradient is computed.
             ValueError: for losses or features that do not fit, before any gradient is computed.
+            RuntimeError: if the losses reach none of the parameters, for a weighting of gradients that are stored.
         """
         points = [features] if isinstance(features, Tensor) else list(features)
         if self._visit is not None:
@@ -220,6 +221,7 @@ class WeightedBackward:
         else:
             with together(self._averages.ranks):
                 self._tasks.collect(scalars, 0, retain_graph=retain_graph)
+                self._check_reached()
             weights = self._from_buffer(table, absent, factor)
         return self._done(weights, table)
 
@@ -277,11 +279,25 @@ class WeightedBackward:
                 text = words_about(visit.missed, "nothing was combined, and .grad is as it was")
                 warnings.warn(text, UserWarning, stacklevel=4)
             return
+        with together(self._averages.ranks):
+            self._check_reached()
         lacking = f" without tasks {sorted(absent)}" if absent else ""
         table = self._averages.of_losses(losses, f"tasks(){lacking}")
         scaler = visit.scaler
         factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=losses.device))
         self._done(self._from_buffer(table, absent, factor), table)
+
+    def _check_reached(self) -> None:
+        """Refuses gradients of none of the parameters: then ``.grad`` would hold a plain sum, which nothing weights."""
+        tables = self._tasks.tables
+        trained = any(p.requires_grad for table in tables for p in table.layout.parameters)
+        if trained and not any(any(table.reached()) for table in tables):
+            self._forget_gradients()
+            raise RuntimeError(
+                "expected losses of the parameters that were given, but backward reached none of them: were they "
+                "replaced in the model since (by fully_shard, load_state_dict(assign=True), another model)? Then make "
+                "a new WeightedBackward, after fully_shard"
+            )
 
     def _forget_gradients(self) -> None:
         for table in self._tasks.tables:

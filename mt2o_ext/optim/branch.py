@@ -28,9 +28,15 @@ def branched(kind: type[MT2OFused], optimizer: torch.optim.Optimizer, options: d
             f"expected an optimizer of one model, or of a front on vertices, got {optimizer._buffers.num_rows} "
             "subproblems: load their state dict, which keeps them"
         )
+    if front is not None and options.get("front") == "vertices":
+        _check_tasks(optimizer, options)
     base = as_base_rule(options["base"]) if "base" in options else _base_of(optimizer)
     ours = {"lr", "transfer", *base.defaults()}
     dropped = {*(set(optimizer.defaults) - ours), *options, "transfer"}
+    if "lr" in options:
+        dropped.add("initial_lr")  # of the old schedule: a new one would begin there, and not at this rate
+    if options.get("weighting") is None:
+        dropped.add("task")  # without a weighting a head needs no mark: its gradient is of its own loss anyway
     groups = [{key: value for key, value in group.items() if key not in dropped} for group in optimizer.param_groups]
     saved = {p: dict(state) for p, state in optimizer.state.items() if isinstance(p, Tensor)}
     made = kind(groups, **{**options, "base": base})
@@ -47,6 +53,16 @@ def _front_of(optimizer: torch.optim.Optimizer) -> str | None:
     if isinstance(optimizer, FlatOptimizer) and optimizer._buffers.vertices is not None:
         return "vertices" if optimizer._ema is None else "ema"
     return None
+
+
+def _check_tasks(optimizer: torch.optim.Optimizer, options: dict[str, Any]) -> None:
+    """Checks that there is a vertex for each task of the new front."""
+    tasks = optimizer.preferences.shape[1]  # type: ignore[attr-defined]
+    if options.get("num_tasks", tasks) != tasks:
+        raise ValueError(
+            f"expected num_tasks={tasks}, a task for each vertex that goes on, got {options['num_tasks']}: make the "
+            "optimizer with as many, or branch to rows"
+        )
 
 
 def _base_of(optimizer: torch.optim.Optimizer) -> BaseRule:
@@ -66,12 +82,18 @@ def _take(made: MT2OFused, p: Tensor, saved: dict[str, Any], front: str | None) 
     group = next(group for group, q in made._parameters() if q is p)
     expected = made._views.expected(group, p)
     own = made.state[p]
-    if front is not None:
+    if front is not None and made._buffers.vertices is None:
         rows = torch.tensordot(made.preferences, saved[front].to(made.preferences), 1)
         for key in ("subproblems", *made._copies):
             own[key] = rows.to(saved[front].dtype)
         return
+    if front is not None:  # the same vertices go on, as they are
+        saved = {**dict.fromkeys(made._copies, saved["vertices"]), **saved}
+    left_out = {"subproblems", "transfer_base"} if front is not None else {"subproblems", "vertices", "transfer_base"}
+    moments = expected.keys() - {"step", "subproblems", "vertices", "transfer_base", *made._copies}
+    if not all(isinstance(saved.get(key), Tensor) for key in moments):  # of another rule: they start anew, and so
+        left_out |= {"step", *moments}  # does the count that corrects their bias
     for key, shape in expected.items():
         value = saved.get(key)
-        if isinstance(value, Tensor) and key not in ("subproblems", "vertices", "transfer_base"):
+        if isinstance(value, Tensor) and key not in left_out:
             own[key] = value.detach().to(torch.float32 if key == "step" else value.dtype).expand(shape).clone()

@@ -189,8 +189,9 @@ class MT2OFused(OneModel):
         From an optimizer of one model (torch.optim's SGD, Adam or AdamW, or one of this package), every subproblem, or
         vertex, starts as that model, with its moments, counts of steps and running average.  From a front on vertices,
         subproblem k starts as the point at ``preferences[k]``, of the running averages if there are any; moments start
-        anew.  Gradients are dropped.  Learning rates and other options come from the parameter groups; do not use the
-        old optimizer any more.
+        anew.  From a front on vertices to another one, the vertices go on with their moments and averages, and points
+        are drawn anew.  Gradients are dropped.  Learning rates and other options come from the parameter groups; do
+        not use the old optimizer any more.
 
             trunk = torch.optim.AdamW(model.parameters(), lr=1e-3)      # one model, on the mean of the losses
             ...

@@ -334,6 +334,15 @@ class OneModel(FlatOptimizer):
                     self._model_buffers.keep_evaluated(key, k)
 
     # ------------------------------------------------------------------ the front
+    def _check_model(self, model: nn.Module) -> None:
+        """Checks that a model is the one that is trained."""
+        held = {id(p) for group in self.param_groups for p in group["params"]}
+        if held.isdisjoint(id(p) for p in model.parameters()):
+            raise ValueError(
+                f"expected model= with the parameters of this optimizer, got a {type(model).__name__} with none of "
+                "them, which is the same at each subproblem: pass the model that is trained, not a copy"
+            )
+
     def front(
         self,
         evaluate: Callable[[], Evaluation],
@@ -353,15 +362,13 @@ class OneModel(FlatOptimizer):
                 ``front.model(k, template)`` gives models back, also of a front that was saved and loaded.
             reference: the hypervolume's reference point, one value per task.
             task_names: for plots and tables.
+
+        Raises:
+            ValueError: for a model with none of the optimizer's parameters, before anything is evaluated.
         """
         if model is not None:
             model = getattr(model, "_orig_mod", model)  # of torch.compile, which puts it before all names
-            known = set(self._buffers.parameters())
-            if not any(p in known for p in model.parameters()):
-                raise ValueError(
-                    "expected model= as the model whose parameters this optimizer trains, got one that has none of "
-                    "them (a copy?): pass the model itself"
-                )
+            self._check_model(model)
         found = Evaluated(self._num_subproblems, self._num_tasks)
         if self._buffers.stacked:
             trained = not ema and self._buffers.vertices is None

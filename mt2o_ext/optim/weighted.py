@@ -267,7 +267,7 @@ class WeightedFused(FlatOptimizer):
         if not visit.complete:
             return
         if not batch.absent:
-            self._name_unreached([flat.tasks for flat in self._buffers.flats])
+            self._name_unreached(self._round.collected(batch))
         if self._shows:
             self._show()
 
@@ -301,7 +301,7 @@ class WeightedFused(FlatOptimizer):
         batch.add_losses(0, own)
         batch.scaler = scaler
         if not batch.absent:  # whose heads have no gradient, as they should
-            self._name_unreached(self._round.tables(batch))
+            self._name_unreached(self._round.collected(batch))
         if self._ranks is not None:
             self._ranks.count(0)
 

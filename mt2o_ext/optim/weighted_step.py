@@ -127,6 +127,10 @@ class TaskRound:
         combined = self.is_combined(batch)
         return [flat.combined if combined else flat.tasks for flat in self._buffers.flats]
 
+    def collected(self, batch: Batch) -> list[GradientTable]:
+        """The tables with what backward has collected, also where ``.grad`` shows its combination already."""
+        return [flat.tasks if batch.early_weights is None else flat.combined for flat in self._buffers.flats]
+
     def take(self, batch: Batch, scaling: Scaling) -> None:
         """Takes what others made of ``.grad``, if the gradients are there."""
         if batch.shown or (self.is_combined(batch) and batch.early_weights is None):

@@ -266,3 +266,29 @@ def test_bad_input_changes_nothing(name: str) -> None:
     with pytest.raises(error, match=text):
         function(model)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("collect", ["sequential", "batched"])
+def test_losses_of_other_parameters_are_refused(collect: str) -> None:
+    """Else ``.grad`` of the new ones would be that of the plain sum, without a word."""
+    model = Towers()
+    backward = WeightedBackward(model.groups(), num_tasks=3, weighting=MGDA(), collect=collect)
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    with pytest.raises(RuntimeError, match=r"reached none of them.*assign=True"):
+        backward(model.losses(batch_of(0)))
+    if collect == "sequential":
+        turns = backward.tasks()
+        for task in range(3):
+            assert next(turns) == task
+            backward(model.losses(batch_of(0))[task])
+        with pytest.raises(RuntimeError, match="reached none of them"):
+            next(turns)  # the end of the loop
+
+
+def test_heads_of_no_group_are_trained_behind_a_frozen_trunk_too() -> None:
+    model = Towers()
+    backward = WeightedBackward(model.trunk.parameters(), num_tasks=3, weighting=MGDA())
+    model.trunk.requires_grad_(False)
+    backward(model.losses(batch_of(0)))
+    grads = gradients(model)
+    assert grads[0] is None and grads[-1] is not None

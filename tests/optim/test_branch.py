@@ -117,3 +117,58 @@ def test_what_cannot_be_branched_from() -> None:
     bank = SubproblemBank(model, K)
     with pytest.raises(ValueError, match="stacked=False"):
         MT2OFused.branch_from(torch.optim.SGD(bank.parameters()), num_tasks=2, num_subproblems=K, stacked=True)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_vertices_go_on_as_vertices(ema: float | None) -> None:
+    """Learning rate and points may change; the front, its moments and its averages stay."""
+    model = make_model(torch.float64)
+    options: dict[str, Any] = {"num_tasks": 2, "front": "vertices", "ema": ema}
+    front = MT2OFused(model.parameters(), points=1, lr=1e-2, **options)
+    for x, y in (next(Batches(seed, torch.float64)) for seed in range(5)):
+        front.backward(task_losses(model(x), y))
+        front.step()
+    kept = {name: {k: v.clone() for k, v in front.state[p].items()} for name, p in model.named_parameters()}
+    assert any(not torch.equal(*state["vertices"]) for state in kept.values())
+    optimizer = MT2OFused.branch_from(front, points=3, lr=0.1, **options)
+    for name, p in model.named_parameters():
+        assert_same({k: optimizer.state[p][k].clone() for k in kept[name]}, kept[name])
+    averaged = MT2OFused.branch_from(optimizer, points=3, **{**options, "ema": 0.5})
+    for name, p in model.named_parameters():
+        expected = kept[name]["vertices" if ema is None else "ema"]
+        assert_same(averaged.state[p]["ema"].clone(), expected)
+    with pytest.raises(ValueError, match="expected num_tasks=2"):
+        MT2OFused.branch_from(averaged, num_tasks=3, front="vertices")
+
+
+def test_heads_go_on_without_a_weighting() -> None:
+    model = make_model()
+    first, *others = model.parameters()
+    trunk = WeightedFused([{"params": [first]}, {"params": others, "task": 0}], num_tasks=2, weighting="upgrad", lr=0.1)
+    assert all("task" not in group for group in MT2OFused.branch_from(trunk, num_tasks=2).param_groups)
+    kept = MT2OFused.branch_from(trunk, num_tasks=2, weighting="upgrad").param_groups
+    assert [group.get("task") for group in kept] == [None, 0]
+
+
+def test_a_rate_that_is_given_is_where_a_new_schedule_begins() -> None:
+    model = make_model()
+    trunk = torch.optim.SGD(model.parameters(), lr=1e-2)
+    torch.optim.lr_scheduler.StepLR(trunk, 1)
+    optimizer = MT2OFused.branch_from(trunk, num_tasks=2, lr=0.5)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_the_count_of_steps_starts_anew_with_the_moments() -> None:
+    """Else the first moments of the new rule would be corrected as if they were those of many steps."""
+    model = make_model(torch.float64)
+    trunk = torch.optim.RMSprop(model.parameters(), lr=1e-2)
+    train_one(model, trunk, Batches(dtype=torch.float64), 5)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = MT2OFused.branch_from(trunk, num_tasks=2, num_subproblems=K, transfer=None, base="adamw")
+    for _ in optimizer.subproblems():
+        x, y = next(Batches(3, torch.float64))
+        optimizer.backward(task_losses(model(x), y))
+    optimizer.step()
+    for p, old in zip(model.parameters(), before, strict=True):  # Adam's first step is lr * sign(gradient)
+        torch.testing.assert_close((p.detach() - old).abs(), torch.full_like(old, 1e-2), rtol=1e-3, atol=0)

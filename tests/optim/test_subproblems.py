@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -270,8 +271,15 @@ def test_models_of_a_front_are_those_that_are_trained() -> None:
     model = make_model()
     optimizer = make(model)
     x, y = next(Batches(9))
-    with pytest.raises(ValueError, match="pass the model itself"):
+    with pytest.raises(ValueError, match="pass the model that is trained"):
         optimizer.front(lambda: task_losses(model(x), y), model=make_model())
     compiled = torch.compile(model, backend="eager")
     front = optimizer.front(lambda: task_losses(model(x), y), model=compiled)
     assert_same(front.model(1, make_model())[0].weight.detach(), model[0].weight.detach())
+
+
+def test_a_front_keeps_states_of_its_own_model_only() -> None:
+    model = make_model()
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, num_subproblems=3, transfer=None)
+    with pytest.raises(ValueError, match="a copy"):
+        optimizer.front(lambda: torch.zeros(2), model=copy.deepcopy(model))

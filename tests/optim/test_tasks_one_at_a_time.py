@@ -412,3 +412,14 @@ def test_a_loop_of_backward_that_is_left_early_says_so() -> None:
     with pytest.warns(UserWarning, match="tasks 1, 2 have no gradients.*nothing was combined"):
         rounds.close()  # type: ignore[attr-defined]
     assert all(p.grad is None for p in model.trunk.parameters())
+
+
+@SHOWN
+def test_a_task_that_is_absent_at_first_makes_no_warning(show_grad: bool, recwarn: pytest.WarningsRecorder) -> None:
+    """The shared parameters have gradients in both loops, and the head in the second one."""
+    model = Net()
+    optimizer = made(model, show_grad=show_grad)
+    loop(optimizer, lambda task: None if task == 1 else model.loss(task, task))
+    loop(optimizer, lambda task: model.loss(task, task))
+    optimizer.step()
+    assert [str(warning.message) for warning in recwarn] == []
