@@ -303,8 +303,11 @@ class MT2OFused(OneModel):
         Raises:
             TypeError: for losses that are no tensors, before any gradient is computed.
             ValueError: for another number of losses or no graph, before any gradient is computed.
+            RuntimeError: inside of `at`, or of a context that shows running averages: there the gradient would be
+                that of other parameters than those that a step trains.
         """
         buffers, row = self._buffers, self._row
+        self._check_trained()
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
         self._look_for_ranks()
         if buffers.keeps_rows and not self._model_buffers.shown and not self._now.graph_checked:

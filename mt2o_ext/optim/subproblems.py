@@ -44,12 +44,16 @@ class OneModel(FlatOptimizer):
     def _num_subproblems(self) -> int:
         return len(self.preferences)
 
-    def _synchronize(self) -> None:
+    def _check_trained(self) -> None:
+        """Refuses what is for a step while parameters are shown that no step trains."""
         if self._now.averaged:
             raise RuntimeError(
                 "the parameters are running averages, or a point of the front, now: leave the context that shows them "
                 "first"
             )
+
+    def _synchronize(self) -> None:
+        self._check_trained()
         super()._synchronize()
 
     @torch.no_grad()

@@ -532,3 +532,17 @@ def test_calls_that_do_not_fit() -> None:
         step(optimizer, model, Batches(), "closure")
     with pytest.raises(ValueError, match="transfer=False"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "transfer": False})
+
+
+@pytest.mark.parametrize("weighting", [None, UPGrad])
+def test_a_backward_at_another_point_is_refused(weighting: Any) -> None:
+    """It would be taken for the gradient at the points of this step."""
+    model = make_model()
+    optimizer = make(model, points=1, ema=0.9, weighting=None if weighting is None else weighting())
+    x, y = next(Batches())
+    for context in (optimizer.at([0.2, 0.8]), optimizer.subproblem(0), optimizer.subproblem(0, ema=True)):
+        with context, pytest.raises(RuntimeError, match="leave the context"):
+            optimizer.backward(task_losses(model(x), y))
+    assert all(p.grad is None for p in model.parameters())
+    optimizer.backward(task_losses(model(x), y))
+    optimizer.step()
