@@ -333,7 +333,8 @@ class MT2OFused(OneModel):
         Raises:
             TypeError: for losses that are no tensors, before any gradient is computed.
             ValueError: for another number of losses or no graph, before any gradient is computed.
-            RuntimeError: while the model shows running averages, or a point of the front by `at`.
+            RuntimeError: inside of `at`, or of a context that shows running averages: there the gradient would be
+                that of other parameters than those that a step trains.
         """
         buffers, row = self._buffers, self._row
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
@@ -402,8 +403,9 @@ class MT2OFused(OneModel):
         Args:
             closure: returns the losses of the model as it is: T scalars, or [K, T] if stacked.  It is called once for
                 each subproblem, under grad mode, with the model at that subproblem; backward is done here.  A closure
-                that returns None (trainers pass such ones), or of one task a scalar as those of torch.optim do, has
-                done backward itself: it is called once.
+                that returns None (trainers pass such ones), or a scalar as those of torch.optim do where a step has one
+                gradient (one task; one point or one subproblem without a weighting), has done backward itself: it is
+                called once.
 
         Returns:
             The losses, float64 [K, T], if there was a closure that returned them, else None.
@@ -443,10 +445,12 @@ class MT2OFused(OneModel):
 
     def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
         """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself."""
+        one_gradient = self._buffers.num_rows == 1 and self._tasks is None  # of a sum that the user may have made
+        num_tasks = 1 if one_gradient else self._num_tasks
         with torch.enable_grad(), closing(self._rounds()) as rounds:  # closed: back at the subproblem shown before
             next(rounds)
             losses = closure()
-            if backward_done(losses, self._num_tasks):
+            if backward_done(losses, num_tasks):
                 return losses.detach() if isinstance(losses, Tensor) else None
             self.zero_grad()
             try:

@@ -564,3 +564,37 @@ def test_gradients_of_a_shown_point_are_refused_or_dropped_with_a_warning(points
 def test_what_it_says_of_itself() -> None:
     text = repr(make(make_model(), points=3))
     assert "front='vertices', points=3" in text and "transfer" not in text and "order" not in text
+
+
+@pytest.mark.parametrize("weighting", [None, UPGrad])
+def test_a_backward_at_another_point_is_refused(weighting: Any) -> None:
+    """It would be taken for the gradient at the points of this step."""
+    model = make_model()
+    optimizer = make(model, points=1, ema=0.9, weighting=None if weighting is None else weighting())
+    x, y = next(Batches())
+    for context in (optimizer.at([0.2, 0.8]), optimizer.subproblem(0), optimizer.subproblem(0, ema=True)):
+        with context, pytest.raises(RuntimeError, match="leave the context"):
+            optimizer.backward(task_losses(model(x), y))
+    assert all(p.grad is None for p in model.parameters())
+    optimizer.backward(task_losses(model(x), y))
+    optimizer.step()
+
+
+def test_a_trainer_may_do_backward_itself_where_a_step_has_one_point() -> None:
+    """Its closure returns the scalar that it has gone back from, of T tasks too."""
+    model, same = make_model(), make_model()
+    optimizer, plain = make(model, points=1), make(same, points=1)
+    batches, others = Batches(), Batches()
+    for _ in range(3):
+
+        def closure() -> Tensor:
+            x, y = next(batches)
+            loss = (optimizer.points[0].float() * task_losses(model(x), y)).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            return loss
+
+        value = optimizer.step(closure)
+        assert value is not None and value.dim() == 0
+        step(plain, same, others, "loop")
+    torch.testing.assert_close(vertices(optimizer, model), vertices(plain, same), rtol=1e-5, atol=1e-6)
