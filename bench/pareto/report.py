@@ -32,6 +32,8 @@ than one; both are in every table.
   near the front, where volumes are small: wins, no percentages. **Inner rows**: without the extreme trade-offs.
 * BatchNorm's statistics are worked out anew for the averaged weights, from {calibration} training samples, in every
   arm alike. **Seconds**: median time of training in one thread, on a machine with other work: a hint, no measurement.
+* Limits: nets of 800 to 30,000 parameters, and budgets at whose end fronts still rise; a seed changes the initial net
+  and the mini-batches, not the split of the data. A rate marked "edge" is the last one of a grid of seven.
 * A gain over `ind` alone is no claim: it needs a gain over `branch25` and the placebo as well (second table).
 """
 
