@@ -26,8 +26,9 @@ from .base import nothing_left, with_losses
 from .blend import Blend, hold_rows
 from .branch import branched
 from .buffers import Buffers
+from .groups import listed_of
 from .history import StepHistory
-from .mt2o_options import Front, Inner, blend_of, front_of, inner_of, objective_of
+from .mt2o_options import Front, Inner, blend_of, check_equal_slices, front_of, inner_of, objective_of
 from .mt2o_state import Parts
 from .step import Plan, StepInputs, moments_of
 from .subproblems import OneModel
@@ -266,6 +267,17 @@ class MT2OFused(OneModel):
 
     def _works_in_wrapper(self) -> bool:
         return self._tasks is None and self._buffers.vertices is None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as of `FlatOptimizer`; the slices of a bank whose front is on vertices have to be equal.
+
+        Raises:
+            TypeError: as of `FlatOptimizer`.
+            ValueError: as of `FlatOptimizer`, and for slices that differ: all vertices start as one model.
+        """
+        if self._buffers.vertices is not None and self._buffers.stacked and isinstance(param_group, dict):
+            check_equal_slices(listed_of(param_group))
+        super().add_param_group(param_group)
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)

@@ -22,7 +22,7 @@ from .blend import Blend
 from .objective import Objective
 from .vertices import Vertices
 
-__all__ = ["Front", "Inner", "blend_of", "front_of", "inner_of", "objective_of"]
+__all__ = ["Front", "Inner", "blend_of", "check_equal_slices", "front_of", "inner_of", "objective_of"]
 
 
 class Front(NamedTuple):
@@ -168,3 +168,21 @@ def blend_of(
     if transfer is True:
         transfer = Spectral() if len(front.preferences) > 1 else None
     return Blend(as_transfer_rule(transfer), front.preferences, order, moments, warm_up)
+
+
+def check_equal_slices(params: Sequence[Any]) -> None:
+    """Checks that the models of a bank are equal, which has no place for others: its vertices are trained.
+
+    Raises:
+        ValueError: for a parameter whose slices differ.
+    """
+    for p in params:
+        tensor = p[1] if isinstance(p, tuple) else p
+        if isinstance(tensor, Tensor) and tensor.dim() > 0 and tensor.requires_grad:
+            values = tensor.detach()
+            if bool((values != values[:1]).any()):
+                raise ValueError(
+                    'expected equal models in the bank with front="vertices", got a parameter of shape '
+                    f"{list(tensor.shape)} whose slices differ: make the bank from one model, since all vertices start "
+                    "as that"
+                )

@@ -273,6 +273,8 @@ def test_a_bank_is_trained_as_the_loop_is() -> None:
         torch.testing.assert_close(front.losses, of_bank.losses, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="as many as the bank has models"):
         make(bank, stacked=True, points=3)
+    with pytest.raises(ValueError, match="equal models in the bank"):
+        make(bank, stacked=True)  # its slices are points of the step that comes next
 
 
 def test_a_weighting_works_inside_of_each_point() -> None:
