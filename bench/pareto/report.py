@@ -44,7 +44,7 @@ def report(folder: Path) -> None:
     if not records.by_key:
         raise SystemExit(f"expected records in {folder}, got none: run `make pareto` or `make pareto-quick` first")
     found = groups(records.by_key)
-    plain = [group for group in found if not group.options and group.learned]
+    plain = [group for group in found if not group.options and group.says_something]
     parts = [
         HEAD.format(
             ema=EMA,

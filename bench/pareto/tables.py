@@ -17,6 +17,9 @@ from .statistics import Ratio, compare
 Runs = dict[str, dict[int, Record]]
 """Of one problem: arm -> seed -> record, at the arm's chosen rate."""
 
+LEAST_SEEDS = 3
+"""Of the problems in the summary and the figures: an interval of two seeds is as wide as the page."""
+
 PAIRS = (
     ("spec", "placebo"),
     ("spec", "branch25"),
@@ -43,9 +46,10 @@ class Group:
     """Arms whose best rate is at the edge of a grid that would not grow further."""
 
     @property
-    def learned(self) -> bool:
-        """Whether the control has any hypervolume to compare with."""
-        return any(record.validation["main"][-1] > 0 for record in self.runs[CONTROL].values())
+    def says_something(self) -> bool:
+        """Whether the control has seeds enough, and any hypervolume to compare with."""
+        control = self.runs[CONTROL].values()
+        return len(control) >= LEAST_SEEDS and any(record.validation["main"][-1] > 0 for record in control)
 
     @property
     def title(self) -> str:

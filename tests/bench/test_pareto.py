@@ -245,7 +245,7 @@ def results(folder: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_records(tmp_path: Path) -> None:
-    plan = Plan(("dtlz2",), ("ind", "rk"), 2, {"dtlz2": 20})
+    plan = Plan(("dtlz2",), ("ind", "rk"), 3, {"dtlz2": 20})
     whole = drive(plan, tmp_path / "whole", 0)
     calls = count()
     drive(plan, tmp_path / "parts", 0, lambda: next(calls) >= 5)
