@@ -32,17 +32,18 @@ def dirichlet(concentration: Tensor, generator: torch.Generator | None = None) -
 
 def _log_gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
     """Logarithms of draws from Gamma(shape), float64 like shape."""
-    options: dict[str, Any] = {"dtype": torch.float64, "device": shape.device, "generator": generator}
+    options: dict[str, Any] = {"device": shape.device, "generator": generator}
     d = shape + 2.0 / 3.0  # of Gamma(shape + 1), which the method needs to be at least 1
     c = (9.0 * d).rsqrt()
     accepted, volume = torch.zeros_like(d, dtype=torch.bool), torch.ones_like(d)
     while not accepted.all():
-        normal, uniform = torch.randn(d.shape, **options), torch.rand(d.shape, **options)
+        normal = torch.randn(d.shape, dtype=torch.float64, **options)
+        uniform = torch.rand(d.shape, dtype=torch.float64, **options)
         v = (1.0 + c * normal) ** 3
         below = uniform.log() < normal**2 / 2.0 + d - d * v + d * v.clamp(min=1e-300).log()
         found = (v > 0.0) & below & ~accepted
         volume = torch.where(found, v, volume)
         accepted = accepted | found
     # Gamma(a) = Gamma(a + 1) U^(1 / a).
-    uniform = torch.rand(d.shape, **options).clamp(min=math.ulp(0.0))
+    uniform = torch.rand(d.shape, dtype=torch.float64, **options).clamp(min=math.ulp(0.0))
     return (d * volume).log() + uniform.log() / shape

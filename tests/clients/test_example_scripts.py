@@ -81,7 +81,7 @@ def test_in_two_processes(name: str) -> None:
 
 def test_scripts_are_short_and_listed() -> None:
     scripts = {file.stem for file in EXAMPLES.glob("*.py")}
-    assert scripts == {"problem", *SHORTER, *RANKS}
+    assert scripts == {"problem", "few_for_many", *SHORTER, *RANKS}
     page = (EXAMPLES / "README.md").read_text()
     for name in scripts:
         assert f"`{name}.py`" in page

@@ -107,7 +107,7 @@ class LearnedFront(nn.Module, ABC):
 
     def _like_parameters(self, preference: Numbers) -> Tensor:
         parameter = self._anchor()
-        return torch.as_tensor(preference).to(device=parameter.device, dtype=parameter.dtype)
+        return torch.as_tensor(preference, dtype=torch.float64).to(device=parameter.device, dtype=parameter.dtype)
 
     def _checked(self, preference: Numbers) -> Tensor:
         """The preference as a tensor [T] like the parameters. Values are not read: they stay on the device."""

@@ -47,7 +47,8 @@ class Chunks(nn.Module):
     def __init__(self, features: int, size: int, chunk: int, embedding: int, start: Tensor | None) -> None:
         super().__init__()
         self.size = size
-        self.chunks = nn.Parameter(torch.randn(-(-size // chunk), embedding))
+        dtype = torch.get_default_dtype()  # as that of the layers
+        self.chunks = nn.Parameter(torch.randn(-(-size // chunk), embedding, dtype=dtype))
         self.hidden = nn.Linear(features + embedding, features)
         self.linear = nn.Linear(features, chunk)
         self.start = None if start is None else nn.Parameter(start.clone())
