@@ -5,34 +5,14 @@ The data are a file in the package river (`pip install --no-deps river`), which 
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
+from yeast import LABELS, yeast, yeast_file
 
 from mt2o_ext import MT2OFused, SubproblemBank
 from mt2o_ext.scalarization import FewForMany, Linear, Scalarization
 
-FEATURES, LABELS, MODELS, TRAIN = 103, 14, 5, 1500
-
-
-def file() -> Path | None:
-    """The data: 2,417 genes with 103 features and 14 labels; None where river is not installed."""
-    package = importlib.util.find_spec("river")
-    places = [] if package is None else list(package.submodule_search_locations or [])
-    found = [Path(place, "datasets", "yeast.csv.gz") for place in places]
-    return next((path for path in found if path.exists()), None)
-
-
-def data(path: Path) -> tuple[Tensor, Tensor]:
-    """Features [N, 103], standardised on the first TRAIN rows of a random order, and labels [N, 14] of 0 and 1."""
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines()[1:]
-    table = torch.tensor([[float(number) for number in line.split(",")] for line in lines])
-    table = table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))]
-    x, y = table[:, :FEATURES], table[:, FEATURES:]
-    return (x - x[:TRAIN].mean(0)) / x[:TRAIN].std(0), y
+MODELS, TRAIN = 5, 1500
 
 
 def losses(bank: SubproblemBank, x: Tensor, y: Tensor) -> Tensor:
@@ -44,7 +24,7 @@ def losses(bank: SubproblemBank, x: Tensor, y: Tensor) -> Tensor:
 
 def trained(scalarization: Scalarization, x: Tensor, y: Tensor, steps: int, seed: int) -> SubproblemBank:
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(FEATURES, 2), nn.Tanh(), nn.Linear(2, LABELS))  # too small for all labels
+    model = nn.Sequential(nn.Linear(x.shape[1], 2), nn.Tanh(), nn.Linear(2, LABELS))  # too small for all labels
     with torch.no_grad():
         model[2].bias.copy_(torch.logit(y.mean(0)))
         bank = SubproblemBank(model, MODELS)
@@ -68,10 +48,10 @@ def trained(scalarization: Scalarization, x: Tensor, y: Tensor, steps: int, seed
 
 def main(steps: int = 300, seed: int = 0) -> dict[str, tuple[float, float]]:
     """The worst and the mean loss of the labels on the training data, each at its best model."""
-    path = file()
+    path = yeast_file()
     if path is None:
         raise SystemExit("expected the file datasets/yeast.csv.gz of river: pip install --no-deps river")
-    x, y = data(path)
+    x, y = yeast(path, TRAIN)
     rate = y[:TRAIN].mean(0)
     constant = -(rate * rate.log() + (1 - rate) * (1 - rate).log())  # the losses of the best constant predictor
     scale = constant.tolist()

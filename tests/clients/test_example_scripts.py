@@ -39,7 +39,7 @@ RANKS = {"ddp": TORCHRUN, "fsdp": TORCHRUN, "in_lightning": []}
 def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield
-    for name in ("problem", "few_for_many", *SHORTER):
+    for name in ("problem", "yeast", "few_for_many", *SHORTER):
         sys.modules.pop(name, None)
 
 
@@ -56,7 +56,7 @@ def test_in_this_process(name: str) -> None:
 def test_few_models_serve_many_labels_better_than_the_sum_does() -> None:
     """On the training data, which is what it minimises."""
     example = importlib.import_module("few_for_many")
-    if example.file() is None:
+    if example.yeast_file() is None:
         pytest.skip("the data of river are not here (pip install --no-deps river)")
     for seed in range(2):
         (worst, mean), (worst_of_sum, mean_of_sum) = example.main(seed=seed).values()
@@ -81,7 +81,7 @@ def test_in_two_processes(name: str) -> None:
 
 def test_scripts_are_short_and_listed() -> None:
     scripts = {file.stem for file in EXAMPLES.glob("*.py")}
-    assert scripts == {"problem", "few_for_many", *SHORTER, *RANKS}
+    assert scripts == {"problem", "yeast", "few_for_many", *SHORTER, *RANKS}
     page = (EXAMPLES / "README.md").read_text()
     for name in scripts:
         assert f"`{name}.py`" in page
