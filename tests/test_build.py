@@ -176,7 +176,8 @@ def test_what_is_missing_is_said_in_one_sentence(checkout: Path, variables: dict
 
 FAKE_COMPILER = """#!/bin/sh
 # Says that it is CUDA 13.7 of the directory above, writes what it is asked to, and notes how it was called.
-for argument; do printf '[%s]' "$argument"; done >> "$0.log"; echo >> "$0.log"
+line=$(for argument; do printf '[%s]' "$argument"; done)
+printf '%s\n' "$line" >> "$0.log"
 case "$1 $2" in
   --version*) echo "Cuda compilation tools, release 13.7, V13.7.1"; exit ;;
   "-x cu") echo "#$ TOP=$(dirname "$0")/.." >&2; exit ;;
