@@ -143,7 +143,7 @@ $(VENV)/.extra-%: pyproject.toml $(TORCH_STAMP)
 # Of timm the tests want schedulers and wrappers only, and not the torchvision that its models need.
 $(VENV)/.extra-clients: pyproject.toml $(TORCH_STAMP)
 	MT2O_NO_EXT=1 $(BIN)/python -m pip install --no-build-isolation --editable ".[clients]"
-	$(BIN)/python -m pip install --no-deps timm
+	$(BIN)/python -m pip install --no-deps timm river==0.26.1
 	touch $@
 
 $(NATIVE): $(SOURCES) $(VENV)/.package

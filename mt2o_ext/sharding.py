@@ -102,4 +102,8 @@ def group_of_shards(parameters: Sequence[Tensor]) -> dist.ProcessGroup | None:
             "make one object for the parameters of each"
         )
     mesh = meshes.pop()
-    return mesh.get_group() if mesh.ndim == 1 else mesh._flatten().get_group()
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    if mesh.size() == dist.get_world_size():
+        return dist.group.WORLD
+    return mesh._flatten().get_group()  # needs names of the dimensions

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..device import capturing, graph_generator
 from ..ranks import Ranks
 from ..weighting import Draw
-from .options import check_generator
+from .options import own_generator
 
 __all__ = ["StepKeys"]
 
@@ -22,10 +22,7 @@ class StepKeys:
     """
 
     def __init__(self, generator: torch.Generator | None, *, used: bool) -> None:
-        check_generator(generator)
-        if generator is None:
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if used else 0)
-        self.generator = generator
+        self.generator = own_generator(generator, used=used)
         self._ranks: Ranks | None = None
         self._key: Tensor | None = None
 

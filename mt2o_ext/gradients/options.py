@@ -21,6 +21,7 @@ __all__ = [
     "check_task_options",
     "check_ways_of_shards",
     "members_of",
+    "own_generator",
 ]
 
 
@@ -66,6 +67,20 @@ def check_generator(generator: torch.Generator | None) -> None:
     """
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"expected generator as a torch.Generator, got {type(generator).__name__}: pass one, or None")
+
+
+def own_generator(generator: torch.Generator | None, *, used: bool = True) -> torch.Generator:
+    """The source of random numbers: the user's, or one that begins with a number of torch's default generator.
+
+    used: whether anybody draws: if not, torch's own numbers go on as if nobody had been here.
+
+    Raises:
+        TypeError: for anything but a generator or None.
+    """
+    check_generator(generator)
+    if generator is not None:
+        return generator
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), dtype=torch.int64)) if used else 0)
 
 
 def check_one_row(preferences: Tensor | Sequence[float] | None, num_tasks: int) -> Tensor:

@@ -77,12 +77,19 @@ def with_auxiliaries(
         gamma: weight of the small towers, not negative: one number, or one for each task.
 
     Raises:
+        TypeError: for losses that are no tensors, such as the None of a task without data.
         ValueError: for other shapes, or a gamma that is negative.
 
     Example:
         >>> with_auxiliaries(torch.tensor([2.0, 0.5]), torch.tensor([3.0, 1.0]), gamma=0.1)
         tensor([2.3000, 0.6000])
     """
+    for each in (losses, auxiliary_losses):
+        if not isinstance(each, Tensor) and any(not isinstance(loss, Tensor) for loss in each):
+            raise TypeError(
+                "expected the losses of all tasks as tensors, got others: for a task without data put None into the "
+                "list for the optimizer, and loss + gamma * auxiliary loss for each of the others"
+            )
     main, auxiliary = (
         each if isinstance(each, Tensor) else torch.stack(list(each)) for each in (losses, auxiliary_losses)
     )

@@ -169,6 +169,9 @@ class FlatParameters(Layout):
         elif self.values is not self.theta:
             self.rows_of(self.values, segment).copy_(theta)
 
+    def rows_loaded(self) -> None:
+        """Called when `load_theta` has set all that is to be set; the parameters show it already."""
+
     def replaced(self, row: int) -> bool:
         """True if a parameter is no longer the view that this row gave it."""
         return _places(self.parameters) != self._places[row]

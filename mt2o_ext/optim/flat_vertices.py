@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class FlatVertices(FlatParameters):
     def __init__(self, parameters: Sequence[Tensor], points: Tensor, **options: Any) -> None:
         self.points = points
         self._scratch: Tensor | None = None  # for the points as they were written
+        self._spread_version = -1  # of theta, when the points were written
         self._table: Tensor | None = None
         super().__init__(parameters, len(points), **options)
 
@@ -64,9 +65,22 @@ class FlatVertices(FlatParameters):
         if self.values.dtype == self.theta.dtype:
             self._blend_into(self.values, self.points, self.theta)
         else:
-            self.values.copy_(self.at(self.points))
+            for rows, scratch in self._blocks():
+                self.values[rows].copy_(self._blend_into(scratch, self.points[rows], self.theta))
+        if not torch.compiler.is_compiling():
+            self._spread_version = self.theta._version
         self.write_back()
         self.mark_changed()
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """A few points at once, and scratch [N, P] like theta for them."""
+        num_points = len(self.points)
+        at_once = min(num_points, max(1, AT_ONCE // max(1, self.width)))
+        if self._scratch is None:
+            self._scratch = self._zeros(at_once, self.theta.dtype)
+        for first in range(0, num_points, at_once):
+            last = min(first + at_once, num_points)
+            yield slice(first, last), self._scratch[: last - first]
 
     def adopt_rounded(self, row: int) -> None:
         """Leaves changes of one point until `take_changes`, which looks at all points at once."""
@@ -75,28 +89,26 @@ class FlatVertices(FlatParameters):
         """Moves the vertices by what somebody has changed in the points.
 
         All vertices move alike, which moves every point of the simplex so; where several points were changed, by the
-        mean of the changes.  By value, since what is written through ``p.data`` counts up no version.
+        mean of the changes.  By value, since what is written through ``p.data`` counts up no version.  Where somebody
+        has written to the vertices themselves, in the state, the points follow them.
         """
-        moved = torch.zeros(self.width, dtype=self.theta.dtype, device=self.device)
-        count = torch.zeros((), dtype=self.theta.dtype, device=self.device)
-        at_once = min(len(self.points), max(1, AT_ONCE // max(1, self.width)))
-        if self._scratch is None:
-            self._scratch = self._zeros(at_once, self.theta.dtype)
-        for first in range(0, len(self.points), at_once):
-            changes = self._changes(slice(first, min(first + at_once, len(self.points))), self._scratch)
-            least, most = torch.aminmax(changes) if changes.numel() else (count, count)
-            if host_knows(least) and bool(least == 0) and bool(most == 0):
+        if not torch.compiler.is_compiling() and self.theta._version != self._spread_version:
+            self.spread()
+            return
+        found: list[tuple[Tensor, Tensor]] = []  # sums of changes, and how many points have some
+        for rows, scratch in self._blocks():
+            changes = self._changes(rows, scratch)
+            if changes.numel() == 0 or (host_knows(changes) and not any(map(bool, torch.aminmax(changes)))):
                 continue
-            moved += changes.sum(0)
-            count += (changes != 0).any(1).sum()
-        if not host_knows(count) or bool(count > 0):
-            self.theta.add_(moved / count.clamp(min=1))
+            found.append((changes.sum(0), (changes != 0).any(1).sum()))
+        if found:
+            sums, numbers = (torch.stack(each).sum(0) for each in zip(*found, strict=True))
+            self.theta.add_(sums / numbers.clamp(min=1))
             self.spread()
 
-    def _changes(self, rows: slice, scratch: Tensor) -> Tensor:
+    def _changes(self, rows: slice, out: Tensor) -> Tensor:
         """[N, P]: these points less what was written there; exactly zero where nobody has changed them."""
         weights, values = self.points[rows], self.values[rows]
-        out = scratch[: len(values)]
         if self._table is None or torch.compiler.is_compiling():
             before = self._blend_into(out, weights, self.theta)
             return values.to(out.dtype) - before.to(values.dtype).to(out.dtype)
@@ -123,6 +135,9 @@ class FlatVertices(FlatParameters):
         self.show(self.at(weights, None if name is None else self.buffers[name]))
 
     def load_theta(self, segment: int, rows: Tensor, *, keep_values: bool) -> None:
-        """Sets all vertices of one parameter."""
+        """Sets all vertices of one parameter; the points follow in `rows_loaded`."""
         self.rows_of(self.theta, segment).copy_(rows)
+
+    def rows_loaded(self) -> None:
+        """Writes the points anew."""
         self.spread()

@@ -129,9 +129,10 @@ class Recorder:
             return
         place = self._count % self._length
         for name, value in there.items():
-            if name not in self._rings or self._rings[name].shape[1:] != value.shape:
-                filled = torch.full((self._length, *value.shape), torch.nan, dtype=torch.float64, device=value.device)
-                self._rings[name] = filled
+            ring = self._rings.get(name)
+            if ring is None or ring.shape[1:] != value.shape:
+                ring = torch.full((self._length, *value.shape), torch.nan, dtype=torch.float64, device=value.device)
+            self._rings[name] = ring.to(value.device)  # a loaded one may lie on the host
             self._rings[name][place] = value
         for name in self._rings.keys() - there.keys():
             self._rings[name][place] = torch.nan
@@ -151,9 +152,10 @@ class Recorder:
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
-        """The recorded steps."""
-        rings = {name: torch.nan_to_num(ring, torch.inf) for name, ring in self._rings.items()}
-        return {"length": self._length, "count": self._count, "rings": {k: v.clone() for k, v in rings.items()}}
+        """The recorded steps; NaN, which no state has, are marked beside them."""
+        missing = {name: ring.isnan() for name, ring in self._rings.items()}
+        rings = {name: torch.where(missing[name], 0.0, ring) for name, ring in self._rings.items()}
+        return {"length": self._length, "count": self._count, "rings": rings, "missing": missing}
 
     def loaded(self, state: dict[str, Any]) -> Callable[[], None]:
         """Checks what `state_dict` gave.
@@ -167,13 +169,14 @@ class Recorder:
         """
         state = member_dict({"history": state}, "history", "the optimizer")
         length, count = (int(member(state, key, (), "the history")) for key in ("length", "count"))
-        rings = tensors_of(state, "rings", "the history")
+        rings, missing = (tensors_of(state, key, "the history") for key in ("rings", "missing"))
+        shapes = [{name: tensor.shape for name, tensor in side.items()} for side in (rings, missing)]
+        if shapes[0] != shapes[1] or any(len(shape) == 0 or shape[0] != length for shape in shapes[0].values()):
+            raise ValueError(f"expected `rings` and `missing` of the history alike, of {length} steps, got {shapes}")
 
         def commit() -> None:
             if length == self._length:
                 self._count = count
-                self._rings = {
-                    name: torch.where(ring.isinf() & (ring > 0), torch.nan, ring) for name, ring in rings.items()
-                }
+                self._rings = {name: torch.where(missing[name], torch.nan, ring) for name, ring in rings.items()}
 
         return commit

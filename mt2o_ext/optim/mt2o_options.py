@@ -131,6 +131,11 @@ def inner_of(inner: Inner, front: Front, objective: Objective) -> TaskGradients 
         check_idle_task_options(inner.heads, inner.collect, inner.generator if front.vertices is None else None)
         return None
     weighting = check_task_options(inner.weighting, inner.heads, inner.collect)
+    if front.vertices is not None and Needs.FEEDBACK in weighting.needs:
+        raise ValueError(
+            f'expected a weighting without feedback with front="vertices", got {type(weighting).__name__}: take '
+            "another one, because the points after a step are not those that its losses were of"
+        )
     if Needs.POINTS in weighting.needs and objective.scalarization is not None:
         raise ValueError(
             f"expected scalarization=None with {type(weighting).__name__}, which weighs losses by the points that they "

@@ -46,18 +46,19 @@ class Objective:
         if self.scalarization is None:
             return torch.ones_like(losses)
         if row is None:
-            found = self.scalarization.coefficients(losses, preferences)
-        elif self._last is None:
-            found = self.scalarization.coefficients(losses, preferences[row])
-        else:
-            found = self.scalarization.coefficients_of_row(row, losses, preferences, self._last)
+            return self.scalarization.coefficients(losses, preferences)
+        if self._last is None:
+            return self.scalarization.coefficients(losses, preferences[row])
+        return self.scalarization.coefficients_of_row(row, losses, preferences, self._last)
+
+    def see(self, losses: Tensor, row: int | None) -> None:
+        """Notes the losses of a backward: those that the scalarization is not defined for, and the last ones.
+
+        Arguments as of `coefficients`.
+        """
         if self._last is not None:
             self._last = self._last.to(losses.device)
             self._last[slice(None) if row is None else row] = torch.where(losses.isnan(), torch.inf, losses)
-        return found
-
-    def see(self, losses: Tensor, row: int | None) -> None:
-        """Looks for losses that the scalarization is not defined for; arguments as of `coefficients`."""
         if self.refused is not None:
             self.refused.see(losses, row)
 

@@ -179,6 +179,8 @@ class StateViews:
         with torch.no_grad():
             for index, segment, group, changes in found:
                 self._take_changes(state, index, segment, group, changes)
+            for index in {index for index, *_ in found}:
+                self._buffers.flats[index].rows_loaded()
 
     def _changes(self, state: State, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor | None]:
         """The entries of a parameter's state that are not the ones they were; None: missing."""
@@ -253,6 +255,7 @@ class StateViews:
                 state.pop(p, None)
                 if own := self._import_one(flat, segment, groups[group], saved):
                     state[p] = own
+            flat.rows_loaded()
         self.attach_rows(state, groups)
 
     def _import_one(

@@ -16,6 +16,7 @@ import torch
 from ..device import refuse_in_graph, to_device
 from ..dirichlet import dirichlet
 from ..entries import generator_state, member
+from ..gradients.options import own_generator
 from ..gradients.table import Source
 from ..gradients.tasks import Combination
 from ..ranks import Ranks
@@ -51,10 +52,8 @@ class Vertices:
         warm_up: int,
         concentration: float = 1.0,
     ) -> None:
-        if generator is None:
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, (), dtype=torch.int64)))
         self.num_vertices = num_vertices
-        self.generator = generator
+        self.generator = own_generator(generator)
         self.warm_up = warm_up
         self.concentration = concentration
         self.steps = 0

@@ -426,7 +426,8 @@ class WeightedFused(FlatOptimizer):
                 weigher.undo_where(skipped)
             weigher.done()
         self._await_feedback(losses, skipped)
-        self._record_step(losses, skipped)
+        absent = self._now.batch.absent
+        self._record_step(None if losses is None else self._without_absent(losses[0], absent)[None], skipped)
         self._count_skipped(plan.found, skipped, scaling, self._now.batch.early_weights)
         if self._now.batch.shown:
             self._round.showing.mark_used(early=self._round.weighs_early)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..checks import check_count
 from .base import TransferContext, TransferRule
+from .user import as_transfer_rule
 
 __all__ = ["Sequence"]
 
@@ -35,8 +36,6 @@ class Sequence(TransferRule):
 
     def __init__(self, stages: Stages[tuple[TransferRule | str, int | None]]) -> None:
         super().__init__()
-        from .user import as_transfer_rule  # which knows this class
-
         if len(stages) == 0:
             raise ValueError("expected at least one stage, a pair of a rule and its number of steps, got none")
         *before, (_, last) = stages

@@ -152,3 +152,8 @@ def test_losses_that_do_not_fit() -> None:
         with_auxiliaries(two(), two(), [0.1, 0.1, 0.1])
     losses = with_auxiliaries([torch.tensor(1.0), torch.tensor(2.0)], list(two()), 0.5)
     assert losses.tolist() == [1.5, 2.5]
+
+
+def test_a_task_without_data_is_told_how_to_say_so() -> None:
+    with pytest.raises(TypeError, match="put None into the list for the optimizer"):
+        with_auxiliaries([torch.ones(()), None], [torch.ones(()), None], gamma=0.1)  # type: ignore[list-item]

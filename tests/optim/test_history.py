@@ -162,3 +162,21 @@ def subproblems_history() -> Any:
 def test_lengths_that_cannot_be(length: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="history"):
         weighted(make_model(), history=length)
+
+
+def test_infinite_losses_and_absent_tasks_are_what_they_were_after_loading() -> None:
+    model = make_model()
+    optimizer = weighted(model)
+    x, y = next(Batches())
+    with pytest.warns(UserWarning, match="skipped"):
+        optimizer.step(lambda: task_losses(model(x), y) * torch.tensor([1.0, torch.inf]))
+    optimizer.step(lambda: [task_losses(model(x), y)[0], None])
+    losses = optimizer.history().losses
+    assert losses is not None and losses[0, 0, 1].isinf() and losses[1, 0, 1].isnan() and losses[1, 0, 0].isfinite()
+    state = optimizer.state_dict()
+    resumed = weighted(make_model())
+    resumed.load_state_dict(state)
+    assert_same(resumed.history().losses, losses)
+    del state["param_groups"][0]["weighted"]["history"]["missing"]["losses"]
+    with pytest.raises(ValueError, match="alike"):
+        weighted(make_model()).load_state_dict(state)

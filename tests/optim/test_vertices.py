@@ -14,6 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from mt2o_ext import MT2OFused, SubproblemBank
 from mt2o_ext.base import SGD
+from mt2o_ext.optim.flat_vertices import FlatVertices
 from mt2o_ext.scalarization import SmoothTchebycheff
 from mt2o_ext.transfer import Mean, Moments, Spectral
 from mt2o_ext.weighting import UPGrad
@@ -600,3 +601,40 @@ def test_a_trainer_may_do_backward_itself_where_a_step_has_one_point() -> None:
         assert value is not None and value.dim() == 0
         step(plain, same, others, "loop")
     torch.testing.assert_close(vertices(optimizer, model), vertices(plain, same), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("points", [1, K])
+def test_vertices_that_somebody_has_written_to_count(points: int) -> None:
+    """In the state they lie as they are: the points follow, instead of moving them back."""
+    model = make_model()
+    optimizer = make(model, base=SGD(), lr=0.0, points=points)
+    for p in model.parameters():
+        optimizer.state[p]["vertices"].copy_(torch.stack([torch.full_like(p, 1.0), torch.full_like(p, 3.0)]))
+    wanted = vertices(optimizer, model)
+    step(optimizer, model, Batches(), "loop")
+    assert_same(vertices(optimizer, model), wanted)
+    for p in model.parameters():
+        optimizer.state[p]["vertices"] = optimizer.state[p]["vertices"] + 1.0
+    step(optimizer, model, Batches(), "loop")
+    assert_same(vertices(optimizer, model), [pair + 1.0 for pair in wanted])
+    share = optimizer.points[0, 1].item()
+    for p in model.parameters():
+        torch.testing.assert_close(p.detach(), torch.full_like(p, 2.0 + 2.0 * share))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_writes_the_points_once_for_each_buffer(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(dtype)
+    optimizer = make(model)
+    state, calls = optimizer.state_dict(), []
+    spread = FlatVertices.spread
+    monkeypatch.setattr(FlatVertices, "spread", lambda self: (calls.append(self), spread(self)))
+    optimizer.load_state_dict(state)
+    assert len(calls) == 2  # with the vertices, and with the points of the dict
+
+
+def test_what_needs_the_same_points_after_a_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="without feedback"):
+        make(make_model(), weighting="famo")
+    with pytest.raises(TypeError, match=r"torch\.Generator"):
+        make(make_model(), generator="cpu")

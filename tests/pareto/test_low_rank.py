@@ -246,3 +246,13 @@ def test_subproblems_with_transfer_train_it() -> None:
         optimizer.step()
     rows = optimizer.state[network.left[0]]["subproblems"]
     assert not torch.equal(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_chosen_preference_is_on_the_simplex(dtype: torch.dtype) -> None:
+    network = made().to(dtype)
+    for choose in (network.at, network.merged):
+        with pytest.raises(ValueError, match="sum to 1"):
+            choose([0.5, 0.4, 0.2])
+        choose([0.3, 0.3, 0.4])
+        choose(network.sample(torch.Generator().manual_seed(0)))

@@ -119,6 +119,14 @@ class LearnedFront(nn.Module, ABC):
             )
         return tensor
 
+    def _chosen(self, preference: Numbers) -> Tensor:
+        """A preference [T] that a user has chosen, checked to be on the simplex; a copy like the parameters."""
+        self._checked(preference)
+        given = torch.as_tensor(preference, dtype=torch.float64)
+        if isinstance(preference, Tensor) and preference.dtype.itemsize < 4:
+            given = given / given.sum()  # as `sample` of a network of 16 bits gives it, whose sum is rounded
+        return self._like_parameters(check_preferences(given.unsqueeze(0), 1, self.num_tasks)[0])
+
     def _stacked(self, losses: Tensor | Sequence[Tensor]) -> Tensor:
         stacked: Any = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
         if stacked.shape != (self.num_tasks,):

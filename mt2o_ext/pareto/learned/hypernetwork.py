@@ -130,7 +130,7 @@ class PreferenceNetwork(LearnedFront):
 
     def at(self, preference: Numbers) -> nn.Module:
         """Return an ordinary model with the weights for the preference [T]: a copy that shares nothing."""
-        return self.target.made(self.generate(preference))
+        return self.target.made(self.generate(self._chosen(preference)))
 
     def loss(
         self, losses: Tensor | Sequence[Tensor], preference: Tensor, *, weights: dict[str, Tensor] | None = None

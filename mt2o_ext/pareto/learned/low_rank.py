@@ -124,7 +124,7 @@ class LowRankFront(LearnedFront):
 
     def at(self, preference: Numbers) -> nn.Module:
         """Return this network with the preference [T] fixed: a module that takes inputs only and shares its weights."""
-        return Fixed(self, self._checked(preference).detach().clone())
+        return Fixed(self, self._chosen(preference))
 
     @torch.no_grad()
     def merged(self, preference: Numbers) -> nn.Module:
@@ -133,7 +133,7 @@ class LowRankFront(LearnedFront):
         It is as large and as fast as the model.
         """
         model = copy.deepcopy(self.model)
-        for name, weight in self.weights(preference).items():
+        for name, weight in self.weights(self._chosen(preference)).items():
             _weight(model, name).copy_(weight)
         return model
 

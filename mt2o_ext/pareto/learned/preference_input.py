@@ -98,4 +98,4 @@ class PreferenceInput(LearnedFront):
 
     def at(self, preference: Numbers) -> nn.Module:
         """Return this network with the preference [T] fixed: a module that takes inputs only and shares its weights."""
-        return Fixed(self, self._checked(preference).detach().clone())
+        return Fixed(self, self._chosen(preference))
