@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import torch
-from problem import Model, accuracies, loader, pairs, task_losses
+from problem import DEVICE, Model, accuracies, loader, pairs, task_losses
 from torch import Tensor
 
 from mt2o_ext import WeightedFused
 
 
-def main(epochs: int = 10, device: str = "cpu") -> list[float]:
+def main(epochs: int = 10) -> list[float]:
     torch.manual_seed(0)
     train, test = pairs()
-    model = Model().to(device)
+    model = Model().to(DEVICE)
     optimizer = WeightedFused(model.parameters(), num_tasks=2, weighting="upgrad", lr=3e-3)
-    scaler = torch.amp.GradScaler(device, init_scale=2.0**12)
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**12)
 
     def losses(x: Tensor, y: Tensor) -> list[Tensor]:
-        with torch.autocast(device, dtype=torch.float16):
-            return task_losses(model, x.to(device), y.to(device))
+        with torch.autocast(DEVICE.type, dtype=torch.float16):
+            return task_losses(model, x, y)
 
     for _ in range(epochs):
         for x, y in loader(train):
@@ -27,7 +27,7 @@ def main(epochs: int = 10, device: str = "cpu") -> list[float]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scaler.step(optimizer)  # skipped where a gradient is infinite
             scaler.update()
-    found = accuracies(model.cpu(), test)
+    found = accuracies(model, test)
     print(f"accuracies {found[0]:.2f} and {found[1]:.2f}; the scale is {scaler.get_scale():g}")
     return found
 

@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 examples/ddp.py
 from __future__ import annotations
 
 import torch
-from problem import Model, accuracies, pairs, task_losses
+from problem import DEVICE, Model, accuracies, pairs, task_losses
 from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -14,13 +14,15 @@ from mt2o_ext import WeightedFused
 
 
 def main(epochs: int = 10) -> list[float]:
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group("nccl" if DEVICE.type == "cuda" else "gloo")
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    if DEVICE.type == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())  # DEVICE is that one from here on
     train, test = pairs()
     sampler = DistributedSampler(train, drop_last=True)  # as many mini-batches on each rank
     batches = DataLoader(train, batch_size=64 // ranks, sampler=sampler, drop_last=True)
     torch.manual_seed(rank)  # all start from the first rank's parameters, whatever they had
-    model = Model()
+    model = Model().to(DEVICE)
     optimizer = WeightedFused(
         model.parameters(), num_tasks=2, weighting="upgrad", lr=3e-3, max_norm=1.0, process_group=True
     )

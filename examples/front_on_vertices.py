@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from problem import Model, accuracies, loader, pairs, task_losses
+from problem import DEVICE, Model, accuracies, loader, pairs, task_losses
 from torch import Tensor
 
 from mt2o_ext import MT2OFused
@@ -12,7 +12,7 @@ from mt2o_ext import MT2OFused
 def main(epochs: int = 15) -> list[float]:
     torch.manual_seed(0)
     train, test = pairs()
-    model = Model()
+    model = Model().to(DEVICE)
     optimizer = MT2OFused(model.parameters(), num_tasks=2, front="vertices", points=1, warm_up=50, lr=3e-3, ema=0.95)
     for _ in range(epochs):
         for x, y in loader(train):

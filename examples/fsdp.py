@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 examples/fsdp.py
 from __future__ import annotations
 
 import torch
-from problem import Model, accuracies, pairs, task_losses
+from problem import DEVICE, Model, accuracies, pairs, task_losses
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
@@ -15,13 +15,15 @@ from mt2o_ext import WeightedBackward
 
 
 def main(epochs: int = 10) -> list[float]:
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group("nccl" if DEVICE.type == "cuda" else "gloo")
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
+    if DEVICE.type == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())  # DEVICE is that one from here on
     train, test = pairs()
     sampler = DistributedSampler(train, drop_last=True)
     batches = DataLoader(train, batch_size=64 // ranks, sampler=sampler, drop_last=True)
     torch.manual_seed(0)  # the shards of one model
-    model = Model()
+    model = Model().to(DEVICE)
     fully_shard(model)
     backward = WeightedBackward(model.parameters(), num_tasks=2, weighting="upgrad")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -14,7 +14,7 @@ from mt2o_ext import WeightedFused
 def main(epochs: int = 10) -> list[float]:
     torch.manual_seed(0)
     train, test = pairs()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    accelerator = Accelerator(gradient_accumulation_steps=2)
     group = True if accelerator.num_processes > 1 else None  # the optimizer averages over the ranks
     model = Model()
     optimizer = WeightedFused(model.parameters(), num_tasks=2, weighting="upgrad", lr=3e-3, process_group=group)

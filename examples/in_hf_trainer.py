@@ -57,8 +57,9 @@ def main(epochs: int = 4) -> list[float]:
     optimizer = WeightedFused(model.parameters(), num_tasks=2, weighting="upgrad", lr=3e-3)
     with tempfile.TemporaryDirectory() as folder:
         args = transformers.TrainingArguments(
-            folder, num_train_epochs=epochs, per_device_train_batch_size=32, max_grad_norm=1.0, use_cpu=True,
-            remove_unused_columns=False, save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=20,
+            folder, num_train_epochs=epochs, per_device_train_batch_size=32, max_grad_norm=1.0, logging_steps=20,
+            remove_unused_columns=False, save_strategy="no", report_to=[], disable_tqdm=True,
+            dataloader_pin_memory=False,  # the data are on the GPU, where there is one
         )  # fmt: skip
         rows = [{"pixels": x, "digits": y} for x, y in train]
         TwoLosses(model, args, train_dataset=rows, optimizers=(optimizer, None)).train()

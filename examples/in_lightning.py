@@ -42,7 +42,7 @@ def main(ranks: int = 1, epochs: int = 10) -> list[float]:
     train, test = pairs()
     module = TwoDigits(ranks)
     trainer = lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto",
+        max_epochs=epochs, accelerator="auto", devices=ranks, strategy="ddp" if ranks > 1 else "auto",
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, loader(train, 64 // ranks))

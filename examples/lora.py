@@ -7,14 +7,14 @@ import tempfile
 
 import peft
 import torch
-from problem import Model, accuracies, loader, pairs, task_losses
+from problem import DEVICE, Model, accuracies, loader, pairs, task_losses
 
 from mt2o_ext import MT2OFused, WeightedFused, repeat
 
 
 def pretrained(steps: int) -> Model:
     """A model that has learned the first digit only."""
-    model = Model()
+    model = Model().to(DEVICE)
     optimizer = WeightedFused(model.parameters(), num_tasks=2, preferences=[1.0, 0.0], lr=3e-3)
     stream = repeat(loader(pairs()[0]))
     for _ in range(steps):

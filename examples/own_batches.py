@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from problem import Model, accuracies, loader, pairs
+from problem import DEVICE, Model, accuracies, loader, pairs
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -21,7 +21,7 @@ def own_sets(data: TensorDataset) -> list[TensorDataset]:
 def main(epochs: int = 20) -> list[float]:
     torch.manual_seed(0)
     train, test = pairs()
-    model = Model()
+    model = Model().to(DEVICE)
     groups = [
         {"params": model.trunk.parameters()},
         {"params": model.heads[0].parameters(), "task": 0},

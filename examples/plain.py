@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from problem import Model, accuracies, loader, pairs, task_losses
+from problem import DEVICE, Model, accuracies, loader, pairs, task_losses
 
 from mt2o_ext import WeightedFused
 from mt2o_ext.weighting import CAGrad
@@ -12,7 +12,7 @@ from mt2o_ext.weighting import CAGrad
 def main(epochs: int = 10) -> list[float]:
     torch.manual_seed(0)
     train, test = pairs()
-    model = Model()
+    model = Model().to(DEVICE)
     groups = [
         {"params": model.trunk.parameters()},
         {"params": model.heads[0].parameters(), "task": 0},

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 CLASSES = 10
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -22,7 +23,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def pairs(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
-    """Training and test data: pictures [N, 144] in which a second digit overlaps the first, and labels [N, 2]."""
+    """Training and test data on DEVICE: pictures [N, 144] in which a second digit overlaps the first, labels [N, 2]."""
     pixels, labels = digits()
     generator = torch.Generator().manual_seed(seed)
     sets = []
@@ -32,7 +33,8 @@ def pairs(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
         canvas = torch.zeros(2, len(part), 12, 12)
         canvas[0, :, :8, :8] = pixels[part].view(-1, 8, 8)
         canvas[1, :, 4:, 4:] = pixels[other].view(-1, 8, 8)
-        sets.append(TensorDataset(canvas.amax(0).flatten(1), torch.stack([labels[part], labels[other]], 1)))
+        pictures, both = canvas.amax(0).flatten(1), torch.stack([labels[part], labels[other]], 1)
+        sets.append(TensorDataset(pictures.to(DEVICE), both.to(DEVICE)))
     return sets[0], sets[1]
 
 
@@ -61,5 +63,5 @@ def task_losses(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def accuracies(model: nn.Module, data: TensorDataset) -> list[float]:
     """The share of right answers of each task."""
-    x, y = data.tensors
+    x, y = (tensor.to(next(model.parameters()).device) for tensor in data.tensors)
     return [(out.argmax(1) == y[:, task]).float().mean().item() for task, out in enumerate(model(x))]

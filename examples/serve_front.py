@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from problem import Model, accuracies, loader, pairs, task_losses
+from problem import DEVICE, Model, accuracies, loader, pairs, task_losses
 from torch import Tensor
 
 from mt2o_ext import MT2OFused, repeat
@@ -15,7 +15,7 @@ from mt2o_ext import MT2OFused, repeat
 def train(steps: int, folder: Path) -> Path:
     torch.manual_seed(0)
     data, test = pairs()
-    model = Model()
+    model = Model().to(DEVICE)
     optimizer = MT2OFused(model.parameters(), num_tasks=2, num_subproblems=5, lr=3e-3, ema=0.95)
     stream = repeat(loader(data))
     for _ in range(steps):
@@ -35,8 +35,8 @@ def train(steps: int, folder: Path) -> Path:
 
 def serve(file: Path) -> list[float]:
     """What a server does: plain torch."""
-    model = Model()
-    model.load_state_dict(torch.load(file, weights_only=True))
+    model = Model().to(DEVICE)
+    model.load_state_dict(torch.load(file, weights_only=True, map_location=DEVICE))
     model.eval()
     found = accuracies(model, pairs()[1])
     print(f"served: accuracies {found[0]:.2f} and {found[1]:.2f}, {file.stat().st_size / 1e3:.0f} kB")

@@ -58,7 +58,7 @@ def parts(architecture: str | None) -> list[Part]:
         Part("build", of_check("build", built_for), 90 * slower),
         Part("smoke", of_check("smoke", *dry), 15 * slower),
         Part("timing", of_bench("gpu_table", "--until", UNTIL, *quick), 60 * slower, shown=True),
-        Part("tests", of_check("suite", UNTIL, *tests), 120 * slower),
+        Part("tests", of_check("suite", UNTIL, *tests), 150 * slower),
         Part("bits", of_check("bits", *dry), 30 * slower, {"OMP_NUM_THREADS": "1"}),  # small problems
         Part("steps", of_bench("gpu_steps", *quick[:2]), 20 * slower),
         Part("sanitizer", of_check("sanitize", UNTIL, built_for, *dry), 60 * slower, must_end=False, shown=True),

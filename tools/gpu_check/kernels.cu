@@ -128,7 +128,7 @@ template <class G>
 class Grads {
  public:
   Grads(const Tensors& t, const std::vector<G>& values, int64_t rows, int64_t tasks, bool apart)
-      : buffer_(values), where_{buffer_.get(), type_of<G>, tasks * t.layout.row, t.layout.row, nullptr, 0, 0, 0} {
+      : buffer_(values), where_{buffer_.get(), type_of<G>, tasks * t.layout.row, t.layout.row, nullptr, 0, 0} {
     if (!apart) return;
     std::vector<int64_t> table;
     for (int64_t i = 0; i < rows * tasks; ++i)
@@ -140,7 +140,7 @@ class Grads {
         table.push_back(i % 7 == 6 ? no_gradient : int64_t(address) - begin * int64_t(sizeof(G)));
       }
     addresses_ = std::make_unique<Array<int64_t>>(table);
-    where_ = {nullptr, type_of<G>, 0, 0, addresses_->get(), tasks * t.segments, t.segments, 1};
+    where_ = {nullptr, type_of<G>, 0, 0, addresses_->get(), tasks * t.segments, t.segments};
   }
   const Gradients& where() const { return where_; }
 
