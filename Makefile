@@ -100,7 +100,7 @@ $(PARETO_DATA)/.diamonds: $(TORCH_STAMP)
 wheels: $(TORCH_STAMP)  ## sdist and wheels for this CPython (CPU, and each CUDA whose nvcc is here), checked; in dist/
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tools.wheels --out dist $(TORCHES:%=--torch "%")
 
-gpu-check:  ## all that can be proven on a GPU, offline, with PYTHON's torch, in six minutes; writes OUT/gpu-*.json
+gpu-check:  ## all that can be proven on a GPU, offline, with PYTHON's torch, in seven minutes; writes OUT/gpu-*.json
 	PYTHON="$(PYTHON)" tools/gpu_check.sh --out "$(OUT)"
 
 lint: $(NATIVE) $(VENV)/.extra-test $(VENV)/.extra-lint  ## ruff, mypy, clang-format

@@ -25,7 +25,7 @@ from typing import Any
 from tools.gpu_check.runner import RESULT, ROOT, UNTIL, Part, Report, run_part, run_parts, write_json
 
 PYTHON = sys.executable
-TOTAL, AGAIN = 360.0, 120.0  # seconds for everything, and with --only-failed
+TOTAL, AGAIN = 400.0, 120.0  # seconds for everything, and with --only-failed
 PATIENCE = 10  # how many times as long a rehearsal may take: it may compile, and emulate, on one core
 
 REHEARSED = ("tests/ops/test_transfer.py", "tests/ops/test_finite.py")  # a dry run needs no more of the tests
