@@ -16,7 +16,7 @@ from .runs import OPTIONS
 FOLDER = RESULTS / "pareto"
 QUICK = {
     "problems": ("bn8", "di"),
-    "arms": ("ind", "spec", "rk", "pml", "branch25", "mean", "placebo"),
+    "arms": ("ind", "spec", "vertices", "pml", "branch25", "vbranch25", "mean", "placebo"),
     "steps": {"bn8": 500, "di": 500},
     "seeds": 3,
 }

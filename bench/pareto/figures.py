@@ -19,11 +19,15 @@ from .tables import Group
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN = ("ind", "mean", "placebo", "spec", "branch25", "sbranch25", "pml", "rk")
+SHOWN = ("ind", "mean", "placebo", "spec", "branch25", "sbranch25", "pml", "vertices", "vbranch25")
 COLOURS = dict(
-    zip(SHOWN, ("#444444", "#b8b8b8", "#d8a25e", "#1f6fb4", "#2e9b57", "#86c58f", "#c5548b", "#d1342b"), strict=True)
+    zip(
+        SHOWN,
+        ("#444444", "#b8b8b8", "#d8a25e", "#1f6fb4", "#2e9b57", "#86c58f", "#c5548b", "#d1342b", "#7b1fa2"),
+        strict=True,
+    )
 )
-MARKERS = dict(zip(SHOWN, "oXPsv^dD", strict=True))
+MARKERS = dict(zip(SHOWN, "oXPsv^dD*", strict=True))
 
 
 def save(figure: pyplot.Figure, path: Path) -> Path:

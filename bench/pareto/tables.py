@@ -23,13 +23,16 @@ LEAST_SEEDS = 3
 PAIRS = (
     ("spec", "placebo"),
     ("spec", "branch25"),
-    ("rk", "spec"),
-    ("rk", "mean"),
-    ("rk", "placebo"),
-    ("rk", "branch25"),
-    ("rk", "pml"),
+    ("vertices", "spec"),
+    ("vertices", "mean"),
+    ("vertices", "placebo"),
+    ("vertices", "branch25"),
+    ("vertices", "pml"),
+    ("vbranch25", "branch25"),
+    ("vbranch25", "pml"),
+    ("vbranch25", "vertices"),
     ("sbranch25", "branch25"),
-    ("sbranch25", "rk"),
+    ("sbranch25", "vbranch25"),
 )
 """An arm over a rival: a claim needs a gain over the control and over these."""
 

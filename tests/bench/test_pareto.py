@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bench.pareto.__main__ import main
 from bench.pareto.arms import ARMS, CONTROL, Setting
+from bench.pareto.arms.one_point import OnePoint
 from bench.pareto.arms.subproblems import Subproblems
-from bench.pareto.arms.vertices import Vertices
 from bench.pareto.drive import drive
 from bench.pareto.evaluation import hypervolumes, losses_of
 from bench.pareto.layers import BatchNorm, FlatRows, Linear
@@ -65,7 +65,7 @@ def test_the_best_ten_points_have_the_optimum_that_is_written_down(name: str) ->
 @pytest.mark.parametrize("name", ["zdt1", "zdt2", "dtlz2", "vlmop2"])
 def test_an_arm_comes_near_the_optimum_and_never_above(name: str) -> None:
     problem = PROBLEMS[name]
-    arm = Vertices(Setting(problem, 8e-3, 0, 500), points=problem.rows)
+    arm = ARMS["vertices"].make(Setting(problem, 8e-3, 0, 500))
     for _ in range(500):
         arm.step()
     found = hypervolumes(problem, losses_of(problem, arm.fronts()[0], "test"))["main"]
@@ -134,16 +134,16 @@ def test_every_transfer_rule_of_the_package_has_an_arm() -> None:
     assert shown == set(register)
 
 
-def test_the_vertices_get_the_gradient_that_autograd_gives() -> None:
+def test_the_vertices_of_one_point_get_the_gradient_that_autograd_gives() -> None:
     setting = Setting(SMALL, 1e-2, 2, 4)
-    arm, twin = (Vertices(setting, points=10) for _ in range(2))
+    arm, twin = (OnePoint(setting) for _ in range(2))
     arm.step()
     w = twin.draw().float()
-    x, y = twin.batches(10)
+    x, y = twin.batches(1)
     start = twin.vertices.detach().clone().requires_grad_()
     names, sizes = zip(*((name, p[0].numel()) for name, p in twin.template.named_parameters()), strict=True)
     parts = zip(names, (w @ start).split(sizes, 1), twin.template.parameters(), strict=True)
-    rows = {name: part.view(10, *parameter.shape[1:]) for name, part, parameter in parts}
+    rows = {name: part.view(1, *parameter.shape[1:]) for name, part, parameter in parts}
     (w * SMALL.losses(torch.func.functional_call(twin.template, rows, (x,)), x, y)).sum().backward()
     torch.testing.assert_close(arm.vertices.grad, start.grad)
 
@@ -216,11 +216,12 @@ def test_the_grid_grows_while_its_edge_is_best() -> None:
 
 
 def test_seeds_wait_for_the_search_and_important_arms_come_first() -> None:
-    plan = Plan(("zdt1", "zdt2"), ("epo", "rk", "ind"), 7, {"zdt1": 10, "zdt2": 10})
+    plan = Plan(("zdt1", "zdt2"), ("epo", "vertices", "ind"), 7, {"zdt1": 10, "zdt2": 10})
     records: dict[Key, Record] = {}
     first = plan.runnable(records)
     assert {key.seed for key in first} == set(SEARCH_SEEDS)
-    assert [key.problem for key in first[:12]] == ["zdt1"] * 12 and {key.arm for key in first[:24]} == {"rk", "ind"}
+    assert [key.problem for key in first[:12]] == ["zdt1"] * 12
+    assert {key.arm for key in first[:24]} == {"vertices", "ind"}
     order: list[Key] = []
     while missing := plan.runnable(records):
         assert sum(plan.missing(records).values()) >= len(missing)
@@ -245,7 +246,7 @@ def results(folder: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_records(tmp_path: Path) -> None:
-    plan = Plan(("dtlz2",), ("ind", "rk"), 3, {"dtlz2": 20})
+    plan = Plan(("dtlz2",), ("ind", "vertices"), 3, {"dtlz2": 20})
     whole = drive(plan, tmp_path / "whole", 0)
     calls = count()
     drive(plan, tmp_path / "parts", 0, lambda: next(calls) >= 5)
@@ -259,7 +260,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_records(tmp_path: Path) -> N
         assert Record.of(found.line()) == found
     report(tmp_path / "whole")
     page = (tmp_path / "whole" / "README.md").read_text()
-    assert "## dtlz2" in page and "| rk |" in page
+    assert "## dtlz2" in page and "| vertices |" in page
     assert {path.name for path in (tmp_path / "whole").glob("*.png")} == {"forest.png", "clocks.png", "front.png"}
 
 

@@ -11,9 +11,9 @@ from mt2o_ext.weighting import EPO
 
 from .base import Arm, Setting
 from .conditioned import Cosmos, Hypernetwork
+from .one_point import OnePoint
 from .rules import Placebo
 from .subproblems import Subproblems
-from .vertices import Vertices
 
 __all__ = ["ARMS", "CONTROL", "Arm", "Entry", "Setting"]
 
@@ -28,10 +28,6 @@ class Entry:
     make: Callable[[Setting], Arm]
     tier: int = 2
     needs_inputs: bool = False
-
-
-def _points(setting: Setting, trunk: float = 0.0) -> Arm:
-    return Vertices(setting, points=setting.problem.rows, trunk=trunk)
 
 
 def _subproblems(text: str, rule: object = None, tier: int = 2, **options: object) -> Entry:
@@ -50,8 +46,14 @@ def _warm(share: float) -> Entry:
 ARMS: dict[str, Entry] = {
     CONTROL: _subproblems("K independent runs: transfer=None", tier=0),
     "spec": _subproblems("Spectral", Spectral, 0),
-    "rk": Entry("T vertices, K Dirichlet points side by side in each step", _points, 0),
-    "pml": Entry("Pareto Manifold Learning: T vertices, one point a step", partial(Vertices, points=1), 0),
+    "vertices": _subproblems(
+        'front="vertices": T vertices, K random points side by side in each step', tier=0, vertices=True
+    ),
+    "vbranch25": _subproblems(
+        "one net for 25% of the GE, then vertices that begin there", tier=0, vertices=True, trunk=0.25
+    ),
+    "vbranch50": _subproblems("as vbranch25, 50%", tier=1, vertices=True, trunk=0.50),
+    "pml": Entry("Pareto Manifold Learning: T vertices, one point a step", OnePoint, 0),
     "branch25": _subproblems("one net for 25% of the GE, then K copies of it", tier=0, trunk=0.25),
     "sbranch25": _subproblems("branch25, the copies with Spectral", Spectral, 0, trunk=0.25),
     "mean": _subproblems("Mean(0.1)", lambda: Mean(0.1), 0),
@@ -61,7 +63,9 @@ ARMS: dict[str, Entry] = {
     "branch50": _subproblems("as branch25, 50%", tier=1, trunk=0.50),
     "wbranch25": _subproblems("as branch25, the one net with K times the batch", tier=1, trunk=0.25, wide=True),
     "cosmos": Entry("COSMOS: one net with the preference as input", Cosmos, 1, needs_inputs=True),
-    "rk-t25": Entry("as rk; equal weights for the first 25%", partial(_points, trunk=0.25), 1),
+    "vwarm25": _subproblems(
+        "vertices, equal for the first 25% of the steps (warm_up)", tier=1, vertices=True, warm_up=0.25
+    ),
     "phn": Entry("Pareto hypernetwork, compact: its own products are not counted in GE", Hypernetwork, 1),
     "hat": _subproblems("Hat(1)", Hat),
     "neighbours": _subproblems("Neighbours(0.1, width=0.15)", lambda: Neighbours(0.1, 0.15)),
