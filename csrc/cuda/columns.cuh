@@ -1,5 +1,7 @@
 // What the element-wise kernels share: loads and stores of sixteen bytes, and which block works on which columns.
 #pragma once
+#include <type_traits>
+
 #include "../core/dtypes.h"
 #include "../core/gradients.h"
 #include "kernels.h"
@@ -35,16 +37,18 @@ __device__ __forceinline__ void store(T* to, const Pack<N, V>& x) {
   for (int i = 0; i < V; ++i) stored.of[i] = Rounded<T>::of(x.of[i]);
   *reinterpret_cast<Pack<T, V>*>(to) = stored;
 }
-// The same, to global memory only, for values that come out of a loop: of these, nvcc takes a plain store of sixteen
-// bytes apart (13.0, for every GPU below sm_100).
+// The same, to global memory only, for values that come out of a loop or of a conversion: of these, nvcc takes a plain
+// store of eight or sixteen bytes apart (13.0, for every GPU below sm_100).
 template <class T, class N, int V>
 __device__ __forceinline__ void store_whole(T* to, const Pack<N, V>& x) {
-  if constexpr (V * sizeof(T) % sizeof(uint4) == 0) {
+  constexpr int size = V * sizeof(T);
+  if constexpr (size % sizeof(uint2) == 0) {
+    using Words = std::conditional_t<size % sizeof(uint4) == 0, uint4, uint2>;
     Pack<T, V> stored;
     store(stored.of, x);
 #pragma unroll
-    for (int i = 0; i < int(V * sizeof(T) / sizeof(uint4)); ++i)
-      __stwb(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(stored.of)[i]);
+    for (int i = 0; i < size / int(sizeof(Words)); ++i)
+      __stwb(reinterpret_cast<Words*>(to) + i, reinterpret_cast<const Words*>(stored.of)[i]);
   } else {
     store(to, x);
   }

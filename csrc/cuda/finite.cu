@@ -4,6 +4,13 @@ namespace mt2o::cuda {
 
 constexpr int threads = 256;
 
+template <class G>
+__device__ __forceinline__ uint32_t marked_nonfinite(const uint4& x) {
+  uint32_t marked = mt2o::marked_nonfinite<G>(x.y) | mt2o::marked_nonfinite<G>(x.w);
+  if (sizeof(G) < 8) marked |= mt2o::marked_nonfinite<G>(x.x) | mt2o::marked_nonfinite<G>(x.z);
+  return marked;
+}
+
 // A block takes one row of one task of one part at a time.
 template <class G, bool Apart>
 __global__ void __launch_bounds__(threads) find_nonfinite(Finite s, Parts parts) {
@@ -14,14 +21,14 @@ __global__ void __launch_bounds__(threads) find_nonfinite(Finite s, Parts parts)
     const G* grads = RowGradients<G>(s.grads, k, part.segment, part.begin, Apart)[t];
     if (!grads) continue;
     grads = in_global_memory(grads);
-    bool good = true;
+    uint32_t marked = 0;
     for_columns<wide<G>>(0, part.end - part.begin, [&](auto width, int64_t p) {
-      using Columns = Pack<G, decltype(width)::columns>;
-      const Columns values = *reinterpret_cast<const Columns*>(grads + p);
-#pragma unroll
-      for (const G& value : values.of) good &= is_finite(value);
+      if constexpr (decltype(width)::columns == 1)
+        marked |= is_finite(grads[p]) ? 0 : FiniteBits<G>::signs;
+      else
+        marked |= marked_nonfinite<G>(*reinterpret_cast<const uint4*>(grads + p));
     });
-    if (!good) store_same(s.found + k, 1.f);
+    if (marked & FiniteBits<G>::signs) store_same(s.found + k, 1.f);
   }
 }
 

@@ -78,9 +78,9 @@ __device__ __forceinline__ void write(const Step& s, S gain, int64_t k, int64_t 
     if (s.low_precision) {
       const int64_t low = k * s.low_row + p;
       if (s.low_type == Type::bfloat16)
-        store(static_cast<bfloat16*>(s.low_precision) + low, x);
+        store_whole(static_cast<bfloat16*>(s.low_precision) + low, x);
       else
-        store(static_cast<float16*>(s.low_precision) + low, x);
+        store_whole(static_cast<float16*>(s.low_precision) + low, x);
     }
 }
 
