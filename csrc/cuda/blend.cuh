@@ -90,6 +90,21 @@ __device__ __forceinline__ void for_owned_columns(const Chunk& part, int owners,
     if (whole < part.end) body(Width<1>{}, whole + thread, whole + thread < part.end);
 }
 
+// Copies V columns of all rows, `row` apart, to shared memory: four are asked for before the first is waited for.
+template <int V, class S>
+__device__ __forceinline__ void stage_rows(const S* theta, int64_t row, S* staged, int stride, int rows) {
+  constexpr int at_once = 4;
+  for (int k = 0; k < rows; k += at_once) {
+    Pack<S, V> x[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (k + i < rows) x[i] = load<V>(theta + (k + i) * row);
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (k + i < rows) store(staged + (k + i) * stride, x[i]);
+  }
+}
+
 // f(Width<Capacity>{}) with the kernel for so many rows of float; of double there is one for all.
 template <class S, class F>
 Problem with_capacity(int64_t rows, F f) {

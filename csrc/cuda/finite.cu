@@ -11,36 +11,39 @@ __device__ __forceinline__ uint32_t marked_nonfinite(const uint4& x) {
   return marked;
 }
 
-// A block takes one row of one task of one part at a time.
+// A block takes one row of one task of one part.
 template <class G, bool Apart>
 __global__ void __launch_bounds__(threads) find_nonfinite(Finite s, Parts parts) {
-  const int64_t rows = s.rows * s.tasks;
-  for (int64_t unit = blockIdx.x; unit < parts.count * rows; unit += gridDim.x) {
-    const int64_t k = unit % rows / s.tasks, t = unit % rows % s.tasks;
-    const Chunk part = parts[unit / rows];
-    const G* grads = RowGradients<G>(s.grads, k, part.segment, part.begin, Apart)[t];
-    if (!grads) continue;
-    grads = in_global_memory(grads);
-    uint32_t marked = 0;
-    for_columns<wide<G>>(0, part.end - part.begin, [&](auto width, int64_t p) {
-      if constexpr (decltype(width)::columns == 1)
-        marked |= is_finite(grads[p]) ? 0 : FiniteBits<G>::signs;
-      else
-        marked |= marked_nonfinite<G>(*reinterpret_cast<const uint4*>(grads + p));
-    });
-    if (marked & FiniteBits<G>::signs) store_same(s.found + k, 1.f);
+  constexpr int V = wide<G>, at_once = 4;
+  constexpr int64_t stride = int64_t(threads) * V;
+  const int64_t k = blockIdx.y;
+  const Chunk part = parts[blockIdx.x];
+  const G* grads = RowGradients<G>(s.grads, k, part.segment, part.begin, Apart)[blockIdx.z];
+  if (!grads) return;
+  grads = in_global_memory(grads);
+  const int64_t columns = part.end - part.begin, whole = columns / V * V, rest = whole + int64_t(threadIdx.x);
+  uint32_t marked = 0;
+#pragma unroll 1
+  for (int64_t p = int64_t(threadIdx.x) * V; p < whole; p += at_once * stride) {
+    uint4 x[at_once] = {};
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (p + i * stride < whole) x[i] = *reinterpret_cast<const uint4*>(grads + p + i * stride);
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) marked |= marked_nonfinite<G>(x[i]);
   }
+  if (rest < columns && !is_finite(grads[rest])) marked = FiniteBits<G>::signs;
+  if (marked & FiniteBits<G>::signs) store_same(s.found + k, 1.f);
 }
 
 Problem finite(const Finite& s, Extent extent, Stream stream) {
   if (extent.chunks == 0 || extent.columns == 0 || s.rows * s.tasks == 0) return nullptr;
-  const Parts parts = parts_of(s.chunks, extent);
   Problem problem = nullptr;
   with_type(s.grads.type, [&](auto grads) {
     using G = typename decltype(grads)::type;
     problem = with_place(s.grads, [&](auto apart) {
       constexpr auto kernel = find_nonfinite<G, decltype(apart)::value>;
-      return launch_units(kernel, parts.count * s.rows * s.tasks, threads, stream, s, parts);
+      return launch_parts(kernel, {s.rows, s.tasks, threads, part_columns(sizeof(G))}, s.chunks, extent, stream, s);
     });
   });
   return problem;

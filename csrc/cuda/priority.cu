@@ -122,10 +122,11 @@ __global__ void __launch_bounds__(sum_threads) layer_coefficients(Priority s, in
 
 // V columns of the corrected sum.
 template <int V, class G>
-__device__ __forceinline__ Pack<Scalar<G>, V> corrected(const Priority& s, OwnerOf& columns, int64_t p) {
+__device__ __forceinline__ Pack<Scalar<G>, V> corrected(const Priority& s, const TaskGradients<G, false>& all,
+                                                        OwnerOf& columns, int64_t p) {
   using N = Scalar<G>;
   const G* grads = static_cast<const G*>(s.grads) + p;
-  Pack<N, V> sum = combined<N, V>([&](int64_t t) { return load<V>(grads + t * s.grads_task); }, nullptr, s.tasks);
+  Pack<N, V> sum = all.template sum<V>(p);
   if (columns.find(p) >= p + V) {
     if (const double factor = columns.correction(); factor != 0.) {
       const Pack<N, V> own = load<V>(grads + columns.owner() * s.grads_task);
@@ -143,16 +144,16 @@ __device__ __forceinline__ Pack<Scalar<G>, V> corrected(const Priority& s, Owner
   return sum;
 }
 
-// A block takes one part at a time; backwards: what the products were found of last is still in the cache.
+// A block takes one part; backwards: what the products were found of last is still in the cache.
 template <class G, class O>
 __global__ void __launch_bounds__(combine_threads) corrected_sum(Priority s, Parts parts) {
-  for (int64_t unit = blockIdx.x; unit < parts.count; unit += gridDim.x) {
-    const Chunk part = parts[parts.count - 1 - unit];
-    OwnerOf columns(s, part);
-    for_record_columns<wide<G>>(part.begin, part.end, [&](auto width, int64_t p) {
-      store_whole(static_cast<O*>(s.out) + p, corrected<decltype(width)::columns, G>(s, columns, p));
-    });
-  }
+  const Chunk part = parts[int64_t(gridDim.x - 1 - blockIdx.x)];
+  const Gradients grads = {s.grads, s.grads_type, 0, s.grads_task, nullptr, 0, 0};
+  const TaskGradients<G, false> all(grads, nullptr, s.tasks, 0, 0, 0);
+  OwnerOf columns(s, part);
+  for_record_columns<wide<G>>(part.begin, part.end, [&](auto width, int64_t p) {
+    store_whole(static_cast<O*>(s.out) + p, corrected<decltype(width)::columns, G>(s, all, columns, p));
+  });
 }
 
 Problem priority(const Priority& s, int64_t layers, Extent extent, Stream stream) {
@@ -167,11 +168,10 @@ Problem priority(const Priority& s, int64_t layers, Extent extent, Stream stream
   if (!problem && layers > 0)
     problem = launch_units(layer_coefficients, layers, sum_threads, stream, s, extent.chunks, layers);
   if (problem || extent.chunks == 0 || extent.columns == 0) return problem;
-  const Parts parts = parts_of(s.chunks, extent);
   with_type(s.grads_type, [&](auto grads) {
     using G = typename decltype(grads)::type;
     const auto kernel = s.out_type == s.grads_type ? corrected_sum<G, G> : corrected_sum<G, Scalar<G>>;
-    problem = launch_units(kernel, parts.count, combine_threads, stream, s, parts);
+    problem = launch_parts(kernel, {1, 1, combine_threads, part_columns(sizeof(G))}, s.chunks, extent, stream, s);
   });
   return problem;
 }
