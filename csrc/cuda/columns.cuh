@@ -5,6 +5,7 @@
 #include "../core/dtypes.h"
 #include "../core/gradients.h"
 #include "kernels.h"
+#include "places.cuh"
 #include "portable.cuh"
 
 namespace mt2o::cuda {
@@ -97,17 +98,18 @@ struct Units {
 
   // Halves chunks until there are several blocks for each place that the device has for one, of which the last ones
   // leave few places empty; a model too small for all multiprocessors, further.
-  int halvings(Extent extent, int64_t multiprocessors, int64_t places) const {
+  int halvings(Extent extent, const Places& places) const {
     int count = 0;
     const auto blocks = [&] { return (extent.chunks * rows * tasks) << count; };
     const auto longer_than = [&](int64_t length) { return extent.columns / extent.chunks >> (count + 1) >= length; };
-    while (blocks() < 8 * places && longer_than(columns)) ++count;
-    while (blocks() < multiprocessors && longer_than(columns / 4)) ++count;
+    while (blocks() < 8 * places.blocks && longer_than(columns)) ++count;
+    while (blocks() < places.multiprocessors && longer_than(columns / 4)) ++count;
     return count;
   }
 };
-// Of columns whose numbers have so many bytes: a few loads of sixteen bytes for each thread.
-constexpr int64_t part_columns(int bytes) { return 8192 / bytes; }
+// Of columns whose numbers have so many bytes: two loads of sixteen bytes for each of 256 threads, and a little less,
+// as not all chunks are whole.
+constexpr int64_t part_columns(int bytes) { return 7680 / bytes; }
 
 inline Problem described(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
@@ -125,10 +127,10 @@ Problem with_place(const Gradients& grads, F f) {
 template <class... Parameters, class... Arguments>
 Problem launch_units(void (*kernel)(Parameters...), int64_t units, int threads, Stream stream,
                      Arguments&&... arguments) {
-  int multiprocessors = 0;
-  if (const cudaError_t error = count_multiprocessors(multiprocessors); error != cudaSuccess) return described(error);
-  const int64_t resident = int64_t(multiprocessors) * (2048 / threads);
-  const dim3 grid(static_cast<unsigned>(least(units, resident)));
+  Places places;
+  if (const cudaError_t error = find_places(reinterpret_cast<const void*>(kernel), threads, places))
+    return described(error);
+  const dim3 grid(static_cast<unsigned>(least(units, places.blocks)));
   return described(launch(kernel, grid, dim3(static_cast<unsigned>(threads)), static_cast<cudaStream_t>(stream),
                           static_cast<Arguments&&>(arguments)...));
 }
@@ -137,10 +139,10 @@ Problem launch_units(void (*kernel)(Parameters...), int64_t units, int threads, 
 template <class... Parameters, class... Arguments>
 Problem launch_parts(void (*kernel)(Parameters...), const Units& units, const Chunk* chunks, Extent extent,
                      Stream stream, Arguments&&... arguments) {
-  int multiprocessors = 0;
-  if (const cudaError_t error = count_multiprocessors(multiprocessors); error != cudaSuccess) return described(error);
-  const int64_t places = int64_t(multiprocessors) * (2048 / units.threads);
-  const Parts parts = {chunks, units.halvings(extent, multiprocessors, places)};
+  Places places;
+  if (const cudaError_t error = find_places(reinterpret_cast<const void*>(kernel), units.threads, places))
+    return described(error);
+  const Parts parts = {chunks, units.halvings(extent, places)};
   const int64_t count = extent.chunks << parts.halvings;
   if (count > INT32_MAX) return "more chunks than a grid has blocks";
   const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(units.rows), static_cast<unsigned>(units.tasks));
