@@ -35,7 +35,7 @@ TEST(are_as_many_as_the_device_wants) {
   CHECK_EQUAL(units.halvings({6104, 100'000'000}, places), 0);
   CHECK_EQUAL(units.halvings({611, 10'000'000}, places), 3);  // parts of 2048 columns, not less
   CHECK_EQUAL(units.halvings({62, 1'000'000}, places), 3);
-  CHECK_EQUAL(units.halvings({49, 100'000}, places), 1);  // fewer than there are multiprocessors
+  CHECK_EQUAL(units.halvings({49, 100'000}, places), 2);  // 49 are fewer than there are multiprocessors
   CHECK_EQUAL(units.halvings({1, 100}, places), 0);
   const cuda::Units many = {5, 8, 256, cuda::part_columns(4)};
   CHECK_EQUAL(many.halvings({611, 10'000'000}, places), 0);
