@@ -43,13 +43,15 @@ RULES = {
     r"gram_chunks<(float|double), [1-4], false>": Rule(stores=False, float64=FLOAT64),
     r"gram_chunks<.*>": Rule(loads=False, stores=False, float64=FLOAT64),
     r"add_chunks": Rule(loads=False, stores=False, float64=FLOAT64),
-    # Products are summed in float64, and a coefficient is rounded once.
-    r"own_products<.*>": Rule(stores=False, float64=FLOAT64),
+    # Products are summed in float64, and a coefficient is rounded once; where a run of columns lies is worked out there
+    # too.  The sums of four tasks and five leave registers for two or four columns of each.
+    r"all_products<(b?float16|float), 5>|all_products<b?float16, 4>": Rule(loads=False, stores=False, float64=FLOAT64),
+    r"(all|own)_products<.*>": Rule(stores=False, float64=FLOAT64),
     r"layer_coefficients": Rule(loads=False, stores=False, float64=FLOAT64),
-    r"corrected_sum<.*>": Rule(),
+    r"corrected_sum<.*>": Rule(float64=FLOAT64),
     r"solve_problems<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # one thread for a problem, in float64
-    # M - I is rounded from float64 once for each block.  With 0, any number of rows: one column for each thread.
-    r"(transfer_rows|step_and_blend)<.*, 0>": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
+    # M - I is rounded from float64 once for each block.  Of any number of rows: one column for each thread.
+    r"(transfer_many<.*>|step_and_blend<.*, 0>)": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
     r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"})),
 }
 
