@@ -68,6 +68,15 @@ TEST(of_double) {
   check_gram<double>({1, 2, Pairs::cross, false}, 0., 1., 1e-13);
   check_gram<double>({1, 5, Pairs::all, true}, 0., 1., 1e-13);
 }
+TEST(of_four_to_sixteen_rows) {
+  for (int64_t rows = 4; rows <= 16; ++rows) {
+    check_gram<float>({1, rows, Pairs::all, rows % 2 == 0}, 0., 1., 1e-6);
+    check_gram<bfloat16>({1, rows, Pairs::all, rows % 2 == 1}, 0., 1., 1e-6);
+  }
+  check_gram<float16>({2, 16, Pairs::all, false}, 0., 1., 1e-6);
+  check_gram<float>({1, 16, Pairs::all, false}, 0., 1e-30, 1e-6);
+  check_gram<float>({1, 9, Pairs::all, true}, 0., 1e25, 1e-6);
+}
 TEST(of_bfloat16) { check_gram<bfloat16>({1, 5, Pairs::all, false}, 0., 1., 1e-6); }
 TEST(of_float16) { check_gram<float16>({1, 5, Pairs::all, true}, 0., 1., 1e-6); }
 
