@@ -45,7 +45,7 @@ RULES = {
     r"sum_rows<.*>": Rule(loads=False, stores=False, read_only=64, float64=FLOAT64),
     r"gram_chunks<(float|double), .*, false>": Rule(stores=False, float64=FLOAT64),
     r"gram_chunks<.*>": Rule(loads=False, stores=False, float64=FLOAT64),
-    r"add_chunks": Rule(loads=False, stores=False, float64=FLOAT64),
+    r"(add_chunks|centre_products)": Rule(loads=False, stores=False, float64=FLOAT64),
     # Products are summed in float64, and a coefficient is rounded once.
     r"own_products<.*>": Rule(stores=False, float64=FLOAT64),
     r"layer_coefficients": Rule(loads=False, stores=False, float64=FLOAT64),

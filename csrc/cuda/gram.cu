@@ -87,87 +87,6 @@ __global__ void __launch_bounds__(gram_threads, A > 4 ? 1 : 2) gram_chunks(Gram 
   }
 }
 
-// The chunks of a segment lie between two of them.
-struct Between {
-  int64_t first, last;
-};
-struct AddShared {
-  Between of_thread[gram_threads];
-  double row_means[max_rows], other_means[max_rows], mean;
-};
-
-__device__ __forceinline__ Between find_chunks(const Gram& s, int64_t segment, AddShared& shared) {
-  Between found = {s.num_chunks, 0};
-  for (int64_t c = threadIdx.x; c < s.num_chunks; c += gram_threads)
-    if (s.chunks[c].segment == segment) found = {least(found.first, c), c + 1};
-  __syncthreads();  // nobody reads what another segment left
-  shared.of_thread[threadIdx.x] = found;
-  for (int half = gram_threads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (int(threadIdx.x) < half) {
-      Between& mine = shared.of_thread[threadIdx.x];
-      const Between other = shared.of_thread[threadIdx.x + half];
-      mine = {least(mine.first, other.first), mine.last < other.last ? other.last : mine.last};
-    }
-  }
-  __syncthreads();
-  return shared.of_thread[0];
-}
-
-// From products of differences to row 0 to those of rows less their mean: D_ij less the means of its row and column,
-// plus the mean of all.
-__device__ __forceinline__ void centre_products(const Gram& s, double* gram, AddShared& shared) {
-  const int rows = int(s.rows);
-  __syncthreads();  // all of the matrix is there
-  for (int i = int(threadIdx.x); i < rows; i += gram_threads) {
-    double of_row = 0., of_other = 0.;
-    for (int j = 0; j < rows; ++j) of_row += gram[i * rows + j], of_other += gram[j * rows + i];
-    shared.row_means[i] = of_row / rows, shared.other_means[i] = of_other / rows;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    double sum = 0.;
-    for (int i = 0; i < rows; ++i) sum += shared.row_means[i];
-    shared.mean = sum / rows;
-  }
-  __syncthreads();
-  for (int q = int(threadIdx.x); q < rows * rows; q += gram_threads) {
-    const int i = q / rows, j = q % rows;
-    if (s.cross)
-      gram[q] = gram[q] - shared.row_means[i] - shared.other_means[j] + shared.mean;
-    else if (j <= i)
-      gram[q] = gram[j * rows + i] = gram[q] - shared.row_means[i] - shared.row_means[j] + shared.mean;
-  }
-}
-
-// A block adds up the chunks of one segment, a warp those of one sum: each lane every 32nd of them, in order.  With the
-// 2 the compiler takes the registers it needs; left to itself it aims at four blocks, and spills on some architectures.
-__global__ void __launch_bounds__(gram_threads, 2) add_chunks(Gram s, int64_t segments, double* all) {
-  auto& shared = block_shared<AddShared>();
-  const int64_t sums = gram_sums(s), size = s.diagonal ? s.rows : s.rows * s.rows;
-  const int lane = int(threadIdx.x) % warp;
-  for (int64_t unit = blockIdx.x; unit < s.batch * segments; unit += gridDim.x) {
-    const int64_t batch = unit / segments, segment = unit % segments;
-    double* gram = all + unit * size;
-    const Between chunks = find_chunks(s, segment, shared);
-    for (int64_t i = 0, j = 0, q = threadIdx.x / warp; q < sums; q += gram_threads / warp) {
-      double sum = 0.;
-      for (int64_t c = chunks.first + lane; c < chunks.last; c += warp)
-        if (s.chunks[c].segment == segment) sum += s.partials[(batch * s.num_chunks + c) * sums + q];
-      sum = warp_sum(sum);
-      if (lane > 0) continue;
-      if (s.diagonal || s.cross) {
-        gram[q] = sum;
-      } else {
-        while (gram_pair(i + 1, 0) <= q) ++i;
-        j = q - gram_pair(i, 0);
-        gram[i * s.rows + j] = gram[j * s.rows + i] = sum;
-      }
-    }
-    if (s.centre && !s.diagonal) centre_products(s, gram, shared);
-  }
-}
-
 template <class G, bool Apart, int A>
 static Problem launch_chunks(const Gram& s, Stream stream) {
   const int64_t across = (s.rows + A - 1) / A;
@@ -201,7 +120,7 @@ Problem gram(const Gram& s, double* out, int64_t segments, Stream stream) {
       });
     });
   if (problem) return problem;
-  return launch_units(add_chunks, s.batch * segments, gram_threads, stream, s, segments, out);
+  return gram_add(s, out, segments, stream);
 }
 
 }  // namespace mt2o::cuda

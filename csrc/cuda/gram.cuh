@@ -181,5 +181,7 @@ struct ChunkOfRows {
 // All pairs of more than gram_few rows of at most 32 bits, up to so many.
 constexpr int gram_most = 16;
 Problem gram_rows(const Gram&, Stream);
+// The second stage: out[batch][segments] from the partial sums of chunks.
+Problem gram_add(const Gram&, double* out, int64_t segments, Stream);
 
 }  // namespace mt2o::cuda
