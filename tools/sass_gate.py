@@ -27,6 +27,7 @@ class Rule:
 
     loads: bool = True  # of 128 bits
     stores: bool = True
+    read_only: int = 0  # bits of the loads of what no thread writes
     float64: frozenset[str] = frozenset()  # allowed, although no template argument is double
 
 
@@ -39,10 +40,12 @@ RULES = {
     r"find_nonfinite<.*>": Rule(stores=False),
     r"step_rows<.*>": Rule(),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
-    # Four columns of float or two of double for each thread; eight rows leave registers for one, 16 bits load less.
-    r"gram_chunks<(float|double), [1-4], false>": Rule(stores=False, float64=FLOAT64),
+    # Four columns of float or two of double for each thread; as many of 16 bits as of float, so that sums are the same.
+    r"sum_rows<float, .*>": Rule(stores=False, read_only=128, float64=FLOAT64),
+    r"sum_rows<.*>": Rule(loads=False, stores=False, read_only=64, float64=FLOAT64),
+    r"gram_chunks<(float|double), .*, false>": Rule(stores=False, float64=FLOAT64),
     r"gram_chunks<.*>": Rule(loads=False, stores=False, float64=FLOAT64),
-    r"add_chunks": Rule(loads=False, stores=False, float64=FLOAT64),
+    r"(add_chunks|centre_products)": Rule(loads=False, stores=False, float64=FLOAT64),
     # Products are summed in float64, and a coefficient is rounded once; where a run of columns lies is worked out there
     # too.  The sums of four tasks and five leave registers for two or four columns of each.
     r"all_products<(b?float16|float), 5>|all_products<b?float16, 4>": Rule(loads=False, stores=False, float64=FLOAT64),
@@ -74,7 +77,10 @@ class Kernel:
             forbidden += sorted(FLOAT64 - rule.float64)
         found = [f"contains {opcode}" for opcode in forbidden if self.has(rf"{opcode}(\.|$)")]
         wanted = [opcode for opcode, wide in (("LDG", rule.loads), ("STG", rule.stores)) if wide]
-        return found + [f"has no {opcode} of 128 bits" for opcode in wanted if not self.has(rf"{opcode}\..*128")]
+        found += [f"has no {opcode} of 128 bits" for opcode in wanted if not self.has(rf"{opcode}\..*128")]
+        if rule.read_only and not self.has(rf"LDG\..*{rule.read_only}\.CONSTANT"):
+            found.append(f"has no LDG of {rule.read_only} bits of what no thread writes")
+        return found
 
 
 def demangled(names: Sequence[str]) -> list[str]:
