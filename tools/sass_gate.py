@@ -52,7 +52,7 @@ RULES = {
     r"(all|own)_products<.*>": Rule(stores=False, float64=FLOAT64),
     r"layer_coefficients": Rule(loads=False, stores=False, float64=FLOAT64),
     r"corrected_sum<.*>": Rule(float64=FLOAT64),
-    r"solve_problems<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # one thread for a problem, in float64
+    r"solve_(problems|alone)<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # small problems, in float64
     # M - I is rounded from float64 once for each block.  Of any number of rows: one column for each thread.
     r"(transfer_many<.*>|step_and_blend<.*, 0>)": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
     r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"})),

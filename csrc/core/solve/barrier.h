@@ -46,7 +46,7 @@ MT2O_HD double newton_slope(Barrier& b, Factor& f) {
     b.trial[i] = b.step[i] = pull - b.image[i] * b.y[i];
     append(f, i);
   }
-  solve(f, b.step);
+  solve<1>(f, b.step, n);
   return -dot(b.trial, b.step, n);
 }
 

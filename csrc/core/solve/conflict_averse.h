@@ -9,20 +9,15 @@ namespace mt2o::solve {
 MT2O_HD double crossing_on_support(Simplex& s, double size, double reach, double* other) {
   ActiveSet& set = s.set;
   const Factor& f = set.factor;
-  double across = 0.;
-  for (int64_t k = 0; k < f.count; ++k) set.through[k] = set.border[f.members[k]];
-  solve(f, set.through);
-  for (int64_t k = 0; k < f.count; ++k) across += set.border[f.members[k]] * set.through[k];
+  each(0, f.count, [&](int64_t k) { set.through[k] = set.border[f.members[k]]; });
+  solve<1>(f, set.through, set.size);
+  const double across = sum_of(f.count, [&](int64_t k) { return set.border[f.members[k]] * set.through[k]; });
   fill(other, set.size, 0.);
-  for (int64_t k = 0; k < f.count; ++k) other[f.members[k]] = set.through[k] * s.shortest / across;  // d
+  each(0, f.count, [&](int64_t k) { other[f.members[k]] = set.through[k] * s.shortest / across; });  // d
   // From here: |J'(v + t d)|^2 = reach^2.
-  double dd = 0., dy = 0.;
-  for (int64_t k = 0; k < f.count; ++k) {
-    const int64_t i = f.members[k];
-    const double* row = set.cosines + i * set.size;
-    dd += other[i] * dot(row, other, set.size);
-    dy += set.y[i] * dot(row, other, set.size);
-  }
+  double* image = set.step;
+  multiply_support(set, image, other);
+  const double dd = dot(other, image, set.size), dy = dot(set.y, image, set.size);
   const double missing = reach * reach - square_norm(s), root = sqrt(dy * dy + dd * missing);
   return size + (dy > 0. ? missing / (dy + root) : (root - dy) / dd);
 }
@@ -30,8 +25,7 @@ MT2O_HD double crossing_on_support(Simplex& s, double size, double reach, double
 // From v at m = 1, q = 0 (least norm in the convex hull) to |J'v| = reach, min |J'(u + v)|^2 over v >= 0, sum v = m.
 // |J'v| grows with m, and m lies in [reach / longest row, reach / least norm].
 MT2O_HD void extend(Simplex& s, const Rows& rows, double least_norm, double reach, double* scratch) {
-  double longest = 0.;
-  for (int64_t i = 0; i < rows.count; ++i) longest = greater(longest, rows.lengths[i]);
+  const double longest = largest_of(rows.count, [&](int64_t i) { return rows.lengths[i]; });
   double low = reach / longest, high = reach / least_norm, size = sqrt(low) * sqrt(high);
   for (int iteration = 0; iteration < 64; ++iteration) {
     s.set.total = size * s.shortest;
@@ -70,12 +64,12 @@ MT2O_HD void solve_one(const ConflictAverse& s, int64_t k) {
   solve::minimise(simplex.set);
   const double least = solve::square_norm(simplex), *y = simplex.set.y;
   if (least <= s.all.rtol * solve::dot(y, y, n)) return;  // stationary: the least norm is rounding
-  for (int64_t i = 0; i < n; ++i) u[i] = rows.lengths[i] * preferences[rows.tasks_of[i]];
+  solve::each(0, n, [&](int64_t i) { u[i] = rows.lengths[i] * preferences[rows.tasks_of[i]]; });
   solve::multiply(simplex.set.linear, rows.cosines, u, n);
   const double reach = s.radius * sqrt(solve::greater(solve::dot(u, simplex.set.linear, n), 0.));
   if (reach > 0.) {
     solve::extend(simplex, rows, sqrt(least), reach, scratch);
-    for (int64_t i = 0; i < n; ++i) u[i] += simplex.set.y[i];
+    solve::axpy(u, 1., simplex.set.y, n);
   }
   solve::to_weights(weights, rows, u, 1.);
 }

@@ -18,7 +18,7 @@ struct Factor {
   bool indefinite;   // a pivot was less than the ridge leaves to a positive semidefinite matrix
   int64_t count;     // members
   int64_t* members;  // [size], in order of arrival
-  double* lower;     // [size][size]: L with L L' = matrix of the members + ridge
+  double* lower;     // [size][size]: L with L L' = matrix of the members + ridge; above the diagonal its transpose
   double* inverse;   // [size]: 1 / L_kk
 };
 
@@ -27,22 +27,38 @@ MT2O_HD Factor factor_of(const Matrix& matrix, double ridge, Workspace& w) {
   return {matrix, ridge, false, 0, take_indices(w, n), take(w, n * n), take(w, n)};
 }
 
+// x <- L^-1 x or L'^-1 x for so many vectors one after the other.  As soon as an element is known, its part is taken
+// off all that wait for it: no sum of them is ever waited for.
+template <int Vectors>
+MT2O_HD void eliminate(const Factor& f, double* x, int64_t length, bool transposed) {
+  const int64_t n = f.matrix.size, count = f.count;
+  for (int64_t step = 0; step < count; ++step) {
+    const int64_t k = transposed ? count - 1 - step : step;
+    const double* row = f.lower + k * n;
+    double known[Vectors];
+    for (int v = 0; v < Vectors; ++v) known[v] = x[v * length + k] * f.inverse[k];
+    each(transposed ? 0 : k + 1, transposed ? k : count, [&](int64_t j) {
+      for (int v = 0; v < Vectors; ++v) x[v * length + j] -= known[v] * row[j];
+    });
+  }
+  each(0, count, [&](int64_t j) {
+    for (int v = 0; v < Vectors; ++v) x[v * length + j] *= f.inverse[j];
+  });
+}
+
 MT2O_HD void append(Factor& f, int64_t member) {
   const int64_t n = f.matrix.size, count = f.count;
-  const double* entries = f.matrix.entries + member * n;
   const double* border = f.matrix.border;
+  const auto entry = [&](int64_t other) {
+    return f.matrix.entries[member * n + other] + (border ? border[member] * border[other] : 0.);
+  };
   double* row = f.lower + count * n;
-  for (int64_t k = 0; k < count; ++k) {
-    const int64_t other = f.members[k];
-    const double entry = entries[other] + (border ? border[member] * border[other] : 0.);
-    row[k] = (entry - dot(row, f.lower + k * n, k)) * f.inverse[k];
-  }
-  const double entry = entries[member] + (border ? border[member] * border[member] : 0.);
-  const double pivot = entry + f.ridge - dot(row, row, count);
+  each(0, count, [&](int64_t k) { row[k] = entry(f.members[k]); });
+  eliminate<1>(f, row, n, false);
+  const double pivot = entry(member) + f.ridge - dot(row, row, count), root = sqrt(greater(pivot, f.ridge));
   f.indefinite = f.indefinite || pivot < 0.5 * f.ridge;
-  row[count] = sqrt(greater(pivot, f.ridge));
-  f.inverse[count] = 1. / row[count];
-  f.members[count] = member;
+  each(0, count, [&](int64_t k) { f.lower[k * n + count] = row[k]; });
+  once([&] { row[count] = root, f.inverse[count] = 1. / root, f.members[count] = member; });
   f.count = count + 1;
 }
 
@@ -53,14 +69,11 @@ MT2O_HD void remove(Factor& f, int64_t position) {
   for (int64_t k = position + 1; k < count; ++k) append(f, f.members[k]);
 }
 
-// x <- (L L')^-1 x, x in the order of the members.
-MT2O_HD void solve(const Factor& f, double* x) {
-  const int64_t n = f.matrix.size;
-  for (int64_t k = 0; k < f.count; ++k) x[k] = (x[k] - dot(f.lower + k * n, x, k)) * f.inverse[k];
-  for (int64_t k = f.count - 1; k >= 0; --k) {
-    x[k] *= f.inverse[k];
-    axpy(x, -x[k], f.lower + k * n, k);
-  }
+// x <- (L L')^-1 x for vectors of so many elements one after the other, in the order of the members.
+template <int Vectors>
+MT2O_HD void solve(const Factor& f, double* x, int64_t length) {
+  eliminate<Vectors>(f, x, length, false);
+  eliminate<Vectors>(f, x, length, true);
 }
 
 }  // namespace mt2o::solve
