@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +17,11 @@ from ..gradients.table import check_dense
 from ..gradients.tasks import Combination
 from ..gradients.weigher import undone_on_error
 from ..ranks import together
-from ..scalarization import Linear, Scalarization
-from ..transfer import TransferContext, TransferRule
+from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
-from ..weighting import Needs, Weighting
+from ..weighting import Needs, Weighting, as_weighting
 from .amp import Scaling, scaled
+from .asked import Asked, Transfer, listed
 from .base import nothing_left, with_losses
 from .blend import Blend, hold_rows
 from .branch import branched
@@ -124,19 +124,19 @@ class MT2OFused(OneModel):
         lr: float | Tensor | None = None,
         base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
         preferences: Tensor | Sequence[Sequence[float]] | None = None,
-        scalarization: Scalarization | None = Linear(),  # noqa: B008  (frozen)
+        scalarization: Scalarization | str | None = Linear(),  # noqa: B008  (frozen)
         weighting: Weighting | str | None = None,
         heads: str = "plain",
         collect: str = "sequential",
         generator: torch.Generator | None = None,
-        transfer: TransferRule | Callable[[TransferContext], Tensor | None] | bool | None = True,
+        transfer: Transfer = "auto",
         order: str = "consensus",
         ema: float | None = None,
         max_norm: float | None = None,
         stacked: bool = False,
         buffers: Iterable[Tensor] = (),
         start: Callable[[int], None] | None = None,
-        front: str = "rows",
+        front: Literal["vertices", "rows"] | None = None,
         points: int | None = None,
         concentration: float = 1.0,
         warm_up: int = 0,
@@ -151,14 +151,19 @@ class MT2OFused(OneModel):
             )
         if start is not None and stacked:
             raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
+        params = listed(params)
+        scalarization = None if scalarization is None else as_scalarization(scalarization)
+        weighting = None if weighting is None else as_weighting(weighting)
         inner = Inner(weighting, heads, collect, generator)
-        made = front_of(
-            num_tasks, num_subproblems, preferences, front, points, concentration, warm_up, inner, stacked=stacked
+        asked = Asked(
+            params, front, num_tasks, num_subproblems, preferences, points, concentration, warm_up, transfer, order,
+            moments, stacked, start, process_group, scalarization, weighting,
         )  # fmt: skip
+        made = front_of(asked, inner)
         self._num_tasks = num_tasks
         self._objective = objective_of(scalarization, inner, made)
         tasks = inner_of(inner, made, self._objective)
-        self._blend = blend_of(transfer, made, order, moments, warm_up)
+        self._blend = blend_of(asked, made)
         self._late_flags: dict[str, LateFlags] = {}
         base = as_base_rule(base)
         refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
@@ -260,7 +265,8 @@ class MT2OFused(OneModel):
         )
         vertices = self._buffers.vertices
         if vertices is None:
-            options += f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}"
+            transfer = type(self._blend.rule).__name__
+            options += f"front='rows', transfer={transfer}, order={self._blend.order.name.lower()}"
         else:
             options += f"front='vertices', points={vertices.num_points}, concentration={vertices.concentration}"
         return super().__repr__().replace(" (", f" ({options}", 1)
@@ -291,13 +297,14 @@ class MT2OFused(OneModel):
         if self._buffers.vertices is not None and options.get("transfer") is False:
             raise ValueError(
                 'expected groups without transfer=False with front="vertices", where no rows are blended, got one: '
-                "leave it out"
+                'leave it out, or take front="rows"'
             )
 
     def _description(self) -> dict[str, Any]:
         blend = self._blend
         return {
             **super()._description(),
+            "front": self._buffers.kind,
             "scalarization": repr(self._objective.scalarization),
             "transfer": type(blend.rule).__name__,
             "order": blend.order.name,
@@ -352,8 +359,9 @@ class MT2OFused(OneModel):
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
         self._check_trained_shown()
         self._look_for_ranks()
-        if buffers.keeps_rows and not self._model_buffers.shown and not self._now.graph_checked:
-            check_running_statistics(stacked, self._warn_once)
+        several = buffers.keeps_rows or (buffers.vertices is not None and not buffers.stacked)
+        if several and not self._model_buffers.shown and not self._now.graph_checked:
+            check_running_statistics(stacked, self._warn_once, self._about_statistics())
         self._now.graph_checked = True
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         detached = stacked.detach().double()
@@ -381,6 +389,15 @@ class MT2OFused(OneModel):
         self._objective.see(seen, None if buffers.stacked else row)
         if self._ranks is not None:
             self._ranks.count(row)
+
+    def _about_statistics(self) -> str:
+        """What to do about running statistics that all subproblems share."""
+        if self._buffers.vertices is None:
+            return "give each its own with MT2OFused(..., buffers=model.buffers())"
+        return (
+            "they are those of the random points of the steps; pass MT2OFused(..., buffers=model.buffers()), and call "
+            "optimizer.update_buffers(...) before you evaluate or save"
+        )
 
     def _seen_by_all(self, losses: Tensor) -> Tensor:
         """The losses that coefficients are made of: the means over the ranks, unless they make no difference."""
@@ -447,10 +464,10 @@ class MT2OFused(OneModel):
             plan = self._plan(found, losses, scaling)
             if not nothing_left(plan.skipped):
                 self._transfer_and_apply(plan, losses)
-        if self._buffers.vertices is not None:
-            self._buffers.vertices.advance(self._buffers.flats)
         self._await_feedback(losses, plan.skipped)
         self._record_step(losses, plan.skipped)
+        if self._buffers.vertices is not None:
+            self._buffers.vertices.advance(self._buffers.flats)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
         return result if result is None or result.dim() == 0 else losses
@@ -630,8 +647,8 @@ class MT2OFused(OneModel):
     # ------------------------------------------------------------------ state
     def _parts(self) -> Parts:
         return Parts(
-            self._blend, self._objective, self._report, self._model_buffers, self._tasks, self._buffers.vertices,
-            self._step_recorder, self._now.row, lambda: self._buffers.flats,
+            self._buffers.kind, self._blend, self._objective, self._report, self._model_buffers, self._tasks,
+            self._buffers.vertices, self._step_recorder, self._now.row, lambda: self._buffers.flats,
         )  # fmt: skip
 
     def _export_shared(self) -> dict[str, Any]:
