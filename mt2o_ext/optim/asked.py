@@ -40,7 +40,7 @@ class Asked(NamedTuple):
     weighting: Weighting | None
 
     def kind(self) -> str:
-        """"rows" or "vertices": that of ``front=``, or if there is none the one that the other arguments ask for.
+        """Returns "rows" or "vertices", by ``front=`` or, if it is None, as the other arguments ask for.
 
         Arguments that vertices alone have decide first, then those that ask for rows; without either it is vertices.
 

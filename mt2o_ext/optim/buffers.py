@@ -62,7 +62,7 @@ class Buffers:
 
     @property
     def kind(self) -> str:
-        """"rows" or "vertices", as of ``front=``."""
+        """The front, "rows" or "vertices", as of ``front=``."""
         return "rows" if self.vertices is None else "vertices"
 
     @property

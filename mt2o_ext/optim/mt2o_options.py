@@ -147,15 +147,19 @@ def blend_of(asked: Asked, front: Front) -> Blend:
     return Blend(as_transfer_rule(transfer), front.preferences, asked.order, asked.moments, asked.warm_up)
 
 
-def check_equal_slices(params: Sequence[Any]) -> None:
+def check_equal_slices(params: Sequence[Any], num_models: int) -> None:
     """Checks that the models of a bank are equal, which has no place for others: its vertices are trained.
+
+    What is no parameter of a bank of so many models is left to other checks.
 
     Raises:
         ValueError: for a parameter whose slices differ.
     """
     for p in params:
         tensor = p[1] if isinstance(p, tuple) else p
-        if isinstance(tensor, Tensor) and tensor.dim() > 0 and tensor.requires_grad:
+        if isinstance(tensor, Tensor) and tensor.shape[:1] == (num_models,) and tensor.requires_grad:
+            if tensor.device.type == "meta":
+                continue
             values = tensor.detach()
             if bool((values != values[:1]).any()):
                 raise ValueError(

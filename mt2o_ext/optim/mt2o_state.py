@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ..checks import check_choice
 from ..entries import member, member_dict
 from ..gradients.tasks import TaskGradients
 from .blend import Blend
@@ -21,7 +22,8 @@ __all__ = ["Parts"]
 class Parts(NamedTuple):
     """The parts of an optimizer that have a state.
 
-    kind: "rows" or "vertices", as of ``front=``.  row: the subproblem that the model shows.  flats: gives the buffers that will show the points of ``vertices``.
+    kind: "rows" or "vertices", as of ``front=``.  row: the subproblem that the model shows.  flats: gives the buffers
+    that will show the points of ``vertices``.
     """
 
     kind: str
@@ -100,7 +102,7 @@ class Parts(NamedTuple):
                 "optimizer)"
             )
         given = {} if shared is None else member_dict({"mt2o": shared}, "mt2o", "the first group")
-        found_kind = given.get("front", "rows")  # one model has no other
+        found_kind = "rows" if shared is None else check_choice("front", str(given.get("front")), ("rows", "vertices"))
         if found_kind != self.kind:
             raise ValueError(
                 f'expected the state of front="{self.kind}", as this optimizer has it, got that of '

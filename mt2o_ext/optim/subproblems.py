@@ -273,10 +273,10 @@ class OneModel(FlatOptimizer):
         if self._model_buffers.shows_those_of_steps():
             self._warn_once(
                 "foreign statistics",
-                'inside of at(), subproblem() or front() of front="vertices" the model had the buffers (running statistics of '
-                "BatchNorm, say) that the steps have left, which are those of random points and fit no single one: "
-                "call optimizer.update_buffers(...) before subproblem() and front(), and compute them anew inside of "
-                "at(), both with torch.optim.swa_utils.update_bn(loader, model), before you evaluate or save",
+                'inside of at(), subproblem() or front() of front="vertices" the model had the buffers (running '
+                "statistics of BatchNorm, say) that the steps have left, which are those of random points and fit no "
+                "single one: call optimizer.update_buffers(...) before subproblem() and front(), and compute them anew "
+                "inside of at(), both with torch.optim.swa_utils.update_bn(loader, model), before you evaluate or save",
                 stacklevel=6,
             )
 
@@ -296,14 +296,6 @@ class OneModel(FlatOptimizer):
         if not self._buffers.stacked:
             raise RuntimeError("all_subproblems() is for stacked=True: use subproblem(k)")
         with self._all_shown("ema" if ema else None):
-            yield
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """With stacked=True: in this context all subproblems are their running averages; changes are dropped."""
-        if not self._buffers.stacked:
-            raise RuntimeError("averaged() is for stacked=True; use subproblem(k, ema=True)")
-        with self._all_shown("ema"):
             yield
 
     @contextmanager
@@ -340,7 +332,7 @@ class OneModel(FlatOptimizer):
 
         Running averages of parameters, and points of a front on vertices, are models that were never trained: running
         statistics of the models that were do not fit them.  What is computed is kept, saved in the state dict, and
-        used by ``subproblem(k)``, ``front()`` and ``averaged()`` until the next call.
+        used by ``subproblem(k)``, ``front()`` and ``all_subproblems()`` until the next call.
 
         Args:
             update: called with the model at each subproblem (a bank: once); it changes the model's buffers.
@@ -434,6 +426,6 @@ class OneModel(FlatOptimizer):
     def _check_one_model(self) -> None:
         if self._buffers.stacked:
             raise RuntimeError(
-                "with stacked=True all subproblems are in the bank's parameters at once: use bank.subproblem(k), and "
-                "optimizer.averaged() for the running average"
+                "with stacked=True all subproblems are in the bank's parameters at once: use bank.subproblem(k), "
+                "inside of optimizer.all_subproblems(), with ema=True for the running averages"
             )
