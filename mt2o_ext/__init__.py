@@ -1,4 +1,4 @@
-"""Multi-task optimizers on fused kernels: K trade-offs trained together, one run, a Pareto front of models.
+"""Multi-task optimizers on fused kernels: trade-offs trained together, one run, a Pareto front of models.
 
 ``torch.optim.Optimizer`` subclasses; see :class:`MT2OFused`, :class:`WeightedFused` and
 :class:`ConnectionStrengthFused`.  What they are made with is in modules: ``weighting``, ``transfer``,

@@ -255,14 +255,29 @@ def warning_of_drift(process_group: Any, name: str, *, wrapper: bool) -> str | N
     )
 
 
-def check_not_wrapped(parameters: Sequence[Tensor], name: str) -> None:
+def warning_of_draws(process_group: Any) -> str | None:
+    """Text of the warning where ranks draw points of their own; None where there is nothing to say.
+
+    process_group: as the user gave it.
+    """
+    if process_group is not False or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return (
+        'with front="vertices" and process_group=False each rank draws random points of its own, and gradients that '
+        "somebody averages over the ranks would be of different points. Pass process_group=True, or a generator= with "
+        'the same seed on all ranks, or take front="rows"'
+    )
+
+
+def check_not_wrapped(parameters: Sequence[Tensor], what: str, advice: str = "") -> None:
     """Checks that no DistributedDataParallel is around the model, which cannot average what an optimizer uses.
 
-    It averages one gradient of each parameter, not those of several tasks.
+    It averages one gradient of each parameter, not those of several tasks, nor those of other points on each rank.
 
     Args:
         parameters: of the optimizer.
-        name: of the optimizer's class.
+        what: it cannot average.
+        advice: another way out.
 
     Raises:
         RuntimeError: if there is one.
@@ -275,9 +290,8 @@ def check_not_wrapped(parameters: Sequence[Tensor], name: str) -> None:
     for found in gc.get_objects():  # once in the life of an optimizer: nobody else tells who wraps a model
         if type(found) is DistributedDataParallel and any(id(p) in known for p in found.parameters()):
             raise RuntimeError(
-                f"DistributedDataParallel cannot average the gradients of several tasks that {name} keeps apart: the "
-                "ranks would drift apart. Pass process_group=True instead of False (and use the model without the "
-                "wrapper)"
+                f"DistributedDataParallel cannot average {what}: the ranks would drift apart. Pass process_group=True "
+                f"instead of False (and use the model without the wrapper){advice}"
             )
 
 

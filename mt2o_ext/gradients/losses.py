@@ -158,8 +158,11 @@ def as_list(losses: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [loss.reshape(()) for loss in (losses.unbind() if isinstance(losses, Tensor) else losses)]
 
 
-def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], None]) -> None:
-    """Warns where the losses went through a normalisation whose running statistics all subproblems would share."""
+def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], None], advice: str) -> None:
+    """Warns where the losses went through a normalisation whose running statistics all subproblems would share.
+
+    advice: what the user can do about it.
+    """
     seen: set[object] = set()
     queue = [losses.grad_fn]
     while queue:
@@ -174,8 +177,7 @@ def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], Non
         ):
             warn_once(
                 "running statistics",
-                "the model has BatchNorm layers whose running statistics are now shared by all subproblems; give each "
-                "its own with MT2OFused(..., buffers=model.buffers())",
+                f"the model has BatchNorm layers whose running statistics are now shared by all subproblems: {advice}",
             )
             return
         queue.extend(parent for parent, _ in node.next_functions)

@@ -17,7 +17,7 @@ from ..gradients.skipped import NONFINITE, Refuser
 from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, TaskGradients
 from ..ops import FIELDS, Order
-from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_drift
+from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_draws, warning_of_drift
 from .amp import Scaling
 from .buffers import Buffers
 from .groups import about_unreached, check_options, listed_of
@@ -317,9 +317,16 @@ class FlatOptimizer(SavedState):
             return
         said, wrapper = self._said[0], self._works_in_wrapper()
         self._said.clear()
+        name, vertices = type(self).__name__, self._buffers.vertices
         if said is False and not wrapper:
-            check_not_wrapped(self._buffers.parameters(), type(self).__name__)
-        if said is None and (text := warning_of_drift(None, type(self).__name__, wrapper=wrapper)) is not None:
+            what = f"the gradients of several tasks that {name} keeps apart"
+            if vertices is not None and self._tasks is None:
+                what = f"the gradients of {name} at random points"
+            check_not_wrapped(self._buffers.parameters(), what, "" if vertices is None else ', or take front="rows"')
+        text = warning_of_drift(said, name, wrapper=wrapper)
+        if text is None and vertices is not None and vertices.own_generator:
+            text = warning_of_draws(said)
+        if text is not None:
             self._warn_once("ranks", text, stacklevel=4)
 
     def _joint(self, losses: Tensor) -> Tensor:
@@ -372,7 +379,11 @@ class FlatOptimizer(SavedState):
         if self._step_recorder is not None:
             weights, batch = self._now.weights, self._now.batch
             norm = None if self._max_norm is None else self._now.grad_norm
-            self._step_recorder.add(losses=losses, weights=weights, gram=batch.gram, grad_norm=norm, skipped=skipped)
+            vertices = self._buffers.vertices
+            points = None if vertices is None else vertices.points
+            self._step_recorder.add(
+                losses=losses, weights=weights, gram=batch.gram, grad_norm=norm, skipped=skipped, points=points
+            )
 
     def _recorded_steps(self) -> StepHistory:
         if self._step_recorder is None:

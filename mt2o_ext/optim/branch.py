@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..base import BASE_RULES, BaseRule, as_base_rule
+from ..scalarization import as_scalarization
+from ..weighting import as_weighting
+from .asked import Asked
 from .base import FlatOptimizer
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ def branched(kind: type[MT2OFused], optimizer: torch.optim.Optimizer, options: d
             f"expected an optimizer of one model, or of a front on vertices, got {optimizer._buffers.num_rows} "
             "subproblems: load their state dict, which keeps them"
         )
-    if front is not None and options.get("front") == "vertices":
+    if front is not None and "num_tasks" in options and _kind_of(kind, options) == "vertices":
         _check_tasks(optimizer, options)
     base = as_base_rule(options["base"]) if "base" in options else _base_of(optimizer)
     ours = {"lr", "transfer", *base.defaults()}
@@ -55,10 +59,19 @@ def _front_of(optimizer: torch.optim.Optimizer) -> str | None:
     return None
 
 
+def _kind_of(kind: type[MT2OFused], options: dict[str, Any]) -> str:
+    """The front that the new optimizer will have."""
+    defaults = {name: parameter.default for name, parameter in signature(kind).parameters.items()}
+    given = {**defaults, **options, "params": []}  # of the groups ``transfer`` is left out
+    for name, made in (("scalarization", as_scalarization), ("weighting", as_weighting)):
+        given[name] = None if given[name] is None else made(given[name])
+    return Asked(**{name: given[name] for name in Asked._fields}).kind()
+
+
 def _check_tasks(optimizer: torch.optim.Optimizer, options: dict[str, Any]) -> None:
     """Checks that there is a vertex for each task of the new front."""
     tasks = optimizer.preferences.shape[1]  # type: ignore[attr-defined]
-    if options.get("num_tasks", tasks) != tasks:
+    if options["num_tasks"] != tasks:
         raise ValueError(
             f"expected num_tasks={tasks}, a task for each vertex that goes on, got {options['num_tasks']}: make the "
             "optimizer with as many, or branch to rows"

@@ -34,6 +34,8 @@ class StepHistory:
         grad_norm: float64 [N, K], of the combined gradients, before ``max_norm`` shortened them; None without
             ``max_norm``, which measures it.
         skipped: bool [N, K], whether the step was skipped.
+        points: float64 [N, K, T], on the simplex, where the losses were computed; None where these are fixed
+            (``optimizer.preferences``).
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
@@ -53,6 +55,7 @@ class StepHistory:
     weights: Tensor | None = None
     cosines: Tensor | None = None
     grad_norm: Tensor | None = None
+    points: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -71,7 +74,7 @@ class StepHistory:
         for k in range(self.skipped.shape[1]):
             of = f", subproblem {k}" if self.skipped.shape[1] > 1 else ""
             found[f"skipped{of}"] = self.skipped[:, k]
-            for name, table in (("loss", self.losses), ("weight", self.weights)):
+            for name, table in (("loss", self.losses), ("weight", self.weights), ("point", self.points)):
                 if table is not None and table.dim() == 3:
                     found |= {f"{name} {task}{of}": table[:, k, task] for task in range(table.shape[2])}
             if self.cosines is not None:

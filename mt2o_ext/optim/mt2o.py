@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +17,11 @@ from ..gradients.table import check_dense
 from ..gradients.tasks import Combination
 from ..gradients.weigher import undone_on_error
 from ..ranks import together
-from ..scalarization import Linear, Scalarization
-from ..transfer import TransferContext, TransferRule
+from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
-from ..weighting import Needs, Weighting
+from ..weighting import Needs, Weighting, as_weighting
 from .amp import Scaling, scaled
+from .asked import Asked, Transfer, listed
 from .base import nothing_left, with_losses
 from .blend import Blend, hold_rows
 from .branch import branched
@@ -39,19 +39,27 @@ Losses = Tensor | Sequence[Tensor]
 
 
 class MT2OFused(OneModel):
-    """Trains K models with different trade-offs between T tasks at once; one run returns a Pareto front.
+    """Trains models with different trade-offs between T tasks at once; one run returns a Pareto front.
 
-    Multi-task learning is cast as multi-objective optimisation and decomposed by weight vectors into K scalar
-    subproblems f_k(theta) = s(w_k, L(theta)), each with parameters of its own; every step may blend parameters between
-    them:
+    Multi-task learning is cast as multi-objective optimisation and decomposed by weight vectors w_k into K scalar
+    subproblems f_k(theta) = s(w_k, L(theta)).  What is trained for them is chosen by ``front=``.
+
+    On **vertices**, the default, T sets of weights C_t are trained, one for each task, and every point of the simplex
+    between them is a model.  A step draws K random points w_k and evaluates the model at each:
+
+        theta_k = sum_t w_kt C_t,                C_t <- C_t - u_t,  u_t = base rule applied to T/K sum_k w_kt grad f_k
+
+    On **rows** K sets of weights are trained, one for each subproblem, and every step may blend them:
 
         theta_k <- sum_j M_kj theta_j - u_k,     u_k = base rule applied to grad f_k(theta_k)
 
-    After MT2O (arXiv 2403.16162), reconstructed: the paper's abstract, the predecessor's published code and our own
-    analysis are behind it, not the paper's text.  Transfer averages gradient noise between the subproblems, so give
-    each its own mini-batches (:func:`mt2o_ext.repeat`, :func:`mt2o_ext.stack`), and try twice the learning rate that
-    independent runs like best, too.  In our measurements ``front="vertices"`` had a better front, and had it sooner,
-    than rows with any transfer.
+    Vertices are Pareto Manifold Learning (Dimitriadis et al., ICML 2023) for one point a step; K points side by side
+    are ours.  Rows are after MT2O (arXiv 2403.16162), reconstructed: the paper's abstract, the predecessor's published
+    code and our own analysis are behind them, not the paper's text.  In our measurements, of two and three tasks,
+    vertices had a better front, and had it sooner, than rows with any transfer.
+
+    Either way a step averages gradient noise, so give each subproblem its own mini-batches (:func:`mt2o_ext.repeat`,
+    :func:`mt2o_ext.stack`), and try twice the learning rate that independent runs like best, too.
 
     Three ways to use it:
 
@@ -63,14 +71,19 @@ class MT2OFused(OneModel):
 
         optimizer.backward(task_losses(bank(x), y)); optimizer.step()            # stacked=True, SubproblemBank
 
+    On vertices the model is a random point outside of these loops too, during training and after it.  What you
+    evaluate, save or go on with is inside of ``subproblem(k)``, the model at ``preferences[k]``, or of ``at(w)``, that
+    at any trade-off; `front` evaluates the K subproblems.
+
     Args:
         params: parameters or parameter groups.  A group may set every option of the base rule, and ``transfer=False``
             for tensors that are never blended.
         num_tasks: T.
-        num_subproblems: K.
+        num_subproblems: K, the models that `front` shows and, unless ``points`` says otherwise, that a step evaluates.
         lr: learning rate, a float or a one-element tensor; None: that of the base rule (1e-3; 1e-4 of Lion).
         base: ``AdamW()`` (default), ``Adam()`` or ``SGD()`` of this package, with torch.optim's options; or a name.
-        preferences: [K, T] weight vectors on the simplex; default: evenly spaced (T = 2), Riesz energy (T > 2).
+        preferences: [K, T] weight vectors on the simplex, those of the rows that are trained, or of the points that
+            `subproblem` and `front` show; default: evenly spaced (T = 2), Riesz energy (T > 2, which needs K >= T).
         scalarization: how losses and preferences become one loss; :class:`Linear` by default.  Use
             :class:`SmoothTchebycheff` where the front may be non-convex.  None: see ``weighting``.
         weighting: of the task gradients inside each subproblem, CAGrad(), say; None: they add up.  The weighting sees
@@ -79,32 +92,33 @@ class MT2OFused(OneModel):
             with ``front="vertices"``).  :class:`mt2o_ext.weighting.PaMaL` is made for that.
         heads, collect, generator: with a weighting, as of :class:`WeightedFused`, which also says what it does with
             ``.grad``; groups may then have ``task``.
-        transfer: the rule that gives M; :class:`Spectral` by default.  None: K independent runs.  Any callable
-            ``context -> M`` with rows that sum to one.
-        order: "consensus" (above) or "adapt_then_combine": theta <- M (theta - u).
-        ema: decay of a running average of every subproblem's parameters (0.98, say), or None.
+        transfer: of rows, the rule that gives M: an instance, its name, or any callable ``context -> M`` with rows that
+            sum to one.  None: K independent runs.  "auto": :class:`Spectral`.
+        order: of rows, "consensus" (above) or "adapt_then_combine": theta <- M (theta - u).
+        ema: decay of a running average of all trained parameters (0.98, say), or None.
         max_norm: shortens the gradient of each subproblem to this length (with vertices, that of each vertex), all
             parameters as one vector, before the base rule sees it; ``grad_norm`` tells how long it was.  None: never.
         stacked: the parameters have a leading dimension K (:class:`mt2o_ext.SubproblemBank`).
-        buffers: ``model.buffers()`` where the model has BatchNorm or the like: each subproblem keeps its own.
-        front: "rows": K models are trained, and transfer blends them.  "vertices": T models are trained, one for each
-            task, and the front is the simplex that they span: every step draws K points of it, evaluates the model at
-            each, and returns all K gradients to the vertices.  Any point can be shown afterwards (`at`);
-            ``subproblem(k)`` and ``front()`` are the points at ``preferences``.  The source is Pareto Manifold Learning
-            (Dimitriadis et al., ICML 2023) for one point a step; K points side by side are ours.
-        points: K random points of a step with ``front="vertices"``; default: ``num_subproblems``.  With points=1 an
+        buffers: ``model.buffers()`` where the model has BatchNorm or the like: each row keeps its own; of points see
+            `update_buffers`.
+        front: "vertices" or "rows" (above).  None: rows if ``preferences``, ``transfer``, ``order``, ``moments``,
+            ``start`` or ``process_group=False`` is given, a group has ``transfer=False``, the scalarization looks at
+            all models at once (FewForMany), the weighting remembers earlier steps (FAMO, DWA, MoCo, ...), or there is
+            one task or one subproblem; vertices in all other cases, and whenever ``points`` or ``concentration`` is
+            given.  The ``repr`` and the state dict say which it is.
+        points: of vertices, the number of random points of a step; default: ``num_subproblems``.  With points=1 an
             ordinary loop without ``subproblems()`` trains a whole front.
-        concentration: parameter p of the symmetric Dirichlet distribution that these points are drawn from.  1: uniform
-            on the simplex.  Larger: nearer to its centre (the published settings are 1 to 7).  Smaller: nearer to its
-            corners.  A state dict brings its own.
+        concentration: of vertices, parameter p of the symmetric Dirichlet distribution that these points are drawn
+            from.  1: uniform on the simplex.  Larger: nearer to its centre (the published settings are 1 to 7).
+            Smaller: nearer to its corners.  A state dict brings its own.
         warm_up: the number of first steps in which all K models are kept equal: one model is trained, at first.
         start: called as ``start(k)`` with the model at subproblem (or vertex) k, to initialise each differently.  By
             default all start from the model as it is (averaging networks of independent initialisation mixes unrelated
             units).
-        moments: whether transfers blend the base rule's moments too; see :class:`Moments`.
+        moments: of rows, whether transfers blend the base rule's moments too; see :class:`Moments`.
         skip_nonfinite: whose step an infinite or NaN gradient or loss skips, or a loss that the scalarization or the
-            weighting is not defined for: "subproblem" (its own) or "all".  False: gradients are not looked at for that,
-            which saves one read of them.
+            weighting is not defined for: "subproblem" (its own) or "all".  On vertices it always skips the whole step,
+            in which each point has a part.  False: gradients are not looked at for that, which saves one read of them.
         history: the number of steps that are recorded for `history`; 0: none.
         process_group: data parallelism, as of :class:`WeightedFused`: each subproblem's gradients and losses are
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
@@ -112,7 +126,19 @@ class MT2OFused(OneModel):
 
     Raises:
         TypeError: for options and parameters of the wrong kind, before anything is changed.
-        ValueError: for options out of range and unsuitable parameters, before anything is changed.
+        ValueError: for options out of range, options of which some belong to rows and some to vertices, and unsuitable
+            parameters, before anything is changed.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([0.0, 0.0]))
+        >>> optimizer = mt2o_ext.MT2OFused([p], num_tasks=2, num_subproblems=3, base="sgd", lr=0.2)
+        >>> for _ in range(200):
+        ...     losses = optimizer.step(lambda: [(p - 1).square().sum(), (p + 1).square().sum()])  # at 3 random points
+        ...
+        >>> with optimizer.at([1.0, 0.0]):  # the model for the first task alone
+        ...     bool((p - 1).abs().max() < 0.1)
+        ...
+        True
     """
 
     def __init__(
@@ -124,19 +150,19 @@ class MT2OFused(OneModel):
         lr: float | Tensor | None = None,
         base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
         preferences: Tensor | Sequence[Sequence[float]] | None = None,
-        scalarization: Scalarization | None = Linear(),  # noqa: B008  (frozen)
+        scalarization: Scalarization | str | None = Linear(),  # noqa: B008  (frozen)
         weighting: Weighting | str | None = None,
         heads: str = "plain",
         collect: str = "sequential",
         generator: torch.Generator | None = None,
-        transfer: TransferRule | Callable[[TransferContext], Tensor | None] | bool | None = True,
+        transfer: Transfer = "auto",
         order: str = "consensus",
         ema: float | None = None,
         max_norm: float | None = None,
         stacked: bool = False,
         buffers: Iterable[Tensor] = (),
         start: Callable[[int], None] | None = None,
-        front: str = "rows",
+        front: Literal["vertices", "rows"] | None = None,
         points: int | None = None,
         concentration: float = 1.0,
         warm_up: int = 0,
@@ -151,14 +177,19 @@ class MT2OFused(OneModel):
             )
         if start is not None and stacked:
             raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
+        params = listed(params)
+        scalarization = None if scalarization is None else as_scalarization(scalarization)
+        weighting = None if weighting is None else as_weighting(weighting)
         inner = Inner(weighting, heads, collect, generator)
-        made = front_of(
-            num_tasks, num_subproblems, preferences, front, points, concentration, warm_up, inner, stacked=stacked
+        asked = Asked(
+            params, front, num_tasks, num_subproblems, preferences, points, concentration, warm_up, transfer, order,
+            moments, stacked, start, process_group, scalarization, weighting,
         )  # fmt: skip
+        made = front_of(asked, inner)
         self._num_tasks = num_tasks
         self._objective = objective_of(scalarization, inner, made)
         tasks = inner_of(inner, made, self._objective)
-        self._blend = blend_of(transfer, made, order, moments, warm_up)
+        self._blend = blend_of(asked, made)
         self._late_flags: dict[str, LateFlags] = {}
         base = as_base_rule(base)
         refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
@@ -185,14 +216,15 @@ class MT2OFused(OneModel):
 
     @classmethod
     def branch_from(cls, optimizer: torch.optim.Optimizer, **options: Any) -> MT2OFused:
-        """K subproblems that go on from another optimizer of the same parameters.
+        """A front that goes on from another optimizer of the same parameters.
 
-        From an optimizer of one model (torch.optim's SGD, Adam or AdamW, or one of this package), every subproblem, or
-        vertex, starts as that model, with its moments, counts of steps and running average.  From a front on vertices,
-        subproblem k starts as the point at ``preferences[k]``, of the running averages if there are any; moments start
-        anew.  From a front on vertices to another one, the vertices go on with their moments and averages, and points
-        are drawn anew.  Gradients are dropped.  Learning rates and other options come from the parameter groups; do
-        not use the old optimizer any more.
+        From an optimizer of one model (torch.optim's SGD, Adam or AdamW, or one of this package), every vertex or row
+        starts as that model, with its moments, counts of steps and running average.  From a front on vertices to
+        another one, the vertices go on with their moments and averages, and points are drawn anew.  From a front on
+        vertices to rows (``front="rows"``, ``transfer=`` or another option that asks for them), subproblem k starts as
+        the point at ``preferences[k]``, of the running averages if there are any; moments start anew.  Gradients are
+        dropped.  Learning rates and other options come from the parameter groups; do not use the old optimizer any
+        more.
 
             trunk = torch.optim.AdamW(model.parameters(), lr=1e-3)      # one model, on the mean of the losses
             ...
@@ -260,7 +292,8 @@ class MT2OFused(OneModel):
         )
         vertices = self._buffers.vertices
         if vertices is None:
-            options += f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}"
+            transfer = type(self._blend.rule).__name__
+            options += f"front='rows', transfer={transfer}, order={self._blend.order.name.lower()}"
         else:
             options += f"front='vertices', points={vertices.num_points}, concentration={vertices.concentration}"
         return super().__repr__().replace(" (", f" ({options}", 1)
@@ -276,7 +309,7 @@ class MT2OFused(OneModel):
             ValueError: as of `FlatOptimizer`, and for slices that differ: all vertices start as one model.
         """
         if self._buffers.vertices is not None and self._buffers.stacked and isinstance(param_group, dict):
-            check_equal_slices(listed_of(param_group))
+            check_equal_slices(listed_of(param_group), self._buffers.num_rows)
         super().add_param_group(param_group)
 
     def _check_options(self, options: dict[str, Any]) -> None:
@@ -291,13 +324,14 @@ class MT2OFused(OneModel):
         if self._buffers.vertices is not None and options.get("transfer") is False:
             raise ValueError(
                 'expected groups without transfer=False with front="vertices", where no rows are blended, got one: '
-                "leave it out"
+                'leave it out, or take front="rows"'
             )
 
     def _description(self) -> dict[str, Any]:
         blend = self._blend
         return {
             **super()._description(),
+            "front": self._buffers.kind,
             "scalarization": repr(self._objective.scalarization),
             "transfer": type(blend.rule).__name__,
             "order": blend.order.name,
@@ -352,8 +386,9 @@ class MT2OFused(OneModel):
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
         self._check_trained_shown()
         self._look_for_ranks()
-        if buffers.keeps_rows and not self._model_buffers.shown and not self._now.graph_checked:
-            check_running_statistics(stacked, self._warn_once)
+        several = buffers.keeps_rows or (buffers.vertices is not None and not buffers.stacked)
+        if several and not self._model_buffers.shown and not self._now.graph_checked:
+            check_running_statistics(stacked, self._warn_once, self._about_statistics())
         self._now.graph_checked = True
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         detached = stacked.detach().double()
@@ -381,6 +416,15 @@ class MT2OFused(OneModel):
         self._objective.see(seen, None if buffers.stacked else row)
         if self._ranks is not None:
             self._ranks.count(row)
+
+    def _about_statistics(self) -> str:
+        """What to do about running statistics that all subproblems share."""
+        if self._buffers.vertices is None:
+            return "give each its own with MT2OFused(..., buffers=model.buffers())"
+        return (
+            "they are those of the random points of the steps; pass MT2OFused(..., buffers=model.buffers()), and call "
+            "optimizer.update_buffers(...) before you evaluate or save"
+        )
 
     def _seen_by_all(self, losses: Tensor) -> Tensor:
         """The losses that coefficients are made of: the means over the ranks, unless they make no difference."""
@@ -410,7 +454,7 @@ class MT2OFused(OneModel):
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
     def step(self, closure: Callable[[], Losses] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One step of all K subproblems.
+        """One step of all K subproblems, which are random points with ``front="vertices"``.
 
         Args:
             closure: returns the losses of the model as it is: T scalars, or [K, T] if stacked.  It is called once for
@@ -420,7 +464,8 @@ class MT2OFused(OneModel):
                 called once.
 
         Returns:
-            The losses, float64 [K, T], if there was a closure that returned them, else None.
+            The losses, float64 [K, T], if there was a closure that returned them, else None.  (On vertices they are
+            those at ``optimizer.points`` as these were before the step.)
 
         Raises:
             RuntimeError: if there is no gradient at all, or inside of a loop over subproblems; nothing is changed then.
@@ -447,10 +492,10 @@ class MT2OFused(OneModel):
             plan = self._plan(found, losses, scaling)
             if not nothing_left(plan.skipped):
                 self._transfer_and_apply(plan, losses)
-        if self._buffers.vertices is not None:
-            self._buffers.vertices.advance(self._buffers.flats)
         self._await_feedback(losses, plan.skipped)
         self._record_step(losses, plan.skipped)
+        if self._buffers.vertices is not None:
+            self._buffers.vertices.advance(self._buffers.flats)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
         return result if result is None or result.dim() == 0 else losses
@@ -630,8 +675,8 @@ class MT2OFused(OneModel):
     # ------------------------------------------------------------------ state
     def _parts(self) -> Parts:
         return Parts(
-            self._blend, self._objective, self._report, self._model_buffers, self._tasks, self._buffers.vertices,
-            self._step_recorder, self._now.row, lambda: self._buffers.flats,
+            self._buffers.kind, self._blend, self._objective, self._report, self._model_buffers, self._tasks,
+            self._buffers.vertices, self._step_recorder, self._now.row, lambda: self._buffers.flats,
         )  # fmt: skip
 
     def _export_shared(self) -> dict[str, Any]:

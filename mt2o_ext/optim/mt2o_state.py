@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ..checks import check_choice
 from ..entries import member, member_dict
 from ..gradients.tasks import TaskGradients
 from .blend import Blend
@@ -21,9 +22,11 @@ __all__ = ["Parts"]
 class Parts(NamedTuple):
     """The parts of an optimizer that have a state.
 
-    row: the subproblem that the model shows.  flats: gives the buffers that will show the points of ``vertices``.
+    kind: "rows" or "vertices", as of ``front=``.  row: the subproblem that the model shows.  flats: gives the buffers
+    that will show the points of ``vertices``.
     """
 
+    kind: str
     blend: Blend
     objective: Objective
     report: SkipReport
@@ -43,6 +46,7 @@ class Parts(NamedTuple):
             **self.objective.state_dict(),
             **self.model_buffers.state_dict(self.row),
             "skipped": self.report.counts.clone(),
+            "front": self.kind,
         }
         if self.recorder is not None:
             state["history"] = self.recorder.state_dict()
@@ -98,9 +102,14 @@ class Parts(NamedTuple):
                 "optimizer)"
             )
         given = {} if shared is None else member_dict({"mt2o": shared}, "mt2o", "the first group")
-        for name, part in {"a weighting": self.tasks, "vertices": self.vertices}.items():
-            if (part is not None) != (name.split()[-1] in given):
-                raise ValueError(f"expected the state of an optimizer with {name} exactly where this one has them")
+        found_kind = "rows" if shared is None else check_choice("front", str(given.get("front")), ("rows", "vertices"))
+        if found_kind != self.kind:
+            raise ValueError(
+                f'expected the state of front="{self.kind}", as this optimizer has it, got that of '
+                f'front="{found_kind}": make the optimizer with MT2OFused(..., front="{found_kind}") to go on from it'
+            )
+        if (self.tasks is not None) != ("weighting" in given):
+            raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
         found = tuple(getattr(given.get("preferences"), "shape", ()))
         if len(found) == 2 and found != expected:
             raise ValueError(

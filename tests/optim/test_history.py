@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, WeightedFused
-from support.optim.problems import Batches, assert_same, make_model, task_losses
+from support.optim.problems import Batches, assert_same, make_model, seeded, task_losses
 
 
 def weighted(model: nn.Module, **options: Any) -> WeightedFused:
@@ -20,8 +20,12 @@ def weighted(model: nn.Module, **options: Any) -> WeightedFused:
 
 
 def subproblems(model: nn.Module, **options: Any) -> MT2OFused:
-    given = {"num_tasks": 2, "num_subproblems": 5, "lr": 1e-2, "history": 4, "weighting": "cagrad", **options}
-    return MT2OFused(model.parameters(), **given)
+    given = {"num_tasks": 2, "num_subproblems": 5, "lr": 1e-2, "history": 4, "weighting": "cagrad", "front": "rows"}
+    return MT2OFused(model.parameters(), **seeded(**{**given, **options}))
+
+
+def points(model: nn.Module, **options: Any) -> MT2OFused:
+    return subproblems(model, **{"front": "vertices", **options})
 
 
 def train(
@@ -93,6 +97,20 @@ def test_of_several_subproblems(options: dict[str, Any]) -> None:
     assert history.skipped.shape == (3, rows)
 
 
+def test_losses_of_random_points_come_with_the_points() -> None:
+    model = make_model()
+    optimizer, drawn = points(model, points=3), []
+    for _ in range(3):
+        drawn.append(optimizer.points)
+        train(optimizer, model, 1)
+    history = optimizer.history()
+    assert history.points is not None
+    assert_same(history.points, torch.stack(drawn))
+    columns = history.columns()
+    assert_same(columns["point 1, subproblem 2"], torch.stack(drawn)[:, 2, 1])
+    assert subproblems_history().points is None and "point 0, subproblem 0" not in subproblems_history().columns()
+
+
 def test_a_skipped_step_is_marked() -> None:
     model = make_model()
     optimizer = weighted(model)
@@ -103,7 +121,7 @@ def test_a_skipped_step_is_marked() -> None:
     assert optimizer.history().skipped.tolist() == [[False], [False], [True]]
 
 
-@pytest.mark.parametrize("kind", [weighted, subproblems])
+@pytest.mark.parametrize("kind", [weighted, subproblems, points])
 def test_it_goes_on_after_loading(kind: Any) -> None:
     model = make_model()
     optimizer = kind(model)

@@ -134,12 +134,14 @@ def moved_by_rank(model: nn.Module, rank: int, k: int) -> None:
         p.add_(0.01 * k + 0.001 * rank)
 
 
-def bank_run(rank: int, ranks: int) -> dict[str, Any]:
+def bank_run(rank: int, ranks: int, front: str) -> dict[str, Any]:
     torch.manual_seed(rank)
     bank = SubproblemBank(nn.Linear(7, 1).double(), num_subproblems=5)
+    options = {"generator": generator_of(rank)} if front == "vertices" else {}
     optimizer = MT2OFused(
-        bank.parameters(), num_tasks=2, num_subproblems=5, stacked=True, lr=1e-2, process_group=group_of(ranks)
-    )
+        bank.parameters(), num_tasks=2, num_subproblems=5, stacked=True, lr=1e-2, process_group=group_of(ranks),
+        front=front, **options,
+    )  # fmt: skip
     for step in range(STEPS):
         x = torch.stack([part(batch_of(10 * step + k, DOUBLE), rank, ranks) for k in range(5)])
         y = bank(x)[..., 0]
@@ -203,10 +205,12 @@ RUNS: dict[str, Check] = {
     "weighted, absent task": absent_run,
     "mt2o": mt2o_run,
     "mt2o, start": partial(mt2o_run, start=moved_by_rank),
+    "mt2o, vertices, start": partial(mt2o_run, front="vertices", start=moved_by_rank),
     "mt2o, smooth": partial(mt2o_run, scalarization=SmoothTchebycheff(mu=0.5)),
     "mt2o, weighting": partial(mt2o_run, weighting="cagrad"),
     "mt2o, weighting of preferences": partial(mt2o_run, weighting="graddrop", scalarization=None),
-    "mt2o, stacked": bank_run,
+    "mt2o, stacked": partial(bank_run, front="rows"),
+    "mt2o, vertices, stacked": partial(bank_run, front="vertices"),
     "mt2o, vertices": partial(mt2o_run, front="vertices"),
     "mt2o, vertices, weighting of points": points_run,
     "wrapped, mt2o": wrapped_mt2o_run,
