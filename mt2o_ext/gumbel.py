@@ -1,4 +1,4 @@
-"""Mixtures of all others, with weights drawn by a Gumbel-softmax: of the rows of a front, or of the tasks of a model."""
+"""Mixtures of all others with weights drawn by a Gumbel-softmax: of the rows of a front, or of the tasks of a model."""
 
 from __future__ import annotations
 

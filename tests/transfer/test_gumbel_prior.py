@@ -167,9 +167,7 @@ def test_without_a_rate_it_is_independent_runs() -> None:
     rows = {}
     for name, rule in {"none": None, "prior": GumbelPrior(0.0)}.items():
         p = nn.Parameter(torch.zeros(6))
-        optimizer = MT2OFused(
-            [p], num_tasks=3, num_subproblems=3, preferences=torch.eye(3), lr=0.05, transfer=rule
-        )
+        optimizer = MT2OFused([p], num_tasks=3, num_subproblems=3, preferences=torch.eye(3), lr=0.05, transfer=rule)
         trained(optimizer, p, 0, 20)
         rows[name] = torch.stack(list(optimizer.state[p]["subproblems"]))
     assert torch.equal(rows["none"], rows["prior"])

@@ -97,7 +97,7 @@ def test_a_rule_follows_its_schedule():
         (lambda: GumbelPrior(temperature=0.0), ValueError, "temperature > 0"),
         (lambda: GumbelPrior(temperature=2.0), ValueError, r"temperature in \[0, 1\], got 2.0"),
         (lambda: GumbelPrior(logits_lr=-1.0), ValueError, "logits_lr finite and >= 0"),
-        (lambda: GumbelPrior(generator=3), TypeError, "generator as a torch.Generator"),
+        (lambda: GumbelPrior(generator=3), TypeError, r"generator as a torch\.Generator"),
         (lambda: MGD(rate=math.inf), ValueError, "rate in"),
         (lambda: MGD(rate=3.0), ValueError, "rate in"),
         (lambda: LinearDecay(0.5, steps=0), ValueError, "steps >= 1"),
