@@ -61,7 +61,8 @@ class Ranks:
 
     def from_first_(self, tensor: Tensor) -> Tensor:
         """The first rank's tensor, in place."""
-        dist.broadcast(tensor, self._first, group=self.group)
+        on_host = tensor.device.type == "cpu"  # which the group itself may not be able to send (NCCL)
+        dist.broadcast(tensor, self._first, group=self._hosts if on_host else self.group)
         return tensor
 
     @torch.no_grad()

@@ -270,6 +270,8 @@ class MT2OFused(OneModel):
         super()._share_draws()
         if self._buffers.vertices is not None and self._ranks is not None:
             self._buffers.vertices.share(self._ranks)
+        if self._ranks is not None:
+            self._blend.share(self._ranks)
 
     def _build(self) -> None:
         super()._build()

@@ -28,6 +28,7 @@ from mt2o_ext.scalarization import PBI, Log
 from mt2o_ext.transfer import (
     CrossLearning,
     DistanceDecrease,
+    GumbelPrior,
     Hat,
     Mean,
     Moments,
@@ -148,6 +149,7 @@ RULES: dict[str, dict[str, Any]] = {
         "moments": Moments.MIX,
     },
     "DistanceDecrease, moments": {"transfer": DistanceDecrease(), "moments": Moments.MIX_SQUARED},
+    "GumbelPrior": {"transfer": GumbelPrior(every=2)},
     "Mean, lr on the host": {"transfer": Mean(WithLearningRate(0.2)), "lr": torch.tensor(1e-3)},
     "Neighbours, moments": {"transfer": Neighbours(0.2, 0.3), "moments": Moments.MIX},
     "weighting": {"weighting": "upgrad"},

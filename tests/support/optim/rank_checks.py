@@ -13,6 +13,7 @@ from torch import distributed as dist
 from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
 from mt2o_ext.base import SGD
 from mt2o_ext.scalarization import SmoothTchebycheff
+from mt2o_ext.transfer import GumbelPrior
 from mt2o_ext.weighting import DWA, FAMO, MGDA, CAGrad, PaMaL, PCGrad, UncertaintyWeighting, UPGrad, Weighting
 from support.optim.priority_model import TASKS, Batches, network, optimizer_of
 from support.optim.towers import WEIGHTINGS, Towers, batch_of, values, weighted
@@ -83,6 +84,10 @@ def mt2o_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
 def points_run(rank: int, ranks: int) -> dict[str, Any]:
     weighting = PaMaL(balancing="both", regularization=0.1)
     return mt2o_run(rank, ranks, front="vertices", scalarization=None, weighting=weighting, concentration=2.0)
+
+
+def drawn_transfer_run(rank: int, ranks: int) -> dict[str, Any]:
+    return mt2o_run(rank, ranks, transfer=GumbelPrior(0.3, every=1, generator=generator_of(rank)))
 
 
 class Losses(nn.Module):
@@ -209,6 +214,7 @@ RUNS: dict[str, Check] = {
     "mt2o, smooth": partial(mt2o_run, scalarization=SmoothTchebycheff(mu=0.5)),
     "mt2o, weighting": partial(mt2o_run, weighting="cagrad"),
     "mt2o, weighting of preferences": partial(mt2o_run, weighting="graddrop", scalarization=None),
+    "mt2o, drawn transfer": drawn_transfer_run,
     "mt2o, stacked": partial(bank_run, front="rows"),
     "mt2o, vertices, stacked": partial(bank_run, front="vertices"),
     "mt2o, vertices": partial(mt2o_run, front="vertices"),
