@@ -9,6 +9,10 @@ from torch import Tensor
 
 from . import reference_judge
 from ._registry import changed, compiled, register_fake
+from .reference_judge import DOMAIN as DOMAIN
+from .reference_judge import NONFINITE as NONFINITE
+from .reference_judge import OF_WEIGHTED_SUM as OF_WEIGHTED_SUM
+from .reference_judge import OVERFLOW as OVERFLOW
 
 
 def judge_(

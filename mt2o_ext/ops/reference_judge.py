@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..loss_domain import first_offence
 
-NONFINITE, OF_WEIGHTED_SUM = 1.0, 2.0
-DOMAIN, OVERFLOW = 1, 2
+NONFINITE, OF_WEIGHTED_SUM = 1, 2  # what is found in a row that skips the step; the reasons of refusals follow
+DOMAIN, OVERFLOW = 1, 2  # reasons of a refusal: a loss, a weight
 _LANES = 32
 
 
@@ -57,7 +57,7 @@ def judge_(
         good = good & sums.flatten(1).isfinite().all(1)
     if losses is not None:
         good = good & losses.isfinite().all(1)
-    found.copy_(torch.where(good, 0.0 if before is None else before, NONFINITE))
+    found.copy_(torch.where(good, 0.0 if before is None else before, float(NONFINITE)))
     finite = found == 0
     if together:
         finite = finite.all().expand_as(finite)
@@ -101,7 +101,7 @@ def settle_(
         finite, usable = judged.unbind()
     else:
         good = torch.ones_like(flags[0]) if losses is None else losses.isfinite().all(1)
-        earlier = torch.where(good | (earlier != 0), earlier, NONFINITE)
+        earlier = torch.where(good | (earlier != 0), earlier, float(NONFINITE))
         finite = earlier == 0
         usable = finite if outside is None else finite & ~outside.any(1)
     bounds = limit if largest is None else largest.repeat(1, raw.shape[1] // tasks)
