@@ -139,10 +139,9 @@ MT2O_HD void fill_task(const Judge& s, int64_t row, int64_t task) {
   s.largest[at] = s.limit / (double(s.tasks) * max(sqrt(square), 1.));
 }
 
-MT2O_HD bool is_good(const Settle& s, int64_t row, int64_t from, int64_t step) {
-  if (s.finite != nullptr) return s.finite[row];
-  const bool good = s.losses.table == nullptr || are_finite(s.losses.table + row * s.tasks, s.tasks, from, step);
-  return good & (s.before == nullptr || s.before[row] == 0.f);
+// Of a row, every step-th loss: whether they are finite.
+MT2O_HD bool losses_are_good(const Settle& s, int64_t row, int64_t from, int64_t step) {
+  return s.losses.table == nullptr || are_finite(s.losses.table + row * s.tasks, s.tasks, from, step);
 }
 // The first of every step-th weight that is too large or no number, `count` if there is none.
 MT2O_HD int64_t first_unusable(const Settle& s, int64_t row, int64_t from, int64_t step) {
@@ -153,12 +152,16 @@ MT2O_HD int64_t first_unusable(const Settle& s, int64_t row, int64_t from, int64
   return s.count;
 }
 struct Outcome {
-  bool good, took_part, refused;
+  bool took_part, refused;
+  float found;  // before the weights
 };
-MT2O_HD Outcome outcome(const Settle& s, int64_t row, bool good, int64_t unusable) {
-  const bool usable = s.usable != nullptr ? s.usable[row] : good && !is_outside(s.outside, row, s.tasks);
+MT2O_HD Outcome outcome(const Settle& s, int64_t row, bool good_losses, int64_t unusable) {
+  const float before = s.before == nullptr ? 0.f : s.before[row];
+  const float found = before == 0.f && !good_losses ? nonfinite : before;
+  const bool finite = s.finite == nullptr ? found == 0.f : s.finite[row];
+  const bool usable = s.usable == nullptr ? finite && !is_outside(s.outside, row, s.tasks) : s.usable[row];
   const bool took_part = usable && unusable == s.count;
-  return {good, took_part, good && !took_part};
+  return {took_part, finite && !took_part, found};
 }
 MT2O_HD void tell(const Settle& s, int64_t row, const Outcome& is, int64_t unusable) {
   s.took_part[row] = is.took_part, s.refused[row] = is.refused;
@@ -171,9 +174,7 @@ MT2O_HD void tell(const Settle& s, int64_t row, const Outcome& is, int64_t unusa
     number = double(overflow), task = double(unusable % s.tasks), value = s.raw[row * s.count + unusable];
   }
   refusal[0] = number, refusal[1] = task, refusal[2] = value;
-  const float before = s.before == nullptr ? 0.f : s.before[row];
-  const bool losses_are_bad = s.finite == nullptr && !is.good && before == 0.f;
-  s.found[row] = number > 0. ? float(number + double(s.offset)) : losses_are_bad ? nonfinite : before;
+  s.found[row] = number > 0. ? float(number + double(s.offset)) : is.found;
 }
 MT2O_HD void apply(const Settle& s, int64_t row, const Outcome& is, int64_t i) {
   const int64_t at = row * s.count + i;

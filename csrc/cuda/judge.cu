@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(warp) settle_rows(Settle s) {
   for (int64_t k = blockIdx.x; k < s.rows; k += gridDim.x) {
     judge::gather(s.losses, k * s.tasks, (k + 1) * s.tasks, lane, warp);
     __syncwarp();
-    const bool good = __all_sync(all_lanes, judge::is_good(s, k, lane, warp));
+    const bool good = __all_sync(all_lanes, judge::losses_are_good(s, k, lane, warp));
     int64_t unusable = judge::first_unusable(s, k, lane, warp);
     for (int distance = warp / 2; distance > 0; distance /= 2)
       unusable = least(unusable, __shfl_xor_sync(all_lanes, unusable, distance));

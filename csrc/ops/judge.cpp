@@ -55,7 +55,7 @@ void settle_(Tensor weights, Tensor applied, Tensor flags, Tensor refusals, Tens
   gather_all(s.losses, scalars);
   for (int64_t k = 0; k < s.rows; ++k) {
     const int64_t unusable = judge::first_unusable(s, k, 0, 1);
-    const judge::Outcome is = judge::outcome(s, k, judge::is_good(s, k, 0, 1), unusable);
+    const judge::Outcome is = judge::outcome(s, k, judge::losses_are_good(s, k, 0, 1), unusable);
     judge::tell(s, k, is, unusable);
     for (int64_t i = 0; i < s.count; ++i) judge::apply(s, k, is, i);
   }

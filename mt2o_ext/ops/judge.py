@@ -121,7 +121,7 @@ def settle_(
         flags: bool [2, K], written: the rows that take part, and those that are refused: finite, but without weights.
         refusals: float64 [K, 3], written: why, as 0 (it is not), 1 (a loss outside of the domain) or 2 (a weight), and
             the task and the value of the first of them.
-        found: float32 [K], written: what ``before`` says, or 1 where losses are not finite; the number of the reason
+        found: float32 [K], written: what ``before`` says, 1 where else losses are not finite, the number of the reason
             plus ``offset`` where a row is refused.
         losses: float64 [K, T], or None; written if there are ``scalars``.
         raw: float64 [K, N]; N is T, or a multiple of it.

@@ -97,12 +97,12 @@ def settle_(
     """The operator of :func:`mt2o_ext.ops.settle_`."""
     _gathered(losses, scalars)
     earlier = torch.zeros_like(found) if before is None else before
+    if losses is not None:
+        earlier = torch.where(losses.isfinite().all(1) | (earlier != 0), earlier, float(NONFINITE))
+    finite = earlier == 0 if judged is None else judged[0]
     if judged is not None:
-        finite, usable = judged.unbind()
+        usable = judged[1]
     else:
-        good = torch.ones_like(flags[0]) if losses is None else losses.isfinite().all(1)
-        earlier = torch.where(good | (earlier != 0), earlier, float(NONFINITE))
-        finite = earlier == 0
         usable = finite if outside is None else finite & ~outside.any(1)
     bounds = limit if largest is None else largest.repeat(1, raw.shape[1] // tasks)
     unusable = ~(raw.abs() <= bounds)

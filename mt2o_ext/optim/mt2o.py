@@ -12,7 +12,7 @@ from torch import Tensor
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import LateFlags
 from ..gradients.losses import as_list, backward_done, check_losses, check_running_statistics
-from ..gradients.skipped import Refuser
+from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import check_dense
 from ..gradients.tasks import Combination
 from ..gradients.weigher import undone_on_error
@@ -22,7 +22,7 @@ from ..transfer import TransferContext, TransferRule
 from ..transfer.moments import Moments
 from ..weighting import Needs, Weighting
 from .amp import Scaling, scaled
-from .base import nothing_left, with_losses
+from .base import nothing_left
 from .blend import Blend, hold_rows
 from .branch import branched
 from .buffers import Buffers
@@ -440,7 +440,7 @@ class MT2OFused(OneModel):
         found = self._find(losses, scaling)
         if tasks is not None:
             tasks.transform(
-                self._now.batch, losses, found, self._divisor(scaling), self._report.rows_to_skip,
+                self._now.batch, losses, found, self._divisor(scaling), together=self._report.skip_all,
                 preferences=self._points_to_weigh(),
             )  # fmt: skip
         with undone_on_error(blend.rule, *([] if tasks is None else [tasks.weigher.weighting])):
@@ -521,9 +521,7 @@ class MT2OFused(OneModel):
         if self._tasks is None:
             return self._find_nonfinite([flat.tasks for flat in self._buffers.flats], losses, scaling)
         found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
-        if self._look_for_nonfinite:
-            self._tasks.find_nonfinite(found)
-        return found
+        return self._tasks.find_nonfinite(found, self._report.nothing_found) if self._look_for_nonfinite else found
 
     def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:
         """The step without its transfer; task gradients are weighed for it."""
@@ -533,7 +531,8 @@ class MT2OFused(OneModel):
             combinations = [Combination(table.source(), None) for table in tables]
         else:
             weighed = tasks.weigh(
-                self._now.batch, losses, found, divisor, rows_to_skip, preferences=self._points_to_weigh()
+                self._now.batch, losses, found, divisor, together=self._report.skip_all,
+                preferences=self._points_to_weigh(),
             )
             self._now.weights, found = weighed.weights, weighed.found
             combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]

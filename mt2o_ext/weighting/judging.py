@@ -33,6 +33,7 @@ class Measured:
         together: what is found in one row skips the step of all.
         limit: the largest number of the type that gradients are added up in; None: weights are as large as they are.
         dtype: float32 or float64, of the weights as they are applied.
+        again: gradients are looked at again in the step: in the end ``found`` tells of losses and refusals alone.
     """
 
     scalars: Sequence[Tensor] = ()
@@ -42,6 +43,13 @@ class Measured:
     together: bool = False
     limit: float | None = None
     dtype: torch.dtype = torch.float64
+    again: bool = False
+
+    def sums(self) -> Tensor | None:
+        """Return float64 [K, T, T], or [K, T] of squares: the Gram matrix of all tasks, also of those that are absent."""
+        if self.grams is None or self.factor is None:
+            return None if self.grams is None else self.grams.sum(1)
+        return (self.grams / self.factor.double().square()).sum(1)
 
     def of(self, present: Tensor) -> Measured:
         """The same of these tasks alone, int64 [P]; not of losses one by one."""
@@ -164,7 +172,7 @@ def settled(raw: Tensor, judged: Judged) -> Outcome:
     now = torch.empty(rows, dtype=torch.float32, device=device)
     settle_(
         weights, applied, flags, refusals, now, judged.losses, flat, () if judged.flags is not None else measured.scalars,
-        judged.flags, found, judged.outside, context.largest, tasks=raw.shape[-1],
+        judged.flags, None if measured.again else found, judged.outside, context.largest, tasks=raw.shape[-1],
         limit=torch.finfo(torch.float64).max, offset=OF_WEIGHTED_SUM,
     )  # fmt: skip
     return Outcome(
