@@ -113,7 +113,7 @@ def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int,
             "list of losses, and inside of a loop over tasks()"
         )
     if isinstance(losses, Tensor) or not isinstance(losses, Sequence):
-        each = as_list(check_losses(losses, num_tasks, None, graph=graph))  # type: ignore[arg-type]
+        each = as_list(check_losses(losses, num_tasks, None, graph=graph))
         return TaskLosses(list(each), tuple(loss.detach() for loss in each), frozenset())
     there = [loss for loss in losses if isinstance(loss, Tensor) and (loss.requires_grad or not graph)]
     if not there and any(loss is None for loss in losses):
@@ -128,8 +128,8 @@ def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int,
     )
     filled = [there[0].new_zeros(()) if task in absent else loss for task, loss in enumerate(losses)]
     scalars = check_scalars(filled, num_tasks, graph=graph)  # type: ignore[arg-type]
-    each = [None if task in absent else loss for task, loss in enumerate(scalars)]
-    return TaskLosses(each, tuple(loss.detach() for loss in scalars), absent)
+    every: list[Tensor | None] = [None if task in absent else loss for task, loss in enumerate(scalars)]
+    return TaskLosses(every, tuple(loss.detach() for loss in scalars), absent)
 
 
 def task_loss(loss: Any, task: int) -> Tensor | None:

@@ -32,8 +32,8 @@ Losses = Tensor | Sequence[Tensor]
 class Batch:
     """All that backward leaves for the next step, beside the gradients.
 
-    losses: for each row float64 [1, T] (one [K, T], if stacked), added up over micro-batches, or T scalars of one; None:
-        no backward yet.
+    losses: for each row float64 [1, T] (one [K, T], if stacked), added up over micro-batches, or T scalars of one
+        backward; None: there was none yet.
     early: the weights with which the losses were added up before their backward; None: they were not.
     shown: ``.grad`` holds the combined gradient.
     transformed: the weighting has changed the gradients in the tables, and learned from them.

@@ -238,7 +238,7 @@ class Weigher:
         """
         if losses is not None and not isinstance(losses, Tensor):
             if present is None:
-                losses, measured = None, replace(measured, scalars=losses)
+                measured, losses = replace(measured, scalars=losses), None
             else:
                 losses = as_table(losses, len(self.preferences))
         self.weighting.weights(self.context(losses, measured=measured, present=present, preferences=preferences))

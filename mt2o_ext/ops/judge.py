@@ -1,4 +1,4 @@
-"""``judge``: the small tables of a step, each in one launch: what is finite, which weights are used, what is skipped."""
+"""``judge``: the small tables of a step, a launch each: what is finite, which weights are used, what is skipped."""
 
 from __future__ import annotations
 

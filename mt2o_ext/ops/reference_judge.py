@@ -99,11 +99,11 @@ def settle_(
     earlier = torch.zeros_like(found) if before is None else before
     if losses is not None:
         earlier = torch.where(losses.isfinite().all(1) | (earlier != 0), earlier, float(NONFINITE))
-    finite = earlier == 0 if judged is None else judged[0]
     if judged is not None:
-        usable = judged[1]
+        finite, usable = judged.unbind()
     else:
-        usable = finite if outside is None else finite & ~outside.any(1)
+        finite = usable = earlier == 0
+        usable = usable if outside is None else usable & ~outside.any(1)
     bounds = limit if largest is None else largest.repeat(1, raw.shape[1] // tasks)
     unusable = ~(raw.abs() <= bounds)
     took_part = usable & ~unusable.any(1)
@@ -150,6 +150,4 @@ def count_(
     if expected:
         told = torch.where((told[:, :1] == NONFINITE) | (told[:, :1] == OF_WEIGHTED_SUM), 0.0, told)
     missed = skipped.unsqueeze(1)
-    table.copy_(
-        torch.cat([torch.where(missed, told, table[:, :3]), torch.where(missed, table[:, 3:] + 1, 0.0)], 1)
-    )
+    table.copy_(torch.cat([torch.where(missed, told, table[:, :3]), torch.where(missed, table[:, 3:] + 1, 0.0)], 1))

@@ -363,9 +363,7 @@ class FlatOptimizer(SavedState):
         if not torch.compiler.is_compiling():
             torch.clear_autocast_cache()  # of the parameters as they were
 
-    def _count_skipped(
-        self, found: Tensor, skipped: Tensor, scaling: Scaling, early: Outcome | None = None
-    ) -> None:
+    def _count_skipped(self, found: Tensor, skipped: Tensor, scaling: Scaling, early: Outcome | None = None) -> None:
         scaling.tell(self, found)
         weights, finite = (None, None) if early is None else (early.weights, early.took_part)
         self._report.count(found, skipped, expected=scaling.under_scaler, weights=weights, finite=finite)

@@ -521,7 +521,9 @@ class MT2OFused(OneModel):
         if self._tasks is None:
             return self._find_nonfinite([flat.tasks for flat in self._buffers.flats], losses, scaling)
         found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
-        return self._tasks.find_nonfinite(found, self._report.nothing_found) if self._look_for_nonfinite else found
+        if self._look_for_nonfinite:
+            self._tasks.find_nonfinite(found, self._report.nothing_found)
+        return found
 
     def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:
         """The step without its transfer; task gradients are weighed for it."""
@@ -530,10 +532,8 @@ class MT2OFused(OneModel):
         if tasks is None:
             combinations = [Combination(table.source(), None) for table in tables]
         else:
-            weighed = tasks.weigh(
-                self._now.batch, losses, found, divisor, together=self._report.skip_all,
-                preferences=self._points_to_weigh(),
-            )
+            points, whole = self._points_to_weigh(), self._report.skip_all
+            weighed = tasks.weigh(self._now.batch, losses, found, divisor, together=whole, preferences=points)
             self._now.weights, found = weighed.weights, weighed.found
             combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
         found = self._report.with_refusals(found)

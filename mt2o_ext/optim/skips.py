@@ -122,4 +122,3 @@ class SkipReport:
             counted = "Later ones are counted in optimizer.skipped_steps, and told of again while nothing is learned."
             text = " ".join(filter(None, [f"{fact}: {what}", reason.remedy, counted]))
             warnings.warn(text, UserWarning, stacklevel=stacklevel)
-

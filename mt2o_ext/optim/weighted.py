@@ -286,7 +286,7 @@ class WeightedFused(FlatOptimizer):
         """Backward of T losses into the tables."""
         self._look_for_ranks()
         self._read_shown()
-        own = losses.scalars if self._ranks is None else losses.values.unsqueeze(0)
+        own: GivenLosses = losses.scalars if self._ranks is None else losses.values.unsqueeze(0)
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         scalars = scaled(losses.each, scaler)
         self._weigher.draw_ahead()
@@ -307,7 +307,7 @@ class WeightedFused(FlatOptimizer):
             self._ranks.count(0)
 
     def _weigh_early(self, losses: GivenLosses, absent: frozenset[int]) -> GivenLosses:
-        """Makes the weights of the losses, if it is the first backward; returns the losses, in a table if there is one."""
+        """Makes the weights at the first backward; returns the losses, in a table if one was made of them."""
         batch, name = self._now.batch, type(self._weigher.weighting).__name__
         if batch.early is None:
             batch.see(absent)

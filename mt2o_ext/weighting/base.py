@@ -279,7 +279,16 @@ class Weighting(ABC):
             grams = [table for table in (gram, segments, cross) if table is not None]
             accuracy = max((torch.finfo(table.dtype).eps for table in grams), default=2.0**-52)
         context = WeightingContext(
-            **given, accuracy=accuracy, length_accuracy=accuracy, step=self._calls, epoch=epoch, draw=draw
+            preferences=given["preferences"],
+            losses=given.get("losses"),
+            gram=given.get("gram"),
+            segments=given.get("segments"),
+            cross=given.get("cross"),
+            accuracy=accuracy,
+            length_accuracy=accuracy,
+            step=self._calls,
+            epoch=epoch,
+            draw=draw,
         )
         weights = self.weights(context)
         self._calls += 1
@@ -379,9 +388,7 @@ class Weighting(ABC):
         return None
 
     def _judge(self, context: WeightingContext, *, look: bool = False) -> Judged:
-        """Look at the numbers of the step, if the formula reads any or ``look``: harmless ones where a row is not usable.
-
-        """
+        """Look at the numbers of the step, where the formula reads any, or ``look``; it sees harmless ones."""
         if self.loss_domain is not LossDomain.ANY and context.measured is not None and context.measured.scalars:
             losses = as_table(context.measured.scalars, len(context.preferences))
             context = replace(context, losses=losses, measured=replace(context.measured, scalars=()))

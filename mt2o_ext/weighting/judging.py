@@ -46,7 +46,7 @@ class Measured:
     again: bool = False
 
     def sums(self) -> Tensor | None:
-        """Return float64 [K, T, T], or [K, T] of squares: the Gram matrix of all tasks, also of those that are absent."""
+        """Return float64 [K, T, T], or [K, T] of squares: the Gram matrix, also of absent tasks."""
         if self.grams is None or self.factor is None:
             return None if self.grams is None else self.grams.sum(1)
         return (self.grams / self.factor.double().square()).sum(1)
@@ -165,14 +165,15 @@ def settled(raw: Tensor, judged: Judged) -> Outcome:
     found = judged.found
     if judged.flags is None and measured.together and rows > 1 and found is not None:
         found = found.amax().expand(rows).contiguous()
+    scalars = measured.scalars if judged.flags is None else ()  # else they are in the table
     weights = torch.empty_like(flat)
     applied = torch.empty(flat.shape, dtype=measured.dtype, device=device)
     flags = torch.empty((2, rows), dtype=torch.bool, device=device)
     refusals = flat.new_empty((rows, 3))
     now = torch.empty(rows, dtype=torch.float32, device=device)
     settle_(
-        weights, applied, flags, refusals, now, judged.losses, flat, () if judged.flags is not None else measured.scalars,
-        judged.flags, None if measured.again else found, judged.outside, context.largest, tasks=raw.shape[-1],
+        weights, applied, flags, refusals, now, judged.losses, flat, scalars, judged.flags,
+        None if measured.again else found, judged.outside, context.largest, tasks=raw.shape[-1],
         limit=torch.finfo(torch.float64).max, offset=OF_WEIGHTED_SUM,
     )  # fmt: skip
     return Outcome(
