@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..device import LateCopy
 from ..loss_domain import Reason
+from ..ops.judge import NONFINITE, OF_WEIGHTED_SUM
 from ..scalarization import Scalarization
 
 __all__ = [
@@ -23,10 +24,10 @@ __all__ = [
     "Refuser",
     "SkippedSteps",
     "Skips",
+    "with_losses",
 ]
 
-# What a row that is not updated carries instead of 0; the reasons of those who may refuse a step follow.
-NONFINITE, OF_WEIGHTED_SUM = 1, 2
+# By what a row that is not updated carries instead of 0; the reasons of those who may refuse a step follow.
 REASONS = (
     Reason("a gradient or loss{where} was infinite or NaN"),
     Reason(
@@ -71,10 +72,20 @@ class SkippedSteps(LateCopy):
 
     def add(self, refusals: Tensor, skipped: Tensor) -> None:
         """A step: float64 [K, 3], why (0: for no reason of its own), task and value; float32 [K], not zero: skipped."""
-        table = self._all = self._table
+        table = self._table
         missed = skipped != 0
         table[:, :3] = torch.where(missed[:, None], refusals, table[:, :3])
         table[:, 3] = (table[:, 3] + 1) * missed
+        self.changed()
+
+    @property
+    def table(self) -> Tensor:
+        """float64 [K, 4]: reason, task, value, how many steps in a row; `changed` comes after a change of it."""
+        return self._table
+
+    def changed(self) -> None:
+        """The table was changed."""
+        self._all = self._table
         self._changed()
 
     def nothing_skipped(self) -> None:
@@ -100,6 +111,11 @@ class SkippedSteps(LateCopy):
         while self._next <= longest:
             self._next *= 10
         return news
+
+
+def with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
+    """found, and NONFINITE where a loss of a row, of losses [K, T], is infinite or NaN."""
+    return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, float(NONFINITE))
 
 
 class Refuser(Protocol):

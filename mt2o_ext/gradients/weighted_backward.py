@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..ranks import together
 from ..weighting import Needs, Weighting, as_weighting
+from ..weighting.judging import Measured
 from .averaged import Averages
 from .collect import collect_gram, collect_sequential, grads_kept, weighted_sum
 from .features import FeatureGradients, check_features
@@ -346,22 +346,21 @@ class WeightedBackward:
 
         dtypes: of the gradients, where they are not the parameters'.
         """
-        context = self._weigher.context(table, None, dtypes, present=self._tasks.present(absent))
-        if segments is not None:
-            if factor is not None:
-                segments = segments / factor.double().square()
-            grams = segments.unsqueeze(0)
-            context = replace(context, gram=grams.sum(1), segments=grams)
+        grams = None if segments is None else segments.unsqueeze(0)
+        measured = Measured(grams=grams, factor=None if factor is None else factor.reshape(1).float())
+        context = self._weigher.context(table, dtypes, measured=measured, present=self._tasks.present(absent))
         return self._weigher.weighting.weights(context)
 
     def _from_buffer(self, table: Tensor, absent: frozenset[int], factor: Tensor | None) -> Tensor:
         """T gradients in the buffer, their Gram matrix, their combination."""
         self._averages.of_tables_(self._tasks.tables)
         with torch.no_grad():
-            batch, found = Batch(absent=absent), torch.zeros(1, dtype=torch.float32, device=table.device)
-            self._tasks.transform(batch, table, found, factor)
-            weighed = self._tasks.weigh(batch, table, found, factor)
-        self._into_grad.add_shared(weighed.applied)
+            batch = Batch(absent=absent)
+            factor = None if factor is None else factor.reshape(1)
+            self._tasks.transform(batch, table, None, factor)
+            weighed = self._tasks.weigh(batch, table, None, factor)
+            applied = torch.where(weighed.weights.isnan(), torch.nan, weighed.applied)  # nothing is hidden
+        self._into_grad.add_shared(applied)
         return weighed.weights
 
     def _in_two_passes(

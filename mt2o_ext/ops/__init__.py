@@ -19,6 +19,7 @@ from .addresses import NO_GRADIENT, address_table, can_read_addresses
 from .combine import combine_
 from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
+from .judge import count_, judge_, settle_
 from .layout import plan_layout
 from .priority import PriorityRecord, plan_priority, priority_
 from .rules import FIELDS, MOMENTS, NUM_CONSTANTS, SQUARES, Rule
@@ -48,12 +49,14 @@ __all__ = [
     "can_read_addresses",
     "combine_",
     "conflict_averse_",
+    "count_",
     "descent_",
     "dual_cone_",
     "eigen_",
     "finite_",
     "gram_",
     "gram_accuracy",
+    "judge_",
     "length_accuracy",
     "minimum_norm_",
     "plan_layout",
@@ -61,6 +64,7 @@ __all__ = [
     "power_barrier_",
     "priority_",
     "project_",
+    "settle_",
     "step_",
     "transfer_",
     "workspace_size",

@@ -7,11 +7,13 @@ before ``scaler.update()`` asks.  That needs the scaler itself, so ``backward`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
 
 __all__ = ["Scaling", "scaled"]
 
@@ -64,6 +66,10 @@ class Scaling(NamedTuple):
         """found, float32 [K], with what the scaler has found in ``.grad``."""
         return found if self.found_inf is None else torch.maximum(found, self.found_inf.to(found).reshape(1))
 
+    def found(self, nothing: Callable[[], Tensor]) -> Tensor | None:
+        """The same of what nobody has looked at yet; None: there is no scaler that has."""
+        return None if self.found_inf is None else self.with_infinities(nothing())
+
     def check_known(self) -> None:
         """Checks that the scaler can be told what the step finds.
 
@@ -88,7 +94,12 @@ class Scaling(NamedTuple):
             )
 
     def tell(self, optimizer: torch.optim.Optimizer, found: Tensor) -> None:
-        """Tells the scaler what the step found, float32 [K], not zero where a gradient was infinite or NaN."""
+        """Tells the scaler what the step found, float32 [K]: whether a gradient was infinite or NaN."""
         if self.under_scaler and self.scaler is not None:
             # There is no public way to report what was found outside of `.grad`.
-            self.scaler._found_inf_per_device(optimizer)[found.device] = found.amax()
+            self.scaler._found_inf_per_device(optimizer)[found.device] = infinite(found).amax()
+
+
+def infinite(found: Tensor) -> Tensor:
+    """float32 [K], 1 where what was found is an infinity or NaN."""
+    return ((found == NONFINITE) | (found == OF_WEIGHTED_SUM)).to(found)

@@ -13,18 +13,20 @@ from ..base import BaseRule
 from ..checks import check_count, check_positive
 from ..device import host_knows
 from ..gradients.parameters import check_memory, check_parameters
-from ..gradients.skipped import NONFINITE, Refuser
+from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, TaskGradients
 from ..ops import FIELDS, Order
 from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_draws, warning_of_drift
+from ..weighting import Needs
+from ..weighting.refusal import Outcome
 from .amp import Scaling
 from .buffers import Buffers
 from .groups import about_unreached, check_options, listed_of
 from .history import Recorder, StepHistory
 from .now import Now
 from .saved import SavedState
-from .skips import SkipReport, infinite
+from .skips import SkipReport
 from .state import StateViews, cloned
 from .step import StepInputs, apply, clip
 
@@ -368,11 +370,10 @@ class FlatOptimizer(SavedState):
         if not torch.compiler.is_compiling():
             torch.clear_autocast_cache()  # of the parameters as they were
 
-    def _count_skipped(
-        self, found: Tensor, skipped: Tensor, scaling: Scaling, early_weights: Tensor | None = None
-    ) -> None:
-        scaling.tell(self, infinite(found))
-        self._report.count(found, skipped, expected=scaling.under_scaler, weights=early_weights)
+    def _count_skipped(self, found: Tensor, skipped: Tensor, scaling: Scaling, early: Outcome | None = None) -> None:
+        scaling.tell(self, found)
+        weights, finite = (None, None) if early is None else (early.weights, early.took_part)
+        self._report.count(found, skipped, expected=scaling.under_scaler, weights=weights, finite=finite)
 
     def _record_step(self, losses: Tensor | None, skipped: Tensor) -> None:
         """losses: float64 [K, T] of the step, or None."""
@@ -399,7 +400,7 @@ class FlatOptimizer(SavedState):
 
     def _await_feedback(self, losses: Tensor | None, skipped: Tensor) -> None:
         """losses: float64 [K, T] of the step, or None."""
-        if self._tasks is not None:
+        if self._tasks is not None and Needs.FEEDBACK in self._tasks.weigher.weighting.needs:
             missed = skipped.unsqueeze(1) != 0
             self._tasks.weigher.await_feedback(None if losses is None else torch.where(missed, torch.nan, losses))
 
@@ -472,11 +473,6 @@ class FlatOptimizer(SavedState):
             self._tasks.weigher.forget()
 
 
-def with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
-    """found, and NONFINITE where a loss of a row, of losses [K, T], is infinite or NaN."""
-    return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, float(NONFINITE))
-
-
 def nothing_left(skipped: Tensor) -> bool:
     """True if there is no row left to update; where the host cannot know without waiting, the kernel finds out."""
-    return host_knows(skipped) and bool(skipped.all())
+    return host_knows(skipped) and all(skipped.tolist())

@@ -148,6 +148,7 @@ class Recorder:
         rows = {name: ring.cpu()[order % self._length] for name, ring in self._rings.items()}
         gram = rows.pop("gram", None)
         if gram is not None:
+            gram = gram if gram.dim() > 3 else torch.diag_embed(gram)  # of squares alone
             lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
             rows["cosines"] = gram / (lengths.unsqueeze(-1) * lengths.unsqueeze(-2))
         skipped = rows.pop("skipped", torch.zeros(number, 1, dtype=torch.float64))

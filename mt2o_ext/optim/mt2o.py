@@ -12,7 +12,7 @@ from torch import Tensor
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import LateFlags
 from ..gradients.losses import as_list, backward_done, check_losses, check_running_statistics
-from ..gradients.skipped import Refuser
+from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import check_dense
 from ..gradients.tasks import Combination
 from ..gradients.weigher import undone_on_error
@@ -22,7 +22,7 @@ from ..transfer.moments import Moments
 from ..weighting import Needs, Weighting, as_weighting
 from .amp import Scaling, scaled
 from .asked import Asked, Transfer, listed
-from .base import nothing_left, with_losses
+from .base import nothing_left
 from .blend import Blend, hold_rows
 from .branch import branched
 from .buffers import Buffers
@@ -487,7 +487,7 @@ class MT2OFused(OneModel):
         found = self._find(losses, scaling)
         if tasks is not None:
             tasks.transform(
-                self._now.batch, losses, found, self._divisor(scaling), self._report.rows_to_skip,
+                self._now.batch, losses, found, self._divisor(scaling), together=self._report.skip_all,
                 preferences=self._points_to_weigh(),
             )  # fmt: skip
         with undone_on_error(blend.rule, *([] if tasks is None else [tasks.weigher.weighting])):
@@ -569,7 +569,7 @@ class MT2OFused(OneModel):
             return self._find_nonfinite([flat.tasks for flat in self._buffers.flats], losses, scaling)
         found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
         if self._look_for_nonfinite:
-            self._tasks.find_nonfinite(found)
+            self._tasks.find_nonfinite(found, self._report.nothing_found)
         return found
 
     def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:
@@ -579,9 +579,8 @@ class MT2OFused(OneModel):
         if tasks is None:
             combinations = [Combination(table.source(), None) for table in tables]
         else:
-            weighed = tasks.weigh(
-                self._now.batch, losses, found, divisor, rows_to_skip, preferences=self._points_to_weigh()
-            )
+            points, whole = self._points_to_weigh(), self._report.skip_all
+            weighed = tasks.weigh(self._now.batch, losses, found, divisor, together=whole, preferences=points)
             self._now.weights, found = weighed.weights, weighed.found
             combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
         found = self._report.with_refusals(found)

@@ -12,6 +12,7 @@ from ..base import AdamW, BaseRule, as_base_rule
 from ..device import host_knows
 from ..gradients.losses import TaskLosses, backward_done, task_losses
 from ..gradients.options import check_one_row, check_task_options
+from ..gradients.tasks import Losses as GivenLosses
 from ..gradients.tasks import TaskGradients
 from ..gradients.visit import TaskVisit, check_alone, words_about
 from ..gradients.weigher import READS_GRADIENTS, Weigher, undone_on_error
@@ -285,13 +286,13 @@ class WeightedFused(FlatOptimizer):
         """Backward of T losses into the tables."""
         self._look_for_ranks()
         self._read_shown()
-        own = losses.values.unsqueeze(0)
+        own: GivenLosses = losses.scalars if self._ranks is None else losses.values.unsqueeze(0)
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         scalars = scaled(losses.each, scaler)
         self._weigher.draw_ahead()
         batch = self._now.batch
         if self._round.weighs_early:
-            batch.early_weights = self._weights_early(own, losses.absent)
+            own = self._weigh_early(own, losses.absent)
         batch.see(losses.absent)
         try:
             self._round.collect(scalars, batch, retain_graph=retain_graph)
@@ -305,20 +306,28 @@ class WeightedFused(FlatOptimizer):
         if self._ranks is not None:
             self._ranks.count(0)
 
-    def _weights_early(self, losses: Tensor, absent: frozenset[int]) -> Tensor:
+    def _weigh_early(self, losses: GivenLosses, absent: frozenset[int]) -> GivenLosses:
+        """Makes the weights at the first backward; returns the losses, in a table if one was made of them."""
         batch, name = self._now.batch, type(self._weigher.weighting).__name__
-        if batch.early_weights is None:
+        if batch.early is None:
             batch.see(absent)
             if self._ranks is not None:
                 self._ranks.agree(self._call("backward()"))
-            return self._weigher.weigh_early(self._joint(losses), self._tasks.present(absent))
+            seen = losses if not isinstance(losses, Tensor) else self._joint(losses)
+            single = not isinstance(seen, Tensor) and seen[0].dtype == torch.float32
+            dtype = torch.float32 if single else torch.float64
+            batch.early = self._weigher.weigh_early(seen, self._tasks.present(absent), dtype)
+            batch.found = batch.early.found
+            made = batch.early.losses
+            return losses if isinstance(losses, Tensor) or made is None else made
         if Needs.LOSSES in self._weigher.due() or absent != batch.absent:
             what = "losses" if Needs.LOSSES in self._weigher.due() else "tasks"
             raise RuntimeError(
                 f"expected one backward() before a step, got a second one: {name} has made its weights from the {what} "
                 "of the first; for several of them, make WeightedFused(..., accumulate=True)"
             )
-        return batch.early_weights
+        batch.found = None  # it was of the losses before
+        return losses
 
     def _call(self, name: str) -> dict[str, Any]:
         return {**super()._call(name), "tasks without a loss": sorted(self._now.batch.absent)}
@@ -348,28 +357,30 @@ class WeightedFused(FlatOptimizer):
             )
         if closure is None and self._only_asked_for_state():
             return None
-        result: Tensor | None = None
+        done, result = True, None
         with together(self._ranks):
             if closure is not None:
-                result = self._run(closure)
+                done, result = self._run(closure)
             scaling = self._prepare()
             if self._now.batch.missed:
                 self._warn_once("missed tasks", words_about(self._now.batch.missed))
         self._reduce(scaling)
         batch = self._now.batch
-        losses = batch.all_losses()
-        losses = None if losses is None else self._joint(losses)
-        gradients = self._round.gradients(batch, losses, scaling, self._divisor(scaling))
+        given = batch.given_losses()
+        given = self._joint(given) if isinstance(given, Tensor) else given
+        gradients = self._round.gradients(batch, given, scaling, self._divisor(scaling))
         with undone_on_error(self._weigher.weighting):
             plan, weights = gradients.plan(self._tasks, self._report)
             if weights is not None:
                 self._now.weights = weights
-            if nothing_left(plan.skipped):
+            idle = nothing_left(plan.skipped)
+            if idle:
                 self._weigher.undo()
             else:
                 self._apply(plan.inputs)
-        self._finish(plan, losses, scaling)
-        if result is None or result.dim() == 0 or losses is None:  # the closure did backward itself
+        losses = given if isinstance(given, Tensor) else batch.all_losses()
+        self._finish(plan, losses, scaling, idle=idle)
+        if done or losses is None:
             return result
         if closure is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
             with together(self._ranks):
@@ -382,19 +393,17 @@ class WeightedFused(FlatOptimizer):
         present = self._tasks.present(absent)
         return losses if present is None else torch.full_like(losses, torch.nan).index_copy(0, present, losses[present])
 
-    def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
-        """Calls the closure, and backward if it has not done so itself."""
+    def _run(self, closure: Callable[[], Losses | None]) -> tuple[bool, Tensor | None]:
+        """Calls the closure, and backward; whether it has done so itself, and what it has returned then."""
         with torch.enable_grad():
             losses = closure()
             if backward_done(losses, self._num_tasks):
-                return losses.detach() if isinstance(losses, Tensor) else None
+                return True, losses.detach() if isinstance(losses, Tensor) else None
             assert losses is not None
             given = task_losses(losses, self._num_tasks)
             self._forget()
             self._collect(given, None, False)  # combined within the step: nobody can look in between
-        losses_of_batch = self._now.batch.all_losses()
-        assert losses_of_batch is not None
-        return losses_of_batch[0]
+        return False, None
 
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
@@ -418,17 +427,19 @@ class WeightedFused(FlatOptimizer):
         shown = self._now.batch.shown
         return scaling.factor(device) if shown else self._of_all_ranks(scaling.kept_factor(device))
 
-    def _finish(self, plan: Plan, losses: Tensor | None, scaling: Scaling) -> None:
+    def _finish(self, plan: Plan, losses: Tensor | None, scaling: Scaling, *, idle: bool) -> None:
         """Counts the step, and uses its gradients up."""
         weigher, skipped = self._weigher, plan.skipped
-        if not nothing_left(skipped):
+        if not idle:
             if not host_knows(skipped):
                 weigher.undo_where(skipped)
             weigher.done()
         self._await_feedback(losses, skipped)
-        absent = self._now.batch.absent
-        self._record_step(None if losses is None else self._without_absent(losses[0], absent)[None], skipped)
-        self._count_skipped(plan.found, skipped, scaling, self._now.batch.early_weights)
+        batch = self._now.batch
+        if self._step_recorder is not None:
+            own = None if losses is None else self._without_absent(losses[0], batch.absent)[None]
+            self._record_step(own, skipped)
+        self._count_skipped(plan.found, skipped, scaling, batch.early)
         if self._now.batch.shown:
             self._round.showing.mark_used(early=self._round.weighs_early)
         self._forget()
