@@ -8,6 +8,7 @@ from itertools import chain
 from torch import Tensor
 
 from .collect import TaskSlots, collect_sequential, collect_sum, weighted_sum
+from .passes import Pass
 from .table import GradientTable
 
 __all__ = ["EarlySum"]
@@ -34,7 +35,7 @@ class EarlySum:
         self._slots = TaskSlots(tables, tasks, num_tasks)
         self._weighted_heads = weighted_heads
 
-    def collect(self, losses: Sequence[Tensor | None], weights: Tensor, *, retain_graph: bool) -> None:
+    def collect(self, losses: Sequence[Tensor | None], weights: Tensor, way: Pass) -> None:
         """One backward of T scalars times weights [T]; heads that are not weighted first, on their own short ways.
 
         losses: T scalars, or None of tasks that are absent.
@@ -42,8 +43,8 @@ class EarlySum:
         trunk, heads = self._slots.shared(0), self._slots.heads(0)
         total = weighted_sum(losses, weights)
         if self._weighted_heads:
-            collect_sum(total, [*trunk, *chain.from_iterable(heads)], retain_graph=retain_graph)
+            collect_sum(total, [*trunk, *chain.from_iterable(heads)], way=way)
             return
         if any(heads):
-            collect_sequential(losses, heads, short=True, retain_graph=True)
-        collect_sum(total, trunk, self._slots.head_parameters(), retain_graph=retain_graph)
+            collect_sequential(losses, heads, short=True, way=way.keeping())
+        collect_sum(total, trunk, self._slots.head_parameters(), way=way)

@@ -13,6 +13,7 @@ from ..checks import check_choice, check_count
 from ..device import refuse_in_graph
 from ..entries import member, member_dict
 from ..gradients.losses import takes_task, task_loss
+from ..gradients.passes import Backward
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
 from ..ops.limits import MAX_OWNERS
@@ -72,6 +73,7 @@ class ConnectionStrengthFused(FlatOptimizer):
             phases, orders and owners are those of the first one.  (A model in DistributedDataParallel with
             ``find_unused_parameters=True`` gives averaged gradients as well: then pass False, the same seed on all
             ranks, and see that they have the same running statistics, from which the owners come.)
+        backward: a trainer's backward, as of :class:`WeightedFused`.
 
     A step of phase 1 is T steps for the shared parameters and one for a head; learning rate schedulers are advanced
     once.  A non-finite gradient or loss skips the step whole (in phase 1: that task's).
@@ -100,6 +102,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         seed: int = 0,
         max_norm: float | None = None,
         process_group: Any = None,
+        backward: Backward | None = None,
     ) -> None:
         check_count("num_tasks", num_tasks)
         if num_tasks > MAX_OWNERS:
@@ -123,6 +126,7 @@ class ConnectionStrengthFused(FlatOptimizer):
             heads_of=num_tasks if num_tasks > 1 else None,
             max_norm=max_norm,
             process_group=process_group,
+            backward=backward,
         )
         names = [c.name for c in self._used]
         self._recorder = HistoryRecorder(names, num_tasks, max(1, total_steps // SNAPSHOTS))
@@ -287,7 +291,7 @@ class ConnectionStrengthFused(FlatOptimizer):
             with torch.enable_grad():
                 loss = task_loss(closure(task) if takes_task(closure) else closure(), task)
                 if loss is not None:
-                    loss.backward()
+                    self._pass.run(loss)
         finally:
             self._now.task = None
         self._synchronize()
