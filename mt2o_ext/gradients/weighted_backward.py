@@ -208,9 +208,10 @@ class WeightedBackward:
         if self._visit is not None:
             if points:
                 raise ValueError("expected no features= inside of tasks(), got some: leave them out")
-            own = self._visit.backward(losses, scaler, way, drop=self._forget_gradients)
+            with together(self._averages.ranks):
+                own = self._visit.backward(losses, scaler, way, drop=self._forget_gradients)
             return torch.full((), torch.nan, dtype=torch.float64) if own is None else own
-        self._averages.warn_if_alone()
+        self._averages.look_once()
         with together(self._averages.ranks):
             given = task_losses(losses, self._num_tasks)
             self._check_way(points)
@@ -268,7 +269,7 @@ class WeightedBackward:
                 f"expected a weighting of stored gradients for tasks(), got {what}: pass the losses of all tasks in "
                 "one call, because the weights come first"
             )
-        self._averages.warn_if_alone()
+        self._averages.look_once()
         self._build()
         self._forget_gradients()
         visit = self._visit = TaskVisit(self._tasks.slots, self._num_tasks)

@@ -100,7 +100,7 @@ class FlatOptimizer(SavedState):
         check_memory(self._held_parameters())
         if self._ranks is not None:
             self._ranks.agree({**self._description(), **describe(self.param_groups)})
-            self._ranks.share_([p.data for _, p in self._parameters()])
+            self._ranks.share_parameters_([p for _, p in self._parameters()])
             self._share_draws()
         self._build()
 
@@ -150,7 +150,7 @@ class FlatOptimizer(SavedState):
                 self._ranks.agree(
                     {"call": "add_param_group()", **describe([{**self.defaults, **group, "params": tensors}])}
                 )
-                self._ranks.share_([p.data for p in tensors])
+                self._ranks.share_parameters_(tensors)
         super().add_param_group(group)
         if self._buffers.built:
             self._rebuild()
@@ -328,7 +328,7 @@ class FlatOptimizer(SavedState):
         return False
 
     def _look_for_ranks(self) -> None:
-        """Looks once, at the first gradients, whether other ranks get them as they should."""
+        """Looks once, at the first gradients, whether other ranks get them as they should, of the same parameters."""
         if not self._said or torch.compiler.is_compiling():
             return
         said, wrapper = self._said[0], self._works_in_wrapper()
@@ -337,6 +337,8 @@ class FlatOptimizer(SavedState):
             check_not_wrapped(self._buffers.parameters(), type(self).__name__)
         if said is None and (text := warning_of_drift(None, type(self).__name__, wrapper=wrapper)) is not None:
             self._warn_once("ranks", text, stacklevel=4)
+        if self._ranks is not None:
+            self._ranks.compare_values([p for _, p in self._parameters()])
 
     def _joint(self, losses: Tensor) -> Tensor:
         """The mean over the ranks."""

@@ -360,7 +360,12 @@ class MT2OFused(OneModel):
             RuntimeError: inside of `at`, or of a context that shows running averages: there the gradient would be
                 that of other parameters than those that a step trains.
         """
-        buffers, row, way = self._buffers, self._row, self._way(backward, retain_graph)
+        with together(self._ranks):
+            self._take_losses(losses, scaler, self._way(backward, retain_graph))
+
+    def _take_losses(self, losses: Losses, scaler: Any, way: Pass) -> None:
+        """Backward of the losses of the active subproblem, or of all of a bank."""
+        buffers, row = self._buffers, self._row
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
         self._check_trained_shown()
         self._look_for_ranks()

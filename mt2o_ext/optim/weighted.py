@@ -206,7 +206,11 @@ class WeightedFused(FlatOptimizer):
             RuntimeError: for a second call before ``step`` if the weighting needs ``accumulate=True`` for it, or
                 ``.grad`` was changed since the first.
         """
-        way = self._way(backward, retain_graph)
+        with together(self._ranks):
+            self._take_losses(losses, scaler, self._way(backward, retain_graph))
+
+    def _take_losses(self, losses: Losses | None, scaler: Any, way: Pass) -> None:
+        """Backward of the losses of all tasks, or of the one whose turn it is."""
         if self._now.visit is not None:
             self._now.visit.backward(losses, scaler, way, drop=self._drop)
             return
