@@ -10,6 +10,7 @@
 from . import base, contrib, models, pareto, preferences, priority, scalarization, transfer, variational, weighting
 from ._native import backend_info
 from .bank import SubproblemBank
+from .checkpoints import load_checkpoint, save_checkpoint
 from .gradients.weighted_backward import WeightedBackward, weighted_backward
 from .optim import ConnectionStrengthFused, MT2OFused, WeightedFused
 from .pareto import ParetoFront
@@ -27,11 +28,13 @@ __all__ = [
     "backend_info",
     "base",
     "contrib",
+    "load_checkpoint",
     "models",
     "pareto",
     "preferences",
     "priority",
     "repeat",
+    "save_checkpoint",
     "scalarization",
     "stack",
     "transfer",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .collect import TaskSlots, collect_sequential, collect_sum
+from .passes import Pass
 from .table import GradientTable
 
 __all__ = ["EarlySum"]
@@ -36,7 +37,7 @@ class EarlySum:
         self._slots = TaskSlots(tables, tasks, num_tasks)
         self._weighted_heads = weighted_heads
 
-    def collect(self, losses: Sequence[Tensor | None], weights: Tensor, *, retain_graph: bool) -> None:
+    def collect(self, losses: Sequence[Tensor | None], weights: Tensor, way: Pass) -> None:
         """One backward of T scalars times weights [T]; heads that are not weighted first, on their own short ways.
 
         losses: T scalars, or None of tasks that are absent.
@@ -45,11 +46,11 @@ class EarlySum:
         there = [task for task, loss in enumerate(losses) if loss is not None]
         total = _Sum.apply(weights, there, *(loss for loss in losses if loss is not None))
         if self._weighted_heads:
-            collect_sum(total, [*trunk, *chain.from_iterable(heads)], retain_graph=retain_graph)
+            collect_sum(total, [*trunk, *chain.from_iterable(heads)], way=way)
             return
         if any(heads):
-            collect_sequential(losses, heads, short=True, retain_graph=True)
-        collect_sum(total, trunk, self._slots.head_parameters(), retain_graph=retain_graph)
+            collect_sequential(losses, heads, short=True, way=way.keeping())
+        collect_sum(total, trunk, self._slots.head_parameters(), way=way)
 
 
 class _Sum(torch.autograd.Function):
@@ -65,6 +66,6 @@ class _Sum(torch.autograd.Function):
         return losses[0].new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
-        (weights,) = ctx.saved_tensors
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        weights = ctx.saved_tensors[0] * outer[0]  # not 1 where a trainer's own backward scales what it is given
         return None, None, *(weights[task] for task in ctx.there)

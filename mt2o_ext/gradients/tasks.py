@@ -18,6 +18,7 @@ from ..weighting import Needs
 from ..weighting.judging import Measured, as_table
 from ..weighting.refusal import Outcome
 from .collect import TaskSlots
+from .passes import Pass
 from .skipped import with_losses
 from .table import GradientTable, Source
 from .weigher import GRAMS, Weigher
@@ -171,13 +172,13 @@ class TaskGradients:
         """True if the parameters of this table belong to single tasks."""
         return bool(self._tasks[index]) and self._tasks[index][0] is not None
 
-    def collect(self, losses: Sequence[Tensor | None], row: int, *, retain_graph: bool) -> None:
+    def collect(self, losses: Sequence[Tensor | None], row: int, way: Pass) -> None:
         """Backward of T scalar losses into the tables; None: of tasks that are absent.
 
         If it fails, what the row had collected before is dropped as well: part of it has been added to.
         """
         try:
-            self.slots.collect(losses, row, self.collecting, retain_graph=retain_graph)
+            self.slots.collect(losses, row, self.collecting, way)
         except BaseException:
             self.slots.forget(row)
             raise

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .collect import TaskSlots
 from .losses import task_loss
+from .passes import Pass
 
 __all__ = ["TaskVisit", "check_alone", "words_about"]
 
@@ -48,13 +49,13 @@ class TaskVisit:
         finally:
             end(self)
 
-    def backward(self, loss: Any, scaler: Any, *, retain_graph: bool, drop: Callable[[], None]) -> Tensor | None:
+    def backward(self, loss: Any, scaler: Any, way: Pass, *, drop: Callable[[], None]) -> Tensor | None:
         """Backward of a loss of the task whose turn it is.
 
         Args:
             loss: a scalar; None, or a constant: the task has no data.
             scaler: a GradScaler, or None.
-            retain_graph: as in ``torch.autograd.backward``.
+            way: of the backward pass.
             drop: called if the backward pass fails: some gradients have been added to.
 
         Returns:
@@ -68,9 +69,9 @@ class TaskVisit:
         if scalar is None:
             return None
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        scaled = scalar if self.scaler is None else self.scaler.scale(scalar)
+        [scaled] = way.scaled([scalar], self.scaler)
         try:
-            self._slots.collect_one(scaled, 0, self.task, retain_graph=retain_graph)
+            self._slots.collect_one(scaled, 0, self.task, way)
         except BaseException:
             self.forget()
             drop()

@@ -7,23 +7,15 @@ before ``scaler.update()`` asks.  That needs the scaler itself, so ``backward`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
 
-__all__ = ["Scaling", "scaled"]
-
-
-L = TypeVar("L", bound=Tensor | None)
-
-
-def scaled(losses: Sequence[L], scaler: Any) -> list[L]:
-    """The losses (those that are not None) times the factor of a scaler, if there is one."""
-    return list(losses) if scaler is None else [loss if loss is None else scaler.scale(loss) for loss in losses]
+__all__ = ["Scaling"]
 
 
 class Scaling(NamedTuple):

@@ -13,6 +13,7 @@ from ..base import BaseRule
 from ..checks import check_count, check_positive
 from ..device import host_knows
 from ..gradients.parameters import check_memory, check_parameters
+from ..gradients.passes import Backward, Pass, check_backward
 from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, TaskGradients
@@ -53,6 +54,7 @@ class FlatOptimizer(SavedState):
         refusers: who may refuse a step for what is finite.
         history: the number of steps that are recorded.
         process_group: data parallelism; see :mod:`mt2o_ext.ranks`.
+        backward: a trainer's backward, or None; see :class:`mt2o_ext.gradients.passes.Pass`.
     """
 
     _num_tasks: int
@@ -75,6 +77,7 @@ class FlatOptimizer(SavedState):
         refusers: Sequence[Refuser] = (),
         history: int = 0,
         process_group: Any = None,
+        backward: Backward | None = None,
     ) -> None:
         check_count("history", history, 0)
         if ema is not None and not 0.0 <= ema < 1.0:
@@ -83,6 +86,8 @@ class FlatOptimizer(SavedState):
         self._base = base
         self._buffers = buffers
         self._tasks = tasks
+        self._pass = Pass(check_backward(backward))
+        self._pass.check_sequential(self._batched())
         self._heads_of = heads_of
         self._ema = ema
         self._copies = list(copies)
@@ -97,7 +102,7 @@ class FlatOptimizer(SavedState):
         check_memory(self._held_parameters())
         if self._ranks is not None:
             self._ranks.agree({**self._description(), **describe(self.param_groups)})
-            self._ranks.share_([p.data for _, p in self._parameters()])
+            self._ranks.share_parameters_([p for _, p in self._parameters()])
             self._share_draws()
         self._build()
 
@@ -108,6 +113,17 @@ class FlatOptimizer(SavedState):
     def _row(self) -> int:
         """The row whose values the parameters show (of a bank, the first of all)."""
         return 0 if self._buffers.stacked else self._now.row
+
+    # ------------------------------------------------------------------ backward passes
+    def _batched(self) -> str | None:
+        """The option that leaves no backward pass to a trainer, or None."""
+        return 'collect="batched"' if self._tasks is not None and self._tasks.collecting == "batched" else None
+
+    def _way(self, backward: Backward | None, retain_graph: bool) -> Pass:
+        """The backward passes of one call, which may bring a function of its own."""
+        way = self._pass.of_call(backward, retain_graph)
+        way.check_sequential(self._batched())
+        return way
 
     # ------------------------------------------------------------------ parameter groups
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -136,7 +152,7 @@ class FlatOptimizer(SavedState):
                 self._ranks.agree(
                     {"call": "add_param_group()", **describe([{**self.defaults, **group, "params": tensors}])}
                 )
-                self._ranks.share_([p.data for p in tensors])
+                self._ranks.share_parameters_(tensors)
         super().add_param_group(group)
         if self._buffers.built:
             self._rebuild()
@@ -314,7 +330,7 @@ class FlatOptimizer(SavedState):
         return False
 
     def _look_for_ranks(self) -> None:
-        """Looks once, at the first gradients, whether other ranks get them as they should."""
+        """Looks once, at the first gradients, whether other ranks get them as they should, of the same parameters."""
         if not self._said or torch.compiler.is_compiling():
             return
         said, wrapper = self._said[0], self._works_in_wrapper()
@@ -330,6 +346,8 @@ class FlatOptimizer(SavedState):
             text = warning_of_draws(said)
         if text is not None:
             self._warn_once("ranks", text, stacklevel=4)
+        if self._ranks is not None:
+            self._ranks.compare_values([p for _, p in self._parameters()])
 
     def _joint(self, losses: Tensor) -> Tensor:
         """The mean over the ranks."""

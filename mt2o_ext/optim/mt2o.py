@@ -12,6 +12,7 @@ from torch import Tensor
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import LateFlags
 from ..gradients.losses import as_list, backward_done, check_losses, check_running_statistics
+from ..gradients.passes import Backward, Pass
 from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import check_dense
 from ..gradients.tasks import Combination
@@ -20,7 +21,7 @@ from ..ranks import together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
 from ..weighting import Needs, Weighting, as_weighting
-from .amp import Scaling, scaled
+from .amp import Scaling
 from .asked import Asked, Transfer, listed
 from .base import nothing_left
 from .blend import Blend, hold_rows
@@ -123,6 +124,7 @@ class MT2OFused(OneModel):
         process_group: data parallelism, as of :class:`WeightedFused`: each subproblem's gradients and losses are
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
+        backward: a trainer's backward, as of :class:`WeightedFused`.
 
     Raises:
         TypeError: for options and parameters of the wrong kind, before anything is changed.
@@ -170,6 +172,7 @@ class MT2OFused(OneModel):
         skip_nonfinite: str | bool = "subproblem",
         history: int = 0,
         process_group: Any = None,
+        backward: Backward | None = None,
     ) -> None:
         if skip_nonfinite not in ("subproblem", "all") and skip_nonfinite is not False:
             raise ValueError(
@@ -208,6 +211,7 @@ class MT2OFused(OneModel):
             refusers=[refuser for refuser in refusers if refuser is not None],
             history=history,
             process_group=process_group,
+            backward=backward,
         )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
         self._keep_buffers(buffers)
@@ -367,13 +371,21 @@ class MT2OFused(OneModel):
         vertices = self._buffers.vertices
         return None if vertices is None or self._objective.scalarization is not None else vertices.points
 
-    def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        losses: Losses,
+        *,
+        scaler: Any = None,
+        retain_graph: bool = False,
+        backward: Backward | None = None,
+    ) -> None:
         """Backward of the scalarized losses, into ``.grad``; of each of them, into buffers, if there is a weighting.
 
         Args:
             losses: T scalars of the active subproblem, as a tensor [T] or a sequence; [K, T] if stacked.
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
             retain_graph: as in ``torch.autograd.backward``.
+            backward: the trainer's backward for this call, in the place of that of the constructor.
 
         A call that fails in the backward pass leaves other subproblems' gradients as they are, and this one's too
         unless it had some already: then they have been added to.  (With a weighting these are dropped.)
@@ -384,6 +396,11 @@ class MT2OFused(OneModel):
             RuntimeError: inside of `at`, or of a context that shows running averages: there the gradient would be
                 that of other parameters than those that a step trains.
         """
+        with together(self._ranks):
+            self._take_losses(losses, scaler, self._way(backward, retain_graph))
+
+    def _take_losses(self, losses: Losses, scaler: Any, way: Pass) -> None:
+        """Backward of the losses of the active subproblem, or of all of a bank."""
         buffers, row = self._buffers, self._row
         stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
         self._check_trained_shown()
@@ -397,8 +414,8 @@ class MT2OFused(OneModel):
         seen = self._seen_by_all(detached)
         coefficients = self._objective.coefficients(seen, self._current_points(), None if buffers.stacked else row)
         if self._tasks is None:
-            [total] = scaled([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
-            self._backward_into_grad(total, retain_graph)
+            [total] = way.scaled([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
+            self._backward_into_grad(total, way)
         else:
             self._read_shown()
             self._tasks.weigher.draw_ahead()
@@ -409,7 +426,7 @@ class MT2OFused(OneModel):
             else:
                 parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
             try:
-                self._tasks.collect(scaled(parts, scaler), row, retain_graph=retain_graph)
+                self._tasks.collect(way.scaled(parts, scaler), row, way)
             except BaseException:  # the row has lost the gradients of earlier calls as well
                 self._forget_row(row)
                 raise
@@ -435,11 +452,11 @@ class MT2OFused(OneModel):
         self._ranks.agree(self._call(f"backward() of subproblem {self._now.row}"))
         return self._ranks.mean(losses)
 
-    def _backward_into_grad(self, loss: Tensor, retain_graph: bool) -> None:
+    def _backward_into_grad(self, loss: Tensor, way: Pass) -> None:
         """Backward as torch's own; one that fails leaves no gradient where there was none."""
         empty = [p for p in self._buffers.parameters() if p.grad is None]
         try:
-            loss.backward(retain_graph=retain_graph)
+            way.run(loss)
         except BaseException:
             for p in empty:
                 p.grad = None

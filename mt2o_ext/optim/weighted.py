@@ -12,6 +12,7 @@ from ..base import AdamW, BaseRule, as_base_rule
 from ..device import host_knows
 from ..gradients.losses import TaskLosses, backward_done, task_losses
 from ..gradients.options import check_one_row, check_task_options
+from ..gradients.passes import Backward, Pass
 from ..gradients.tasks import Losses as GivenLosses
 from ..gradients.tasks import TaskGradients
 from ..gradients.visit import TaskVisit, check_alone, words_about
@@ -19,7 +20,7 @@ from ..gradients.weigher import READS_GRADIENTS, Weigher, undone_on_error
 from ..ops.limits import MAX_TASKS
 from ..ranks import together
 from ..weighting import Needs, Weighting
-from .amp import Scaling, scaled
+from .amp import Scaling
 from .base import FlatOptimizer, nothing_left
 from .buffers import Buffers
 from .history import StepHistory
@@ -84,6 +85,10 @@ class WeightedFused(FlatOptimizer):
             as often as the others, which is checked at each step, as is whether the ranks have the same model and
             options: an error on all of them names what differs.  None: no data parallelism, with a warning where
             torch.distributed has several ranks.  False: without that warning.
+        backward: the backward of a trainer that wants to make it itself (``fabric.backward``, ``accelerator.backward``,
+            ``self.manual_backward``), or None: that of torch.  It is called with one scalar after the other, and with
+            those keywords of ``Tensor.backward`` that are needed (``retain_graph``, ``inputs``).  A trainer that scales
+            losses does so in there; ``scaler=`` of `backward` then only tells the optimizer of the factor.
 
     Raises:
         TypeError: for options and parameters of the wrong kind, before anything is changed.
@@ -109,6 +114,7 @@ class WeightedFused(FlatOptimizer):
         skip_nonfinite: bool = True,
         history: int = 0,
         process_group: Any = None,
+        backward: Backward | None = None,
     ) -> None:
         if not isinstance(skip_nonfinite, bool):
             raise TypeError(f"expected skip_nonfinite as True or False, got {skip_nonfinite!r:.80}: pass one of them")
@@ -139,6 +145,7 @@ class WeightedFused(FlatOptimizer):
             refusers=[weighting],
             history=history,
             process_group=process_group,
+            backward=backward,
         )
 
     _family = "weighted"
@@ -170,7 +177,14 @@ class WeightedFused(FlatOptimizer):
         return {key: value for key, value in super().__getstate__().items() if key != "_round"}
 
     # ------------------------------------------------------------------ losses and gradients
-    def backward(self, losses: Losses | None, *, scaler: Any = None, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        losses: Losses | None,
+        *,
+        scaler: Any = None,
+        retain_graph: bool = False,
+        backward: Backward | None = None,
+    ) -> None:
         """Backward of T losses, and their combined gradient into ``.grad``.
 
         Several calls before a step add up: the gradients of each task, which are combined anew.  To what somebody else
@@ -182,6 +196,7 @@ class WeightedFused(FlatOptimizer):
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry, but not what is weighed; then
                 call ``scaler.step(optimizer)``.
             retain_graph: as in ``torch.autograd.backward``.
+            backward: the trainer's backward for this call, in the place of that of the constructor.
 
         A call that fails in the backward pass drops the batch, with the calls before it: some of their gradients have
         been added to.
@@ -192,15 +207,20 @@ class WeightedFused(FlatOptimizer):
             RuntimeError: for a second call before ``step`` if the weighting needs ``accumulate=True`` for it, or
                 ``.grad`` was changed since the first.
         """
+        with together(self._ranks):
+            self._take_losses(losses, scaler, self._way(backward, retain_graph))
+
+    def _take_losses(self, losses: Losses | None, scaler: Any, way: Pass) -> None:
+        """Backward of the losses of all tasks, or of the one whose turn it is."""
         if self._now.visit is not None:
-            self._now.visit.backward(losses, scaler, retain_graph=retain_graph, drop=self._drop)
+            self._now.visit.backward(losses, scaler, way, drop=self._drop)
             return
         given = task_losses(losses, self._num_tasks)
         if not self._shows:
-            self._collect(given, scaler, retain_graph)
+            self._collect(given, scaler, way)
             return
         self._begin_showing()
-        self._collect(given, scaler, retain_graph)
+        self._collect(given, scaler, way)
         self._show()
 
     def _begin_showing(self) -> None:
@@ -282,20 +302,20 @@ class WeightedFused(FlatOptimizer):
         several = self._accumulate and Needs.ROWS in self._weigher.weighting.needs
         return self._show_grad and self._ranks is None and not several
 
-    def _collect(self, losses: TaskLosses, scaler: Any, retain_graph: bool) -> None:
+    def _collect(self, losses: TaskLosses, scaler: Any, way: Pass) -> None:
         """Backward of T losses into the tables."""
         self._look_for_ranks()
         self._read_shown()
         own: GivenLosses = losses.scalars if self._ranks is None else losses.values.unsqueeze(0)
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        scalars = scaled(losses.each, scaler)
+        scalars = way.scaled(losses.each, scaler)
         self._weigher.draw_ahead()
         batch = self._now.batch
         if self._round.weighs_early:
             own = self._weigh_early(own, losses.absent)
         batch.see(losses.absent)
         try:
-            self._round.collect(scalars, batch, retain_graph=retain_graph)
+            self._round.collect(scalars, batch, way)
         except BaseException:
             self._drop()
             raise
@@ -402,7 +422,7 @@ class WeightedFused(FlatOptimizer):
             assert losses is not None
             given = task_losses(losses, self._num_tasks)
             self._forget()
-            self._collect(given, None, False)  # combined within the step: nobody can look in between
+            self._collect(given, None, self._pass)  # combined within the step: nobody can look in between
         return False, None
 
     def _prepare(self) -> Scaling:

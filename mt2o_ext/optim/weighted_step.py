@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..gradients.early import EarlySum
+from ..gradients.passes import Pass
 from ..gradients.skipped import with_losses
 from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, Combination, Losses, TaskGradients
@@ -108,12 +109,12 @@ class TaskRound:
         """True if the weights of the next step are made from the losses, before their backward."""
         return not self._accumulate and not self._tasks.weigher.reads_gradients()
 
-    def collect(self, losses: Sequence[Tensor | None], batch: Batch, *, retain_graph: bool) -> None:
+    def collect(self, losses: Sequence[Tensor | None], batch: Batch, way: Pass) -> None:
         """Backward of T scalar losses into the tables."""
         if batch.early is not None:
-            self._early_sum.collect(losses, batch.early.applied[0], retain_graph=retain_graph)
+            self._early_sum.collect(losses, batch.early.applied[0], way)
         else:
-            self._tasks.collect(losses, 0, retain_graph=retain_graph)
+            self._tasks.collect(losses, 0, way)
 
     def is_combined(self, batch: Batch) -> bool:
         """True if the gradients of the next step are one of each parameter already.

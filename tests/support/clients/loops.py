@@ -151,7 +151,8 @@ class AnyOptimizer(Loop):
     """WeightedBackward in front of torch's AdamW."""
 
     def make(self, **options: Any) -> torch.optim.Optimizer:
-        self.weigh = WeightedBackward(self.model.parameters(), num_tasks=2, weighting="upgrad")
+        backward = options.pop("backward", None)
+        self.weigh = WeightedBackward(self.model.parameters(), num_tasks=2, weighting="upgrad", backward=backward)
         return torch.optim.AdamW(self.model.parameters(), **options)
 
     def backward(self, optimizer: Any, compute: Compute) -> None:

@@ -259,6 +259,28 @@ def other_order(rank: int, ranks: int) -> None:
     MT2OFused(parameters[:: -1 if rank == ranks - 1 else 1], num_tasks=2, process_group=True)
 
 
+def other_order_of_equal_shapes(rank: int, ranks: int, kind: str) -> None:
+    """As the order of a set may be; the values are those of one seed."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(3)]
+    parameters = [layer.weight for layer in layers[:: -1 if rank == ranks - 1 else 1]]
+    if kind == "backward":
+        WeightedBackward(parameters, num_tasks=2, process_group=True)
+    elif kind == "group":
+        made()[1].add_param_group({"params": parameters})
+    else:
+        MT2OFused(parameters, num_tasks=2, process_group=True)
+
+
+def loaded_on_one(rank: int, ranks: int, kind: str) -> None:
+    """The last rank goes on from a checkpoint, the others from nothing."""
+    model = Towers()
+    step = stepper(kind, model)
+    if rank == ranks - 1:
+        model.load_state_dict(Towers(seed=9).state_dict())
+    step(batch_of(rank))
+
+
 def other_number(rank: int, ranks: int) -> None:
     layers = [nn.Linear(4, 3), nn.Linear(3, 2)]
     parameters = [p for layer in layers[: 1 if rank == ranks - 1 else 2] for p in layer.parameters()]
@@ -355,6 +377,41 @@ def backward_twice(rank: int, ranks: int) -> None:
     optimizer.step()
 
 
+def second_backward(rank: int, ranks: int, name: str) -> None:
+    """One call more on the last rank, before the step."""
+    model, optimizer = made(weighting=WEIGHTINGS[name]())
+    for _ in range(1 + (rank == ranks - 1)):
+        optimizer.backward(model.losses(batch_of(rank)))
+    optimizer.step()
+
+
+def second_loop(rank: int, ranks: int) -> None:
+    """One loop over tasks more on the last rank, before the step."""
+    model, optimizer = made()
+    for _ in range(1 + (rank == ranks - 1)):
+        for task in optimizer.tasks():
+            optimizer.backward(model.losses(batch_of(rank))[task])
+    optimizer.step()
+
+
+def losses_missing(rank: int, ranks: int, kind: str) -> None:
+    """The last rank gives one loss too few, in a call of its own before the step."""
+    model = Towers()
+    losses = model.losses(batch_of(rank))[: 2 if rank == ranks - 1 else 3]
+    if kind == "mt2o":
+        rows = MT2OFused(
+            model.parameters(), num_tasks=3, num_subproblems=3, preferences=CORNERS, transfer=None, process_group=True
+        )
+        for _ in rows.subproblems():
+            rows.backward(losses)
+        rows.step()
+        return
+    weighting = UncertaintyWeighting() if kind == "losses" else CAGrad()
+    optimizer = weighted(model, weighting, process_group=True)
+    optimizer.backward(losses)
+    optimizer.step()
+
+
 def epoch_missing(rank: int, ranks: int) -> None:
     model, optimizer = made(weighting=DWA())
     if rank != ranks - 1:
@@ -369,6 +426,14 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
     "base": (other_base, ["base: ", "SGD", "Adam"]),
     "lr": (other_lr, ["parameter group 0 lr: ", "0.01", "0.02"]),
     "order": (other_order, ["parameter 0 shape: ", "[3, 4]", "[2]"]),
+    **{
+        f"order of equal shapes, {kind}": (partial(other_order_of_equal_shapes, kind=kind), ["in another order"])
+        for kind in ("mt2o", "backward", "group")
+    },
+    **{
+        f"loaded, {kind}": (partial(loaded_on_one, kind=kind), ["was a checkpoint loaded", "parameter 0 checksum"])
+        for kind in KINDS
+    },
     "number": (other_number, ["number of parameters: ", "4", "2"]),
     "frozen": (other_frozen, ["requires_grad: ", "True", "False"]),
     "group": (other_group, ["parameter 0 shape: ", "[3]", "[4]"]),
@@ -381,6 +446,19 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
     "missing backward": (partial(backward_missing, name="gram"), ["failed: RuntimeError: step() needs gradients"]),
     "missing backward, losses": (partial(backward_missing, name="losses"), ["failed: RuntimeError: step() needs"]),
     "one backward more": (backward_twice, ["number of backward calls of subproblem 1: ", "1", "2"]),
+    "one backward more, gram": (partial(second_backward, name="gram"), ["number of backward calls of subproblem 0: "]),
+    "one backward more, losses": (
+        partial(second_backward, name="losses"),
+        ["failed: RuntimeError: expected one backward() before a step"],
+    ),
+    "one loop more": (second_loop, ["number of backward calls of subproblem 0: ", "1", "2"]),
+    **{
+        f"losses missing, {kind}": (
+            partial(losses_missing, kind=kind),
+            ["failed: ValueError: expected losses of shape [3]"],
+        )
+        for kind in ("weighted", "losses", "mt2o")
+    },
     "missing epoch": (epoch_missing, ["number of epochs: ", "1", "0"]),
     **{
         f"failing, {kind}": (
@@ -461,6 +539,16 @@ def owners(rank: int, ranks: int) -> dict[str, Any]:
         optimizer.step(Batches(rank).loss(model))
     strengths = [connection.strengths() for connection in optimizer._connections]
     return {"values": values(model), "shares": optimizer.history().shares, "strengths": strengths}
+
+
+def one_batch_less(rank: int, ranks: int) -> int:
+    """The number of steps, one less on the last rank."""
+    steps = STEPS - (rank == ranks - 1)
+    model, optimizer = made()
+    for seed in range(steps):
+        optimizer.backward(model.losses(batch_of(seed)))
+        optimizer.step()
+    return steps
 
 
 def own_group(rank: int, ranks: int) -> list[Tensor] | str:
