@@ -19,7 +19,7 @@ from .addresses import NO_GRADIENT, address_table, can_read_addresses
 from .combine import combine_
 from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
-from .layout import plan_layout
+from .layout import cut_chunks, plan_layout
 from .priority import PriorityRecord, plan_priority, priority_
 from .rules import FIELDS, MOMENTS, NUM_CONSTANTS, SQUARES, Rule
 from .solve import (
@@ -48,6 +48,7 @@ __all__ = [
     "can_read_addresses",
     "combine_",
     "conflict_averse_",
+    "cut_chunks",
     "descent_",
     "dual_cone_",
     "eigen_",
