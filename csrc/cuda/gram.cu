@@ -22,14 +22,13 @@ struct Panels {
   }
 };
 
-using PanelShared = SumsShared<44>;  // 8 x 4 products, and the squares of these rows
+using PanelShared = SumsShared<80>;  // 8 x 8 products, and the squares of these rows
 
 // One pair of panels over one chunk.  A: rows of a panel; of up to three rows, of float64 and of a diagonal, sums are
 // taken in double; else in float, and again in double where the square of a row is out of range.
 template <class G, int A>
 struct PanelPair {
   static constexpr bool in_float = sizeof(Scalar<G>) == 4 && A > gram_few;
-  static constexpr int B = A > 4 ? 4 : A;  // others at a time
   static constexpr int V = gram_columns<G>;
   using N = std::conditional_t<in_float, float, double>;
 
@@ -57,17 +56,15 @@ struct PanelPair {
       for (int others = 0; others < A; others += 2) of.again_in_double(x, A, bad, x + others, bad >> others, shared);
   }
   __device__ __forceinline__ void run_rectangle() const {
-    for (int other = y; other < y + A && other < int(of.s.rows); other += B) {
-      rectangle_sums<V, in_float, N>(of.template panel<A>(false, x), of.template panel<B>(of.s.cross, other), of.chunk,
-                                     shared);
-      const unsigned bad = out_of_range(x, A, [](int r) { return A * B + r; });
-      const unsigned bad_others = out_of_range(other, B, [](int r) { return A * B + A + r; });
-      const int q = int(threadIdx.x), i = q / B, j = q % B;
-      if (i < A && !of.either(bad, i, bad_others, j)) of.write(x + i, other + j, shared.total[q]);
-      if (bad | bad_others)
-        for (int others = 0; others < B; others += 2)
-          of.again_in_double(x, A, bad, other + others, bad_others >> others, shared);
-    }
+    rectangle_sums<V, in_float, N>(of.template panel<A>(false, x), of.template panel<A>(of.s.cross, y), of.chunk,
+                                   shared);
+    const unsigned bad = out_of_range(x, A, [](int r) { return A * A + r; });
+    const unsigned bad_others = out_of_range(y, A, [](int r) { return A * A + A + r; });
+    const int q = int(threadIdx.x), i = q / A, j = q % A;
+    if (i < A && !of.either(bad, i, bad_others, j)) of.write(x + i, y + j, shared.total[q]);
+    if (bad | bad_others)
+      for (int others = 0; others < A; others += 2)
+        of.again_in_double(x, A, bad, y + others, bad_others >> others, shared);
   }
 };
 

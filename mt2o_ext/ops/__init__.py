@@ -20,7 +20,7 @@ from .combine import combine_
 from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
 from .judge import count_, judge_, settle_
-from .layout import plan_layout
+from .layout import cut_chunks, plan_layout
 from .priority import PriorityRecord, plan_priority, priority_
 from .rules import FIELDS, MOMENTS, NUM_CONSTANTS, SQUARES, Rule
 from .solve import (
@@ -50,6 +50,7 @@ __all__ = [
     "combine_",
     "conflict_averse_",
     "count_",
+    "cut_chunks",
     "descent_",
     "dual_cone_",
     "eigen_",

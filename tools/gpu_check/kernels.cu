@@ -341,6 +341,8 @@ void all_of(const Tensors& t) {
     gram<G>(t, rows, false, true, false);
     for (const bool centre : {false, true}) gram<G>(t, rows, true, centre, false), gram<G>(t, rows, true, centre, true);
   }
+  for (int64_t rows = 4; rows <= 16; ++rows)  // a kernel for each
+    for (const bool apart : {false, true}) gram<G>(t, rows, false, false, false, apart);
   for (int64_t rule = 0; rule < num_rules; ++rule)
     for (const bool apart : {false, true}) step<S, G>(t, 3, 1, 1, Rule(rule), Order::consensus, apart);
 }
