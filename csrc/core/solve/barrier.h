@@ -22,12 +22,12 @@ MT2O_HD double residual_of(const Barrier& b, const double* y) {
   });
 }
 
-// The derivative along the step at y (1 + length step); values of the function itself would cancel.
+// The derivative along the step at b.trial = y (1 + length step); values of the function itself would cancel.
 MT2O_HD double slope_at(const Barrier& b, double length) {
   each(0, b.size, [&](int64_t i) { b.trial[i] = b.y[i] * (1. + length * b.step[i]); });
   multiply(b.image, b.cosines, b.trial, b.size);
-  return sum_of(
-      b.size, [&](int64_t i) { return b.y[i] * b.step[i] * (b.image[i] - b.target[i] * power(b.trial[i], -b.power)); });
+  each(0, b.size, [&](int64_t i) { b.image[i] -= b.target[i] * power(b.trial[i], -b.power); });
+  return sum_of(b.size, [&](int64_t i) { return b.y[i] * b.step[i] * b.image[i]; });
 }
 
 // b.step: Newton's in dy / y, from the Hessian D (C + diag(p B y^(-p-1))) D, D = diag(y).  b.image is that of y.
