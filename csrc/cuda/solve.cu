@@ -1,5 +1,6 @@
 #include "lanes.cuh"  // before the solvers
 
+#include "../core/solve/barrier.h"
 #include "../core/solve/cone.h"
 #include "../core/solve/conflict_averse.h"
 #include "../core/solve/simplex.h"
@@ -54,6 +55,7 @@ static Problem solve_all(const Solver& s, Stream stream) {
 
 Problem solve(const MinimumNorm& s, Stream stream) { return solve_all(s, stream); }
 Problem solve(const ConflictAverse& s, Stream stream) { return solve_all(s, stream); }
+Problem solve(const PowerBarrier& s, Stream stream) { return solve_all(s, stream); }
 Problem solve(const DualCone& s, Stream stream) { return solve_all(s, stream); }
 
 }  // namespace mt2o::cuda

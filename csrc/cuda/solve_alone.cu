@@ -1,5 +1,4 @@
 // The solvers that no warp shares yet: a thread for each problem.
-#include "../core/solve/barrier.h"
 #include "../core/solve/descent.h"
 #include "../core/solve/jacobi.h"
 #include "../core/solve/projection.h"
@@ -18,7 +17,6 @@ static Problem launch_alone(const Solver& s, Stream stream) {
   return s.all.batch == 0 ? nullptr : launch_units(solve_alone<Solver>, s.all.batch, 1, stream, s);
 }
 
-Problem solve(const PowerBarrier& s, Stream stream) { return launch_alone(s, stream); }
 Problem solve(const Eigen& s, Stream stream) { return launch_alone(s, stream); }
 Problem solve(const Project& s, Stream stream) { return launch_alone(s, stream); }
 Problem solve(const Descent& s, Stream stream) { return launch_alone(s, stream); }

@@ -44,18 +44,20 @@ MT2O_HD void rescale(ActiveSet& s) {
   each(0, s.size, [&](int64_t i) { s.y[i] *= factor; });
 }
 
-// image = C x, of x that is zero off the support
-MT2O_HD void multiply_support(const ActiveSet& s, double* image, const double* x) {
+// x = first + C v, of v that is zero off the support
+template <class First>
+MT2O_HD void add_image(const ActiveSet& s, double* x, First first, const double* v) {
+  const int64_t* members = s.factor.members;
   combine(
-      image, s.size, [](int64_t) { return 0.; }, s.factor.count, [&](int64_t k) { return x[s.factor.members[k]]; },
-      [&](int64_t k) { return s.cosines + s.factor.members[k] * s.size; });
+      x, s.size, first, s.factor.listed, [&](int64_t k) { return v[members[k]]; },
+      [&](int64_t k) { return s.cosines + members[k] * s.size; });
+}
+MT2O_HD void multiply_support(const ActiveSet& s, double* image, const double* v) {
+  add_image(s, image, [](int64_t) { return 0.; }, v);
 }
 
 MT2O_HD void evaluate(ActiveSet& s) {
-  combine(
-      s.gradient, s.size, [&](int64_t i) { return s.linear[i]; }, s.factor.count,
-      [&](int64_t k) { return s.y[s.factor.members[k]]; },
-      [&](int64_t k) { return s.cosines + s.factor.members[k] * s.size; });
+  add_image(s, s.gradient, [&](int64_t i) { return s.linear[i]; }, s.y);
   if (s.penalty != 0.) axpy(s.gradient, s.penalty, s.y, s.size);
   s.level = s.border ? dot(s.y, s.gradient, s.size) / dot(s.border, s.y, s.size) : 0.;
 }
@@ -106,8 +108,7 @@ MT2O_HD bool advance(ActiveSet& s) {
     double& y = s.y[f.members[k]];
     if (k == first || !(y > 0.)) y = 0.;
   });
-  for (int64_t k = f.count - 1; k >= 0; --k)
-    if (s.y[f.members[k]] == 0.) remove(f, k);
+  unlist_zeros(f, s.y);
   return false;
 }
 
@@ -119,13 +120,14 @@ MT2O_HD void minimise(ActiveSet& s) {
   for (int64_t iteration = 0; iteration < 6 * s.size + 24; ++iteration) {
     if (s.border) rescale(s);
     evaluate(s);
-    if (settled > 0 || s.factor.count == 0) {
+    if (settled > 0 || s.factor.listed == 0) {
       const int64_t next = entering(s);
       if (next >= 0)
-        append(s.factor, newest = next), settled = 0;
-      else if (settled > 2 || s.factor.count == 0)
+        list(s.factor, newest = next), settled = 0;
+      else if (settled > 2 || s.factor.listed == 0)
         return;
     }
+    complete(s.factor);
     newton_step(s);
     if (advance(s)) {
       ++settled;

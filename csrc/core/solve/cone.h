@@ -14,7 +14,7 @@ MT2O_HD void minimise_penalised(ActiveSet& s, double penalty) {
   for (int attempt = 0; attempt < 16; ++attempt, penalty *= 16.) {
     s.penalty = s.factor.ridge = penalty;
     // From nothing: the solution for another u would be a faster start, but leaves its rounding where z should be 0.
-    s.factor.count = 0, s.factor.indefinite = false;
+    s.factor.listed = s.factor.count = 0, s.factor.indefinite = false;
     fill(s.y, s.size, 0.);
     minimise(s);
     if (!s.factor.indefinite) return;

@@ -30,6 +30,14 @@ MT2O_HD void once(Body body) {
 // x[i] = first(i) + coefficient(0) row(0)[i] + coefficient(1) row(1)[i] + ..., of so many rows
 template <class First, class Coefficient, class Row>
 MT2O_HD void combine(double* x, int64_t n, First first, int64_t count, Coefficient coefficient, Row row) {
+  if (n <= 4) {  // the same sums, one after the other
+    for (int64_t i = 0; i < n; ++i) {
+      double sum = first(i);
+      for (int64_t k = 0; k < count; ++k) sum += coefficient(k) * row(k)[i];
+      x[i] = sum;
+    }
+    return;
+  }
   for (int64_t i = 0; i < n; ++i) x[i] = first(i);
   for (int64_t k = 0; k < count; ++k) {
     const double a = coefficient(k);

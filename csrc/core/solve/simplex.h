@@ -29,7 +29,7 @@ MT2O_HD void start(Simplex& s, const Rows& rows, double size) {
   const int64_t at = best.at < 0 ? 0 : best.at;
   each(0, rows.count, [&](int64_t i) { s.set.y[i] = i == at ? size * rows.lengths[i] : 0.; });
   s.set.total = size * s.shortest;
-  append(s.set.factor, at);
+  list(s.set.factor, at);
 }
 
 // |J'v|^2; s.step is overwritten.
