@@ -29,16 +29,17 @@ class Rule:
     stores: bool = True
     read_only: int = 0  # bits of the loads of what no thread writes
     float64: frozenset[str] = frozenset()  # allowed, although no template argument is double
+    whole: bool = False  # no sixteen bytes are stored in pieces: none of eight, but where a template argument is double
 
 
 # By the kernel's name and template arguments; the first that matches the whole of it.
 RULES = {
     # Behind addresses the compiler does not know that memory is global: LD instead of LDG.
-    r"combine_rows<.*, true>": Rule(loads=False),
-    r"combine_rows<.*>": Rule(),
+    r"combine_rows<.*, true>": Rule(loads=False, whole=True),
+    r"combine_rows<.*>": Rule(whole=True),
     r"find_nonfinite<.*, true>": Rule(loads=False, stores=False),
     r"find_nonfinite<.*>": Rule(stores=False),
-    r"step_rows<.*>": Rule(),
+    r"step_rows<.*>": Rule(whole=True),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
     # Four columns of float or two of double for each thread; as many of 16 bits as of float, so that sums are the same.
     r"sum_rows<float, .*>": Rule(stores=False, read_only=128, float64=FLOAT64),
@@ -49,13 +50,13 @@ RULES = {
     # Products are summed in float64, and a coefficient is rounded once; where a run of columns lies is worked out there
     # too.  The sums of four tasks and five leave registers for two or four columns of each.
     r"all_products<(b?float16|float), 5>|all_products<b?float16, 4>": Rule(loads=False, stores=False, float64=FLOAT64),
-    r"(all|own)_products<.*>": Rule(stores=False, float64=FLOAT64),
+    r"(all_products|own_products)<.*>": Rule(stores=False, float64=FLOAT64),
     r"layer_coefficients": Rule(loads=False, stores=False, float64=FLOAT64),
-    r"corrected_sum<.*>": Rule(float64=FLOAT64),
+    r"corrected_sum<.*>": Rule(float64=FLOAT64, whole=True),
     r"solve_(problems|alone)<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # small problems, in float64
     # M - I is rounded from float64 once for each block.  Of any number of rows: one column for each thread.
     r"(transfer_many<.*>|step_and_blend<.*, 0>)": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
-    r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"})),
+    r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"}), whole=True),
 }
 
 
@@ -76,6 +77,8 @@ class Kernel:
         if not re.search(r"\bdouble\b", self.name):
             forbidden += sorted(FLOAT64 - rule.float64)
         found = [f"contains {opcode}" for opcode in forbidden if self.has(rf"{opcode}(\.|$)")]
+        if rule.whole and "double" not in self.name and self.has(r"STG\.E\.64(\.SYS)?$"):
+            found.append("stores sixteen bytes in pieces")
         wanted = [opcode for opcode, wide in (("LDG", rule.loads), ("STG", rule.stores)) if wide]
         found += [f"has no {opcode} of 128 bits" for opcode in wanted if not self.has(rf"{opcode}\..*128")]
         if rule.read_only and not self.has(rf"LDG\..*{rule.read_only}\.CONSTANT"):

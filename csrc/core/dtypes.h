@@ -77,7 +77,7 @@ MT2O_HD bool is_finite(double x) { return x - x == 0.; }
 MT2O_HD bool is_finite(bfloat16 x) { return (x.bits & 0x7f80) != 0x7f80; }
 MT2O_HD bool is_finite(float16 x) { return (x.bits & 0x7c00) != 0x7c00; }
 
-// The same of 32 bits of memory at once, two numbers of sixteen bits or a half of a double.  Exponents of nothing but
+// The same of 32 bits of memory at once.  Exponents of nothing but
 // ones carry into the bit of the sign when `one` is added; finite numbers stay below it.
 template <class S>
 struct FiniteBits;
@@ -87,7 +87,7 @@ struct FiniteBits<float> {
 };
 template <>
 struct FiniteBits<double> {
-  static constexpr uint32_t signs = 0x80000000, one = 0x00100000;  // of the half that has the exponent
+  static constexpr uint32_t signs = 0x80000000;  // a double is looked at as a whole
 };
 template <>
 struct FiniteBits<bfloat16> {

@@ -226,7 +226,7 @@ __device__ __forceinline__ Pack<Scalar<G>, V> corrected(const Priority& s, const
 
 // A block takes one part; backwards: what the products were found of last is still in the cache.
 template <class G, class O>
-__global__ void __launch_bounds__(combine_threads) corrected_sum(Priority s, Parts parts) {
+__global__ void __launch_bounds__(combine_threads, 3) corrected_sum(Priority s, Parts parts) {
   const Chunk part = parts[int64_t(gridDim.x - 1 - blockIdx.x)];
   const Gradients grads = {s.grads, s.grads_type, 0, s.grads_task, nullptr, 0, 0};
   const TaskGradients<G, false> all(grads, nullptr, s.tasks, 0, 0, 0);
