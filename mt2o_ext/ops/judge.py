@@ -58,6 +58,7 @@ def judge_(
         found, flags, losses, sums, filled, usable_losses, largest, list(scalars), grams, factor, before, outside,
         limit=limit, together=together,
     )  # fmt: skip
+    changed([found, flags, losses if scalars else None, sums, filled, usable_losses, largest])
 
 
 @register_fake("judge_")
@@ -139,6 +140,7 @@ def settle_(
         weights, applied, flags, refusals, found, losses, raw, list(scalars), judged, before, outside, largest,
         tasks=tasks, limit=limit, offset=offset,
     )  # fmt: skip
+    changed([weights, applied, flags, refusals, found, losses if scalars else None])
 
 
 @register_fake("settle_")
