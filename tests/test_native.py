@@ -228,7 +228,7 @@ def test_requiring_it_can_be_switched_off(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- python -m mt2o_ext
-FAMILIES = ("combine", "gram", "priority", "transfer", "finite", "step", "solve")
+FAMILIES = ("combine", "gram", "priority", "transfer", "finite", "judge", "settle", "count", "step", "solve")
 
 
 def checked(output: str) -> list[str]:

@@ -21,8 +21,8 @@ T* table_of(const MaybeTensor& t, const char* name, ScalarType type, const int64
 inline Losses losses_of(const MaybeTensor& losses, const Tensors& scalars, int64_t rows, int64_t tasks) {
   Losses s = {};
   s.table = table_of<double>(losses, "losses", ScalarType::Double, {rows, tasks});
-  STD_TORCH_CHECK(scalars.empty() || (s.table && int64_t(scalars.size()) == rows * tasks),
-                  "mt2o_ext: scalars must be ", rows * tasks, " losses, with a table [", rows, ", ", tasks, "]");
+  STD_TORCH_CHECK(scalars.empty() || (s.table && int64_t(scalars.size()) == rows * tasks), "mt2o_ext: scalars must be ",
+                  rows * tasks, " losses, with a table [", rows, ", ", tasks, "]");
   for (const Tensor& scalar : scalars) {
     STD_TORCH_CHECK(scalar.numel() == 1, "mt2o_ext: scalars must have one element each, not ", scalar.numel());
     type_of(scalar, "scalars");

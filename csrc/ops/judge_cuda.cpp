@@ -11,7 +11,7 @@ void check_device(const CurrentDevice& device, const Tensors& scalars) {
 
 // Gathers what one launch cannot take; its own are left in s.
 void gather_most(Losses& s, const Tensors& scalars, const CurrentDevice& device) {
-  while (take_scalars(s, scalars)) check_launched(cuda::gather(s, device.stream()), "gather");
+  while (take_scalars(s, scalars)) check_launched(cuda::judge(s, device.stream()), "judge_");
 }
 
 void judge_cuda_(Tensor found, Tensor flags, MaybeTensor losses, MaybeTensor sums, MaybeTensor filled,
