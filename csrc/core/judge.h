@@ -45,10 +45,10 @@ struct Settle {
   const float* before;          // [K], or nullptr
   const bool* outside;          // [K][T], or nullptr
   const double* largest;        // [K][T], or nullptr: limit
-  double limit;
-  int64_t offset;   // what is added to the number of a refusal to become what is found
-  double* weights;  // [K][count], NaN in rows that skip the step
-  void* applied;    // [K][count], 0 where refused; of a type of its own
+  double limit, divisor;        // divisor: of the raw weights
+  int64_t offset;               // what is added to the number of a refusal to become what is found
+  double* weights;              // [K][count], NaN in rows that skip the step
+  void* applied;                // [K][count], 0 where refused; of a type of its own
   Type applied_type;
   bool *took_part, *refused;  // [K]
   double* refusals;           // [K][3]: number (0: not refused), task, value
@@ -144,10 +144,11 @@ MT2O_HD void fill_task(const Judge& s, int64_t row, int64_t task) {
 MT2O_HD bool losses_are_good(const Settle& s, int64_t row, int64_t from, int64_t step) {
   return s.losses.table == nullptr || are_finite(s.losses.table + row * s.tasks, s.tasks, from, step);
 }
+MT2O_HD double weight(const Settle& s, int64_t row, int64_t i) { return s.raw[row * s.count + i] / s.divisor; }
 // The first of every step-th weight that is too large or no number, `count` if there is none.
 MT2O_HD int64_t first_unusable(const Settle& s, int64_t row, int64_t from, int64_t step) {
   for (int64_t i = from; i < s.count; i += step) {
-    const double weight = s.raw[row * s.count + i], size = weight < 0. ? -weight : weight;
+    const double x = weight(s, row, i), size = x < 0. ? -x : x;
     if (!(size <= (s.largest == nullptr ? s.limit : s.largest[row * s.tasks + i % s.tasks]))) return i;
   }
   return s.count;
@@ -172,14 +173,14 @@ MT2O_HD void tell(const Settle& s, int64_t row, const Outcome& is, int64_t unusa
     while (!s.outside[row * s.tasks + t]) ++t;
     number = double(domain), task = double(t), value = s.losses.table[row * s.tasks + t];
   } else if (is.refused && unusable < s.count) {
-    number = double(overflow), task = double(unusable % s.tasks), value = s.raw[row * s.count + unusable];
+    number = double(overflow), task = double(unusable % s.tasks), value = weight(s, row, unusable);
   }
   refusal[0] = number, refusal[1] = task, refusal[2] = value;
   s.found[row] = number > 0. ? float(number + double(s.offset)) : is.found;
 }
 MT2O_HD void apply(const Settle& s, int64_t row, const Outcome& is, int64_t i) {
   const int64_t at = row * s.count + i;
-  s.weights[at] = is.took_part ? s.raw[at] : __builtin_nan("");
+  s.weights[at] = is.took_part ? weight(s, row, i) : __builtin_nan("");
   const double applied = is.refused ? 0. : s.weights[at];
   if (s.applied_type == Type::float32)
     static_cast<float*>(s.applied)[at] = float(applied);

@@ -22,10 +22,10 @@ void judge_(Tensor found, Tensor flags, MaybeTensor losses, MaybeTensor sums, Ma
 
 void settle_(Tensor weights, Tensor applied, Tensor flags, Tensor refusals, Tensor found, MaybeTensor losses,
              Tensor raw, Tensors scalars, MaybeTensor judged, MaybeTensor before, MaybeTensor outside,
-             MaybeTensor largest, int64_t tasks, double limit, int64_t offset) {
+             MaybeTensor largest, int64_t tasks, double limit, int64_t offset, double divisor) {
   Settle s = settle_arguments(
       {weights, applied, flags, refusals, found, losses, raw, scalars, judged, before, outside, largest}, tasks, limit,
-      offset);
+      offset, divisor);
   gather_most(s.losses, scalars);
   cpu::settle(s);
 }

@@ -113,6 +113,7 @@ def settle_(
     tasks: int,
     limit: float,
     offset: int,
+    divisor: float = 1.0,
 ) -> None:
     """Refuses weights that are too large or no numbers, and says which rows take part in the step.
 
@@ -134,11 +135,12 @@ def settle_(
         tasks: T.
         limit: of the absolute values of weights.
         offset: of the numbers of reasons.
+        divisor: of the raw weights.
     """
     function = torch.ops.mt2o_ext.settle_ if compiled(raw) else reference_judge.settle_
     function(
         weights, applied, flags, refusals, found, losses, raw, list(scalars), judged, before, outside, largest,
-        tasks=tasks, limit=limit, offset=offset,
+        tasks=tasks, limit=limit, offset=offset, divisor=divisor,
     )  # fmt: skip
     changed([weights, applied, flags, refusals, found, losses if scalars else None])
 
@@ -161,6 +163,7 @@ def _(
     tasks: int,
     limit: float,
     offset: int,
+    divisor: float = 1.0,
 ) -> None:
     rows, count = raw.shape
     torch._check(count % tasks == 0, lambda: f"raw must be [K, a multiple of {tasks}], not {list(raw.shape)}")

@@ -66,7 +66,8 @@ static void check_judge(int64_t rows, int64_t tasks, int64_t segments, bool toge
     Settle w = {};
     w.rows = rows, w.tasks = w.count = tasks, w.losses.table = x.losses.data(), w.raw = x.filled.data();
     w.finite = s.finite, w.usable = s.usable, w.before = s.found, w.outside = s.outside, w.largest = s.largest;
-    w.offset = 2, w.weights = x.weights.data(), w.applied = x.applied.data(), w.applied_type = Type::float32;
+    w.offset = 2, w.divisor = 3., w.weights = x.weights.data(), w.applied = x.applied.data(),
+    w.applied_type = Type::float32;
     w.took_part = reinterpret_cast<bool*>(x.outcome.data()), w.refused = w.took_part + rows;
     w.refusals = x.refusals.data(), w.found = x.settled.data();
     settle(w);

@@ -353,7 +353,8 @@ void small_tables(int64_t rows, int64_t tasks, int64_t segments) {
   const Array<float> applied(std::vector<float>(count, NAN)), settled(found.values());
   Settle w = {};
   w.rows = rows, w.tasks = w.count = tasks, w.losses.table = losses.get(), w.raw = usable.get(), w.limit = 1e38;
-  w.finite = s.finite, w.usable = s.usable, w.before = found.get(), w.largest = largest.get(), w.offset = 2;
+  w.finite = s.finite, w.usable = s.usable, w.before = found.get(), w.largest = largest.get(), w.offset = 2,
+  w.divisor = 2.;
   w.weights = weights.get(), w.applied = applied.get(), w.applied_type = Type::float32;
   w.took_part = reinterpret_cast<bool*>(outcome.get()), w.refused = w.took_part + rows;
   w.refusals = refusals.get(), w.found = settled.get();
