@@ -53,6 +53,8 @@ RULES = {
     r"(all_products|own_products)<.*>": Rule(stores=False, float64=FLOAT64),
     r"layer_coefficients": Rule(loads=False, stores=False, float64=FLOAT64),
     r"corrected_sum<.*>": Rule(float64=FLOAT64, whole=True),
+    # Few numbers of small tables, in float64.
+    r"gather_scalars|(judge|settle|count)_rows": Rule(loads=False, stores=False, float64=FLOAT64),
     r"solve_(problems|alone)<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # small problems, in float64
     # M - I is rounded from float64 once for each block.  Of any number of rows: one column for each thread.
     r"(transfer_many<.*>|step_and_blend<.*, 0>)": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),

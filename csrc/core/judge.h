@@ -1,6 +1,7 @@
-// Family `judge`: the small tables of a step, K rows of T tasks.  `judge` looks whether their numbers are finite, adds up
-// Gram matrices and puts harmless numbers where rows are not usable; `settle` refuses weights that are none; `count`
-// counts the rows that skip the step, and why.  They hold few numbers, so that the launches would cost most: each is one.
+// Family `judge`: the small tables of a step, K rows of T tasks.  `judge` looks whether their numbers are finite, adds
+// up Gram matrices and puts harmless numbers where rows are not usable; `settle` refuses weights that are none; `count`
+// counts the rows that skip the step, and why.  They hold few numbers, so that the launches would cost most: each is
+// one.
 #pragma once
 #include "dtypes.h"
 
@@ -21,19 +22,19 @@ struct Losses {
 struct Judge {
   int64_t rows, tasks, segments;
   Losses losses;
-  const double* grams;         // [K][S][T][T], of a diagonal [K][S][T]; or nullptr
-  bool diagonal;               // only squares
-  const float* factor;         // [1], what the gradients are times too large; or nullptr
-  const float* before;         // [K], not zero where something was found before; or nullptr
-  const bool* outside;         // [K][T], losses that the weighting is not defined for; or nullptr
-  bool together;               // what is found in one row counts for all
-  double limit;                // the largest number of the type that gradients are added up in
-  float* found;                // [K]
-  bool *finite, *usable;       // [K]
-  double* sums;                // like one segment of grams
-  double* filled;              // [K][T][T], the sums, or the identity where a row is not usable; or nullptr
-  double* usable_losses;       // [K][T], the losses, or 1; or nullptr
-  double* largest;             // [K][T], of weights; or nullptr
+  const double* grams;    // [K][S][T][T], of a diagonal [K][S][T]; or nullptr
+  bool diagonal;          // only squares
+  const float* factor;    // [1], what the gradients are times too large; or nullptr
+  const float* before;    // [K], not zero where something was found before; or nullptr
+  const bool* outside;    // [K][T], losses that the weighting is not defined for; or nullptr
+  bool together;          // what is found in one row counts for all
+  double limit;           // the largest number of the type that gradients are added up in
+  float* found;           // [K]
+  bool *finite, *usable;  // [K]
+  double* sums;           // like one segment of grams
+  double* filled;         // [K][T][T], the sums, or the identity where a row is not usable; or nullptr
+  double* usable_losses;  // [K][T], the losses, or 1; or nullptr
+  double* largest;        // [K][T], of weights; or nullptr
 };
 
 struct Settle {
@@ -44,10 +45,10 @@ struct Settle {
   const float* before;          // [K], or nullptr
   const bool* outside;          // [K][T], or nullptr
   const double* largest;        // [K][T], or nullptr: limit
-  double limit;
-  int64_t offset;  // what is added to the number of a refusal to become what is found
-  double* weights; // [K][count], NaN in rows that skip the step
-  void* applied;   // [K][count], 0 where refused; of a type of its own
+  double limit, divisor;        // divisor: of the raw weights
+  int64_t offset;               // what is added to the number of a refusal to become what is found
+  double* weights;              // [K][count], NaN in rows that skip the step
+  void* applied;                // [K][count], 0 where refused; of a type of its own
   Type applied_type;
   bool *took_part, *refused;  // [K]
   double* refusals;           // [K][3]: number (0: not refused), task, value
@@ -69,7 +70,7 @@ struct Count {
 
 namespace judge {
 
-constexpr int64_t lanes = 32;  // segment s is added in lane s % 32, and these in order
+constexpr int64_t lanes = 32;                // segment s is added in lane s % 32, and these in order
 constexpr int64_t domain = 1, overflow = 2;  // reasons of a refusal
 
 MT2O_HD double read(const Losses& s, int64_t i) {
@@ -126,7 +127,7 @@ MT2O_HD void mark(const Judge& s, int64_t row) {
 // Entry i of row k of the tables [K][T][T] and [K][T].
 MT2O_HD void fill_square(const Judge& s, int64_t row, int64_t i) {
   const int64_t first = i / s.tasks, second = i % s.tasks;
-  const double sum = !s.diagonal ? s.sums[row * s.tasks * s.tasks + i]
+  const double sum = !s.diagonal       ? s.sums[row * s.tasks * s.tasks + i]
                      : first == second ? s.sums[row * s.tasks + first]
                                        : 0.;
   s.filled[row * s.tasks * s.tasks + i] = s.usable[row] ? sum : first == second ? 1. : 0.;
@@ -143,10 +144,11 @@ MT2O_HD void fill_task(const Judge& s, int64_t row, int64_t task) {
 MT2O_HD bool losses_are_good(const Settle& s, int64_t row, int64_t from, int64_t step) {
   return s.losses.table == nullptr || are_finite(s.losses.table + row * s.tasks, s.tasks, from, step);
 }
+MT2O_HD double weight(const Settle& s, int64_t row, int64_t i) { return s.raw[row * s.count + i] / s.divisor; }
 // The first of every step-th weight that is too large or no number, `count` if there is none.
 MT2O_HD int64_t first_unusable(const Settle& s, int64_t row, int64_t from, int64_t step) {
   for (int64_t i = from; i < s.count; i += step) {
-    const double weight = s.raw[row * s.count + i], size = weight < 0. ? -weight : weight;
+    const double x = weight(s, row, i), size = x < 0. ? -x : x;
     if (!(size <= (s.largest == nullptr ? s.limit : s.largest[row * s.tasks + i % s.tasks]))) return i;
   }
   return s.count;
@@ -171,14 +173,14 @@ MT2O_HD void tell(const Settle& s, int64_t row, const Outcome& is, int64_t unusa
     while (!s.outside[row * s.tasks + t]) ++t;
     number = double(domain), task = double(t), value = s.losses.table[row * s.tasks + t];
   } else if (is.refused && unusable < s.count) {
-    number = double(overflow), task = double(unusable % s.tasks), value = s.raw[row * s.count + unusable];
+    number = double(overflow), task = double(unusable % s.tasks), value = weight(s, row, unusable);
   }
   refusal[0] = number, refusal[1] = task, refusal[2] = value;
   s.found[row] = number > 0. ? float(number + double(s.offset)) : is.found;
 }
 MT2O_HD void apply(const Settle& s, int64_t row, const Outcome& is, int64_t i) {
   const int64_t at = row * s.count + i;
-  s.weights[at] = is.took_part ? s.raw[at] : __builtin_nan("");
+  s.weights[at] = is.took_part ? weight(s, row, i) : __builtin_nan("");
   const double applied = is.refused ? 0. : s.weights[at];
   if (s.applied_type == Type::float32)
     static_cast<float*>(s.applied)[at] = float(applied);
@@ -190,7 +192,8 @@ MT2O_HD void apply(const Settle& s, int64_t row, const Outcome& is, int64_t i) {
 MT2O_HD int64_t heaviest(const double* weights, int64_t tasks) {
   int64_t best = 0;
   for (int64_t t = 1; t < tasks; ++t) {
-    const double weight = weights[t] < 0. ? -weights[t] : weights[t], most = weights[best] < 0. ? -weights[best] : weights[best];
+    const double weight = weights[t] < 0. ? -weights[t] : weights[t],
+                 most = weights[best] < 0. ? -weights[best] : weights[best];
     if (most == most && !(weight <= most)) best = t;
   }
   return best;

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(warp) count_rows(Count s) {
   for (int64_t k = threadIdx.x; k < s.rows; k += warp) judge::count(s, k);
 }
 
-Problem gather(const Losses& s, Stream stream) {
+Problem judge(const Losses& s, Stream stream) {
   return s.count == 0 ? nullptr : launch_units(gather_scalars, 1, warp, stream, s);
 }
 Problem judge(const Judge& s, Stream stream) {

@@ -25,7 +25,7 @@ Problem transfer(const Transfer&, const DenseMix&, Extent, Stream);  // the pack
 Problem priority(const Priority&, int64_t layers, Extent, Stream);
 Problem step(const Step&, const StepCounters&, const DenseMix&, Extent, Stream);
 
-Problem gather(const Losses&, Stream);
+Problem judge(const Losses&, Stream);  // gathers them only
 Problem judge(const Judge&, Stream);
 Problem settle(const Settle&, Stream);
 Problem count(const Count&, Stream);

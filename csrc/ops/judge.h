@@ -21,8 +21,8 @@ T* table_of(const MaybeTensor& t, const char* name, ScalarType type, const int64
 inline Losses losses_of(const MaybeTensor& losses, const Tensors& scalars, int64_t rows, int64_t tasks) {
   Losses s = {};
   s.table = table_of<double>(losses, "losses", ScalarType::Double, {rows, tasks});
-  STD_TORCH_CHECK(scalars.empty() || (s.table && int64_t(scalars.size()) == rows * tasks),
-                  "mt2o_ext: scalars must be ", rows * tasks, " losses, with a table [", rows, ", ", tasks, "]");
+  STD_TORCH_CHECK(scalars.empty() || (s.table && int64_t(scalars.size()) == rows * tasks), "mt2o_ext: scalars must be ",
+                  rows * tasks, " losses, with a table [", rows, ", ", tasks, "]");
   for (const Tensor& scalar : scalars) {
     STD_TORCH_CHECK(scalar.numel() == 1, "mt2o_ext: scalars must have one element each, not ", scalar.numel());
     type_of(scalar, "scalars");
@@ -93,7 +93,7 @@ struct SettleTensors {
   MaybeTensor judged, before, outside, largest;
 };
 
-inline Settle settle_arguments(const SettleTensors& t, int64_t tasks, double limit, int64_t offset) {
+inline Settle settle_arguments(const SettleTensors& t, int64_t tasks, double limit, int64_t offset, double divisor) {
   STD_TORCH_CHECK(t.raw.dim() == 2, "mt2o_ext: raw must be [K, N]");
   Settle s = {};
   s.rows = t.raw.size(0), s.count = t.raw.size(1), s.tasks = tasks;
@@ -114,7 +114,7 @@ inline Settle settle_arguments(const SettleTensors& t, int64_t tasks, double lim
   s.before = table_of<float>(t.before, "before", ScalarType::Float, {s.rows});
   s.outside = table_of<bool>(t.outside, "outside", ScalarType::Bool, {s.rows, tasks});
   s.largest = table_of<double>(t.largest, "largest", ScalarType::Double, {s.rows, tasks});
-  s.limit = limit, s.offset = offset;
+  s.limit = limit, s.offset = offset, s.divisor = divisor;
   s.raw = const_data<double>(t.raw), s.weights = data<double>(t.weights), s.applied = t.applied.mutable_data_ptr();
   s.took_part = data<bool>(t.flags), s.refused = s.took_part + s.rows;
   s.refusals = data<double>(t.refusals), s.found = data<float>(t.found);

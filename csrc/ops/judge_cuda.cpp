@@ -11,7 +11,7 @@ void check_device(const CurrentDevice& device, const Tensors& scalars) {
 
 // Gathers what one launch cannot take; its own are left in s.
 void gather_most(Losses& s, const Tensors& scalars, const CurrentDevice& device) {
-  while (take_scalars(s, scalars)) check_launched(cuda::gather(s, device.stream()), "gather");
+  while (take_scalars(s, scalars)) check_launched(cuda::judge(s, device.stream()), "judge_");
 }
 
 void judge_cuda_(Tensor found, Tensor flags, MaybeTensor losses, MaybeTensor sums, MaybeTensor filled,
@@ -31,7 +31,7 @@ void judge_cuda_(Tensor found, Tensor flags, MaybeTensor losses, MaybeTensor sum
 
 void settle_cuda_(Tensor weights, Tensor applied, Tensor flags, Tensor refusals, Tensor found, MaybeTensor losses,
                   Tensor raw, Tensors scalars, MaybeTensor judged, MaybeTensor before, MaybeTensor outside,
-                  MaybeTensor largest, int64_t tasks, double limit, int64_t offset) {
+                  MaybeTensor largest, int64_t tasks, double limit, int64_t offset, double divisor) {
   const CurrentDevice device(raw, "raw");
   device.check(weights, "weights"), device.check(applied, "applied"), device.check(flags, "flags");
   device.check(refusals, "refusals"), device.check(found, "found"), device.check(losses, "losses");
@@ -39,7 +39,7 @@ void settle_cuda_(Tensor weights, Tensor applied, Tensor flags, Tensor refusals,
   device.check(largest, "largest"), check_device(device, scalars);
   Settle s = settle_arguments(
       {weights, applied, flags, refusals, found, losses, raw, scalars, judged, before, outside, largest}, tasks, limit,
-      offset);
+      offset, divisor);
   gather_most(s.losses, scalars, device);
   check_launched(cuda::settle(s, device.stream()), "settle_");
 }

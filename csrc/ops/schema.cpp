@@ -30,7 +30,7 @@ MT2O_DEFINE(MT2O_LIBRARY, m) {
   m.def(
       "settle_(Tensor(a!) weights, Tensor(b!) applied, Tensor(c!) flags, Tensor(d!) refusals, Tensor(e!) found, "
       "Tensor(f!)? losses, Tensor raw, Tensor[] scalars, Tensor? judged, Tensor? before, Tensor? outside, "
-      "Tensor? largest, *, int tasks, float limit, int offset) -> ()");
+      "Tensor? largest, *, int tasks, float limit, int offset, float divisor=1.0) -> ()");
   m.def(
       "count_(Tensor(a!) counts, Tensor(b!)? table, Tensor found, Tensor? refusals, Tensor? weights, Tensor? finite, "
       "*, int offset, bool together, bool expected) -> ()");

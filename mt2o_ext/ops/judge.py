@@ -58,6 +58,7 @@ def judge_(
         found, flags, losses, sums, filled, usable_losses, largest, list(scalars), grams, factor, before, outside,
         limit=limit, together=together,
     )  # fmt: skip
+    changed([found, flags, losses if scalars else None, sums, filled, usable_losses, largest])
 
 
 @register_fake("judge_")
@@ -112,6 +113,7 @@ def settle_(
     tasks: int,
     limit: float,
     offset: int,
+    divisor: float = 1.0,
 ) -> None:
     """Refuses weights that are too large or no numbers, and says which rows take part in the step.
 
@@ -133,12 +135,14 @@ def settle_(
         tasks: T.
         limit: of the absolute values of weights.
         offset: of the numbers of reasons.
+        divisor: of the raw weights.
     """
     function = torch.ops.mt2o_ext.settle_ if compiled(raw) else reference_judge.settle_
     function(
         weights, applied, flags, refusals, found, losses, raw, list(scalars), judged, before, outside, largest,
-        tasks=tasks, limit=limit, offset=offset,
+        tasks=tasks, limit=limit, offset=offset, divisor=divisor,
     )  # fmt: skip
+    changed([weights, applied, flags, refusals, found, losses if scalars else None])
 
 
 @register_fake("settle_")
@@ -159,6 +163,7 @@ def _(
     tasks: int,
     limit: float,
     offset: int,
+    divisor: float = 1.0,
 ) -> None:
     rows, count = raw.shape
     torch._check(count % tasks == 0, lambda: f"raw must be [K, a multiple of {tasks}], not {list(raw.shape)}")

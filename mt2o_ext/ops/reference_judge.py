@@ -93,9 +93,11 @@ def settle_(
     tasks: int,
     limit: float,
     offset: int,
+    divisor: float = 1.0,
 ) -> None:
     """The operator of :func:`mt2o_ext.ops.settle_`."""
     _gathered(losses, scalars)
+    raw = raw / divisor
     earlier = torch.zeros_like(found) if before is None else before
     if losses is not None:
         earlier = torch.where(losses.isfinite().all(1) | (earlier != 0), earlier, float(NONFINITE))

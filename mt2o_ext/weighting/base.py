@@ -44,6 +44,7 @@ class Weighting(ABC):
         per_segment: the weights are [K, S, T].
         shares: names of tables [K, T] of the state that are weights on the simplex: in a step without some tasks the
             others share what they have together.
+        divisor: of what `_weights` gives, which costs no launch of its own.
 
     Example:
         >>> class InverseLosses(Weighting):
@@ -62,6 +63,7 @@ class Weighting(ABC):
     degree: float | None = 1.0
     per_segment: bool = False
     shares: tuple[str, ...] = ()
+    divisor: float = 1.0
 
     def __init__(self) -> None:
         self.mark = 0  # of the optimizer that it works for
@@ -140,7 +142,7 @@ class Weighting(ABC):
         found = self._judge(context)
         for part in self._parts().values():
             part._last = None
-        outcome = settled(self._weights(found.context), found)
+        outcome = settled(self._weights(found.context), found, self.divisor)
         self._keep(outcome.took_part, before)
         self._took_part, self._last = outcome.took_part, outcome
         self._settle(before)

@@ -157,8 +157,11 @@ def _usable(table: Tensor | None, usable: Tensor) -> Tensor | None:
     return torch.where(usable.view(-1, *[1] * (table.ndim - 1)), table, identity)
 
 
-def settled(raw: Tensor, judged: Judged) -> Outcome:
-    """Refuse weights [K, T] or [K, S, T] that are too large or no numbers, and say which rows take part."""
+def settled(raw: Tensor, judged: Judged, divisor: float = 1.0) -> Outcome:
+    """Refuse weights [K, T] or [K, S, T] that are too large or no numbers, and say which rows take part.
+
+    divisor: of the raw weights.
+    """
     context, measured = judged.context, judged.measured
     flat = raw.double().reshape(len(raw), -1).contiguous()
     rows, device = len(flat), flat.device
@@ -174,7 +177,7 @@ def settled(raw: Tensor, judged: Judged) -> Outcome:
     settle_(
         weights, applied, flags, refusals, now, judged.losses, flat, scalars, judged.flags,
         None if measured.again else found, judged.outside, context.largest, tasks=raw.shape[-1],
-        limit=torch.finfo(torch.float64).max, offset=OF_WEIGHTED_SUM,
+        limit=torch.finfo(torch.float64).max, offset=OF_WEIGHTED_SUM, divisor=divisor,
     )  # fmt: skip
     return Outcome(
         weights.view(raw.shape), applied.view(raw.shape), flags[0], flags[1], refusals, now, judged.losses, judged.sums
