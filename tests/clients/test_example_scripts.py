@@ -32,7 +32,7 @@ SHORTER: dict[str, dict[str, Any]] = {
     "lora": {"steps": 100},
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-LONGER = ("yeast", "few_for_many", "variational")  # with a test of its own each
+LONGER = ("yeast", "few_for_many", "variational", "masks")  # with a test of its own each
 RANKS = {"ddp": TORCHRUN, "fsdp": TORCHRUN, "in_lightning": []}
 
 
@@ -70,6 +70,12 @@ def test_tasks_with_little_data_learn_from_one_another() -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not here, whose digits are a picture in four postures")
     [(alone, shared, _, variational)] = importlib.import_module("variational").main(seeds=2, pictures=(1,))
     assert variational > max(alone, shared) + 0.05
+
+
+@pytest.mark.usefixtures("_importable")
+def test_masks_keep_tasks_apart_that_contradict_each_other() -> None:
+    found = importlib.import_module("masks").main(seeds=1, steps=800)
+    assert min(found["random masks"], found["masks that change"]) > found["no masks"] + 0.3
 
 
 @pytest.mark.slow
