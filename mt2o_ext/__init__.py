@@ -3,11 +3,24 @@
 ``torch.optim.Optimizer`` subclasses; see :class:`MT2OFused`, :class:`WeightedFused` and
 :class:`ConnectionStrengthFused`.  What they are made with is in modules: ``weighting``, ``transfer``,
 ``scalarization``, ``preferences``, ``priority``, ``base`` (base rules), ``pareto``, ``models`` (parts of models),
-``variational`` (layers that are distributions), and ``contrib`` (methods that nobody has validated).
+``variational`` (layers that are distributions), ``masks`` (of tasks over one model), and ``contrib`` (methods that
+nobody has validated).
 ``python -m mt2o_ext`` tells what was built and checks it.
 """
 
-from . import base, contrib, models, pareto, preferences, priority, scalarization, transfer, variational, weighting
+from . import (
+    base,
+    contrib,
+    masks,
+    models,
+    pareto,
+    preferences,
+    priority,
+    scalarization,
+    transfer,
+    variational,
+    weighting,
+)
 from ._native import backend_info
 from .bank import SubproblemBank
 from .checkpoints import load_checkpoint, save_checkpoint
@@ -29,6 +42,7 @@ __all__ = [
     "base",
     "contrib",
     "load_checkpoint",
+    "masks",
     "models",
     "pareto",
     "preferences",

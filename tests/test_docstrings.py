@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import mt2o_ext
-from mt2o_ext import contrib, models, pareto, priority, scalarization, transfer, variational, weighting
+from mt2o_ext import contrib, masks, models, pareto, priority, scalarization, transfer, variational, weighting
 from mt2o_ext.pareto import learned
 
 PACKAGES: list[ModuleType] = [
@@ -28,6 +28,7 @@ PACKAGES: list[ModuleType] = [
     learned,
     models,
     variational,
+    masks,
 ]
 
 

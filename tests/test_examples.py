@@ -213,6 +213,20 @@ def the_options_are_in_the_groups(names: Names) -> None:
     assert (weight["betas"], weight["weight_decay"], bias["weight_decay"], bias["lr"]) == ((0.95, 0.98), 0.1, 0.0, 1e-4)
 
 
+def the_distributions_have_trained(names: Names) -> None:
+    assert names["outputs"].shape == (10, 8, 1) and names["means"].shape == (8, 1)
+    assert names["related"].tolist() == [[0.0, 1.0], [1.0, 0.0]], "of two tasks"
+    for head in names["heads"]:
+        assert all((rho != -3.0).any() for rho in head.rho)
+    assert not torch.equal(names["model"].trunk[0].weight, reader()["model"].trunk[0].weight)
+
+
+def both_rows_have_trained(names: Names) -> None:
+    assert names["related"].tolist() == [[0.0, 1.0], [1.0, 0.0]], "of two tasks"
+    first, second = names["separate"].state[names["other"].trunk[0].weight]["subproblems"]
+    assert not torch.equal(first, second)
+
+
 # Of each section with Python: what the reader has, and what is true afterwards.
 SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
     ("CONTRIBUTING.md", "A new weighting, transfer rule or scalarization"): (two_models, pieces_of_ones_own_train),
@@ -237,6 +251,8 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
         a_stream_of_each_task,
         the_first_head_has_made_the_last_step,
     ),
+    ("docs/variational.md", "Layers that are distributions"): (reader, the_distributions_have_trained),
+    ("docs/variational.md", "Without variances, in the optimizer"): (two_models, both_rows_have_trained),
     ("docs/weightings.md", "Weightings"): (dict, the_update_is_the_combination),
 }
 

@@ -26,8 +26,8 @@ class GumbelPrior(TransferRule):
     The mixture is the prior of variational multi-task learning (VMTL: Shen, Zhen, Worring and Shao, NeurIPS 2021, arXiv
     2111.05323, read in an account of its published code), reduced by us to parameters without variances: with one
     variance for all posteriors and priors, the KL divergence is D_k up to a factor. Ours as well: the rate, the
-    division by s, and plain gradient steps for the paper's Adam. `mt2o_ext.variational` has the means and variances. For a row for each
-    task, take ``preferences=torch.eye(T)``.
+    division by s, and plain gradient steps for the paper's Adam. `mt2o_ext.variational` has the means and variances.
+    For a row for each task, take ``preferences=torch.eye(T)``.
 
     Args:
         rate: how much of the mixture is applied, in [0, 1], a number or a `Schedule`.
