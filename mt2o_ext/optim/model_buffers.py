@@ -75,6 +75,11 @@ class ModelBuffers:
         """Keeps the model's buffers as those that were computed for subproblem k."""
         self.evaluated[key][k] = self._copied()
 
+    def forget_evaluated(self) -> None:
+        """Drops what was computed for subproblems, which are others now."""
+        for key, sets in self.evaluated.items():
+            self.evaluated[key] = [None] * len(sets)
+
     # ------------------------------------------------------------------ state
     def state_dict(self, row: int) -> dict[str, Any]:
         """Copies of all buffers; row: the one whose buffers the model shows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any
@@ -17,6 +18,7 @@ from ..gradients.skipped import Refuser
 from ..gradients.table import check_dense
 from ..gradients.tasks import Combination
 from ..gradients.weigher import undone_on_error
+from ..preferences import check_preferences
 from ..ranks import together
 from ..scalarization import Linear, Scalarization
 from ..transfer import TransferContext, TransferRule
@@ -323,8 +325,36 @@ class MT2OFused(OneModel):
     # ------------------------------------------------------------------ losses and gradients
     @property
     def preferences(self) -> Tensor:
-        """float64 [K, T]."""
+        """float64 [K, T]; may be set, on all ranks, to others of this shape.
+
+        Parameters, moments and averages stay as they are: rows go on from where they are to other trade-offs, and a
+        front on vertices shows other points.  A transfer rule forgets what it has learned, and with vertices what
+        `update_buffers` computed for the old points is dropped.
+        """
         return self._blend.preferences.clone()
+
+    @preferences.setter
+    def preferences(self, preferences: Tensor | Sequence[Sequence[float]]) -> None:
+        old, blend = self._blend.preferences, self._blend
+        if isinstance(preferences, Tensor):
+            preferences = preferences.detach().to("cpu", torch.float64)
+        checked = check_preferences(preferences, *old.shape)
+        if self._ranks is not None:
+            self._ranks.agree(
+                {"call": "preferences =", "subproblem": [{"preferences": row} for row in checked.tolist()]}
+            )
+        checked = checked.to(old)
+        rule = copy.deepcopy(blend.rule)
+        rule.bind(checked)  # which may refuse them: nothing is changed then
+        blend.rule, blend.preferences = rule, checked
+        if self._buffers.vertices is not None:
+            self._model_buffers.forget_evaluated()
+        self._tell_weigher()
+
+    def _tell_weigher(self) -> None:
+        """Gives the preferences to a weighting that has those of the subproblems."""
+        if self._buffers.vertices is None and self._tasks is not None and self._objective.scalarization is None:
+            self._tasks.weigher.preferences = self._blend.preferences
 
     @property
     def points(self) -> Tensor:
@@ -694,3 +724,4 @@ class MT2OFused(OneModel):
 
     def _take_blend(self, blend: Blend) -> None:
         self._blend = blend
+        self._tell_weigher()

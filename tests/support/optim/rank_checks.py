@@ -413,6 +413,19 @@ def losses_missing(rank: int, ranks: int, kind: str) -> None:
     optimizer.step()
 
 
+def other_preferences(rank: int, ranks: int, kind: str) -> None:
+    """Set in the middle of a run, others on the last rank."""
+    row = [0.2, 0.3, 0.5] if rank == ranks - 1 else [0.5, 0.3, 0.2]
+    if kind == "mt2o":
+        rows = MT2OFused(Towers().parameters(), num_tasks=3, preferences=FIVE, transfer=None, process_group=True)
+        rows.preferences = [*CORNERS, row, row]  # type: ignore[assignment]
+    elif kind == "backward":
+        backward = WeightedBackward(Towers().groups(), num_tasks=3, process_group=True)
+        backward.preferences = row  # type: ignore[assignment]
+    else:
+        made()[1].preferences = row  # type: ignore[assignment]
+
+
 def epoch_missing(rank: int, ranks: int) -> None:
     model, optimizer = made(weighting=DWA())
     if rank != ranks - 1:
@@ -460,6 +473,10 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
             ["failed: ValueError: expected losses of shape [3]"],
         )
         for kind in ("weighted", "losses", "mt2o")
+    },
+    **{
+        f"preferences set, {kind}": (partial(other_preferences, kind=kind), ["preferences: ", "0.2, 0.3, 0.5"])
+        for kind in ("mt2o", "weighted", "backward")
     },
     "missing epoch": (epoch_missing, ["number of epochs: ", "1", "0"]),
     **{
