@@ -6,6 +6,8 @@ a block has to import what it uses, or the section has done so before.
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from support.clients.foreign import library
 from support.documents import ROOT, Page, tracked_pages
 
 Names = dict[str, Any]
@@ -227,6 +230,46 @@ def both_rows_have_trained(names: Names) -> None:
     assert not torch.equal(first, second)
 
 
+def the_loop_has_trained(names: Names) -> None:
+    the_model_has_trained(names)
+    assert {"loss 0", "weight 1", "cosine 0 1"} <= set(names["columns"]) and len(names["columns"]["loss 0"]) == 15
+    assert names["schedule"].last_epoch == 5
+
+
+def with_lightning() -> Names:
+    warnings.simplefilter("ignore")  # the library's own; pytest takes this back
+    library("lightning")
+    return two_models()
+
+
+def with_accelerate() -> Names:
+    warnings.simplefilter("ignore")
+    library("accelerate")
+    return reader()
+
+
+def both_models_have_trained(names: Names) -> None:
+    the_model_has_trained(names)
+    assert not torch.equal(names["other"].trunk[0].weight, two_models()["other"].trunk[0].weight)
+    assert names["trainer"].global_step == 3
+
+
+def every_second_mini_batch_made_a_step(names: Names) -> None:
+    the_model_has_trained(names)
+    assert int(names["optimizer"].state[names["model"].trunk[0].weight]["step"]) == 2, "the last one makes one too"
+    states = importlib.import_module("accelerate.state")  # which Accelerate keeps for the process
+    states.AcceleratorState._reset_state(reset_partial_state=True)
+    states.GradientState._reset_state()
+
+
+def the_run_goes_on_and_a_model_is_served(names: Names) -> None:
+    assert names["step"] == 3
+    served = Model(2, no_norm)
+    served.load_state_dict(torch.load("model.pt", weights_only=True))
+    first, second = names["optimizer"].state[names["model"].trunk[0].weight]["ema"]
+    torch.testing.assert_close(served.trunk[0].weight, 0.7 * first + 0.3 * second)
+
+
 # Of each section with Python: what the reader has, and what is true afterwards.
 SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
     ("CONTRIBUTING.md", "A new weighting, transfer rule or scalarization"): (two_models, pieces_of_ones_own_train),
@@ -253,6 +296,14 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ),
     ("docs/variational.md", "Layers that are distributions"): (reader, the_distributions_have_trained),
     ("docs/variational.md", "Without variances, in the optimizer"): (two_models, both_rows_have_trained),
+    ("docs/training_loop.md", "A loop of your own"): (reader, the_loop_has_trained),
+    ("docs/training_loop.md", "Mixed precision"): (reader, the_model_has_trained),
+    ("docs/training_loop.md", "Lightning and Fabric"): (with_lightning, both_models_have_trained),
+    ("docs/training_loop.md", "Accelerate, and the Trainer of transformers"): (
+        with_accelerate,
+        every_second_mini_batch_made_a_step,
+    ),
+    ("docs/training_loop.md", "Saving, going on, serving"): (reader, the_run_goes_on_and_a_model_is_served),
     ("docs/weightings.md", "Weightings"): (dict, the_update_is_the_combination),
 }
 

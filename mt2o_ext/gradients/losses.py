@@ -14,8 +14,10 @@ __all__ = [
     "as_list",
     "as_losses",
     "backward_done",
+    "bank_losses",
     "check_losses",
     "check_running_statistics",
+    "joined",
     "takes_task",
     "task_loss",
     "task_losses",
@@ -98,6 +100,31 @@ class TaskLosses(NamedTuple):
     def values(self) -> Tensor:
         """float64 [T], 0 where there is none."""
         return torch.stack(self.scalars).double()
+
+    def of_present(self, numbers: Tensor) -> Tensor:
+        """Those of numbers [T] whose tasks have a loss."""
+        if not self.absent:
+            return numbers
+        return torch.stack([number for number, loss in zip(numbers, self.each, strict=True) if loss is not None])
+
+
+def bank_losses(losses: Tensor | Sequence[Tensor | None], num_tasks: int, num_rows: int) -> TaskLosses:
+    """The losses [K, T] of a bank, none of which is absent.
+
+    Raises:
+        TypeError: as `check_losses`.
+        ValueError: as `check_losses`.
+    """
+    stacked = check_losses(losses, num_tasks, num_rows)  # type: ignore[arg-type]
+    return TaskLosses([], stacked.detach().unbind(), frozenset())
+
+
+def joined(losses: Tensor | Sequence[Tensor | None], given: TaskLosses) -> Tensor:
+    """The losses that there are as one tensor with a graph: [P], or [K, T] of a bank."""
+    if isinstance(losses, Tensor):
+        return losses
+    there = given.each if given.each else losses
+    return torch.stack([loss for loss in there if loss is not None])
 
 
 def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int, *, graph: bool = True) -> TaskLosses:

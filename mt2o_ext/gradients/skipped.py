@@ -141,11 +141,17 @@ class RefusedLosses:
         self._num_rows = num_rows
         self._found: Tensor | None = None
 
-    def see(self, losses: Tensor, row: int | None) -> None:
-        """The losses [T] of a subproblem, or [K, T] of all (None); of micro-batches the first refused one counts."""
-        found = self._scalarization.refusals(losses.reshape(-1, losses.shape[-1]))
+    def see(self, losses: Tensor, row: int | None, present: Tensor | None = None) -> None:
+        """The losses [T] of a subproblem, or [K, T] of all (None); of micro-batches the first refused one counts.
+
+        present: int64 [P], the tasks that have a loss; None: all.
+        """
+        table = losses.reshape(-1, losses.shape[-1])
+        found = self._scalarization.refusals(table if present is None else table.index_select(1, present))
         if found is None:
             return
+        if present is not None:  # back to the numbers of all tasks
+            found = torch.stack([found[:, 0], present[found[:, 1].long()].to(found), found[:, 2]], 1)
         if self._found is None or self._found.device != found.device:
             self._found = found.new_zeros(self._num_rows, 3)
         rows = self._found if row is None else self._found[row : row + 1]

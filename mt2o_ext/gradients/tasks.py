@@ -41,7 +41,7 @@ class Batch:
     scaler: the GradScaler whose factor the gradients carry.
     gram: float64 [K, T, T] (of squares alone [K, T]), of the task gradients, where the weighting needed it.
     found: float32 [K], what was found when they were weighed, until the step takes it; None: nobody has looked.
-    absent: the tasks that no backward had a loss of.
+    absent: the tasks that no backward had a loss of, in the row that was seen last; absent_of: in each row.
     left: a loop over tasks was left before its end.  missed: the tasks whose turn did not come.
     """
 
@@ -53,12 +53,14 @@ class Batch:
     gram: Tensor | None = None
     found: Tensor | None = None
     absent: frozenset[int] = frozenset()
+    absent_of: dict[int, frozenset[int]] = field(default_factory=dict)
     left: bool = False
     missed: tuple[int, ...] = ()
 
-    def see(self, absent: frozenset[int]) -> None:
-        """Notes which tasks the next losses lack, before these are added."""
-        self.absent = absent if self.losses[0] is None else self.absent & absent
+    def see(self, absent: frozenset[int], row: int = 0) -> None:
+        """Notes which tasks the next losses of a row lack, before these are added."""
+        self.absent = absent if self.losses[row] is None else self.absent_of.get(row, frozenset()) & absent
+        self.absent_of[row] = self.absent
 
     def add_losses(self, row: int, losses: Losses) -> None:
         """Adds the losses of a row, float64 [1, T] (or [K, T], if stacked), or T scalars."""

@@ -276,6 +276,18 @@ class WeightedBackward:
         yield from visit.turns(self._end_visit)
 
     @property
+    def preferences(self) -> Tensor:
+        """float64 [T], weights of the tasks on the simplex, for weightings that have a use for them; may be set."""
+        return self._weigher.preferences[0].clone()
+
+    @preferences.setter
+    def preferences(self, preferences: Tensor | Sequence[float]) -> None:
+        checked = check_one_row(preferences, self._num_tasks)
+        if self._averages.ranks is not None:
+            self._averages.ranks.agree({"call": "preferences =", "preferences": checked[0].tolist()})
+        self._weigher.preferences = checked.to(self._weigher.preferences)
+
+    @property
     def weights(self) -> Tensor | None:
         """float64 [T] (per tensor: [S, T]), the weights of the last call or loop; None before any."""
         return None if self._weights is None else self._weights.clone()

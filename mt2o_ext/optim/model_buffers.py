@@ -86,6 +86,11 @@ class ModelBuffers:
         changed = not all(map(torch.equal, kept, (first.to(own) for first, own in zip(self._first, kept, strict=True))))
         return changed and all(torch.equal(buffer, own) for buffer, own in zip(self.shown, kept, strict=True))
 
+    def forget_evaluated(self) -> None:
+        """Drops what was computed for subproblems, which are others now."""
+        for key, sets in self.evaluated.items():
+            self.evaluated[key] = [None] * len(sets)
+
     # ------------------------------------------------------------------ state
     def state_dict(self, row: int) -> dict[str, Any]:
         """Copies of all buffers; row: the one whose buffers the model shows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any, Literal
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
-from ..device import LateFlags
-from ..gradients.losses import as_list, backward_done, check_losses, check_running_statistics
+from ..device import LateFlags, to_device
+from ..gradients.losses import backward_done, bank_losses, check_losses, check_running_statistics, joined, task_losses
 from ..gradients.passes import Backward, Pass
 from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import check_dense
 from ..gradients.tasks import Combination
 from ..gradients.weigher import undone_on_error
+from ..preferences import check_preferences
 from ..ranks import together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
@@ -36,7 +38,7 @@ from .subproblems import OneModel
 
 __all__ = ["MT2OFused"]
 
-Losses = Tensor | Sequence[Tensor]
+Losses = Tensor | Sequence[Tensor | None]
 
 
 class MT2OFused(OneModel):
@@ -75,6 +77,10 @@ class MT2OFused(OneModel):
     On vertices the model is a random point outside of these loops too, during training and after it.  What you
     evaluate, save or go on with is inside of ``subproblem(k)``, the model at ``preferences[k]``, or of ``at(w)``, that
     at any trade-off; `front` evaluates the K subproblems.
+
+    A task without data in the mini-batch of a subproblem is absent from it: ``None`` (or a loss without a graph) in the
+    list.  The subproblem then trains as if there were no such task, with its preferences in the same proportions; where
+    it prefers absent tasks only its gradient is zero.  Subproblems may lack different tasks, but not with a weighting.
 
     Args:
         params: parameters or parameter groups.  A group may set every option of the base rule, and ``transfer=False``
@@ -349,13 +355,42 @@ class MT2OFused(OneModel):
         }
 
     def _call(self, name: str) -> dict[str, Any]:
-        return {**super()._call(name), "number of transfers": self._blend.steps}
+        absent = {f"of subproblem {row}": sorted(tasks) for row, tasks in self._now.batch.absent_of.items() if tasks}
+        return {**super()._call(name), "number of transfers": self._blend.steps, "tasks without a loss": absent}
 
     # ------------------------------------------------------------------ losses and gradients
     @property
     def preferences(self) -> Tensor:
-        """float64 [K, T]."""
+        """float64 [K, T]; may be set, on all ranks, to others of this shape.
+
+        Parameters, moments and averages stay as they are: rows go on from where they are to other trade-offs, and a
+        front on vertices shows other points.  A transfer rule forgets what it has learned, and with vertices what
+        `update_buffers` computed for the old points is dropped.
+        """
         return self._blend.preferences.clone()
+
+    @preferences.setter
+    def preferences(self, preferences: Tensor | Sequence[Sequence[float]]) -> None:
+        old, blend = self._blend.preferences, self._blend
+        if isinstance(preferences, Tensor):
+            preferences = preferences.detach().to("cpu", torch.float64)
+        checked = check_preferences(preferences, *old.shape)
+        if self._ranks is not None:
+            self._ranks.agree(
+                {"call": "preferences =", "subproblem": [{"preferences": row} for row in checked.tolist()]}
+            )
+        checked = checked.to(old)
+        rule = copy.deepcopy(blend.rule)
+        rule.bind(checked)  # which may refuse them: nothing is changed then
+        blend.rule, blend.preferences = rule, checked
+        if self._buffers.vertices is not None:
+            self._model_buffers.forget_evaluated()
+        self._tell_weigher()
+
+    def _tell_weigher(self) -> None:
+        """Gives the preferences to a weighting that has those of the subproblems."""
+        if self._buffers.vertices is None and self._tasks is not None and self._objective.scalarization is None:
+            self._tasks.weigher.preferences = self._blend.preferences
 
     @property
     def points(self) -> Tensor:
@@ -382,7 +417,8 @@ class MT2OFused(OneModel):
         """Backward of the scalarized losses, into ``.grad``; of each of them, into buffers, if there is a weighting.
 
         Args:
-            losses: T scalars of the active subproblem, as a tensor [T] or a sequence; [K, T] if stacked.
+            losses: T scalars of the active subproblem, as a tensor [T] or a sequence; [K, T] if stacked.  In a sequence
+                None, or a loss without a graph, says that the task has no data in this mini-batch: see the class.
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
             retain_graph: as in ``torch.autograd.backward``.
             backward: the trainer's backward for this call, in the place of that of the constructor.
@@ -402,7 +438,9 @@ class MT2OFused(OneModel):
     def _take_losses(self, losses: Losses, scaler: Any, way: Pass) -> None:
         """Backward of the losses of the active subproblem, or of all of a bank."""
         buffers, row = self._buffers, self._row
-        stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
+        rows = buffers.num_rows if buffers.stacked else None
+        given = task_losses(losses, self._num_tasks) if rows is None else bank_losses(losses, self._num_tasks, rows)
+        stacked, absent = joined(losses, given), given.absent
         self._check_trained_shown()
         self._look_for_ranks()
         several = buffers.keeps_rows or (buffers.vertices is not None and not buffers.stacked)
@@ -410,21 +448,26 @@ class MT2OFused(OneModel):
             check_running_statistics(stacked, self._warn_once, self._about_statistics())
         self._now.graph_checked = True
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        detached = stacked.detach().double()
+        self._now.batch.see(absent, row)
+        detached = given.values
         seen = self._seen_by_all(detached)
-        coefficients = self._objective.coefficients(seen, self._current_points(), None if buffers.stacked else row)
+        of_row = None if buffers.stacked else row
+        coefficients = self._objective.coefficients(seen, self._current_points(), of_row, absent)
         if self._tasks is None:
-            [total] = way.scaled([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
+            factors = given.of_present(coefficients)
+            [total] = way.scaled([(stacked * factors.to(stacked.dtype)).sum()], scaler)
             self._backward_into_grad(total, way)
         else:
             self._read_shown()
             self._tasks.weigher.draw_ahead()
             if self._objective.scalarization is not None:
-                coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is
+                # Equal weights 1 / T leave the scalarization as it is.
+                coefficients = coefficients * (self._num_tasks - len(absent))
             if buffers.stacked:
-                parts = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
+                parts: list[Tensor | None] = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
             else:
-                parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
+                pairs = zip(given.each, coefficients, strict=True)
+                parts = [part if part is None else part * factor.to(part) for part, factor in pairs]
             try:
                 self._tasks.collect(way.scaled(parts, scaler), row, way)
             except BaseException:  # the row has lost the gradients of earlier calls as well
@@ -432,7 +475,7 @@ class MT2OFused(OneModel):
                 raise
         self._now.batch.add_losses(row, detached if buffers.stacked else detached.unsqueeze(0))
         self._now.batch.scaler = scaler
-        self._objective.see(seen, None if buffers.stacked else row)
+        self._objective.see(seen, of_row, absent)
         if self._ranks is not None:
             self._ranks.count(row)
 
@@ -512,12 +555,32 @@ class MT2OFused(OneModel):
             if not nothing_left(plan.skipped):
                 self._transfer_and_apply(plan, losses)
         self._await_feedback(losses, plan.skipped)
-        self._record_step(losses, plan.skipped)
+        seen = self._without_absent(losses)
+        self._record_step(seen, plan.skipped)
         if self._buffers.vertices is not None:
             self._buffers.vertices.advance(self._buffers.flats)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
-        return result if result is None or result.dim() == 0 else losses
+        return result if result is None or result.dim() == 0 else seen
+
+    def _without_absent(self, losses: Tensor | None) -> Tensor | None:
+        """The losses [K, T], NaN of tasks that were absent."""
+        missing = [(row, task) for row, tasks in self._now.batch.absent_of.items() for task in tasks]
+        if losses is None or not missing:
+            return losses
+        mask = torch.zeros(losses.shape, dtype=torch.bool)
+        mask[tuple(zip(*missing, strict=True))] = True
+        return losses.masked_fill(to_device(mask, losses.device), torch.nan)
+
+    def _check_present(self) -> None:
+        """Checks that a weighting has the same tasks in all subproblems, which it weighs together."""
+        found = set(self._now.batch.absent_of.values())
+        if self._tasks is not None and len(found) > 1:
+            raise ValueError(
+                "expected the same tasks without a loss in all subproblems of a step with weighting=, got "
+                f"{[sorted(tasks) for tasks in self._now.batch.absent_of.values()]}: give each subproblem a mini-batch "
+                "of the same tasks, or leave weighting= out"
+            )
 
     def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
         """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself."""
@@ -547,6 +610,7 @@ class MT2OFused(OneModel):
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
         self._look_for_ranks()
+        self._check_present()
         self._synchronize()
         self._take_changes()
         scaling = Scaling.of(self, self._now.batch.scaler)
@@ -562,7 +626,8 @@ class MT2OFused(OneModel):
                 flat.tasks.take(keep=self._buffers.vertices is None)  # a gradient belongs to the points of its step
         if flats and not self._has_gradients():
             raise RuntimeError(self._without_gradients())
-        self._name_unreached([flat.tasks for flat in flats])
+        if not any(self._now.batch.absent_of.values()):  # whose heads have no gradient, as they should
+            self._name_unreached([flat.tasks for flat in flats])
         if self._buffers.keeps_rows:
             self._warn_of_missing_rows()
         self._buffers.refresh(self.param_groups, self._base, self._ema)
@@ -674,7 +739,7 @@ class MT2OFused(OneModel):
         return self._recorded_steps()
 
     @torch.no_grad()
-    def feedback(self, losses: Losses) -> None:
+    def feedback(self, losses: Tensor | Sequence[Tensor]) -> None:
         """For weightings that learn from it (FAMO): the losses of the last mini-batches again, after the step.
 
         losses: T scalars or [T]; [K, T] of several subproblems.
@@ -705,3 +770,4 @@ class MT2OFused(OneModel):
 
     def _take_blend(self, blend: Blend) -> None:
         self._blend = blend
+        self._tell_weigher()

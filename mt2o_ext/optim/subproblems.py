@@ -34,6 +34,10 @@ class OneModel(FlatOptimizer):
         """float64 [K, T]."""
         raise NotImplementedError
 
+    @preferences.setter
+    def preferences(self, preferences: Tensor | Sequence[Sequence[float]]) -> None:
+        raise NotImplementedError
+
     def _keep_buffers(self, buffers: Iterable[Tensor]) -> None:
         num_rows = self._buffers.num_rows if self._buffers.keeps_rows and self._buffers.vertices is None else 1
         self._model_buffers = ModelBuffers(buffers, num_rows, self._num_subproblems)

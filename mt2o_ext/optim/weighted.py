@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..ranks import together
 from ..weighting import Needs, Weighting
 from .amp import Scaling
 from .base import FlatOptimizer, nothing_left
+from .branch import branched
 from .buffers import Buffers
 from .history import StepHistory
 from .step import Plan
@@ -147,6 +149,34 @@ class WeightedFused(FlatOptimizer):
             process_group=process_group,
             backward=backward,
         )
+
+    @classmethod
+    def branch_from(cls, optimizer: torch.optim.Optimizer, **options: Any) -> WeightedFused:
+        """Goes on from another optimizer of the same parameters: with another weighting, or with another task.
+
+            optimizer = WeightedFused.branch_from(optimizer, weighting="upgrad")                # after a warm-up, say
+
+            optimizer = WeightedFused.branch_from(optimizer, num_tasks=3)                       # of two tasks before
+            optimizer.add_param_group({"params": new_head.parameters(), "task": 2})
+
+        Moments, counts of steps and running averages are kept; gradients are dropped.  Learning rates, tasks of heads
+        and other options of groups come from the parameter groups.  The weighting starts anew.  Do not use the old
+        optimizer any more, and give schedulers the new one.
+
+        Args:
+            optimizer: of the model: torch.optim's SGD, Adam or AdamW, or one of this package of one model.
+            options: as of the constructor, but for the parameters.  From another `WeightedFused`, ``num_tasks`` and
+                ``weighting`` are by default as there, and ``base`` is that of the optimizer.
+
+        Raises:
+            TypeError: for anything but an optimizer, before anything is changed.
+            ValueError: for an optimizer of several subproblems or vertices, or of a rule that this package does not
+                have, before anything is changed.
+        """
+        if isinstance(optimizer, WeightedFused):
+            own = {"num_tasks": optimizer._num_tasks, "weighting": copy.deepcopy(optimizer.weighting)}
+            options = {**own, **options}
+        return branched(cls, optimizer, options)
 
     _family = "weighted"
     _tasks: TaskGradients
@@ -488,7 +518,22 @@ class WeightedFused(FlatOptimizer):
 
     @preferences.setter
     def preferences(self, preferences: Tensor | Sequence[float]) -> None:
-        self._weigher.preferences = check_one_row(preferences, self._num_tasks).to(self._weigher.preferences)
+        checked = check_one_row(preferences, self._num_tasks)
+        if self._ranks is not None:
+            self._ranks.agree({"call": "preferences =", "preferences": checked[0].tolist()})
+        self._weigher.preferences = checked.to(self._weigher.preferences)
+
+    @property
+    def weighting(self) -> Weighting:
+        """The weighting.  Another one in the middle of a run: `branch_from`, which keeps moments and averages."""
+        return self._weigher.weighting
+
+    @weighting.setter
+    def weighting(self, weighting: Weighting | str) -> None:
+        raise AttributeError(
+            "expected another weighting by WeightedFused.branch_from(optimizer, weighting=...), which keeps moments, "
+            "got one set: make the new optimizer, and leave the old one"
+        )
 
     # ------------------------------------------------------------------ what weightings learn from
     @property

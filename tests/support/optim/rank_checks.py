@@ -66,7 +66,7 @@ def absent_run(rank: int, ranks: int) -> dict[str, Any]:
 
 def mt2o_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
     model = Towers(dtype=DOUBLE, seed=rank)
-    start = options.pop("start", None)
+    start, absent = options.pop("start", None), options.pop("absent", {})
     if "front" in options:
         options["generator"] = generator_of(rank)
     optimizer = MT2OFused(
@@ -75,7 +75,8 @@ def mt2o_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
     )  # fmt: skip
     for step in range(STEPS):
         for k in optimizer.subproblems():
-            optimizer.backward(model.losses(part(batch_of(10 * step + k, DOUBLE), rank, ranks)))
+            losses: list[Any] = model.losses(part(batch_of(10 * step + k, DOUBLE), rank, ranks))
+            optimizer.backward([loss if task != absent.get(k) else None for task, loss in enumerate(losses)])
         optimizer.step()
         optimizer.zero_grad()
     return {"values": values(model), "state": optimizer.state_dict()}
@@ -212,6 +213,7 @@ RUNS: dict[str, Check] = {
     "mt2o, start": partial(mt2o_run, start=moved_by_rank),
     "mt2o, vertices, start": partial(mt2o_run, front="vertices", start=moved_by_rank),
     "mt2o, smooth": partial(mt2o_run, scalarization=SmoothTchebycheff(mu=0.5)),
+    "mt2o, absent tasks": partial(mt2o_run, absent={1: 0, 3: 2}, scalarization=SmoothTchebycheff(mu=0.5)),
     "mt2o, weighting": partial(mt2o_run, weighting="cagrad"),
     "mt2o, weighting of preferences": partial(mt2o_run, weighting="graddrop", scalarization=None),
     "mt2o, drawn transfer": drawn_transfer_run,
@@ -347,6 +349,15 @@ KINDS = ["weighted", "losses", "mt2o", "priority", "backward"]
 def absent_on_one(rank: int, ranks: int, kind: str) -> None:
     """The last rank has no data of task 1."""
     model = Towers()
+    if kind == "mt2o":
+        rows = MT2OFused(
+            model.parameters(), num_tasks=3, num_subproblems=3, preferences=CORNERS, transfer=None, process_group=True
+        )
+        for k in rows.subproblems():
+            losses = model.losses(batch_of(rank))
+            rows.backward([losses[0], None if k == 2 and rank == ranks - 1 else losses[1], losses[2]])
+        rows.step()
+        return
     weighting = UncertaintyWeighting() if kind == "losses" else CAGrad()
     backward = WeightedBackward(model.groups(), num_tasks=3, weighting=weighting, process_group=True)
     optimizer = None if kind == "backward" else weighted(model, type(weighting)(), process_group=True)
@@ -412,6 +423,19 @@ def losses_missing(rank: int, ranks: int, kind: str) -> None:
     optimizer.step()
 
 
+def other_preferences(rank: int, ranks: int, kind: str) -> None:
+    """Set in the middle of a run, others on the last rank."""
+    row = [0.2, 0.3, 0.5] if rank == ranks - 1 else [0.5, 0.3, 0.2]
+    if kind == "mt2o":
+        rows = MT2OFused(Towers().parameters(), num_tasks=3, preferences=FIVE, transfer=None, process_group=True)
+        rows.preferences = [*CORNERS, row, row]  # type: ignore[assignment]
+    elif kind == "backward":
+        backward = WeightedBackward(Towers().groups(), num_tasks=3, process_group=True)
+        backward.preferences = row  # type: ignore[assignment]
+    else:
+        made()[1].preferences = row  # type: ignore[assignment]
+
+
 def epoch_missing(rank: int, ranks: int) -> None:
     model, optimizer = made(weighting=DWA())
     if rank != ranks - 1:
@@ -442,6 +466,7 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
         f"absent task, {kind}": (partial(absent_on_one, kind=kind), ["tasks without a loss: ", "[]", "[1]"])
         for kind in ("weighted", "losses")
     },
+    "absent task, mt2o": (partial(absent_on_one, kind="mt2o"), ["tasks without a loss of subproblem 2: ", "[1]"]),
     "absent task, backward": (partial(absent_on_one, kind="backward"), ["call: ", "without tasks [1]"]),
     "missing backward": (partial(backward_missing, name="gram"), ["failed: RuntimeError: step() needs gradients"]),
     "missing backward, losses": (partial(backward_missing, name="losses"), ["failed: RuntimeError: step() needs"]),
@@ -458,6 +483,10 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
             ["failed: ValueError: expected losses of shape [3]"],
         )
         for kind in ("weighted", "losses", "mt2o")
+    },
+    **{
+        f"preferences set, {kind}": (partial(other_preferences, kind=kind), ["preferences: ", "0.2, 0.3, 0.5"])
+        for kind in ("mt2o", "weighted", "backward")
     },
     "missing epoch": (epoch_missing, ["number of epochs: ", "1", "0"]),
     **{
