@@ -42,7 +42,15 @@ class Pass:
         keywords: dict[str, Any] = {"retain_graph": True} if self.retain_graph else {}
         if inputs is not None:
             keywords["inputs"] = inputs
-        (torch.autograd.backward if self.function is None else self.function)(loss, **keywords)
+        try:
+            (torch.autograd.backward if self.function is None else self.function)(loss, **keywords)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise RuntimeError(
+                f"{error}\nDid the model take a step, or show other parameters (at(), subproblem(), front()), between "
+                "the forward pass and backward()? Then compute the losses anew, after that."
+            ) from error
 
     def scaled(self, losses: Sequence[L], scaler: Any) -> list[L]:
         """The losses (those that are not None) times the factor of a scaler, if the function does not multiply."""

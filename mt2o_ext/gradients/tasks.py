@@ -42,6 +42,7 @@ class Batch:
     gram: float64 [K, T, T] (of squares alone [K, T]), of the task gradients, where the weighting needed it.
     found: float32 [K], what was found when they were weighed, until the step takes it; None: nobody has looked.
     absent: the tasks that no backward had a loss of, in the row that was seen last; absent_of: in each row.
+    constant: all losses of a loop over tasks were without a graph, or None, and some were no None.
     left: a loop over tasks was left before its end.  missed: the tasks whose turn did not come.
     """
 
@@ -54,6 +55,7 @@ class Batch:
     found: Tensor | None = None
     absent: frozenset[int] = frozenset()
     absent_of: dict[int, frozenset[int]] = field(default_factory=dict)
+    constant: bool = False
     left: bool = False
     missed: tuple[int, ...] = ()
 

@@ -26,6 +26,7 @@ class TaskVisit:
         task: whose turn it is.
         complete: all have had their turn; not so where the loop was left.
         scaler: the GradScaler of the losses, or None.
+        constant: a loss without a graph was given.
     """
 
     def __init__(self, slots: TaskSlots, num_tasks: int) -> None:
@@ -34,6 +35,7 @@ class TaskVisit:
         self.task = -1
         self.complete = False
         self.scaler: Any = None
+        self.constant = False
         self._losses: dict[int, Tensor] = {}
 
     def turns(self, end: Callable[[TaskVisit], None]) -> Iterator[int]:
@@ -67,6 +69,7 @@ class TaskVisit:
         """
         scalar = task_loss(loss, self.task)
         if scalar is None:
+            self.constant = self.constant or loss is not None
             return None
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         [scaled] = way.scaled([scalar], self.scaler)

@@ -371,6 +371,11 @@ class FlatOptimizer(SavedState):
 
     def _without_gradients(self) -> str:
         """The words for a step without any gradient."""
+        if self._now.batch.constant:
+            return (
+                "step() needs gradients, but no loss of the loop over tasks() had a graph: were they detached, or "
+                "computed under no_grad?"
+            )
         if all(losses is None for losses in self._now.batch.losses):
             return "step() needs gradients: call optimizer.backward(losses) first, or step(closure)"
         return (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from ..checks import check_choice
 from ..entries import member, member_dict
 from ..gradients.tasks import TaskGradients
@@ -71,6 +73,7 @@ class Parts(NamedTuple):
         self._check_kind(shared)
         if shared is None:
             return lambda: None
+        self._check_points(shared)
         skipped = member(shared, "skipped", self.report.counts.shape, "the optimizer")
         last = {"last_losses": member(shared, "last_losses", None, "the optimizer")} if "last_losses" in shared else {}
         self.model_buffers.check(shared)
@@ -92,6 +95,18 @@ class Parts(NamedTuple):
                 each()
 
         return commit
+
+    def _check_points(self, shared: Any) -> None:
+        """The state of vertices is one of as many points in each step."""
+        counts = shared.get("skipped") if isinstance(shared, dict) else None
+        if self.vertices is None or not isinstance(counts, Tensor) or counts.dim() != 1:
+            return
+        if len(counts) != self.vertices.num_points:
+            raise ValueError(
+                f"expected the state of {self.vertices.num_points} points in each step (points=), got one of "
+                f"{len(counts)}: make the optimizer with points={len(counts)}, or load it into such a one and go on "
+                "from that by MT2OFused.branch_from(..., points=...)"
+            )
 
     def _check_kind(self, shared: Any) -> None:
         """The state is one of as many subproblems and tasks, with the same parts."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..pareto import ParetoFront
+from ..pareto.evaluation import Evaluated, Evaluation, states_of_bank
 from ..preferences import check_preferences
 from .base import FlatOptimizer
-from .evaluation import Evaluated, Evaluation, states_of_bank
 from .flat_vertices import FlatVertices
 from .model_buffers import ModelBuffers
 from .now import Loop

@@ -308,6 +308,7 @@ class WeightedFused(FlatOptimizer):
         self._now.visit = None
         batch, losses = self._now.batch, visit.losses()
         if losses is None:
+            batch.constant = visit.constant
             return
         batch.left, batch.missed = not visit.complete, visit.missed
         batch.see(visit.absent)
