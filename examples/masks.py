@@ -12,7 +12,6 @@ import torch
 from problem import CLASSES, digits
 from torch import Tensor, nn
 
-from mt2o_ext import WeightedFused
 from mt2o_ext.masks import CosineBudget, Harmony, TaskMasks
 
 TASKS, TRAIN = 4, 1200
@@ -29,7 +28,7 @@ def accuracy(method: str, seed: int, steps: int, density: float) -> float:
     heads = [nn.Linear(64, CLASSES) for _ in range(TASKS if method == "own heads" else 1)]
     trunk = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
     model = nn.ModuleList([trunk, *heads])
-    optimizer = WeightedFused(model.parameters(), num_tasks=1, lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     masked = method in METHODS[2:]
     masks = TaskMasks(model.named_parameters(), TASKS, density=density, generator=generator) if masked else None
     harmony, budget = Harmony(), CosineBudget(steps, high=100)
@@ -45,9 +44,10 @@ def accuracy(method: str, seed: int, steps: int, density: float) -> float:
     for step in range(steps):
         task = step % TASKS
         with masks.shown(task) if masks else nullcontext():
-            optimizer.backward([loss_of(task)])
+            loss_of(task).backward()
         with masks.held(task, optimizer) if masks else nullcontext():
             optimizer.step()
+        optimizer.zero_grad()
         if masks and method == "masks that change" and step % 50 == 49:
             harmony.update(masks, loss_of, budget(step))
     test, right = order[TRAIN:], []

@@ -7,6 +7,7 @@ a block has to import what it uses, or the section has done so before.
 from __future__ import annotations
 
 import importlib
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -270,6 +271,24 @@ def the_run_goes_on_and_a_model_is_served(names: Names) -> None:
     torch.testing.assert_close(served.trunk[0].weight, 0.7 * first + 0.3 * second)
 
 
+def endless_streams() -> Names:
+    mine = reader()
+    streams = [itertools.cycle(list(mine["loader"])) for _ in range(2)]
+    return mine | {"streams": streams, "steps": 501}
+
+
+def each_task_has_its_part(names: Names) -> None:
+    masks, model = names["masks"], names["model"]
+    saved = torch.load("masked.pt", weights_only=True)
+    assert torch.equal(saved["masks"]["bits"], masks.bits)
+    assert masks.counts().tolist() == [round(0.8 * sum(p.numel() for p in model.parameters()))] * 2
+    assert torch.equal(saved["model"]["trunk.0.weight"], model.trunk[0].weight)
+    nobodys = ~(masks.flat(0) | masks.flat(1))
+    before = torch.cat([p.flatten() for p in reader()["model"].parameters()])
+    now = torch.cat([p.flatten() for p in model.parameters()])
+    assert nobodys.any() and (now[nobodys] == before[nobodys]).float().mean() > 0.9  # but for what has left a mask
+
+
 # Of each section with Python: what the reader has, and what is true afterwards.
 SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
     ("CONTRIBUTING.md", "A new weighting, transfer rule or scalarization"): (two_models, pieces_of_ones_own_train),
@@ -286,6 +305,7 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("docs/learned_fronts.md", "Few models for many tasks"): (with_five_tasks, each_task_has_a_model),
     ("docs/learned_fronts.md", "Small towers"): (reader, both_towers_have_trained),
     ("docs/learned_fronts.md", "Modules with routes"): (reader, every_module_has_trained),
+    ("docs/masks.md", "Masks of tasks"): (endless_streams, each_task_has_its_part),
     ("docs/mt2o.md", "A front on vertices"): (with_two_more, every_usage_trains_vertices),
     ("docs/mt2o.md", "The front"): (dict, the_model_came_back_from_the_file),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),

@@ -63,7 +63,7 @@ class TaskMasks(nn.Module):
         >>> masks.counts()  # of the 26 elements
         tensor([21, 21, 21, 21, 21])
         >>> masks.bits.shape, masks.bits.dtype
-        (torch.Size([5, 5]), torch.uint8)
+        (torch.Size([5, 4]), torch.uint8)
     """
 
     bits: Tensor
