@@ -16,6 +16,7 @@ from ..weighting import Needs, Weighting
 
 __all__ = ["Asked", "Transfer", "listed"]
 
+MOST_TASKS = 3  # that vertices were measured with, where nobody asks for them
 Transfer = TransferRule | str | Callable[[TransferContext], Tensor | None] | None
 
 
@@ -98,6 +99,7 @@ class Asked(NamedTuple):
             or self.process_group is False  # somebody averages the gradients over ranks that draw points of their own
             or self.num_tasks == 1
             or self.num_subproblems == 1
+            or (self.num_tasks > MOST_TASKS and not _by_points(self.weighting))
             or (self.scalarization is not None and self.scalarization.whole_table)
             or (self.weighting is not None and _remembers(self.weighting, self.num_tasks))
         )
@@ -108,9 +110,14 @@ def listed(params: Any) -> Any:
     return list(params) if isinstance(params, Iterator) else params
 
 
+def _by_points(weighting: Weighting | None) -> bool:
+    """True if a weighting is made for other points in each step."""
+    return weighting is not None and Needs.POINTS in weighting.needs
+
+
 def _remembers(weighting: Weighting, num_tasks: int) -> bool:
     """True if a weighting remembers something of each model, which then has to be the same one in the next step."""
-    if Needs.POINTS in weighting.needs:  # it is made for others in each step
+    if _by_points(weighting):
         return False
     probe = copy.deepcopy(weighting)
     probe.bind(1, num_tasks, 1, "cpu")

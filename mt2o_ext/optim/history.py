@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorder", "StepHistory"]
 
+RECORDED = {"losses", "weights", "gram", "grad_norm", "skipped", "points"}
+
 
 @dataclass(frozen=True, eq=False)
 class StepHistory:
@@ -177,6 +179,12 @@ class Recorder:
         shapes = [{name: tensor.shape for name, tensor in side.items()} for side in (rings, missing)]
         if shapes[0] != shapes[1] or any(len(shape) == 0 or shape[0] != length for shape in shapes[0].values()):
             raise ValueError(f"expected `rings` and `missing` of the history alike, of {length} steps, got {shapes}")
+        if unknown := rings.keys() - RECORDED:
+            raise ValueError(f"expected `rings` of {sorted(RECORDED)}, got {sorted(unknown)} too")
+        if any(mask.dtype != torch.bool for mask in missing.values()):
+            raise TypeError("expected `missing` of the history as bools, got other numbers")
+        if any(not ring.is_floating_point() or bool(ring.isnan().any()) for ring in rings.values()):
+            raise ValueError("expected `rings` of the history as real numbers, without NaN, got others")
 
         def commit() -> None:
             if length == self._length:

@@ -111,8 +111,9 @@ class MT2OFused(OneModel):
         front: "vertices" or "rows" (above).  None: rows if ``preferences``, ``transfer``, ``order``, ``moments``,
             ``start`` or ``process_group=False`` is given, a group has ``transfer=False``, the scalarization looks at
             all models at once (FewForMany), the weighting remembers earlier steps (FAMO, DWA, MoCo, ...), or there is
-            one task or one subproblem; vertices in all other cases, and whenever ``points`` or ``concentration`` is
-            given.  The ``repr`` and the state dict say which it is.
+            one task, one subproblem, or more than three tasks, with which vertices have not been measured (unless the
+            weighting goes by points, PaMaL); vertices in all other cases, and whenever ``points`` or ``concentration``
+            is given.  The ``repr`` and the state dict say which it is.
         points: of vertices, the number of random points of a step; default: ``num_subproblems``.  With points=1 an
             ordinary loop without ``subproblems()`` trains a whole front.
         concentration: of vertices, parameter p of the symmetric Dirichlet distribution that these points are drawn

@@ -54,6 +54,9 @@ CHOSEN: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
         "groups": lambda: {"params": [{"params": parameters(3), "lr": 0.1}, {"params": parameters(2)}]},
         "iterator": lambda: {"params": iter(parameters(3, 2))},
         "no process group": lambda: {"process_group": None},
+        "three tasks": lambda: {"num_tasks": 3},
+        "four tasks, points": lambda: {"num_tasks": 4, "points": 3},
+        "four tasks, weighting of points": lambda: {"num_tasks": 4, "scalarization": None, "weighting": "pamal"},
     },
     "rows": {
         "no transfer": lambda: {"transfer": None},
@@ -66,6 +69,7 @@ CHOSEN: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
         "who averages over ranks": lambda: {"process_group": False},
         "one subproblem": lambda: {"num_subproblems": 1},
         "one task": lambda: {"num_tasks": 1, "num_subproblems": 1},
+        "four tasks": lambda: {"num_tasks": 4},
         "all models at once": lambda: {"scalarization": FewForMany()},
         "feedback": lambda: {"weighting": "famo"},
         "memory": lambda: {"weighting": MoCo()},

@@ -126,9 +126,11 @@ def meaningful(path: tuple[Any, ...], kind: str, family: str) -> bool:
     """Whether such a dict may be accepted: another value of an option, state that starts anew, entries of others."""
     if kind == "more":
         return path != ("state",)
-    if kind == "negative" and (path[-1] in SIGNED or "buffers" in path or "transfer" in path or "memory" in str(path)):
+    if kind == "negative" and (
+        path[-1] in SIGNED or {"buffers", "transfer", "rings"} & {*path} or "memory" in str(path)
+    ):
         return True  # numbers of any sign
-    if "param_names" in path or (kind == "removed" and "memory" in str(path[-1])):
+    if "param_names" in path or (kind == "removed" and ("memory" in str(path[-1]) or path[-1] == "history")):
         return True
     if path[0] == "state":
         anew = len(path) < 3 or path[-1] in FREE

@@ -135,6 +135,17 @@ def test_who_takes_care_of_the_ranks_is_not_warned(kind: str, results: Results) 
         assert not [text for text in result[f"taken care of, {kind}: warnings"] if "drift" in text]
 
 
+def test_points_that_each_rank_draws_for_itself_are_told_of_or_refused(results: Results) -> None:
+    of_all(results, "own draws")
+    of_all(results, "the same draws")
+    for result in results:
+        [warning] = [text for text in result["own draws: warnings"] if "random points of its own" in text]
+        assert "process_group=True" in warning and 'front="rows"' in warning
+        assert not [text for text in result["the same draws: warnings"] if "random points" in text]
+    for text in of_all(results, "points in a wrapper"):
+        assert "cannot average the gradients of MT2OFused at random points" in text and 'front="rows"' in text
+
+
 def test_a_group_of_some_ranks(results: Results) -> None:
     first, *between, last = of_all(results, "own group")
     assert_same(last, first)

@@ -560,6 +560,28 @@ def no_group(rank: int, ranks: int, kind: str, process_group: Any = None) -> Non
         optimizer.step(closure)
 
 
+def draws_of_their_own(rank: int, ranks: int, *, seeded: bool) -> None:
+    """Points of a front whose gradients somebody else averages over the ranks."""
+    model = Towers(num_tasks=TASKS)
+    generator = torch.Generator().manual_seed(3) if seeded else None
+    optimizer = MT2OFused(
+        model.parameters(), num_tasks=TASKS, front="vertices", process_group=False, generator=generator
+    )
+    for _ in range(2):
+        optimizer.step(lambda: model.losses(batch_of(rank)))
+
+
+def points_in_a_wrapper(rank: int, ranks: int) -> str:
+    model = Towers()
+    losses = nn.parallel.DistributedDataParallel(Losses(model, model.losses))
+    optimizer = MT2OFused(model.parameters(), num_tasks=3, front="vertices", process_group=False)
+    try:
+        optimizer.backward(losses(batch_of(rank)))
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
 def owners(rank: int, ranks: int) -> dict[str, Any]:
     """With running statistics, and so strengths, that are this rank's own."""
     model = network(rank).eval()
@@ -602,6 +624,9 @@ OTHERS: dict[str, Check] = {
     "unused": unused_on_one,
     **{f"no group, {kind}": partial(no_group, kind=kind) for kind in CALLS},
     **{f"taken care of, {kind}": partial(no_group, kind=kind, process_group=False) for kind in CALLS},
+    "own draws": partial(draws_of_their_own, seeded=False),
+    "the same draws": partial(draws_of_their_own, seeded=True),
+    "points in a wrapper": points_in_a_wrapper,
     "owners": owners,
     "own group": own_group,
 }
