@@ -48,7 +48,7 @@ RULES = {
     r"layer_coefficients": Rule(loads=False, stores=False, float64=FLOAT64),
     r"corrected_sum<.*>": Rule(),
     # Few numbers of small tables, in float64.
-    r"gather_scalars|(judge|settle|count)_rows": Rule(loads=False, stores=False, float64=FLOAT64),
+    r"gather_scalars|judge_rows|settle_rows|count_rows": Rule(loads=False, stores=False, float64=FLOAT64),
     r"solve_problems<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # one thread for a problem, in float64
     # M - I is rounded from float64 once for each block.  With 0, any number of rows: one column for each thread.
     r"(transfer_rows|step_and_blend)<.*, 0>": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
