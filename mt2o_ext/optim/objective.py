@@ -27,6 +27,7 @@ class Objective:
         self.scalarization = scalarization
         self.refused = None if scalarization is None else RefusedLosses(scalarization, num_rows)
         self._last: Tensor | None = None  # [K, T], inf: not known
+        self._constant: tuple[Tensor, int, Tensor] | None = None  # preferences, their version, coefficients
         if scalarization is not None and scalarization.whole_table:
             self._last = torch.full((num_rows, num_tasks), torch.inf, dtype=torch.float64)
 
@@ -45,11 +46,22 @@ class Objective:
         """
         if self.scalarization is None:
             return torch.ones_like(losses)
+        if type(self.scalarization) is Linear and not torch.compiler.is_compiling():
+            table = self._constants(self.scalarization, preferences)
+            return table if row is None else table[row]
         if row is None:
             return self.scalarization.coefficients(losses, preferences)
         if self._last is None:
             return self.scalarization.coefficients(losses, preferences[row])
         return self.scalarization.coefficients_of_row(row, losses, preferences, self._last)
+
+    def _constants(self, scalarization: Linear, preferences: Tensor) -> Tensor:
+        """float64 [K, T], coefficients that no losses change (a step of losses that are not finite is not made)."""
+        known = self._constant
+        if known is None or known[0] is not preferences or known[1] != preferences._version:
+            table = scalarization.coefficients(torch.zeros_like(preferences), preferences)
+            known = self._constant = preferences, preferences._version, table
+        return known[2]
 
     def see(self, losses: Tensor, row: int | None) -> None:
         """Notes the losses of a backward: those that the scalarization is not defined for, and the last ones.
