@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..device import LateCopy
 from ..loss_domain import Reason
-from ..ops.judge import NONFINITE, OF_WEIGHTED_SUM
+from ..ops.judge import NONFINITE, OF_WEIGHTED_SUM, judge_
 from ..scalarization import Scalarization
 
 __all__ = [
@@ -115,7 +115,11 @@ class SkippedSteps(LateCopy):
 
 def with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
     """found, and NONFINITE where a loss of a row, of losses [K, T], is infinite or NaN."""
-    return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, float(NONFINITE))
+    if losses is None:
+        return found
+    now, flags = torch.empty_like(found), torch.empty((2, len(found)), dtype=torch.bool, device=found.device)
+    judge_(now, flags, losses.contiguous(), None, None, None, None, before=found)
+    return now
 
 
 class Refuser(Protocol):

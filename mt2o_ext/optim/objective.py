@@ -31,6 +31,7 @@ class Objective:
         self._narrowed: dict[frozenset[int], tuple[Tensor, Scalarization | None]] = {}
         self.refused = None if scalarization is None else RefusedLosses(scalarization, num_rows)
         self._last: Tensor | None = None  # [K, T], inf: not known
+        self._constant: tuple[Tensor, int, Tensor] | None = None  # preferences, their version, coefficients
         if scalarization is not None and scalarization.whole_table:
             self._last = torch.full((num_rows, num_tasks), torch.inf, dtype=torch.float64)
 
@@ -58,6 +59,9 @@ class Objective:
             found = _coefficients(scalarization, losses[present], shares, row, last)
             some = preferences[row].index_select(0, present).sum() > 0
             return widened(torch.where(some, found, 0.0), present, self._num_tasks)
+        if type(self.scalarization) is Linear and not torch.compiler.is_compiling():
+            table = self._constants(self.scalarization, preferences)
+            return table if row is None else table[row]
         return _coefficients(self.scalarization, losses, preferences, row, self._last)
 
     def _of_others(self, absent: frozenset[int], device: torch.device) -> tuple[Tensor, Scalarization | None]:
@@ -67,6 +71,14 @@ class Objective:
             narrow = None if self.scalarization is None else self.scalarization.of_tasks(there)
             self._narrowed[absent] = to_device(torch.tensor(there, dtype=torch.int64), device), narrow
         return self._narrowed[absent]
+
+    def _constants(self, scalarization: Linear, preferences: Tensor) -> Tensor:
+        """float64 [K, T], coefficients that no losses change (a step of losses that are not finite is not made)."""
+        known = self._constant
+        if known is None or known[0] is not preferences or known[1] != preferences._version:
+            table = scalarization.coefficients(torch.zeros_like(preferences), preferences)
+            known = self._constant = preferences, preferences._version, table
+        return known[2]
 
     def see(self, losses: Tensor, row: int | None, absent: frozenset[int] = frozenset()) -> None:
         """Notes the losses of a backward: those that the scalarization is not defined for, and the last ones.

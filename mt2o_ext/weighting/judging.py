@@ -58,7 +58,7 @@ class Measured:
 
 
 class Judged(NamedTuple):
-    """What was found before the weights are made.
+    """Findings from before the weights are made.
 
     context: with harmless numbers in rows that are not usable.
     measured: as of the context before.

@@ -85,13 +85,8 @@ def settle_calls(rows: int, tasks: int, times: int) -> Iterator[JudgeCall]:
         largest = torch.full((rows, tasks), 0.9, dtype=torch.float64) if judged else None
         given = [raw, scalars, flags if judged else None, before, losses < -1 if apart else None, largest]
         what = f"{rows}x{tasks}x{times} {dtype}{', judged' * judged}{', apart' * apart}"
-        yield JudgeCall(
-            "settle_",
-            what,
-            results + given,
-            {"tasks": tasks, "limit": 1e300, "offset": 2, "divisor": 1.25 if apart else 1.0},
-            6,
-        )
+        options = {"tasks": tasks, "limit": 1e300, "offset": 2, "divisor": 1.25 if apart else 1.0}
+        yield JudgeCall("settle_", what, results + given, options, 6)
 
 
 def count_calls(rows: int, tasks: int) -> Iterator[JudgeCall]:
