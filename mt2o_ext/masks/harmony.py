@@ -134,7 +134,7 @@ class Harmony:
             masks: of K tasks.
             gradients: [K, P], not masked.
         """
-        flat_masks = [masks.flat(task) for task in range(masks.num_tasks)]
+        flat_masks = [masks.flat(task).to(gradients.device) for task in range(masks.num_tasks)]
         sizes = zip(masks.sizes, masks.whole, strict=True)
         whole = torch.cat([torch.full((size,), each, device=gradients.device) for size, each in sizes])
         masked = torch.stack([g * (mask | whole) for g, mask in zip(gradients, flat_masks, strict=True)])

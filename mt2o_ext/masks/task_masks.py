@@ -211,7 +211,7 @@ class TaskMasks(nn.Module):
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         parts = zip(flat.split(self.sizes), self.parameters_with_masks, strict=True)
-        return [part.view(p.shape) for part, p in parts]
+        return [part.view(p.shape).to(p.device) for part, p in parts]
 
     def _checked_task(self, task: int) -> int:
         if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < self.num_tasks:
