@@ -118,7 +118,7 @@ def test_a_weighting_that_remembers_asks_for_rows_and_is_left_as_it_is() -> None
         ({"front": "corners"}, "front as one of 'rows', 'vertices'"),
         ({"front": "vertices", "num_tasks": 1, "num_subproblems": 1}, "at least 2 tasks"),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "text",
 )
 def test_what_does_not_go_together_says_what_to_do(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
