@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .collect import TaskSlots, collect_sequential, collect_sum
+from .collect import TaskSlots, collect_sequential, collect_sum, weighted_sum
 from .passes import Pass
 from .table import GradientTable
 
@@ -43,14 +43,20 @@ class EarlySum:
         losses: T scalars, or None of tasks that are absent.
         """
         trunk, heads = self._slots.shared(0), self._slots.heads(0)
-        there = [task for task, loss in enumerate(losses) if loss is not None]
-        total = _Sum.apply(weights, there, *(loss for loss in losses if loss is not None))
+        total = weighted_sum(losses, weights) if way.function is not None else _stand_in(losses, weights)
         if self._weighted_heads:
             collect_sum(total, [*trunk, *chain.from_iterable(heads)], way=way)
             return
         if any(heads):
             collect_sequential(losses, heads, short=True, way=way.keeping())
         collect_sum(total, trunk, self._slots.head_parameters(), way=way)
+
+
+def _stand_in(losses: Sequence[Tensor | None], weights: Tensor) -> Tensor:
+    """A scalar whose backward is that of the weighted sum, for a pass in which nobody else sees or scales it."""
+    there = [task for task, loss in enumerate(losses) if loss is not None]
+    total: Tensor = _Sum.apply(weights, there, *(loss for loss in losses if loss is not None))
+    return total
 
 
 class _Sum(torch.autograd.Function):
@@ -66,6 +72,6 @@ class _Sum(torch.autograd.Function):
         return losses[0].new_empty(())
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
-        weights = ctx.saved_tensors[0] * outer[0]  # not 1 where a trainer's own backward scales what it is given
+    def backward(ctx: Any, *_: Tensor) -> tuple[Any, ...]:
+        (weights,) = ctx.saved_tensors
         return None, None, *(weights[task] for task in ctx.there)
