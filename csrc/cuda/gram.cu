@@ -69,7 +69,7 @@ struct PanelPair {
 };
 
 template <class G, int A, bool Apart>
-__global__ void __launch_bounds__(gram_threads, A > 4 ? 1 : 2) gram_chunks(Gram s, Panels panels) {
+__global__ void __launch_bounds__(gram_threads, A > 3 ? 1 : 2) gram_chunks(Gram s, Panels panels) {
   auto& shared = block_shared<PanelShared>();
   const int64_t sums = gram_sums(s);
   for (int64_t unit = blockIdx.x; unit < s.batch * s.num_chunks * panels.count; unit += gridDim.x) {

@@ -89,7 +89,7 @@ MT2O_HD void unlist_zeros(Factor& f, const double* value) {
 // x <- (L L')^-1 x for vectors of so many elements one after the other, in the order of the members.
 template <int Vectors>
 MT2O_HD void solve(const Factor& f, double* x, int64_t length) {
-  for (const bool transposed : {false, true}) eliminate<Vectors>(f, x, length, transposed);
+  for (int pass = 0; pass < 2; ++pass) eliminate<Vectors>(f, x, length, pass == 1);
 }
 
 // Of a symmetric matrix, given in f.lower, with all rows as members: the same factor, worked out there.
