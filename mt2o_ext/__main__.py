@@ -147,7 +147,7 @@ def check_settle(p: Problem) -> tuple[float, float]:
 def check_count(p: Problem) -> tuple[float, float]:
     """Checks `ops.count_`."""
     counts = torch.zeros(K, dtype=torch.int64, device=p.device)
-    found = (torch.arange(K, device=p.device) == 1).float()
+    found = (torch.arange(K, dtype=torch.int64, device=p.device) == 1).float()
     ops.count_(counts, None, found)
     return largest(counts.double() - found.double()), 0.0
 

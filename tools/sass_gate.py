@@ -55,7 +55,7 @@ RULES = {
     r"corrected_sum<.*>": Rule(float64=FLOAT64, whole=True),
     # Few numbers of small tables, in float64.
     r"gather_scalars|judge_rows|settle_rows|count_rows": Rule(loads=False, stores=False, float64=FLOAT64),
-    r"solve_(problems|alone)<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # small problems, in float64
+    r"(solve_problems|solve_alone)<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # small problems, in float64
     # M - I is rounded from float64 once for each block.  Of any number of rows: one column for each thread.
     r"(transfer_many<.*>|step_and_blend<.*, 0>)": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
     r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"}), whole=True),

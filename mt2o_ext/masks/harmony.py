@@ -136,7 +136,9 @@ class Harmony:
         """
         flat_masks = [masks.flat(task).to(gradients.device) for task in range(masks.num_tasks)]
         sizes = zip(masks.sizes, masks.whole, strict=True)
-        whole = torch.cat([torch.full((size,), each, device=gradients.device) for size, each in sizes])
+        whole = torch.cat(
+            [torch.full((size,), each, dtype=torch.bool, device=gradients.device) for size, each in sizes]
+        )
         masked = torch.stack([g * (mask | whole) for g, mask in zip(gradients, flat_masks, strict=True)])
         mean, outside = masked.mean(0), gradients if self.grow_grad == "dense" else masked
         theta = torch.cat([wide(p) for p in masks.parameters_with_masks])

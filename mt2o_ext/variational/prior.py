@@ -117,7 +117,7 @@ class MixturePrior(nn.Module):
             return divergence(means, variances + FLOOR, prior_means, prior_variances + FLOOR)
 
     @torch.no_grad()
-    def pull_(self, heads: Iterable[MeanField], amount: float, *, logits_lr: float = 0.1) -> None:
+    def pull_(self, heads: Iterable[MeanField], amount: float, *, logits_lr: float = 0.003) -> None:
         """Makes a proximal step of the divergences instead of adding them to the losses, after a step of an optimizer.
 
         Each mean becomes (m + c m_p / v_p) / (1 + c / v_p) with c = `amount`, which is stable for any c; each variance
@@ -127,7 +127,8 @@ class MixturePrior(nn.Module):
         Args:
             heads: as of `forward`.
             amount: c >= 0, say the learning rate times beta; in units of variances.
-            logits_lr: length of the logits' step; 0: they stay.
+            logits_lr: length of the logits' step; 0: they stay.  Where it is large the chances follow the first draws,
+                whoever these are of: on two pairs of equal tasks 0.1 missed a partner in 3 of 8 runs, 0.003 in none.
         """
         check_real("amount", amount)
         check_real("logits_lr", logits_lr)

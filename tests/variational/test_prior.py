@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 
 import pytest
@@ -269,8 +270,9 @@ def test_a_run_that_resumes_is_bitwise_the_one_that_went_on() -> None:
 
 
 def test_tasks_that_resemble_each_other_find_each_other() -> None:
-    """Two pairs of tasks with equal goals, by the loss and by the pull."""
-    for way in ("loss", "pull"):
+    """Two pairs of tasks with equal goals, by the loss and by the pull, from several starts."""
+    for way, seed in itertools.product(("loss", "pull"), range(3)):
+        torch.manual_seed(seed)
         heads = nn.ModuleList(MeanField(nn.Linear(3, 2, bias=False), generator=generator(t)) for t in range(4))
         goals = [normal(2, 3, seed=t // 2).float() for t in range(4)]
         prior = MixturePrior(4, generator=generator())
@@ -282,7 +284,7 @@ def test_tasks_that_resemble_each_other_find_each_other() -> None:
             (loss + 1e-3 * prior(heads).sum() if way == "loss" else loss).backward()
             optimizer.step()
             if way == "pull":
-                prior.pull_(heads, 1e-4, logits_lr=0.1)
+                prior.pull_(heads, 1e-4)
         chances = prior.probabilities()
         assert torch.equal(chances.argmax(1), torch.tensor([1, 0, 3, 2])), way
         assert chances.amax(1).min() > 0.6, way
