@@ -82,9 +82,9 @@ def weighted(weighting: Any, num_tasks: int, shapes: Sequence[Shape], device: to
     return prepare, optimizer.step
 
 
-def mt2o(shapes: Sequence[Shape], device: torch.device) -> tuple[Run, Run]:
+def mt2o(options: dict[str, Any], shapes: Sequence[Shape], device: torch.device) -> tuple[Run, Run]:
     _, parameters = model_of(shapes, device)
-    optimizer = MT2OFused(parameters, num_tasks=2, num_subproblems=SUBPROBLEMS, transfer=Spectral())
+    optimizer = MT2OFused(parameters, num_tasks=2, num_subproblems=SUBPROBLEMS, **options)
     losses = Losses(parameters, 2)
 
     def prepare() -> None:
@@ -126,7 +126,8 @@ OPTIMIZERS: dict[str, Callable[[Sequence[Shape], torch.device], tuple[Run, Run]]
     "torch AdamW(fused=True)": adamw,
     "WeightedFused, CAGrad, T=2": lambda *where: weighted(CAGrad(), 2, *where),
     "WeightedFused, UPGrad, T=3": lambda *where: weighted(UPGrad(), 3, *where),
-    "MT2OFused, Spectral, K=5, T=2": mt2o,
+    "MT2OFused, vertices, K=5, T=2": lambda *where: mt2o({"front": "vertices"}, *where),
+    "MT2OFused, Spectral, K=5, T=2": lambda *where: mt2o({"transfer": Spectral()}, *where),
     "ConnectionStrengthFused, T=3, with its backward passes": lambda *where: connection_strength(3, *where),
     "the backward passes alone, T=3": lambda *where: backward_alone(3, *where),
 }

@@ -26,6 +26,7 @@ STEPS = 10  # of which one transfers, where the rule does so every tenth step
 
 Optimizer = MT2OFused | WeightedFused
 OPTIMIZERS: dict[str, Callable[[list[Tensor]], Optimizer]] = {
+    "MT2OFused, vertices": lambda p: MT2OFused(p, num_tasks=2, num_subproblems=5, front="vertices"),
     "MT2OFused, Hat": lambda p: MT2OFused(p, num_tasks=2, num_subproblems=5, transfer=Hat()),
     "MT2OFused, Spectral": lambda p: MT2OFused(p, num_tasks=2, num_subproblems=5, transfer=Spectral()),
     "WeightedFused, CAGrad": lambda p: WeightedFused(p, num_tasks=2, weighting=CAGrad()),

@@ -13,7 +13,7 @@ def main(epochs: int = 15) -> list[float]:
     torch.manual_seed(0)
     train, test = pairs()
     model = Model().to(DEVICE)
-    optimizer = MT2OFused(model.parameters(), num_tasks=2, front="vertices", points=1, warm_up=50, lr=3e-3, ema=0.95)
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, points=1, warm_up=50, lr=3e-3, ema=0.95)
     for _ in range(epochs):
         for x, y in loader(train):
             optimizer.backward(task_losses(model, x, y))  # the model is a random point of the front here

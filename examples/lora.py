@@ -29,7 +29,9 @@ def main(steps: int = 150) -> list[float]:
     frozen = copy.deepcopy(base)
     config = peft.LoraConfig(r=8, target_modules=["trunk.0", "trunk.2"], modules_to_save=["heads.0", "heads.1"])
     model = peft.get_peft_model(base, config)
-    trainable = [p for p in model.parameters() if p.requires_grad]  # K copies of these, none of the frozen model
+    trainable = [
+        p for p in model.parameters() if p.requires_grad
+    ]  # a set of these for each task, none of the frozen model
     optimizer = MT2OFused(trainable, num_tasks=2, num_subproblems=5, lr=1e-2)
     stream = repeat(loader(train))
     for _ in range(steps):

@@ -28,7 +28,7 @@ def train(steps: int, folder: Path) -> Path:
     print(front)
     index = front.choose([0.7, 0.3])  # the first digit matters more
     file = folder / "model.pt"
-    with optimizer.subproblem(index, ema=True):  # in here the model is that trade-off; outside it is subproblem 0
+    with optimizer.subproblem(index, ema=True):  # in here the model is that trade-off; outside it is a random one
         torch.save(model.state_dict(), file)
     return file
 

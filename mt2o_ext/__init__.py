@@ -1,14 +1,29 @@
-"""Multi-task optimizers on fused kernels: K trade-offs trained together, one run, a Pareto front of models.
+"""Multi-task optimizers on fused kernels: trade-offs trained together, one run, a Pareto front of models.
 
 ``torch.optim.Optimizer`` subclasses; see :class:`MT2OFused`, :class:`WeightedFused` and
 :class:`ConnectionStrengthFused`.  What they are made with is in modules: ``weighting``, ``transfer``,
-``scalarization``, ``preferences``, ``priority``, ``base`` (base rules), ``pareto``, ``models`` (parts of models), and
-``contrib`` (methods that nobody has validated).  ``python -m mt2o_ext`` tells what was built and checks it.
+``scalarization``, ``preferences``, ``priority``, ``base`` (base rules), ``pareto``, ``models`` (parts of models),
+``variational`` (layers that are distributions), ``masks`` (of tasks over one model), and ``contrib`` (methods that
+nobody has validated).
+``python -m mt2o_ext`` tells what was built and checks it.
 """
 
-from . import base, contrib, models, pareto, preferences, priority, scalarization, transfer, weighting
+from . import (
+    base,
+    contrib,
+    masks,
+    models,
+    pareto,
+    preferences,
+    priority,
+    scalarization,
+    transfer,
+    variational,
+    weighting,
+)
 from ._native import backend_info
 from .bank import SubproblemBank
+from .checkpoints import load_checkpoint, save_checkpoint
 from .gradients.weighted_backward import WeightedBackward, weighted_backward
 from .optim import ConnectionStrengthFused, MT2OFused, WeightedFused
 from .pareto import ParetoFront
@@ -26,14 +41,18 @@ __all__ = [
     "backend_info",
     "base",
     "contrib",
+    "load_checkpoint",
+    "masks",
     "models",
     "pareto",
     "preferences",
     "priority",
     "repeat",
+    "save_checkpoint",
     "scalarization",
     "stack",
     "transfer",
+    "variational",
     "weighted_backward",
     "weighting",
 ]

@@ -117,6 +117,41 @@ def check_finite(p: Problem) -> tuple[float, float]:
     return largest(found - torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0], dtype=torch.float32, device=p.device)), 0.0
 
 
+def check_judge(p: Problem) -> tuple[float, float]:
+    """Checks `ops.judge_`: sums of Gram matrices, and a row that is not finite."""
+    grams = p.rows(K, T).double()[..., :T].unsqueeze(1).repeat(1, 3, 1, 1).contiguous()
+    grams[1, 2, 0, 0] = torch.inf
+    found = torch.zeros(K, dtype=torch.float32, device=p.device)
+    flags = torch.zeros(2, K, dtype=torch.bool, device=p.device)
+    sums, filled = torch.zeros_like(grams[:, 0]), torch.zeros_like(grams[:, 0])
+    ops.judge_(found, flags, None, sums, filled, None, None, (), grams)
+    expected = 3 * grams[:, 0]
+    expected[1] = torch.eye(T, dtype=torch.float64, device=p.device)
+    right = flags.tolist() == [[k != 1 for k in range(K)]] * 2
+    return largest(filled - expected) if right else float("inf"), 1e-14
+
+
+def check_settle(p: Problem) -> tuple[float, float]:
+    """Checks `ops.settle_`: one row has a weight that is too large."""
+    raw = p.weights(T).clone()
+    raw[1, 0] = torch.inf
+    weights, applied, refusals = torch.zeros_like(raw), torch.zeros_like(raw), raw.new_zeros(len(raw), 3)
+    found = torch.zeros(len(raw), dtype=torch.float32, device=p.device)
+    flags = torch.zeros(2, len(raw), dtype=torch.bool, device=p.device)
+    ops.settle_(weights, applied, flags, refusals, found, None, raw, tasks=T, limit=1e9, offset=2)
+    right = found.tolist() == [0.0, 4.0, *[0.0] * (len(raw) - 2)] and bool(weights[1].isnan().all())
+    expected = torch.where(flags[0].unsqueeze(1), raw, 0.0)
+    return largest(applied - expected) if right else float("inf"), 0.0
+
+
+def check_count(p: Problem) -> tuple[float, float]:
+    """Checks `ops.count_`."""
+    counts = torch.zeros(K, dtype=torch.int64, device=p.device)
+    found = (torch.arange(K, dtype=torch.int64, device=p.device) == 1).float()
+    ops.count_(counts, None, found)
+    return largest(counts.double() - found.double()), 0.0
+
+
 def check_step(p: Problem) -> tuple[float, float]:
     """Checks `ops.step_` with Adam's rule and a transfer."""
     segments = torch.zeros(len(NUMELS), len(FIELDS), dtype=torch.float64, device=p.device)
@@ -174,6 +209,9 @@ CHECKS: dict[str, Callable[[Problem], tuple[float, float]]] = {
     "priority": check_priority,
     "transfer": check_transfer,
     "finite": check_finite,
+    "judge": check_judge,
+    "settle": check_settle,
+    "count": check_count,
     "step": check_step,
     "solve": check_solve,
 }

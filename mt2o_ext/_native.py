@@ -100,7 +100,6 @@ def _problem_of_gpu(index: int) -> str | None:
     return f"mt2o_ext: sm_{major}{minor} is not in [{archs}]; rebuild with TORCH_CUDA_ARCH_LIST={major}.{minor}"
 
 
-@torch.compiler.assume_constant_result
 def _gpu_available(index: int) -> bool:
     """Asked at the first use of each GPU, not on import, which must not start CUDA (processes may still fork)."""
     if index not in _usable:
@@ -111,6 +110,10 @@ def _gpu_available(index: int) -> bool:
         if problem is not None:
             _warn(f"mt2o_ext runs on its slow reference in plain torch on cuda:{index}. {problem}.")
     return _usable[index]
+
+
+# All that torch.compiler.assume_constant_result does, but for importing torch._dynamo, which takes as long as torch.
+_gpu_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def available(device: torch.device | str = "cpu") -> bool:

@@ -28,6 +28,9 @@ class SubproblemBank(nn.Module):
         num_subproblems: K.
 
     A shared batch [B, ...] goes through all copies with ``bank(x, shared=True)``.
+
+    On vertices, the default front of :class:`MT2OFused`, the copies are the random points of the step that comes next.
+    ``with optimizer.all_subproblems():`` makes them the K subproblems, to evaluate and to save.
     """
 
     def __init__(self, model: nn.Module, num_subproblems: int) -> None:
@@ -94,7 +97,7 @@ class SubproblemBank(nn.Module):
 
     @contextmanager
     def subproblem(self, k: int) -> Iterator[nn.Module]:
-        """An ordinary model with the parameters and buffers of subproblem k, a copy: for evaluation and for saving."""
+        """An ordinary model with the parameters and buffers of copy k, for evaluation and for saving; itself a copy."""
         if not 0 <= k < self.num_subproblems:
             raise IndexError(f"expected a subproblem 0 .. {self.num_subproblems - 1}, got {k}")
         model = copy.deepcopy(self._template)

@@ -21,6 +21,7 @@ __all__ = [
     "has_addresses",
     "host_knows",
     "in_shared_memory",
+    "is_gpu",
     "kept_in_place",
     "refuse_in_graph",
     "to_device",
@@ -33,6 +34,11 @@ def host_knows(tensor: Tensor) -> bool:
     """True if reading the tensor here makes nobody wait, neither a compiler nor a device."""
     compiling = torch.compiler.is_compiling()
     return tensor.device.type == "cpu" and not compiling and not capturing(tensor.device)
+
+
+def is_gpu(device: torch.device) -> bool:
+    """True of a device that the package has CUDA kernels for."""
+    return device.type == "cuda"
 
 
 def to_device(table: Tensor, device: torch.device) -> Tensor:

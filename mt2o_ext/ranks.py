@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .gradients.table import GradientTable
 
-__all__ = ["Ranks", "RanksError", "as_ranks", "describe", "together", "warning_of_drift"]
+__all__ = ["Ranks", "RanksError", "as_ranks", "checksums", "describe", "together", "warning_of_drift"]
 
 Pattern = list[list[bool]]
 
@@ -48,6 +48,7 @@ class Ranks:
         self._me = dist.get_rank()
         self._first = self._members[0]
         self._hosts = _group_of_hosts(group)
+        self._told: Exception | None = None
 
     # ------------------------------------------------------------------ numbers where they lie
     def add_(self, tensor: Tensor) -> Tensor:
@@ -61,7 +62,8 @@ class Ranks:
 
     def from_first_(self, tensor: Tensor) -> Tensor:
         """The first rank's tensor, in place."""
-        dist.broadcast(tensor, self._first, group=self.group)
+        on_host = tensor.device.type == "cpu"  # which the group itself may not be able to send (NCCL)
+        dist.broadcast(tensor, self._first, group=self._hosts if on_host else self.group)
         return tensor
 
     @torch.no_grad()
@@ -73,6 +75,33 @@ class Ranks:
                 self.from_first_(values.view(-1).view(torch.uint8))  # bytes: not every backend knows every dtype
                 if values.data_ptr() != tensor.data_ptr():
                     tensor.copy_(values)
+
+    def share_parameters_(self, parameters: Sequence[Tensor]) -> None:
+        """Shares the first rank's values of parameters, which have the same shapes on all ranks.
+
+        Raises:
+            RanksError: on all ranks, if one of them has the same values in another order: then its parameters would
+                be averaged with others.
+        """
+        sums = checksums(parameters)
+        numbers = self._exchange([_digest(sums), _digest(sorted(sums))])
+        first = numbers[0]
+        for rank, own in zip(self._members, numbers, strict=True):
+            if own[0] != first[0] and own[1] == first[1]:
+                raise RanksError(
+                    f"rank {rank} has the parameters of rank {self._first} in another order (this is rank {self._me}): "
+                    "give them in the same order on all ranks (a set, say, has none)"
+                )
+        self.share_([p.data for p in parameters])
+
+    def compare_values(self, parameters: Sequence[Tensor]) -> None:
+        """Compares the values of parameters once more, when the first gradients have come.
+
+        Raises:
+            RanksError: on all ranks, if they are not equal any more.
+        """
+        key = "checksum at the first gradients (was a checkpoint loaded, or were weights changed, on some ranks only?)"
+        self.agree({"call": "first gradients", "parameter": [{key: one} for one in checksums(parameters)]})
 
     def generator(self, own: torch.Generator) -> torch.Generator:
         """A new generator, which on all ranks gives the numbers that the first rank's ``own`` would give.
@@ -165,7 +194,10 @@ class Ranks:
         return found
 
     def tell(self, error: Exception) -> None:
-        """Tells the others, who are waiting in their next exchange, that this rank does not come."""
+        """Tells the others, who are waiting in their next exchange, that this rank does not come; once of an error."""
+        if error is self._told:
+            return
+        self._told = error
         with suppress(RanksError):  # which the others raise; this rank raises what happened
             self.agree({"error": f"{type(error).__name__}: {error}"})
 
@@ -255,14 +287,29 @@ def warning_of_drift(process_group: Any, name: str, *, wrapper: bool) -> str | N
     )
 
 
-def check_not_wrapped(parameters: Sequence[Tensor], name: str) -> None:
+def warning_of_draws(process_group: Any) -> str | None:
+    """Text of the warning where ranks draw points of their own; None where there is nothing to say.
+
+    process_group: as the user gave it.
+    """
+    if process_group is not False or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    return (
+        'with front="vertices" and process_group=False each rank draws random points of its own, and gradients that '
+        "somebody averages over the ranks would be of different points. Pass process_group=True, or a generator= with "
+        'the same seed on all ranks, or take front="rows"'
+    )
+
+
+def check_not_wrapped(parameters: Sequence[Tensor], what: str, advice: str = "") -> None:
     """Checks that no DistributedDataParallel is around the model, which cannot average what an optimizer uses.
 
-    It averages one gradient of each parameter, not those of several tasks.
+    It averages one gradient of each parameter, not those of several tasks, nor those of other points on each rank.
 
     Args:
         parameters: of the optimizer.
-        name: of the optimizer's class.
+        what: it cannot average.
+        advice: another way out.
 
     Raises:
         RuntimeError: if there is one.
@@ -275,10 +322,18 @@ def check_not_wrapped(parameters: Sequence[Tensor], name: str) -> None:
     for found in gc.get_objects():  # once in the life of an optimizer: nobody else tells who wraps a model
         if type(found) is DistributedDataParallel and any(id(p) in known for p in found.parameters()):
             raise RuntimeError(
-                f"DistributedDataParallel cannot average the gradients of several tasks that {name} keeps apart: the "
-                "ranks would drift apart. Pass process_group=True instead of False (and use the model without the "
-                "wrapper)"
+                f"DistributedDataParallel cannot average {what}: the ranks would drift apart. Pass process_group=True "
+                f"instead of False (and use the model without the wrapper){advice}"
             )
+
+
+@torch.no_grad()
+def checksums(tensors: Sequence[Tensor]) -> list[int]:
+    """For each tensor a number that is made from its bits, and is the same on all devices."""
+    of_size = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [tensor.detach().view(of_size[tensor.element_size()]).sum(dtype=torch.int64) for tensor in tensors]
+    found: list[int] = torch.stack([one.to(sums[0].device) for one in sums]).tolist() if sums else []
+    return found
 
 
 def describe(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -15,10 +15,21 @@ import pytest
 import torch
 
 import mt2o_ext
-from mt2o_ext import contrib, models, pareto, priority, scalarization, transfer, weighting
+from mt2o_ext import contrib, masks, models, pareto, priority, scalarization, transfer, variational, weighting
 from mt2o_ext.pareto import learned
 
-PACKAGES: list[ModuleType] = [weighting, contrib, transfer, scalarization, priority, pareto, learned, models]
+PACKAGES: list[ModuleType] = [
+    weighting,
+    contrib,
+    transfer,
+    scalarization,
+    priority,
+    pareto,
+    learned,
+    models,
+    variational,
+    masks,
+]
 
 
 def exported(package: ModuleType) -> dict[str, Any]:

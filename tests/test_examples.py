@@ -6,6 +6,9 @@ a block has to import what it uses, or the section has done so before.
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from support.clients.foreign import library
 from support.documents import ROOT, Page, tracked_pages
 
 Names = dict[str, Any]
@@ -213,6 +217,78 @@ def the_options_are_in_the_groups(names: Names) -> None:
     assert (weight["betas"], weight["weight_decay"], bias["weight_decay"], bias["lr"]) == ((0.95, 0.98), 0.1, 0.0, 1e-4)
 
 
+def the_distributions_have_trained(names: Names) -> None:
+    assert names["outputs"].shape == (10, 8, 1) and names["means"].shape == (8, 1)
+    assert names["related"].tolist() == [[0.0, 1.0], [1.0, 0.0]], "of two tasks"
+    for head in names["heads"]:
+        assert all((rho != -3.0).any() for rho in head.rho)
+    assert not torch.equal(names["model"].trunk[0].weight, reader()["model"].trunk[0].weight)
+
+
+def both_rows_have_trained(names: Names) -> None:
+    assert names["related"].tolist() == [[0.0, 1.0], [1.0, 0.0]], "of two tasks"
+    first, second = names["separate"].state[names["other"].trunk[0].weight]["subproblems"]
+    assert not torch.equal(first, second)
+
+
+def the_loop_has_trained(names: Names) -> None:
+    the_model_has_trained(names)
+    assert {"loss 0", "weight 1", "cosine 0 1"} <= set(names["columns"]) and len(names["columns"]["loss 0"]) == 15
+    assert names["schedule"].last_epoch == 5
+
+
+def with_lightning() -> Names:
+    warnings.simplefilter("ignore")  # the library's own; pytest takes this back
+    library("lightning")
+    return two_models()
+
+
+def with_accelerate() -> Names:
+    warnings.simplefilter("ignore")
+    library("accelerate")
+    return reader()
+
+
+def both_models_have_trained(names: Names) -> None:
+    the_model_has_trained(names)
+    assert not torch.equal(names["other"].trunk[0].weight, two_models()["other"].trunk[0].weight)
+    assert names["trainer"].global_step == 3
+
+
+def every_second_mini_batch_made_a_step(names: Names) -> None:
+    the_model_has_trained(names)
+    assert int(names["optimizer"].state[names["model"].trunk[0].weight]["step"]) == 2, "the last one makes one too"
+    states = importlib.import_module("accelerate.state")  # which Accelerate keeps for the process
+    states.AcceleratorState._reset_state(reset_partial_state=True)
+    states.GradientState._reset_state()
+
+
+def the_run_goes_on_and_a_model_is_served(names: Names) -> None:
+    assert names["step"] == 3
+    served = Model(2, no_norm)
+    served.load_state_dict(torch.load("model.pt", weights_only=True))
+    first, second = names["optimizer"].state[names["model"].trunk[0].weight]["ema"]
+    torch.testing.assert_close(served.trunk[0].weight, 0.7 * first + 0.3 * second)
+
+
+def endless_streams() -> Names:
+    mine = reader()
+    streams = [itertools.cycle(list(mine["loader"])) for _ in range(2)]
+    return mine | {"streams": streams, "steps": 501}
+
+
+def each_task_has_its_part(names: Names) -> None:
+    masks, model = names["masks"], names["model"]
+    saved = torch.load("masked.pt", weights_only=True)
+    assert torch.equal(saved["masks"]["bits"], masks.bits)
+    assert masks.counts().tolist() == [round(0.8 * sum(p.numel() for p in model.parameters()))] * 2
+    assert torch.equal(saved["model"]["trunk.0.weight"], model.trunk[0].weight)
+    nobodys = ~(masks.flat(0) | masks.flat(1))
+    before = torch.cat([p.flatten() for p in reader()["model"].parameters()])
+    now = torch.cat([p.flatten() for p in model.parameters()])
+    assert nobodys.any() and (now[nobodys] == before[nobodys]).float().mean() > 0.9  # but for what has left a mask
+
+
 # Of each section with Python: what the reader has, and what is true afterwards.
 SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
     ("CONTRIBUTING.md", "A new weighting, transfer rule or scalarization"): (two_models, pieces_of_ones_own_train),
@@ -229,6 +305,7 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("docs/learned_fronts.md", "Few models for many tasks"): (with_five_tasks, each_task_has_a_model),
     ("docs/learned_fronts.md", "Small towers"): (reader, both_towers_have_trained),
     ("docs/learned_fronts.md", "Modules with routes"): (reader, every_module_has_trained),
+    ("docs/masks.md", "Masks of tasks"): (endless_streams, each_task_has_its_part),
     ("docs/mt2o.md", "A front on vertices"): (with_two_more, every_usage_trains_vertices),
     ("docs/mt2o.md", "The front"): (dict, the_model_came_back_from_the_file),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),
@@ -237,6 +314,16 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
         a_stream_of_each_task,
         the_first_head_has_made_the_last_step,
     ),
+    ("docs/variational.md", "Layers that are distributions"): (reader, the_distributions_have_trained),
+    ("docs/variational.md", "Without variances, in the optimizer"): (two_models, both_rows_have_trained),
+    ("docs/training_loop.md", "A loop of your own"): (reader, the_loop_has_trained),
+    ("docs/training_loop.md", "Mixed precision"): (reader, the_model_has_trained),
+    ("docs/training_loop.md", "Lightning and Fabric"): (with_lightning, both_models_have_trained),
+    ("docs/training_loop.md", "Accelerate, and the Trainer of transformers"): (
+        with_accelerate,
+        every_second_mini_batch_made_a_step,
+    ),
+    ("docs/training_loop.md", "Saving, going on, serving"): (reader, the_run_goes_on_and_a_model_is_served),
     ("docs/weightings.md", "Weightings"): (dict, the_update_is_the_combination),
 }
 

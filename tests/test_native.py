@@ -227,8 +227,40 @@ def test_requiring_it_can_be_switched_off(tmp_path: Path) -> None:
     assert run(tmp_path, "-W", "ignore", "-c", "import mt2o_ext", MT2O_REQUIRE_NATIVE="0").returncode == 0
 
 
+# ---------------------------------------------------------------------- what an import costs
+HEAVY = (
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed.tensor",
+    "sympy",
+    "pandas",
+    "matplotlib",
+    "moocore",
+    "tqdm",
+)
+
+
+@needs_native
+def test_an_import_brings_in_nothing_that_takes_long() -> None:
+    """torch._dynamo, for one, takes as long as torch itself."""
+    script = (
+        "import sys, torch; before = set(sys.modules); import mt2o_ext; new = set(sys.modules) - before; "
+        f"print([name for name in {HEAVY} if name in new])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_answer_about_a_gpu_is_a_constant_for_compilers_as_torch_marks_one() -> None:
+    def asked() -> bool:
+        return True
+
+    torch.compiler.assume_constant_result(asked)
+    assert vars(asked) == vars(_native._gpu_available) != {}
+
+
 # ---------------------------------------------------------------------- python -m mt2o_ext
-FAMILIES = ("combine", "gram", "priority", "transfer", "finite", "step", "solve")
+FAMILIES = ("combine", "gram", "priority", "transfer", "finite", "judge", "settle", "count", "step", "solve")
 
 
 def checked(output: str) -> list[str]:

@@ -27,30 +27,38 @@ class Rule:
 
     loads: bool = True  # of 128 bits
     stores: bool = True
+    read_only: int = 0  # bits of the loads of what no thread writes
     float64: frozenset[str] = frozenset()  # allowed, although no template argument is double
+    whole: bool = False  # no sixteen bytes are stored in pieces: none of eight, but where a template argument is double
 
 
 # By the kernel's name and template arguments; the first that matches the whole of it.
 RULES = {
     # Behind addresses the compiler does not know that memory is global: LD instead of LDG.
-    r"combine_rows<.*, true>": Rule(loads=False),
-    r"combine_rows<.*>": Rule(),
+    r"combine_rows<.*, true>": Rule(loads=False, whole=True),
+    r"combine_rows<.*>": Rule(whole=True),
     r"find_nonfinite<.*, true>": Rule(loads=False, stores=False),
     r"find_nonfinite<.*>": Rule(stores=False),
-    r"step_rows<.*>": Rule(),
+    r"step_rows<.*>": Rule(whole=True),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
-    # Four columns of float or two of double for each thread; eight rows leave registers for one, 16 bits load less.
-    r"gram_chunks<(float|double), [1-4], false>": Rule(stores=False, float64=FLOAT64),
+    # Four columns of float or two of double for each thread; as many of 16 bits as of float, so that sums are the same.
+    r"sum_rows<float, .*>": Rule(stores=False, read_only=128, float64=FLOAT64),
+    r"sum_rows<.*>": Rule(loads=False, stores=False, read_only=64, float64=FLOAT64),
+    r"gram_chunks<(float|double), .*, false>": Rule(stores=False, float64=FLOAT64),
     r"gram_chunks<.*>": Rule(loads=False, stores=False, float64=FLOAT64),
-    r"add_chunks": Rule(loads=False, stores=False, float64=FLOAT64),
-    # Products are summed in float64, and a coefficient is rounded once.
-    r"own_products<.*>": Rule(stores=False, float64=FLOAT64),
+    r"(add_chunks|centre_products)": Rule(loads=False, stores=False, float64=FLOAT64),
+    # Products are summed in float64, and a coefficient is rounded once; where a run of columns lies is worked out there
+    # too.  The sums of four tasks and five leave registers for two or four columns of each.
+    r"all_products<(b?float16|float), 5>|all_products<b?float16, 4>": Rule(loads=False, stores=False, float64=FLOAT64),
+    r"(all_products|own_products)<.*>": Rule(stores=False, float64=FLOAT64),
     r"layer_coefficients": Rule(loads=False, stores=False, float64=FLOAT64),
-    r"corrected_sum<.*>": Rule(),
-    r"solve_problems<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # one thread for a problem, in float64
-    # M - I is rounded from float64 once for each block.  With 0, any number of rows: one column for each thread.
-    r"(transfer_rows|step_and_blend)<.*, 0>": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
-    r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"})),
+    r"corrected_sum<.*>": Rule(float64=FLOAT64, whole=True),
+    # Few numbers of small tables, in float64.
+    r"gather_scalars|judge_rows|settle_rows|count_rows": Rule(loads=False, stores=False, float64=FLOAT64),
+    r"(solve_problems|solve_alone)<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # small problems, in float64
+    # M - I is rounded from float64 once for each block.  Of any number of rows: one column for each thread.
+    r"(transfer_many<.*>|step_and_blend<.*, 0>)": Rule(loads=False, stores=False, float64=frozenset({"DADD"})),
+    r"(transfer_rows|step_and_blend)<.*>": Rule(float64=frozenset({"DADD"}), whole=True),
 }
 
 
@@ -71,8 +79,13 @@ class Kernel:
         if not re.search(r"\bdouble\b", self.name):
             forbidden += sorted(FLOAT64 - rule.float64)
         found = [f"contains {opcode}" for opcode in forbidden if self.has(rf"{opcode}(\.|$)")]
+        if rule.whole and "double" not in self.name and self.has(r"STG\.E\.64(\.SYS)?$"):
+            found.append("stores sixteen bytes in pieces")
         wanted = [opcode for opcode, wide in (("LDG", rule.loads), ("STG", rule.stores)) if wide]
-        return found + [f"has no {opcode} of 128 bits" for opcode in wanted if not self.has(rf"{opcode}\..*128")]
+        found += [f"has no {opcode} of 128 bits" for opcode in wanted if not self.has(rf"{opcode}\..*128")]
+        if rule.read_only and not self.has(rf"LDG\..*{rule.read_only}\.CONSTANT"):
+            found.append(f"has no LDG of {rule.read_only} bits of what no thread writes")
+        return found
 
 
 def demangled(names: Sequence[str]) -> list[str]:

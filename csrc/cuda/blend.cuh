@@ -1,6 +1,6 @@
-// The blend of core/blend.h by a block of threads: N = M - I in shared memory, V columns of all rows staged there by
-// the thread that owns these columns.  No other thread looks at them: staging needs no barrier, and rows are written in
-// place without a hazard.
+// The blend of core/blend.h by a block of threads: N = M - I in shared memory, V columns of all rows held by the thread
+// that owns these columns: in registers, or staged in shared memory.  No other thread looks at them: staging needs no
+// barrier, and rows are written in place without a hazard.
 //
 // Kernels are compiled for up to 2, 4, 8 and 16 rows (Capacity), which fixes how much shared memory a block takes and
 // so how many blocks a multiprocessor holds; and once more for any number of rows (Capacity 0).
@@ -17,22 +17,22 @@ constexpr int blend_blocks = sizeof(S) == 4 ? 6 : 5;  // of a multiprocessor: wh
 // The rows first .. first + Rows of N, in blocks of mix_block.
 template <class S, int Rows, int Columns>
 struct Coupling {
-  S values[Rows][Columns];
-  bool used[Rows / mix_block + 1][Columns];  // by any row of a block
+  static constexpr int height = Rows < mix_block ? Rows : mix_block, blocks = Rows / height;
+  alignas(16) S values[blocks][Columns][height];
+  bool used[blocks][Columns];  // by any row of a block
   bool identity[Rows];
 
   // By all threads of the block.  matrix: [rows][rows], or nullptr for the identity.
   __device__ __forceinline__ void read(const double* matrix, int64_t rows, int64_t first) {
     __syncthreads();  // nobody reads the rows of before
-    constexpr int height = Rows < mix_block ? Rows : mix_block;
-    for (int at = int(threadIdx.x); at < Rows / height * int(rows); at += int(blockDim.x)) {
+    for (int at = int(threadIdx.x); at < blocks * int(rows); at += int(blockDim.x)) {
       const int block = at / int(rows), j = at % int(rows);
       bool any = false;
 #pragma unroll
       for (int r = 0; r < height; ++r) {
         const int64_t k = first + block * height + r;
         const S value = matrix && k < rows && j > 0 ? coupling<S>(matrix, rows, k, j) : S(0);
-        values[block * height + r][j] = value;
+        values[block][j][r] = value;
         any |= value != S(0);
       }
       used[block][j] = any;
@@ -40,7 +40,7 @@ struct Coupling {
     __syncthreads();
     if (int(threadIdx.x) < Rows) {
       bool none = true;
-      for (int j = 1; j < int(rows); ++j) none &= values[threadIdx.x][j] == S(0);
+      for (int j = 1; j < int(rows); ++j) none &= values[threadIdx.x / height][j][threadIdx.x % height] == S(0);
       identity[threadIdx.x] = none;
     }
     __syncthreads();
@@ -52,8 +52,8 @@ struct Coupling {
     const Pack<S, V> origin = load<V>(staged);
 #pragma unroll 2
     for (int j = 1; j < rows; ++j) {
-      if (!used[r / mix_block][j]) continue;
-      const S factor = values[r][j];
+      if (!used[r / height][j]) continue;
+      const S factor = values[r / height][j][r % height];
       const Pack<S, V> x = load<V>(staged + j * stride);
 #pragma unroll
       for (int i = 0; i < V; ++i) sum.of[i] = with_taken(sum.of[i], factor, x.of[i] - origin.of[i]);
@@ -88,6 +88,21 @@ __device__ __forceinline__ void for_owned_columns(const Chunk& part, int owners,
     body(Width<V>{}, p + thread * V, thread < owners && p + thread * V < whole);
   if constexpr (V > 1)
     if (whole < part.end) body(Width<1>{}, whole + thread, whole + thread < part.end);
+}
+
+// Copies V columns of all rows, `row` apart, to shared memory: four are asked for before the first is waited for.
+template <int V, class S>
+__device__ __forceinline__ void stage_rows(const S* theta, int64_t row, S* staged, int stride, int rows) {
+  constexpr int at_once = 4;
+  for (int k = 0; k < rows; k += at_once) {
+    Pack<S, V> x[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (k + i < rows) x[i] = load<V>(theta + (k + i) * row);
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (k + i < rows) store(staged + (k + i) * stride, x[i]);
+  }
 }
 
 // f(Width<Capacity>{}) with the kernel for so many rows of float; of double there is one for all.

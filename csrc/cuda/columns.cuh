@@ -1,8 +1,11 @@
 // What the element-wise kernels share: loads and stores of sixteen bytes, and which block works on which columns.
 #pragma once
+#include <type_traits>
+
 #include "../core/dtypes.h"
 #include "../core/gradients.h"
 #include "kernels.h"
+#include "places.cuh"
 #include "portable.cuh"
 
 namespace mt2o::cuda {
@@ -35,16 +38,18 @@ __device__ __forceinline__ void store(T* to, const Pack<N, V>& x) {
   for (int i = 0; i < V; ++i) stored.of[i] = Rounded<T>::of(x.of[i]);
   *reinterpret_cast<Pack<T, V>*>(to) = stored;
 }
-// The same, to global memory only, for values that come out of a loop: of these, nvcc takes a plain store of sixteen
-// bytes apart (13.0, for every GPU below sm_100).
+// The same, to global memory only, for values that come out of a loop or of a conversion: of these, nvcc takes a plain
+// store of eight or sixteen bytes apart (13.0, for every GPU below sm_100).
 template <class T, class N, int V>
 __device__ __forceinline__ void store_whole(T* to, const Pack<N, V>& x) {
-  if constexpr (V * sizeof(T) % sizeof(uint4) == 0) {
+  constexpr int size = V * sizeof(T);
+  if constexpr (size % sizeof(uint2) == 0) {
+    using Words = std::conditional_t<size % sizeof(uint4) == 0, uint4, uint2>;
     Pack<T, V> stored;
     store(stored.of, x);
 #pragma unroll
-    for (int i = 0; i < int(V * sizeof(T) / sizeof(uint4)); ++i)
-      __stwb(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(stored.of)[i]);
+    for (int i = 0; i < size / int(sizeof(Words)); ++i)
+      __stwb(reinterpret_cast<Words*>(to) + i, reinterpret_cast<const Words*>(stored.of)[i]);
   } else {
     store(to, x);
   }
@@ -68,28 +73,43 @@ __device__ __forceinline__ void for_columns(int64_t begin, int64_t end, Body bod
   if (rest < end) body(Width<1>{}, rest);
 }
 
-// Chunks cut into parts, so that a small model too gives every multiprocessor something to do.  Element-wise results do
-// not depend on the parts.
+// Chunks cut into 2^halvings parts each, so that a small model too gives every multiprocessor something to do.
+// Element-wise results do not depend on the parts.
 struct Parts {
   const Chunk* chunks;
-  int64_t count;  // of all parts
-  int64_t per_chunk;
+  int halvings;
 
-  __device__ __forceinline__ Chunk operator[](int64_t part) const {
-    const Chunk chunk = chunks[part / per_chunk];
-    constexpr int64_t unit = 128;  // keeps parts aligned
-    const int64_t columns = chunk.end - chunk.begin,
-                  length = (columns + per_chunk * unit - 1) / (per_chunk * unit) * unit;
-    const int64_t begin = least(chunk.begin + part % per_chunk * length, chunk.end);
+  // Parts begin at multiples of 128 columns of their chunk; the last ones may be empty.
+  MT2O_HD_MEMBER Chunk of(const Chunk& chunk, int64_t part) const {
+    constexpr int unit = 7;
+    const int64_t length = (chunk.end - chunk.begin + (int64_t(1) << (halvings + unit)) - 1) >> (halvings + unit)
+                                                                                                    << unit;
+    const int64_t begin = least(chunk.begin + (part & ((int64_t(1) << halvings) - 1)) * length, chunk.end);
     return {chunk.segment, begin, least(begin + length, chunk.end)};
   }
+  __device__ __forceinline__ Chunk operator[](int64_t part) const { return of(chunks[part >> halvings], part); }
 };
-inline Parts parts_of(const Chunk* chunks, Extent extent) {
-  constexpr int64_t columns = 2048, most = 8;
-  const int64_t wanted = extent.columns / extent.chunks / columns;
-  const int64_t per_chunk = wanted < 1 ? 1 : least(wanted, most);
-  return {chunks, extent.chunks * per_chunk, per_chunk};
-}
+
+// What a launch over parts is made of: a block of so many threads for each part, row and task.
+struct Units {
+  int64_t rows, tasks;
+  int threads;
+  int64_t columns;  // of a part, at least: what the start of a block is worth
+
+  // Halves chunks until there are several blocks for each place that the device has for one, of which the last ones
+  // leave few places empty; a model too small for all multiprocessors, further.
+  int halvings(Extent extent, const Places& places) const {
+    int count = 0;
+    const auto blocks = [&] { return (extent.chunks * rows * tasks) << count; };
+    const auto longer_than = [&](int64_t length) { return extent.columns / extent.chunks >> (count + 1) >= length; };
+    while (blocks() < 8 * places.blocks && longer_than(columns)) ++count;
+    while (blocks() < places.multiprocessors && longer_than(columns / 4)) ++count;
+    return count;
+  }
+};
+// Of columns whose numbers have so many bytes: two loads of sixteen bytes for each of 256 threads, and a little less,
+// as not all chunks are whole.
+constexpr int64_t part_columns(int bytes) { return 7680 / bytes; }
 
 inline Problem described(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
@@ -107,12 +127,27 @@ Problem with_place(const Gradients& grads, F f) {
 template <class... Parameters, class... Arguments>
 Problem launch_units(void (*kernel)(Parameters...), int64_t units, int threads, Stream stream,
                      Arguments&&... arguments) {
-  int multiprocessors = 0;
-  if (const cudaError_t error = count_multiprocessors(multiprocessors); error != cudaSuccess) return described(error);
-  const int64_t resident = int64_t(multiprocessors) * (2048 / threads);
-  const dim3 grid(static_cast<unsigned>(least(units, resident)));
+  Places places;
+  if (const cudaError_t error = find_places(reinterpret_cast<const void*>(kernel), threads, places))
+    return described(error);
+  const dim3 grid(static_cast<unsigned>(least(units, places.blocks)));
   return described(launch(kernel, grid, dim3(static_cast<unsigned>(threads)), static_cast<cudaStream_t>(stream),
                           static_cast<Arguments&&>(arguments)...));
+}
+
+// The same with a block for each unit of parts: x is the part, y the row, z the task.  Parts are the last argument.
+template <class... Parameters, class... Arguments>
+Problem launch_parts(void (*kernel)(Parameters...), const Units& units, const Chunk* chunks, Extent extent,
+                     Stream stream, Arguments&&... arguments) {
+  Places places;
+  if (const cudaError_t error = find_places(reinterpret_cast<const void*>(kernel), units.threads, places))
+    return described(error);
+  const Parts parts = {chunks, units.halvings(extent, places)};
+  const int64_t count = extent.chunks << parts.halvings;
+  if (count > INT32_MAX) return "more chunks than a grid has blocks";
+  const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(units.rows), static_cast<unsigned>(units.tasks));
+  return described(launch(kernel, grid, dim3(static_cast<unsigned>(units.threads)), static_cast<cudaStream_t>(stream),
+                          static_cast<Arguments&&>(arguments)..., parts));
 }
 
 }  // namespace mt2o::cuda

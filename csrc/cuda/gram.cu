@@ -22,191 +22,65 @@ struct Panels {
   }
 };
 
+using PanelShared = SumsShared<80>;  // 8 x 8 products, and the squares of these rows
+
 // One pair of panels over one chunk.  A: rows of a panel; of up to three rows, of float64 and of a diagonal, sums are
 // taken in double; else in float, and again in double where the square of a row is out of range.
-template <class G, int A, bool Apart>
+template <class G, int A>
 struct PanelPair {
   static constexpr bool in_float = sizeof(Scalar<G>) == 4 && A > gram_few;
-  static constexpr int B = A > 4 ? 4 : A;                       // others at a time
-  static constexpr int V = A > 4 ? 1 : int(least(4, wide<G>));  // what the registers hold
+  static constexpr int V = gram_columns<G>;
   using N = std::conditional_t<in_float, float, double>;
 
-  const Gram& s;
-  const Chunk& chunk;
-  int64_t batch;
+  ChunkOfRows<G> of;
   int x, y;  // rows from x on with others from y on
-  double* out;
-  GramShared& shared;
+  PanelShared& shared;
 
-  // Rows from `first` on.
-  template <int Height>
-  __device__ __forceinline__ PanelRows<G, Height> panel(bool of_others, int64_t first) const {
-    const RowGradients<G> values(s.values, batch, chunk.segment, chunk.begin, Apart);
-    const auto at = [&](int64_t i) {
-      return of_others
-                 ? static_cast<const G*>(s.others) + batch * s.others_batch_stride + i * s.others_row + chunk.begin
-                 : in_global_memory(values[i]);
-    };
-    PanelRows<G, Height> rows = {};
-#pragma unroll
-    for (int r = 0; r < Height; ++r) {
-      rows.there[r] = first + r < s.rows;
-      if (!Apart || rows.there[r]) rows.of[r] = at(first + r);
-      if (Apart) rows.there[r] = rows.of[r] != nullptr;
-    }
-    if (s.centre) rows.origin = at(0), rows.row = of_others ? s.others_row : s.values.task;
-    if (s.centre && s.diagonal) rows.mean_of = int(s.rows);
-    return rows;
-  }
-
-  // The sum in total[q], of rows i and j.
-  __device__ __forceinline__ void write(int i, int j, int q) const {
-    const bool other_half = !s.cross && j > i;
-    if (i >= s.rows || j >= s.rows || other_half) return;
-    out[s.diagonal ? i : s.cross ? i * s.rows + j : gram_pair(i, j)] = shared.total[q];
-  }
-
-  // Bit r: the float sum of the square of row first + r is out of range.  Of centred rows the first is zero, and may
-  // be.
+  // Bit r: row first + r is out of range.
   template <class At>
   __device__ __forceinline__ unsigned out_of_range(int first, int count, At at) const {
     unsigned rows = 0;
     if constexpr (in_float)
-      for (int r = 0; r < count; ++r) {
-        const bool there = first + r < s.rows && !(s.centre && first + r == 0);
-        if (there && !gram_in_range(float(shared.total[at(r)]))) rows |= 1u << r;
-      }
+      for (int r = 0; r < count; ++r)
+        if (of.out_of_range(first + r, shared.total[at(r)])) rows |= 1u << r;
     return rows;
-  }
-  __device__ __forceinline__ static bool either(unsigned rows, int i, unsigned others, int j) {
-    return ((rows >> i | others >> j) & 1u) != 0;
-  }
-  // Pairs of height rows and four others of which one is out of range.  The others keep their sums, so that these
-  // depend on the two rows alone.
-  __device__ __forceinline__ void again_in_double(int height, unsigned rows, int other, unsigned others) const {
-    for (int first = 0; first < height; first += 4, rows >>= 4) {
-      if (((rows | others) & 15u) == 0) continue;
-      rectangle_sums<1, false, double>(panel<4>(false, x + first), panel<4>(s.cross, other), chunk, shared);
-      const int q = int(threadIdx.x), i = q / 4, j = q % 4;
-      if (q < 16 && either(rows, i, others, j)) write(x + first + i, other + j, q);
-    }
   }
 
   // What decides is the same for all threads of the block.
   __device__ __forceinline__ void run_triangle() const {
-    triangle_sums<V, N>(panel<A>(false, x), chunk, shared);
+    triangle_sums<V, N>(of.template panel<A>(false, x), of.chunk, shared);
     const unsigned bad = out_of_range(x, A, [](int r) { return int(gram_pair(r, r)); });
     const int q = int(threadIdx.x), i = q / A, j = q % A;
-    if (i < A && j <= i && !either(bad, i, bad, j)) write(x + i, x + j, int(gram_pair(i, j)));
+    if (i < A && j <= i && !of.either(bad, i, bad, j)) of.write(x + i, x + j, shared.total[gram_pair(i, j)]);
     if (bad)
-      for (int others = 0; others < A; others += 4) again_in_double(A, bad, x + others, bad >> others);
+      for (int others = 0; others < A; others += 2) of.again_in_double(x, A, bad, x + others, bad >> others, shared);
   }
   __device__ __forceinline__ void run_rectangle() const {
-    for (int other = y; other < y + A && other < int(s.rows); other += B) {
-      rectangle_sums<V, in_float, N>(panel<A>(false, x), panel<B>(s.cross, other), chunk, shared);
-      const unsigned bad = out_of_range(x, A, [](int r) { return A * B + r; });
-      const unsigned bad_others = out_of_range(other, B, [](int r) { return A * B + A + r; });
-      const int q = int(threadIdx.x), i = q / B, j = q % B;
-      if (i < A && !either(bad, i, bad_others, j)) write(x + i, other + j, q);
-      if (bad | bad_others) again_in_double(A, bad, other, bad_others);
-    }
+    rectangle_sums<V, in_float, N>(of.template panel<A>(false, x), of.template panel<A>(of.s.cross, y), of.chunk,
+                                   shared);
+    const unsigned bad = out_of_range(x, A, [](int r) { return A * A + r; });
+    const unsigned bad_others = out_of_range(y, A, [](int r) { return A * A + A + r; });
+    const int q = int(threadIdx.x), i = q / A, j = q % A;
+    if (i < A && !of.either(bad, i, bad_others, j)) of.write(x + i, y + j, shared.total[q]);
+    if (bad | bad_others)
+      for (int others = 0; others < A; others += 2)
+        of.again_in_double(x, A, bad, y + others, bad_others >> others, shared);
   }
 };
 
 template <class G, int A, bool Apart>
-__global__ void __launch_bounds__(gram_threads, A > 4 ? 1 : 2) gram_chunks(Gram s, Panels panels) {
-  auto& shared = block_shared<GramShared>();
+__global__ void __launch_bounds__(gram_threads, A > 3 ? 1 : 2) gram_chunks(Gram s, Panels panels) {
+  auto& shared = block_shared<PanelShared>();
   const int64_t sums = gram_sums(s);
   for (int64_t unit = blockIdx.x; unit < s.batch * s.num_chunks * panels.count; unit += gridDim.x) {
     const int64_t at = unit / panels.count;
     const Chunk chunk = s.chunks[at % s.num_chunks];
-    PanelPair<G, A, Apart> pair = {s, chunk, at / s.num_chunks, 0, 0, s.partials + at * sums, shared};
+    PanelPair<G, A> pair = {{s, chunk, at / s.num_chunks, s.partials + at * sums, Apart}, 0, 0, shared};
     panels.find(s, unit % panels.count, pair.x, pair.y);
     if (!s.cross && pair.x == pair.y)
       pair.run_triangle();
     else
       pair.run_rectangle();
-  }
-}
-
-// The chunks of a segment lie between two of them.
-struct Between {
-  int64_t first, last;
-};
-struct AddShared {
-  Between of_thread[gram_threads];
-  double row_means[max_rows], other_means[max_rows], mean;
-};
-
-__device__ __forceinline__ Between find_chunks(const Gram& s, int64_t segment, AddShared& shared) {
-  Between found = {s.num_chunks, 0};
-  for (int64_t c = threadIdx.x; c < s.num_chunks; c += gram_threads)
-    if (s.chunks[c].segment == segment) found = {least(found.first, c), c + 1};
-  __syncthreads();  // nobody reads what another segment left
-  shared.of_thread[threadIdx.x] = found;
-  for (int half = gram_threads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (int(threadIdx.x) < half) {
-      Between& mine = shared.of_thread[threadIdx.x];
-      const Between other = shared.of_thread[threadIdx.x + half];
-      mine = {least(mine.first, other.first), mine.last < other.last ? other.last : mine.last};
-    }
-  }
-  __syncthreads();
-  return shared.of_thread[0];
-}
-
-// From products of differences to row 0 to those of rows less their mean: D_ij less the means of its row and column,
-// plus the mean of all.
-__device__ __forceinline__ void centre_products(const Gram& s, double* gram, AddShared& shared) {
-  const int rows = int(s.rows);
-  __syncthreads();  // all of the matrix is there
-  for (int i = int(threadIdx.x); i < rows; i += gram_threads) {
-    double of_row = 0., of_other = 0.;
-    for (int j = 0; j < rows; ++j) of_row += gram[i * rows + j], of_other += gram[j * rows + i];
-    shared.row_means[i] = of_row / rows, shared.other_means[i] = of_other / rows;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    double sum = 0.;
-    for (int i = 0; i < rows; ++i) sum += shared.row_means[i];
-    shared.mean = sum / rows;
-  }
-  __syncthreads();
-  for (int q = int(threadIdx.x); q < rows * rows; q += gram_threads) {
-    const int i = q / rows, j = q % rows;
-    if (s.cross)
-      gram[q] = gram[q] - shared.row_means[i] - shared.other_means[j] + shared.mean;
-    else if (j <= i)
-      gram[q] = gram[j * rows + i] = gram[q] - shared.row_means[i] - shared.row_means[j] + shared.mean;
-  }
-}
-
-// A block adds up the chunks of one segment, a warp those of one sum: each lane every 32nd of them, in order.  With the
-// 2 the compiler takes the registers it needs; left to itself it aims at four blocks, and spills on some architectures.
-__global__ void __launch_bounds__(gram_threads, 2) add_chunks(Gram s, int64_t segments, double* all) {
-  auto& shared = block_shared<AddShared>();
-  const int64_t sums = gram_sums(s), size = s.diagonal ? s.rows : s.rows * s.rows;
-  const int lane = int(threadIdx.x) % warp;
-  for (int64_t unit = blockIdx.x; unit < s.batch * segments; unit += gridDim.x) {
-    const int64_t batch = unit / segments, segment = unit % segments;
-    double* gram = all + unit * size;
-    const Between chunks = find_chunks(s, segment, shared);
-    for (int64_t i = 0, j = 0, q = threadIdx.x / warp; q < sums; q += gram_threads / warp) {
-      double sum = 0.;
-      for (int64_t c = chunks.first + lane; c < chunks.last; c += warp)
-        if (s.chunks[c].segment == segment) sum += s.partials[(batch * s.num_chunks + c) * sums + q];
-      sum = warp_sum(sum);
-      if (lane > 0) continue;
-      if (s.diagonal || s.cross) {
-        gram[q] = sum;
-      } else {
-        while (gram_pair(i + 1, 0) <= q) ++i;
-        j = q - gram_pair(i, 0);
-        gram[i * s.rows + j] = gram[j * s.rows + i] = sum;
-      }
-    }
-    if (s.centre && !s.diagonal) centre_products(s, gram, shared);
   }
 }
 
@@ -224,19 +98,26 @@ Problem gram(const Gram& s, double* out, int64_t segments, Stream stream) {
     with_type(s.values.type, [&](auto type) {
       using G = typename decltype(type)::type;
       constexpr int most = sizeof(G) == 8 ? 4 : 8;
+      constexpr bool in_float = sizeof(Scalar<G>) == 4;
+      if (in_float && !s.cross && !s.diagonal && s.rows > gram_few && s.rows <= gram_most) {
+        problem = gram_rows(s, stream);
+        return;
+      }
       problem = with_place(s.values, [&](auto apart) {
         constexpr bool Apart = decltype(apart)::value;
         switch (s.diagonal ? 1 : s.rows) {
           case 1: return launch_chunks<G, Apart, 1>(s, stream);
           case 2: return launch_chunks<G, Apart, 2>(s, stream);
           case 3: return launch_chunks<G, Apart, 3>(s, stream);
-          case 4: return launch_chunks<G, Apart, 4>(s, stream);
+          case 4:  // all pairs of floats: by gram_rows
+            if constexpr (!in_float || !Apart) return launch_chunks<G, Apart, 4>(s, stream);
+            [[fallthrough]];
           default: return launch_chunks<G, Apart, most>(s, stream);
         }
       });
     });
   if (problem) return problem;
-  return launch_units(add_chunks, s.batch * segments, gram_threads, stream, s, segments, out);
+  return gram_add(s, out, segments, stream);
 }
 
 }  // namespace mt2o::cuda

@@ -10,7 +10,11 @@
 namespace mt2o::cuda {
 
 constexpr int gram_threads = sum_threads;
-using GramShared = SumsShared<44>;  // 8 x 4 products, and the squares of these rows
+
+// Columns that a thread takes at a time.  These are the same for every kernel of one precision, so that a pair of rows
+// has the same sum, to the bit, among few rows and many, in one set and in two, of float and of sixteen bits.
+template <class G>
+constexpr int gram_columns = int(least(4, wide<G>));
 
 // A rows of one set of rows, from the first column of the chunk on.
 template <class G, int A>
@@ -69,8 +73,9 @@ struct PanelRows {
 };
 
 // All pairs j <= i of a panel of A rows, into total[gram_pair(i, j)].
-template <int V, class N, class G, int A>
-__device__ __forceinline__ void triangle_sums(const PanelRows<G, A>& rows, const Chunk& chunk, GramShared& shared) {
+template <int V, class N, class G, int A, int Most>
+__device__ __forceinline__ void triangle_sums(const PanelRows<G, A>& rows, const Chunk& chunk,
+                                              SumsShared<Most>& shared) {
   N sum[A * (A + 1) / 2] = {};
   for_columns<V>(0, chunk.end - chunk.begin, [&](auto width, int64_t p) {
     constexpr int columns = decltype(width)::columns;
@@ -88,9 +93,9 @@ __device__ __forceinline__ void triangle_sums(const PanelRows<G, A>& rows, const
 }
 
 // All products of A rows and B others, into total[i * B + j]; Squares: then the squares of the rows, and of the others.
-template <int V, bool Squares, class N, class G, int A, int B>
+template <int V, bool Squares, class N, class G, int A, int B, int Most>
 __device__ __forceinline__ void rectangle_sums(const PanelRows<G, A>& rows, const PanelRows<G, B>& others,
-                                               const Chunk& chunk, GramShared& shared) {
+                                               const Chunk& chunk, SumsShared<Most>& shared) {
   N sum[A * B + (Squares ? A + B : 0)] = {};
   for_columns<V>(0, chunk.end - chunk.begin, [&](auto width, int64_t p) {
     constexpr int columns = decltype(width)::columns;
@@ -112,5 +117,71 @@ __device__ __forceinline__ void rectangle_sums(const PanelRows<G, A>& rows, cons
   });
   block_sums(sum, shared);
 }
+
+// One chunk of one matrix of rows, and where its sums go.
+template <class G>
+struct ChunkOfRows {
+  const Gram& s;
+  const Chunk& chunk;
+  int64_t batch;
+  double* out;
+  bool apart;  // lie_apart(s.values), known when compiling where that saves registers
+
+  // Rows from `first` on.
+  template <int Height>
+  __device__ __forceinline__ PanelRows<G, Height> panel(bool of_others, int64_t first) const {
+    const RowGradients<G> values(s.values, batch, chunk.segment, chunk.begin, apart);
+    const auto at = [&](int64_t i) {
+      return of_others
+                 ? static_cast<const G*>(s.others) + batch * s.others_batch_stride + i * s.others_row + chunk.begin
+                 : in_global_memory(values[i]);
+    };
+    PanelRows<G, Height> rows = {};
+#pragma unroll
+    for (int r = 0; r < Height; ++r) {
+      rows.there[r] = first + r < s.rows;
+      if (!apart || rows.there[r]) rows.of[r] = at(first + r);
+      if (apart) rows.there[r] = rows.of[r] != nullptr;
+    }
+    if (s.centre) rows.origin = at(0), rows.row = of_others ? s.others_row : s.values.task;
+    if (s.centre && s.diagonal) rows.mean_of = int(s.rows);
+    return rows;
+  }
+
+  // The sum of rows i and j.
+  __device__ __forceinline__ void write(int i, int j, double sum) const {
+    const bool other_half = !s.cross && j > i;
+    if (i >= s.rows || j >= s.rows || other_half) return;
+    out[s.diagonal ? i : s.cross ? i * s.rows + j : gram_pair(i, j)] = sum;
+  }
+
+  // Whether the square of a row, summed in float, is no square of its numbers.  Of centred rows the first is zero, and
+  // may be.
+  __device__ __forceinline__ bool out_of_range(int row, double square) const {
+    return row < s.rows && !(s.centre && row == 0) && !gram_in_range(float(square));
+  }
+  __device__ __forceinline__ static bool either(unsigned rows, int i, unsigned others, int j) {
+    return ((rows >> i | others >> j) & 1u) != 0;
+  }
+  // Pairs of `height` rows from x on and two others of which one is out of range, a bit of `rows` or of `others`.  The
+  // others keep their sums, so that these depend on the two rows alone.
+  template <int Most>
+  __device__ __forceinline__ void again_in_double(int x, int height, unsigned rows, int other, unsigned others,
+                                                  SumsShared<Most>& shared) const {
+    for (int first = 0; first < height; first += 2, rows >>= 2) {
+      if (((rows | others) & 3u) == 0) continue;
+      rectangle_sums<gram_columns<G>, false, double>(panel<2>(false, x + first), panel<2>(s.cross, other), chunk,
+                                                     shared);
+      const int q = int(threadIdx.x), i = q / 2, j = q % 2;
+      if (i < 2 && either(rows, i, others, j)) write(x + first + i, other + j, shared.total[q]);
+    }
+  }
+};
+
+// All pairs of more than gram_few rows of at most 32 bits, up to so many.
+constexpr int gram_most = 16;
+Problem gram_rows(const Gram&, Stream);
+// The second stage: out[batch][segments] from the partial sums of chunks.
+Problem gram_add(const Gram&, double* out, int64_t segments, Stream);
 
 }  // namespace mt2o::cuda

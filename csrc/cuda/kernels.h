@@ -5,6 +5,7 @@
 // went wrong.  Without columns nothing is launched.
 #pragma once
 #include "../core/arguments.h"
+#include "../core/judge.h"
 #include "../core/solve/arguments.h"
 
 namespace mt2o::cuda {
@@ -23,6 +24,11 @@ Problem finite(const Finite&, Extent, Stream);
 Problem transfer(const Transfer&, const DenseMix&, Extent, Stream);  // the packed mix is not looked at
 Problem priority(const Priority&, int64_t layers, Extent, Stream);
 Problem step(const Step&, const StepCounters&, const DenseMix&, Extent, Stream);
+
+Problem judge(const Losses&, Stream);  // gathers them only
+Problem judge(const Judge&, Stream);
+Problem settle(const Settle&, Stream);
+Problem count(const Count&, Stream);
 
 Problem solve(const MinimumNorm&, Stream);
 Problem solve(const ConflictAverse&, Stream);

@@ -48,11 +48,7 @@ inline void store_same(float* to, float value) { __atomic_store(to, &value, __AT
 
 namespace mt2o {
 
-// Multiprocessors of the current device.
-inline cudaError_t count_multiprocessors(int& count) {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-}
+// Memory is read again behind this: the compiler keeps nothing of it in registers.
+__device__ __forceinline__ void forget_memory() { asm volatile("" ::: "memory"); }
 
 }  // namespace mt2o

@@ -20,15 +20,38 @@ __device__ __forceinline__ N warp_sum(N x) {
   return x;
 }
 
+// Adds up sum[0 .. Count) over a warp in the same tree, a half of what is left with each step: lanes give away the sums
+// of the other half.  write(q, the sum of sum[q]) by one lane for each q, first <= q < end in this one.
+template <int Distance, int Count, class N, class Write>
+__device__ __forceinline__ void shared_out_sums(const N (&sum)[Count], int first, int end, Write write) {
+  if constexpr (Distance == 0) {
+#pragma unroll
+    for (int q = 0; q < Count; ++q)
+      if (first + q < end) write(first + q, sum[q]);
+  } else {
+    constexpr int half = (Count + 1) / 2;
+    const bool upper = (int(threadIdx.x) & Distance) != 0;
+    N kept[half];
+#pragma unroll
+    for (int q = 0; q < half; ++q) {
+      const N low = sum[q], high = q + half < Count ? sum[q + half < Count ? q + half : q] : N(0);
+      kept[q] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, Distance);
+    }
+    if (upper)
+      first += half;
+    else
+      end = end < first + half ? end : first + half;
+    shared_out_sums<Distance / 2>(kept, first, end, write);
+  }
+}
+
 // total[q] = the sum of sum[q] over the block; by all of its threads.
 template <int Count, int Most, class N>
 __device__ __forceinline__ void block_sums(const N (&sum)[Count], SumsShared<Most>& shared) {
+  static_assert(Count <= Most && Count <= sum_threads);
   const int thread = int(threadIdx.x);
-#pragma unroll
-  for (int q = 0; q < Count; ++q) {
-    const N of_warp = warp_sum(sum[q]);
-    if (thread % warp == 0) shared.of_warp[thread / warp][q] = double(of_warp);
-  }
+  double* of_warp = shared.of_warp[thread / warp];
+  shared_out_sums<warp / 2>(sum, 0, Count, [&](int q, N of_lanes) { of_warp[q] = double(of_lanes); });
   __syncthreads();
   if (thread < Count) {
     double total = 0.;

@@ -22,35 +22,47 @@ struct RowState {
   }
 };
 
-// What the rule R adds to x; advances its moments in memory.
+// V columns of a row's moments, those that the rule has.  They are asked for before the gradients are waited for.
+template <class S, int V>
+struct Moments {
+  Pack<S, V> of[max_moments];
+
+  __device__ __forceinline__ static Moments load(const Step& s, int count, int64_t at) {
+    Moments m = {};
+#pragma unroll
+    for (int j = 0; j < max_moments; ++j)
+      if (j < count) m.of[j] = cuda::load<V>(static_cast<const S*>(s.moments[j]) + at);
+    return m;
+  }
+};
+
+// What the rule R adds to x, with the combined gradient g; advances the moments and stores them.
 template <class R, class S, int V>
 __device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S>& c, int64_t at, const Pack<S, V>& g,
-                                             const Pack<S, V>& x) {
-  Pack<S, V> moments[R::moments + 1], u;  // one more than there are: no array is empty
-#pragma unroll
-  for (int j = 0; j < R::moments; ++j) moments[j] = load<V>(static_cast<const S*>(s.moments[j]) + at);
+                                             const Pack<S, V>& x, Moments<S, V>& moments) {
+  Pack<S, V> u;
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    S own[R::moments + 1];
+    S own[R::moments + 1];  // one more than there are: no array is empty
 #pragma unroll
-    for (int j = 0; j < R::moments; ++j) own[j] = moments[j].of[i];
+    for (int j = 0; j < R::moments; ++j) own[j] = moments.of[j].of[i];
     u.of[i] = mt2o::update<R>(c, g.of[i], x.of[i], own);
 #pragma unroll
-    for (int j = 0; j < R::moments; ++j) moments[j].of[i] = own[j];
+    for (int j = 0; j < R::moments; ++j) moments.of[j].of[i] = own[j];
   }
 #pragma unroll
-  for (int j = 0; j < R::moments; ++j) store(static_cast<S*>(s.moments[j]) + at, moments[j]);
+  for (int j = 0; j < R::moments; ++j) store_whole(static_cast<S*>(s.moments[j]) + at, moments.of[j]);
   return u;
 }
 
-// The same with the rule of this step, for V columns of row k.
-template <int V, class G, bool Apart, class S>
-__device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S>& c, int64_t k, int64_t segment,
-                                             int64_t p, const Pack<S, V>& x) {
-  const Pack<S, V> g = combined<V, G, Apart>(s.grads, s.weights, s.tasks, k, segment, p);
-  const int64_t at = k * s.row + p;
+// The same with the rule of this step, for V columns of row k from column p of its gradients on; at: of its moments.
+template <class S, int V, class Grads>
+__device__ __forceinline__ Pack<S, V> update(const Step& s, const RowConstants<S>& c, const Grads& grads, int64_t p,
+                                             int64_t at, const Pack<S, V>& x) {
+  Moments<S, V> moments = Moments<S, V>::load(s, num_moments(s.rule), at);
+  const Pack<S, V> g = grads.template sum<V>(p);
   Pack<S, V> u;
-  with_rule(s.rule, [&](auto rule) { u = update<decltype(rule)>(s, c, at, g, x); });
+  with_rule(s.rule, [&](auto rule) { u = update<decltype(rule)>(s, c, at, g, x, moments); });
   return u;
 }
 
@@ -66,21 +78,21 @@ __device__ __forceinline__ Pack<S, V> sum_of(const Pack<S, V>& a, const Pack<S, 
 template <class S, int V>
 __device__ __forceinline__ void write(const Step& s, S gain, int64_t k, int64_t p, const Pack<S, V>& x) {
   const int64_t at = k * s.row + p;
-  store(static_cast<S*>(s.theta) + at, x);
+  store_whole(static_cast<S*>(s.theta) + at, x);
   if (s.ema) {
     S* ema = static_cast<S*>(s.ema) + at;
     Pack<S, V> average = load<V>(ema);
 #pragma unroll
     for (int i = 0; i < V; ++i) average.of[i] = averaged(gain, x.of[i], average.of[i]);
-    store(ema, average);
+    store_whole(ema, average);
   }
   if constexpr (sizeof(S) == 4)
     if (s.low_precision) {
       const int64_t low = k * s.low_row + p;
       if (s.low_type == Type::bfloat16)
-        store(static_cast<bfloat16*>(s.low_precision) + low, x);
+        store_whole(static_cast<bfloat16*>(s.low_precision) + low, x);
       else
-        store(static_cast<float16*>(s.low_precision) + low, x);
+        store_whole(static_cast<float16*>(s.low_precision) + low, x);
     }
 }
 

@@ -22,6 +22,19 @@ MT2O_DEFINE(MT2O_LIBRARY, m) {
       "Tensor chunks) -> ()");
   m.def("finite_(Tensor(a!) found_inf, Tensor grads, Tensor chunks, Tensor? addresses=None) -> ()");
 
+  // Family `judge`: flags bool [2, K]; with scalars the losses are gathered from them.
+  m.def(
+      "judge_(Tensor(a!) found, Tensor(b!) flags, Tensor(c!)? losses, Tensor(d!)? sums, Tensor(e!)? filled, "
+      "Tensor(f!)? usable_losses, Tensor(g!)? largest, Tensor[] scalars, Tensor? grams, Tensor? factor, "
+      "Tensor? before, Tensor? outside, *, float limit, bool together) -> ()");
+  m.def(
+      "settle_(Tensor(a!) weights, Tensor(b!) applied, Tensor(c!) flags, Tensor(d!) refusals, Tensor(e!) found, "
+      "Tensor(f!)? losses, Tensor raw, Tensor[] scalars, Tensor? judged, Tensor? before, Tensor? outside, "
+      "Tensor? largest, *, int tasks, float limit, int offset, float divisor=1.0) -> ()");
+  m.def(
+      "count_(Tensor(a!) counts, Tensor(b!)? table, Tensor found, Tensor? refusals, Tensor? weights, Tensor? finite, "
+      "*, int offset, bool together, bool expected) -> ()");
+
   // Family `solve`: float64, gram [K, T, T]; workspace [K, >= solve_workspace(T)] is scratch.
   m.def("minimum_norm_(Tensor(a!) weights, Tensor(b!) workspace, Tensor gram, Tensor? linear) -> ()");
   m.def(

@@ -36,7 +36,8 @@ class Averages:
         if shards is not None and process_group is None:
             self.ranks = Ranks(shards)
         self.sharded = shards is not None
-        self._alone = process_group is None and shards is None  # as far as was said, and not looked into yet
+        self._alone = process_group is None and shards is None  # as far as was said
+        self._looked = False
         self._members = members
         self._weigher = weigher
 
@@ -47,15 +48,22 @@ class Averages:
         groups = [{"params": [p], "task": task} for p, task in self._members]
         self.ranks.agree({"call": "WeightedBackward", **options, **self._weigher.description(), **describe(groups)})
         if not self.sharded:
-            self.ranks.share_([p.data for p, _ in self._members])
+            self.ranks.share_parameters_([p for p, _ in self._members])
         self._weigher.share(self.ranks)
 
-    def warn_if_alone(self) -> None:
-        """Warns once where there are several ranks that nobody has told of."""
-        if self._alone:
-            self._alone = False
-            if text := warning_of_drift(None, "WeightedBackward", wrapper=False):
-                warnings.warn(text, UserWarning, stacklevel=4)
+    def look_once(self) -> None:
+        """Warns at the first call where there are several ranks that nobody has told of.
+
+        Raises:
+            RanksError: on all ranks, if they do not start with the same values.
+        """
+        if self._looked:
+            return
+        self._looked = True
+        if self.ranks is not None and not self.sharded:
+            self.ranks.compare_values([p for p, _ in self._members])
+        if self._alone and (text := warning_of_drift(None, "WeightedBackward", wrapper=False)):
+            warnings.warn(text, UserWarning, stacklevel=4)
 
     def agree(self, call: str) -> None:
         """Makes sure that all ranks make the same call.

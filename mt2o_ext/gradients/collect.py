@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..device import to_device
 from ..ops import gram_, plan_layout
+from .passes import Pass
 from .table import GradientTable
 
 __all__ = [
@@ -112,25 +113,25 @@ class TaskSlots:
         """The parameters that belong to a head."""
         return [table.layout.parameters[segment] for table, segment, task in self._segments() if task is not None]
 
-    def collect(self, losses: Sequence[Tensor | None], row: int, how: str, *, retain_graph: bool) -> None:
+    def collect(self, losses: Sequence[Tensor | None], row: int, how: str, way: Pass) -> None:
         """Backward of T scalar losses, "sequential" or "batched"; None: of tasks that are absent.
 
         Sequential also where hooks want to see each complete gradient, which a batched pass has none of.
         """
         slots = self.of_row(row)
         if how == "sequential" or any(map(_has_hooks, (p for table in self._tables for p in table.layout.parameters))):
-            collect_sequential(losses, slots, self.head_parameters(), retain_graph=retain_graph)
+            collect_sequential(losses, slots, self.head_parameters(), way=way)
         else:
             there = [(loss, of_task) for loss, of_task in zip(losses, slots, strict=True) if loss is not None]
             of_parameter: dict[Tensor, list[tuple[int, Slot]]] = {}
             for index, (_, of_task) in enumerate(there):
                 for slot in of_task:
                     of_parameter.setdefault(slot.parameter, []).append((index, slot))
-            collect_batched(torch.stack([loss for loss, _ in there]), of_parameter, retain_graph=retain_graph)
+            collect_batched(torch.stack([loss for loss, _ in there]), of_parameter, retain_graph=way.retain_graph)
 
-    def collect_one(self, loss: Tensor, row: int, task: int, *, retain_graph: bool) -> None:
+    def collect_one(self, loss: Tensor, row: int, task: int, way: Pass) -> None:
         """Backward of the loss of one task."""
-        collect_sum(loss, self.of_row(row)[task], self.head_parameters(), retain_graph=retain_graph)
+        collect_sum(loss, self.of_row(row)[task], self.head_parameters(), way=way)
 
     def forget(self, row: int) -> None:
         """Drops the gradients of one row."""
@@ -149,7 +150,7 @@ def _has_hooks(p: Tensor) -> bool:
 
 
 def collect_sum(
-    loss: Tensor, slots: Sequence[Slot], others: Sequence[Tensor] = (), *, short: bool = False, retain_graph: bool
+    loss: Tensor, slots: Sequence[Slot], others: Sequence[Tensor] = (), *, short: bool = False, way: Pass
 ) -> None:
     """Backward of one loss into these slots, as far as their parameters have a part in it.
 
@@ -165,7 +166,7 @@ def collect_sum(
     with grads_kept([*parameters, *unwanted]):
         for slot, p in zip(live, parameters, strict=True):
             p.grad = slot.accumulator
-        torch.autograd.backward(loss, inputs=parameters if short else None, retain_graph=retain_graph)
+        way.run(loss, parameters if short else None)
         found = [p.grad for p in parameters]
     with torch.no_grad():
         for slot, grad in zip(live, found, strict=True):
@@ -198,7 +199,7 @@ def collect_sequential(
     others: Sequence[Tensor] = (),
     *,
     short: bool = False,
-    retain_graph: bool,
+    way: Pass,
 ) -> None:
     """Backward of one loss after the other.
 
@@ -207,12 +208,12 @@ def collect_sequential(
         slots: those of each task.
         others: as of `collect_sum`.
         short: as of `collect_sum`.
-        retain_graph: keep the graph also after the last loss.
+        way: of each backward; the graph is kept until the last one in any case.
     """
     there = [(loss, of_task) for loss, of_task in zip(losses, slots, strict=True) if loss is not None]
     last = len(there) - 1
     for index, (loss, of_task) in enumerate(there):
-        collect_sum(loss, of_task, others, short=short, retain_graph=retain_graph or index < last)
+        collect_sum(loss, of_task, others, short=short, way=way.keeping(index < last))
 
 
 def collect_batched(losses: Tensor, slots: Mapping[Tensor, Sequence[tuple[int, Slot]]], *, retain_graph: bool) -> None:

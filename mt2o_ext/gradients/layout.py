@@ -9,10 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..ops import plan_layout
+from ..device import is_gpu
+from ..ops import cut_chunks, plan_layout
 from ..sharding import is_sharded, local_of
 
 __all__ = ["Layout", "dense_strides"]
+
+# Of models with fewer columns a GPU takes inner products of up to so many rows by pieces of chunks.
+SMALL, ROWS_OF_A_BLOCK, PIECE = 1_000_000, 48, 2048
 
 
 def dense_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
@@ -56,11 +60,22 @@ class Layout:
         self.offsets, self.width, chunks = plan_layout(self.numels)
         self.chunks = torch.tensor(chunks, dtype=torch.int64, device=self.device).reshape(-1, 3)
         self._chunk_counts = Counter(segment for segment, _, _ in chunks)
+        self._pieces = self.chunks
+        if is_gpu(self.device) and self.width < SMALL:
+            self._pieces = torch.tensor(cut_chunks(chunks, PIECE), dtype=torch.int64, device=self.device).reshape(-1, 3)
 
     @cached_property
     def chunks_of(self) -> tuple[Tensor, ...]:
         """The chunks of each parameter."""
         return self.chunks.split([self._chunk_counts[segment] for segment in range(len(self.parameters))])
+
+    def gram_chunks(self, num_rows: int) -> Tensor:
+        """The chunks for inner products of so many rows: on a GPU, those of a small model in pieces of 2,048 columns.
+
+        A GPU has more multiprocessors than such a model has chunks, and a block takes a chunk of up to 48 rows.  The
+        pieces depend on the sizes of the tensors alone, so the products are the same on every GPU.
+        """
+        return self._pieces if num_rows <= ROWS_OF_A_BLOCK else self.chunks
 
     def views(self, buffer: Tensor, first: int = 0) -> list[list[Tensor]]:
         """Views of the shape of each parameter: one list for each row, or one list of all rows if stacked.

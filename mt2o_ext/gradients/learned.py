@@ -35,10 +35,10 @@ class Undo:
 
     def undo_where(self, skipped: Tensor) -> None:
         """The same where this tensor is not zero, which the host need not know."""
-        if self._before is not None:
+        if self._before:
             now, missed = self._weighting.state_dict(), skipped.amax() != 0
             self._weighting.load_state_dict({key: torch.where(missed, self._before[key], now[key]) for key in now})
-            self._before = None
+        self._before = None
 
     def forget(self) -> None:
         """Keeps what was learned."""

@@ -14,8 +14,10 @@ __all__ = [
     "as_list",
     "as_losses",
     "backward_done",
+    "bank_losses",
     "check_losses",
     "check_running_statistics",
+    "joined",
     "takes_task",
     "task_loss",
     "task_losses",
@@ -41,40 +43,88 @@ def check_losses(
         ValueError: for another number of losses, losses that are not scalars, and (with ``graph``) losses that no
             parameter can get a gradient from.
     """
+    if num_rows is None and isinstance(losses, Sequence):
+        return torch.stack(check_scalars(losses, num_tasks, graph=graph))
     expected = (num_tasks,) if num_rows is None else (num_rows, num_tasks)
     if isinstance(losses, Tensor):
         stacked = losses
-    elif not isinstance(losses, Sequence):
-        raise TypeError(f"expected losses as a tensor or a sequence of tensors, got {type(losses).__name__}")
     else:
-        for item in losses:
-            if not isinstance(item, Tensor):
-                raise TypeError(f"expected losses as tensors, got {type(item).__name__}")
-        if num_rows is None and any(item.numel() != 1 for item in losses):
-            shapes = [list(item.shape) for item in losses]
-            raise ValueError(f"expected {num_tasks} scalar losses, got shapes {shapes}; take the mean over the batch")
-        items = [item.reshape(()) for item in losses] if num_rows is None else list(losses)
-        stacked = torch.stack(items) if items else torch.zeros(0, dtype=torch.float32)
+        _check_tensors(losses)
+        stacked = torch.stack(list(losses)) if len(losses) > 0 else torch.zeros(0, dtype=torch.float32)
     if tuple(stacked.shape) != expected:
         raise ValueError(
             f"expected losses of shape {list(expected)} (num_tasks={num_tasks}), got {list(stacked.shape)}"
         )
-    if graph and not stacked.requires_grad:
-        raise ValueError("expected losses with a graph, got constants: were they detached, or computed under no_grad?")
+    _check_graph([stacked], graph)
     return stacked
+
+
+def check_scalars(losses: Sequence[Tensor], num_tasks: int, *, graph: bool) -> list[Tensor]:
+    """T losses of a sequence as scalars; raises as `check_losses`."""
+    _check_tensors(losses)
+    if any(item.numel() != 1 for item in losses):
+        shapes = [list(item.shape) for item in losses]
+        raise ValueError(f"expected {num_tasks} scalar losses, got shapes {shapes}; take the mean over the batch")
+    if len(losses) != num_tasks:
+        raise ValueError(f"expected losses of shape [{num_tasks}] (num_tasks={num_tasks}), got [{len(losses)}]")
+    _check_graph(losses, graph)
+    return [item if item.dim() == 0 else item.reshape(()) for item in losses]
+
+
+def _check_tensors(losses: Any) -> None:
+    if not isinstance(losses, Sequence):
+        raise TypeError(f"expected losses as a tensor or a sequence of tensors, got {type(losses).__name__}")
+    for item in losses:
+        if not isinstance(item, Tensor):
+            raise TypeError(f"expected losses as tensors, got {type(item).__name__}")
+
+
+def _check_graph(losses: Sequence[Tensor], graph: bool) -> None:
+    if graph and not any(loss.requires_grad for loss in losses):
+        raise ValueError("expected losses with a graph, got constants: were they detached, or computed under no_grad?")
 
 
 class TaskLosses(NamedTuple):
     """T losses that were checked; a task without one is absent.
 
     each: scalars, or None.
-    values: float64 [T], 0 where there is none.
+    scalars: detached, 0 where there is none.
     absent: the tasks without a loss.
     """
 
     each: list[Tensor | None]
-    values: Tensor
+    scalars: tuple[Tensor, ...]
     absent: frozenset[int]
+
+    @property
+    def values(self) -> Tensor:
+        """float64 [T], 0 where there is none."""
+        return torch.stack(self.scalars).double()
+
+    def of_present(self, numbers: Tensor) -> Tensor:
+        """Those of numbers [T] whose tasks have a loss."""
+        if not self.absent:
+            return numbers
+        return torch.stack([number for number, loss in zip(numbers, self.each, strict=True) if loss is not None])
+
+
+def bank_losses(losses: Tensor | Sequence[Tensor | None], num_tasks: int, num_rows: int) -> TaskLosses:
+    """The losses [K, T] of a bank, none of which is absent.
+
+    Raises:
+        TypeError: as `check_losses`.
+        ValueError: as `check_losses`.
+    """
+    stacked = check_losses(losses, num_tasks, num_rows)  # type: ignore[arg-type]
+    return TaskLosses([], stacked.detach().unbind(), frozenset())
+
+
+def joined(losses: Tensor | Sequence[Tensor | None], given: TaskLosses) -> Tensor:
+    """The losses that there are as one tensor with a graph: [P], or [K, T] of a bank."""
+    if isinstance(losses, Tensor):
+        return losses
+    there = given.each if given.each else losses
+    return torch.stack([loss for loss in there if loss is not None])
 
 
 def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int, *, graph: bool = True) -> TaskLosses:
@@ -90,8 +140,8 @@ def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int,
             "list of losses, and inside of a loop over tasks()"
         )
     if isinstance(losses, Tensor) or not isinstance(losses, Sequence):
-        stacked = check_losses(losses, num_tasks, None, graph=graph)
-        return TaskLosses(list(as_list(losses)), stacked.detach().double(), frozenset())
+        each = as_list(check_losses(losses, num_tasks, None, graph=graph))
+        return TaskLosses(list(each), tuple(loss.detach() for loss in each), frozenset())
     there = [loss for loss in losses if isinstance(loss, Tensor) and (loss.requires_grad or not graph)]
     if not there and any(loss is None for loss in losses):
         raise ValueError(
@@ -104,9 +154,9 @@ def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int,
         if there and (loss is None or (graph and isinstance(loss, Tensor) and not loss.requires_grad))
     )
     filled = [there[0].new_zeros(()) if task in absent else loss for task, loss in enumerate(losses)]
-    values = check_losses(filled, num_tasks, None, graph=graph).detach().double()  # type: ignore[arg-type]
-    each = [None if task in absent or loss is None else loss.reshape(()) for task, loss in enumerate(losses)]
-    return TaskLosses(each, values, absent)
+    scalars = check_scalars(filled, num_tasks, graph=graph)  # type: ignore[arg-type]
+    every: list[Tensor | None] = [None if task in absent else loss for task, loss in enumerate(scalars)]
+    return TaskLosses(every, tuple(loss.detach() for loss in scalars), absent)
 
 
 def task_loss(loss: Any, task: int) -> Tensor | None:
@@ -158,8 +208,11 @@ def as_list(losses: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [loss.reshape(()) for loss in (losses.unbind() if isinstance(losses, Tensor) else losses)]
 
 
-def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], None]) -> None:
-    """Warns where the losses went through a normalisation whose running statistics all subproblems would share."""
+def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], None], advice: str) -> None:
+    """Warns where the losses went through a normalisation whose running statistics all subproblems would share.
+
+    advice: what the user can do about it.
+    """
     seen: set[object] = set()
     queue = [losses.grad_fn]
     while queue:
@@ -174,8 +227,7 @@ def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], Non
         ):
             warn_once(
                 "running statistics",
-                "the model has BatchNorm layers whose running statistics are now shared by all subproblems; give each "
-                "its own with MT2OFused(..., buffers=model.buffers())",
+                f"the model has BatchNorm layers whose running statistics are now shared by all subproblems: {advice}",
             )
             return
         queue.extend(parent for parent, _ in node.next_functions)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..device import LateCopy
 from ..loss_domain import Reason
+from ..ops.judge import NONFINITE, OF_WEIGHTED_SUM, judge_
 from ..scalarization import Scalarization
 
 __all__ = [
@@ -23,10 +24,10 @@ __all__ = [
     "Refuser",
     "SkippedSteps",
     "Skips",
+    "with_losses",
 ]
 
-# What a row that is not updated carries instead of 0; the reasons of those who may refuse a step follow.
-NONFINITE, OF_WEIGHTED_SUM = 1, 2
+# By what a row that is not updated carries instead of 0; the reasons of those who may refuse a step follow.
 REASONS = (
     Reason("a gradient or loss{where} was infinite or NaN"),
     Reason(
@@ -71,10 +72,20 @@ class SkippedSteps(LateCopy):
 
     def add(self, refusals: Tensor, skipped: Tensor) -> None:
         """A step: float64 [K, 3], why (0: for no reason of its own), task and value; float32 [K], not zero: skipped."""
-        table = self._all = self._table
+        table = self._table
         missed = skipped != 0
         table[:, :3] = torch.where(missed[:, None], refusals, table[:, :3])
         table[:, 3] = (table[:, 3] + 1) * missed
+        self.changed()
+
+    @property
+    def table(self) -> Tensor:
+        """float64 [K, 4]: reason, task, value, how many steps in a row; `changed` comes after a change of it."""
+        return self._table
+
+    def changed(self) -> None:
+        """The table was changed."""
+        self._all = self._table
         self._changed()
 
     def nothing_skipped(self) -> None:
@@ -102,6 +113,15 @@ class SkippedSteps(LateCopy):
         return news
 
 
+def with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
+    """found, and NONFINITE where a loss of a row, of losses [K, T], is infinite or NaN."""
+    if losses is None:
+        return found
+    now, flags = torch.empty_like(found), torch.empty((2, len(found)), dtype=torch.bool, device=found.device)
+    judge_(now, flags, losses.contiguous(), None, None, None, None, before=found)
+    return now
+
+
 class Refuser(Protocol):
     """Who may refuse a step for what is finite: a weighting, a scalarization."""
 
@@ -125,11 +145,17 @@ class RefusedLosses:
         self._num_rows = num_rows
         self._found: Tensor | None = None
 
-    def see(self, losses: Tensor, row: int | None) -> None:
-        """The losses [T] of a subproblem, or [K, T] of all (None); of micro-batches the first refused one counts."""
-        found = self._scalarization.refusals(losses.reshape(-1, losses.shape[-1]))
+    def see(self, losses: Tensor, row: int | None, present: Tensor | None = None) -> None:
+        """The losses [T] of a subproblem, or [K, T] of all (None); of micro-batches the first refused one counts.
+
+        present: int64 [P], the tasks that have a loss; None: all.
+        """
+        table = losses.reshape(-1, losses.shape[-1])
+        found = self._scalarization.refusals(table if present is None else table.index_select(1, present))
         if found is None:
             return
+        if present is not None:  # back to the numbers of all tasks
+            found = torch.stack([found[:, 0], present[found[:, 1].long()].to(found), found[:, 2]], 1)
         if self._found is None or self._found.device != found.device:
             self._found = found.new_zeros(self._num_rows, 3)
         rows = self._found if row is None else self._found[row : row + 1]

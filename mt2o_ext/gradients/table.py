@@ -330,12 +330,14 @@ class GradientTable:
         What is not there counts as zero.  diagonal: only the squares, float64 [K, S, T].
         """
         layout, tasks = self.layout, self.num_tasks
+        chunks = layout.gram_chunks(tasks)
         if diagonal not in self._grams:
-            rows, segments, chunks = layout.num_rows, len(layout.parameters), len(layout.chunks)
+            rows, segments = layout.num_rows, len(layout.parameters)
+            sums = tasks if diagonal else tasks * (tasks + 1) // 2
             shape = (rows, segments, tasks) if diagonal else (rows, segments, tasks, tasks)
             out = self._like.new_empty(shape, dtype=torch.float64)
-            self._grams[diagonal] = out, out.new_empty(rows, chunks, tasks if diagonal else tasks * (tasks + 1) // 2)
+            self._grams[diagonal] = out, out.new_empty(rows, len(chunks), sums)
         out, partials = self._grams[diagonal]
         grads, addresses = self.source()
-        gram_(out, partials, grads, None, layout.chunks, diagonal=diagonal, addresses=addresses)
+        gram_(out, partials, grads, None, chunks, diagonal=diagonal, addresses=addresses)
         return out

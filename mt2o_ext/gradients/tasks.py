@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -14,68 +15,93 @@ from torch import Tensor
 
 from ..device import to_device
 from ..weighting import Needs
+from ..weighting.judging import Measured, as_table
+from ..weighting.refusal import Outcome
 from .collect import TaskSlots
-from .skipped import NONFINITE
+from .passes import Pass
+from .skipped import with_losses
 from .table import GradientTable, Source
 from .weigher import GRAMS, Weigher
 
 __all__ = ["Batch", "Combination", "TaskGradients", "Weighed"]
 
-Skip = Callable[[Tensor], Tensor]
-
-
-def itself(found: Tensor) -> Tensor:
-    """Every row skips its own step only."""
-    return found
+Losses = Tensor | Sequence[Tensor]
+"""float64 [K, T], or K T scalars, row after row, that nobody has put into a table yet."""
 
 
 @dataclass(eq=False)
 class Batch:
     """All that backward leaves for the next step, beside the gradients.
 
-    losses: float64, for each row [1, T] (one [K, T], if stacked), added up over micro-batches; None: no backward yet.
-    early_weights: float64 [1, T], with which the losses were added up before their backward; None: they were not.
+    losses: for each row float64 [1, T] (one [K, T], if stacked), added up over micro-batches, or T scalars of one
+        backward; None: there was none yet.
+    early: the weights with which the losses were added up before their backward; None: they were not.
     shown: ``.grad`` holds the combined gradient.
     transformed: the weighting has changed the gradients in the tables, and learned from them.
     scaler: the GradScaler whose factor the gradients carry.
-    gram: float64 [K, T, T], of the task gradients, where the weighting needed it.
-    absent: the tasks that no backward had a loss of.
+    gram: float64 [K, T, T] (of squares alone [K, T]), of the task gradients, where the weighting needed it.
+    found: float32 [K], what was found when they were weighed, until the step takes it; None: nobody has looked.
+    absent: the tasks that no backward had a loss of, in the row that was seen last; absent_of: in each row.
+    constant: all losses of a loop over tasks were without a graph, or None, and some were no None.
     left: a loop over tasks was left before its end.  missed: the tasks whose turn did not come.
     """
 
-    losses: list[Tensor | None] = field(default_factory=list)
-    early_weights: Tensor | None = None
+    losses: list[Losses | None] = field(default_factory=list)
+    early: Outcome | None = None
     shown: bool = False
     transformed: bool = False
     scaler: Any = None
     gram: Tensor | None = None
+    found: Tensor | None = None
     absent: frozenset[int] = frozenset()
+    absent_of: dict[int, frozenset[int]] = field(default_factory=dict)
+    constant: bool = False
     left: bool = False
     missed: tuple[int, ...] = ()
 
-    def see(self, absent: frozenset[int]) -> None:
-        """Notes which tasks the next losses lack, before these are added."""
-        self.absent = absent if self.losses[0] is None else self.absent & absent
+    def see(self, absent: frozenset[int], row: int = 0) -> None:
+        """Notes which tasks the next losses of a row lack, before these are added."""
+        self.absent = absent if self.losses[row] is None else self.absent_of.get(row, frozenset()) & absent
+        self.absent_of[row] = self.absent
 
-    def add_losses(self, row: int, losses: Tensor) -> None:
-        """Adds the losses of a row, float64 [1, T] (or [K, T], if stacked)."""
+    def add_losses(self, row: int, losses: Losses) -> None:
+        """Adds the losses of a row, float64 [1, T] (or [K, T], if stacked), or T scalars."""
         before = self.losses[row]
-        self.losses[row] = losses if before is None else before + losses
+        self.losses[row] = losses if before is None else _table(before) + _table(losses)
 
     def all_losses(self) -> Tensor | None:
         """float64 [K, T], or None where a row has none yet."""
+        losses = self.given_losses()
+        if losses is None or isinstance(losses, Tensor):
+            return losses
+        self.take_table(as_table(losses, len(self.losses)))
+        return self.all_losses()
+
+    def given_losses(self) -> Losses | None:
+        """The same, but scalars where nobody has put them into a table yet."""
         there = [losses for losses in self.losses if losses is not None]
         if len(there) < len(self.losses):
             return None
-        return there[0] if len(there) == 1 else torch.cat(there)
+        if any(isinstance(losses, Tensor) for losses in there):
+            return _table(there[0]) if len(there) == 1 else torch.cat([_table(losses) for losses in there])
+        return list(chain.from_iterable(there))
+
+    def take_table(self, losses: Tensor) -> None:
+        """Takes the table [K, T] that was made of the scalars."""
+        self.losses = [losses] if len(losses) == 1 else list(losses.split(1))
+
+
+def _table(losses: Losses) -> Tensor:
+    return losses if isinstance(losses, Tensor) else as_table(losses, 1)
 
 
 class Weighed(NamedTuple):
     """Weights of the task gradients.
 
     weights: float64 [K, T], of each tensor [K, S, T]; NaN in rows that skip the step.
-    applied: the same times the factor of a GradScaler where it was divided out of the gradients.
-    found: float32 [K], `NONFINITE` in rows with infinite or NaN gradients or losses.
+    applied: the same times the factor of a GradScaler where it was divided out of the gradients; 0 in rows that are
+        refused.
+    found: float32 [K], not zero in rows that skip the step: `NONFINITE`, or the number of a refusal.
     """
 
     weights: Tensor
@@ -90,14 +116,9 @@ class Combination(NamedTuple):
     weights: Tensor | None
 
 
-def largest_weights(squares: Tensor, dtypes: Iterable[torch.dtype], num_tasks: int) -> Tensor:
-    """float64 [K, T]: with weights up to these no sum of w_t g_t can be infinite in the type that it is added up in.
-
-    squares: float64 [K, T], |g_t|^2.  num_tasks: how many of the g_t there are.
-    """
-    limit = min(torch.finfo(torch.promote_types(dtype, torch.float32)).max for dtype in dtypes)
-    lengths = squares.sqrt().clamp(min=1.0)  # at least 1: the weights themselves become numbers of this type
-    return limit / (num_tasks * lengths)
+def largest_number(dtypes: Iterable[torch.dtype]) -> float:
+    """The largest number of the types that gradients of these are added up in."""
+    return min(torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max for dtype in dtypes)
 
 
 class TaskGradients:
@@ -155,13 +176,13 @@ class TaskGradients:
         """True if the parameters of this table belong to single tasks."""
         return bool(self._tasks[index]) and self._tasks[index][0] is not None
 
-    def collect(self, losses: Sequence[Tensor | None], row: int, *, retain_graph: bool) -> None:
+    def collect(self, losses: Sequence[Tensor | None], row: int, way: Pass) -> None:
         """Backward of T scalar losses into the tables; None: of tasks that are absent.
 
         If it fails, what the row had collected before is dropped as well: part of it has been added to.
         """
         try:
-            self.slots.collect(losses, row, self.collecting, retain_graph=retain_graph)
+            self.slots.collect(losses, row, self.collecting, way)
         except BaseException:
             self.slots.forget(row)
             raise
@@ -176,12 +197,19 @@ class TaskGradients:
         return self._present[absent]
 
     # ------------------------------------------------------------------ weights
-    def find_nonfinite(self, found: Tensor) -> None:
-        """Sets found[k] = 1 where a gradient is infinite or NaN, of those that `weigh` does not see squares of."""
+    def find_nonfinite(self, found: Tensor | None, new: Callable[[], Tensor]) -> Tensor | None:
+        """Looks at the gradients that `weigh` does not see squares of.
+
+        Args:
+            found: float32 [K], to which 1 is written where one is infinite or NaN; None: one is made where needed.
+            new: makes zeros [K].
+        """
         rows = Needs.ROWS in self.weigher.due()
         for index, table in enumerate(self.tables):
             if self.is_head(index) or rows or not self._reads_squares():
+                found = new() if found is None else found
                 table.find_nonfinite(found)
+        return found
 
     def _reads_squares(self) -> bool:
         """Tells whether the Gram matrix, or its diagonal, is taken.
@@ -195,11 +223,11 @@ class TaskGradients:
     def transform(
         self,
         batch: Batch,
-        losses: Tensor | None,
-        found: Tensor,
+        losses: Losses | None,
+        found: Tensor | None,
         factor: Tensor | None,
-        skip: Skip = itself,
         *,
+        together: bool = False,
         preferences: Tensor | None = None,
     ) -> None:
         """Lets a weighting that does so change the gradients in place; it has learned from them then, for good.
@@ -215,50 +243,53 @@ class TaskGradients:
                 row.div_(factor.to(row.dtype))
         batch.transformed = True  # also if what follows fails: a step that is repeated divides no second time
         present = self.present(batch.absent)
-        context = weigher.context(losses, skip(found), present=present, preferences=preferences)
+        table = losses if losses is None or isinstance(losses, Tensor) else batch.all_losses()
+        context = weigher.context(table, present=present, preferences=preferences)
+        if found is not None:
+            finite = found == 0
+            context = replace(context, finite=finite.all().expand_as(finite) if together else finite)
         weigher.weighting.transform_(rows, context)
 
     def weigh(
         self,
         batch: Batch,
-        losses: Tensor | None,
-        found: Tensor,
+        losses: Losses | None,
+        found: Tensor | None,
         factor: Tensor | None,
-        skip: Skip = itself,
         *,
+        together: bool = False,
+        again: bool = False,
         preferences: Tensor | None = None,
     ) -> Weighed:
         """Finds the weights of this step, after `transform`.
 
         Args:
             batch: of the gradients.
-            losses: float64 [K, T], or None.
-            found: float32 [K], `NONFINITE` in rows that were found to be so before.
+            losses: of all rows, or None.
+            found: float32 [K], `NONFINITE` in rows that were found to be so before; None: nobody has looked yet.
             factor: float32 [1], what the gradients have to be divided by, or None.
-            skip: found -> float32 [K], not zero in rows that skip the step.
+            together: what is found in one row skips the step of all.
+            again: the gradients are looked at again in the step.
             preferences: float64 [K, T] of this step alone; None: those of the weigher.
         """
         weigher = self.weigher
         if not self.trunks:
             ones = torch.ones_like(weigher.preferences)
-            return Weighed(ones, ones, found)
-        due = weigher.due()
+            found = torch.zeros(len(ones), dtype=torch.float32, device=ones.device) if found is None else found
+            return Weighed(ones, ones, with_losses(found, batch.all_losses() if losses is not None else None))
         present = self.present(batch.absent)
-        context = weigher.context(losses, skip(found), present=present, preferences=preferences)
         divided, factor = (factor, None) if batch.transformed else (None, factor)
+        measured = Measured(found=found, together=together, again=again)
         if self._reads_squares():
-            segments = weigher.segment_grams(self.trunks, factor)
-            gram = segments.sum(1)
-            squares = gram.diagonal(dim1=1, dim2=2)
-            found = torch.where(squares.isfinite().all(1), found, float(NONFINITE))
-            dtypes = [table.layout.dtype for table in self.trunks]
-            largest = largest_weights(squares, dtypes, self.num_tasks - len(batch.absent))
-            context = replace(context, largest=largest, finite=skip(found) == 0)
-            if due & GRAMS:
-                batch.gram = gram
-                context = replace(context, gram=gram, segments=segments)
-        weights = weigher.weighting.weights(context)
-        return Weighed(weights, weights if divided is None else weights * divided.double(), found)
+            limit = largest_number(table.layout.dtype for table in self.trunks)
+            measured = replace(measured, grams=weigher.segment_grams(self.trunks), factor=factor, limit=limit)
+        outcome = weigher.weigh(losses, measured, present=present, preferences=preferences)
+        if outcome.losses is not None and not isinstance(losses, Tensor):
+            batch.take_table(outcome.losses)
+        if weigher.due() & GRAMS:
+            batch.gram = outcome.sums if present is None else measured.sums()
+        applied = outcome.applied if divided is None else outcome.applied * divided.double()
+        return Weighed(outcome.weights, applied, outcome.found)
 
     # ------------------------------------------------------------------ the combination
     def combination(self, index: int, weights: Tensor) -> Combination:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .collect import TaskSlots
 from .losses import task_loss
+from .passes import Pass
 
 __all__ = ["TaskVisit", "check_alone", "words_about"]
 
@@ -25,6 +26,7 @@ class TaskVisit:
         task: whose turn it is.
         complete: all have had their turn; not so where the loop was left.
         scaler: the GradScaler of the losses, or None.
+        constant: a loss without a graph was given.
     """
 
     def __init__(self, slots: TaskSlots, num_tasks: int) -> None:
@@ -33,6 +35,7 @@ class TaskVisit:
         self.task = -1
         self.complete = False
         self.scaler: Any = None
+        self.constant = False
         self._losses: dict[int, Tensor] = {}
 
     def turns(self, end: Callable[[TaskVisit], None]) -> Iterator[int]:
@@ -48,13 +51,13 @@ class TaskVisit:
         finally:
             end(self)
 
-    def backward(self, loss: Any, scaler: Any, *, retain_graph: bool, drop: Callable[[], None]) -> Tensor | None:
+    def backward(self, loss: Any, scaler: Any, way: Pass, *, drop: Callable[[], None]) -> Tensor | None:
         """Backward of a loss of the task whose turn it is.
 
         Args:
             loss: a scalar; None, or a constant: the task has no data.
             scaler: a GradScaler, or None.
-            retain_graph: as in ``torch.autograd.backward``.
+            way: of the backward pass.
             drop: called if the backward pass fails: some gradients have been added to.
 
         Returns:
@@ -66,11 +69,12 @@ class TaskVisit:
         """
         scalar = task_loss(loss, self.task)
         if scalar is None:
+            self.constant = self.constant or loss is not None
             return None
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        scaled = scalar if self.scaler is None else self.scaler.scale(scalar)
+        [scaled] = way.scaled([scalar], self.scaler)
         try:
-            self._slots.collect_one(scaled, 0, self.task, retain_graph=retain_graph)
+            self._slots.collect_one(scaled, 0, self.task, way)
         except BaseException:
             self.forget()
             drop()

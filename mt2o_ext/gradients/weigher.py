@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import count
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..ranks import Ranks
 from ..sharding import sum_shards
 from ..weighting import Needs, Weighting, WeightingContext
+from ..weighting.judging import Measured, as_table
+from ..weighting.refusal import Outcome
 from .keys import StepKeys
 from .learned import Feedback, Undo
 from .table import GradientTable
@@ -170,30 +173,28 @@ class Weigher:
         """True if the next step needs task gradients, or their inner products."""
         return bool(self.due() & READS_GRADIENTS) or self.weighting.per_segment
 
-    def segment_grams(self, tables: Sequence[GradientTable], factor: Tensor | None) -> Tensor:
-        """float64 [K, S, T, T] of all parameters of these tables, whose gradients have to be divided by factor."""
+    def segment_grams(self, tables: Sequence[GradientTable]) -> Tensor:
+        """float64 [K, S, T, T] of all parameters of these tables, or [K, S, T] where squares are enough."""
         diagonal = not self.due() & (Needs.GRAM | Needs.SEGMENTS)
         grams = [table.gram(diagonal=diagonal) for table in tables]
         segments = grams[0] if len(grams) == 1 else torch.cat(grams, 1)
-        if diagonal:
-            segments = torch.diag_embed(segments)
         if any(table.layout.sharded for table in tables):
             segments = sum_shards(segments, [p for table in tables for p in table.layout.parameters])
-        return segments if factor is None else segments / factor.double().square()
+        return segments
 
     # ------------------------------------------------------------------ weights
     def context(
         self,
         losses: Tensor | None,
-        skipped: Tensor | None,
         dtypes: Sequence[torch.dtype] = (),
         *,
+        measured: Measured | None = None,
         present: Tensor | None = None,
         preferences: Tensor | None = None,
     ) -> WeightingContext:
-        """The numbers of the next step but for the Gram matrix.
+        """The numbers of the next step.
 
-        skipped: float32 [K], rows that are not updated.  dtypes: of the gradients, where they are not the parameters'.
+        measured: those that nobody has looked at yet.  dtypes: of the gradients, where they are not the parameters'.
         present: int64 [P], the tasks that have losses and gradients; None: all.
         preferences: float64 [K, T] of this step alone, where it has others.
         """
@@ -219,19 +220,45 @@ class Weigher:
             step=self.steps,
             epoch=self.epoch,
             draw=self.keys.draw(self.preferences.device) if Needs.DRAWS in self.weighting.needs else None,
-            finite=None if skipped is None else skipped == 0,
+            measured=measured,
             present=present,
         )
+
+    def weigh(
+        self,
+        losses: Tensor | Sequence[Tensor] | None,
+        measured: Measured,
+        *,
+        present: Tensor | None = None,
+        preferences: Tensor | None = None,
+    ) -> Outcome:
+        """The weights of the next step, and what was found on the way.
+
+        losses: float64 [K, T], or K T scalars.  present, preferences: as of `context`.
+        """
+        if losses is not None and not isinstance(losses, Tensor):
+            if present is None:
+                measured, losses = replace(measured, scalars=losses), None
+            else:
+                losses = as_table(losses, len(self.preferences))
+        self.weighting.weights(self.context(losses, measured=measured, present=present, preferences=preferences))
+        assert self.weighting.outcome is not None
+        return self.weighting.outcome
 
     def draw_ahead(self) -> None:
         """Draws the random numbers of the next step, so that a compiled step need not know generators."""
         if Needs.DRAWS in self.weighting.needs:
             self.keys.draw_ahead(self.preferences.device)
 
-    def weigh_early(self, losses: Tensor, present: Tensor | None) -> Tensor:
-        """The weights [1, T] by losses [1, T] alone, before there are gradients; `undo` until `done`."""
+    def weigh_early(
+        self, losses: Tensor | Sequence[Tensor], present: Tensor | None, dtype: torch.dtype = torch.float64
+    ) -> Outcome:
+        """The weights [1, T] by losses [1, T] alone, before there are gradients; `undo` until `done`.
+
+        dtype: float32 or float64, of the weights as they are applied.
+        """
         self.remember()
-        return self.weighting.weights(self.context(losses, None, present=present))
+        return self.weigh(losses, Measured(dtype=dtype), present=present)
 
     def remember(self) -> None:
         """Notes what the weighting knows, for `undo` until `done`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..ranks import together
 from ..weighting import Needs, Weighting, as_weighting
+from ..weighting.judging import Measured
 from .averaged import Averages
 from .collect import collect_gram, collect_sequential, grads_kept, weighted_sum
 from .features import FeatureGradients, check_features
@@ -20,6 +20,7 @@ from .layout import Layout
 from .losses import TaskLosses, task_losses
 from .options import check_one_row, check_task_options, check_ways_of_shards, members_of
 from .parameters import check_parameters
+from .passes import Backward, Pass, check_backward
 from .skipped import RefusedCalls
 from .table import GradientTable
 from .tasks import Batch, TaskGradients
@@ -44,6 +45,7 @@ def weighted_backward(
     generator: torch.Generator | None = None,
     scaler: Any = None,
     retain_graph: bool = False,
+    backward: Backward | None = None,
 ) -> Tensor:
     """Adds the weighted gradient of T losses to ``.grad``; returns the weights, float64 [T] (per tensor: [S, T]).
 
@@ -59,11 +61,11 @@ def weighted_backward(
             f"{type(weighting).__name__} has to be told of epochs or of the losses after a step, but this is one call: "
             "make a WeightedBackward, and call its epoch_end() or feedback(losses)"
         )
-    backward = WeightedBackward(
+    into_grad = WeightedBackward(
         params, num_tasks=count, weighting=weighting, preferences=preferences, heads=heads, collect=collect,
-        store=store, generator=generator, forget=False,
+        store=store, generator=generator, forget=False, backward=backward,
     )  # fmt: skip
-    return backward(losses, features=features, scaler=scaler, retain_graph=retain_graph)
+    return into_grad(losses, features=features, scaler=scaler, retain_graph=retain_graph)
 
 
 class WeightedBackward:
@@ -86,6 +88,8 @@ class WeightedBackward:
         forget: start with a fresh state of the weighting; False: go on from the one that the instance has.
         process_group: data parallelism, as of :class:`WeightedFused`: what comes into ``.grad`` is averaged over the
             ranks, and all ranks start from the first one's parameters.
+        backward: a trainer's backward, as of :class:`WeightedFused`; not for ``collect="batched"``, ``features=`` and
+            Gram matrices with ``store=False``.
 
     Where all ``.grad`` are None they become views of one buffer, which a later such call writes again: copy what has to
     last longer.  Otherwise the gradient is added to what is there.  Parameters that no loss depends on are left alone.
@@ -107,6 +111,7 @@ class WeightedBackward:
         generator: torch.Generator | None = None,
         forget: bool = True,
         process_group: Any = None,
+        backward: Backward | None = None,
     ) -> None:
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
@@ -115,6 +120,8 @@ class WeightedBackward:
                 f"expected a weighting of the Gram matrix or losses for store=False, got {type(weighting).__name__}: "
                 "take store=True"
             )
+        self._pass = Pass(check_backward(backward))
+        self._pass.check_sequential('collect="batched"' if collect == "batched" else None)
         self._num_tasks, self._store = num_tasks, store
         self._weigher = Weigher(weighting, table, generator)
         self._tasks = TaskGradients(self._weigher, num_tasks, heads, collect)
@@ -171,6 +178,7 @@ class WeightedBackward:
         features: Tensor | Sequence[Tensor] = (),
         scaler: Any = None,
         retain_graph: bool = False,
+        backward: Backward | None = None,
     ) -> Tensor:
         """Adds the weighted gradient of these losses to ``.grad``.
 
@@ -184,6 +192,7 @@ class WeightedBackward:
                 parameters on the losses must go through z.
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
             retain_graph: as in ``torch.autograd.backward``.
+            backward: the trainer's backward for this call, in the place of that of the constructor.
 
         Returns:
             The weights, float64 [T], or [S, T] of a weighting of each tensor.
@@ -194,20 +203,21 @@ class WeightedBackward:
             RuntimeError: if the losses reach none of the parameters, for a weighting of gradients that are stored.
         """
         points = [features] if isinstance(features, Tensor) else list(features)
+        way = self._pass.of_call(backward, retain_graph)
+        way.check_sequential(self._without_pass(points))
         if self._visit is not None:
             if points:
                 raise ValueError("expected no features= inside of tasks(), got some: leave them out")
-            own = self._visit.backward(losses, scaler, retain_graph=retain_graph, drop=self._forget_gradients)
+            with together(self._averages.ranks):
+                own = self._visit.backward(losses, scaler, way, drop=self._forget_gradients)
             return torch.full((), torch.nan, dtype=torch.float64) if own is None else own
-        self._averages.warn_if_alone()
+        self._averages.look_once()
         with together(self._averages.ranks):
             given = task_losses(losses, self._num_tasks)
             self._check_way(points)
             self._build()
         self._forget_gradients()
-        scalars = given.each
-        if scaler is not None and scaler.is_enabled():
-            scalars = [loss if loss is None else scaler.scale(loss) for loss in scalars]
+        scalars = way.scaled(given.each, scaler if scaler is not None and scaler.is_enabled() else None)
         device = given.values.device
         factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=device))
         lacking = f" without tasks {sorted(given.absent)}" if given.absent else ""
@@ -215,12 +225,12 @@ class WeightedBackward:
         table, absent = self._averages.of_losses(given.values.unsqueeze(0), call), given.absent
         weigher = self._weigher
         if points:
-            weights = self._through(points, scalars, table, absent, factor, retain_graph)
+            weights = self._through(points, scalars, table, absent, factor, way)
         elif not self._store or not weigher.reads_gradients():
-            weights = self._in_two_passes(given, scalars, table, retain_graph)
+            weights = self._in_two_passes(given, scalars, table, way)
         else:
             with together(self._averages.ranks):
-                self._tasks.collect(scalars, 0, retain_graph=retain_graph)
+                self._tasks.collect(scalars, 0, way)
                 self._check_reached()
             weights = self._from_buffer(table, absent, factor)
         return self._done(weights, table)
@@ -259,11 +269,23 @@ class WeightedBackward:
                 f"expected a weighting of stored gradients for tasks(), got {what}: pass the losses of all tasks in "
                 "one call, because the weights come first"
             )
-        self._averages.warn_if_alone()
+        self._averages.look_once()
         self._build()
         self._forget_gradients()
         visit = self._visit = TaskVisit(self._tasks.slots, self._num_tasks)
         yield from visit.turns(self._end_visit)
+
+    @property
+    def preferences(self) -> Tensor:
+        """float64 [T], weights of the tasks on the simplex, for weightings that have a use for them; may be set."""
+        return self._weigher.preferences[0].clone()
+
+    @preferences.setter
+    def preferences(self, preferences: Tensor | Sequence[float]) -> None:
+        checked = check_one_row(preferences, self._num_tasks)
+        if self._averages.ranks is not None:
+            self._averages.ranks.agree({"call": "preferences =", "preferences": checked[0].tolist()})
+        self._weigher.preferences = checked.to(self._weigher.preferences)
 
     @property
     def weights(self) -> Tensor | None:
@@ -346,27 +368,24 @@ class WeightedBackward:
 
         dtypes: of the gradients, where they are not the parameters'.
         """
-        context = self._weigher.context(table, None, dtypes, present=self._tasks.present(absent))
-        if segments is not None:
-            if factor is not None:
-                segments = segments / factor.double().square()
-            grams = segments.unsqueeze(0)
-            context = replace(context, gram=grams.sum(1), segments=grams)
+        grams = None if segments is None else segments.unsqueeze(0)
+        measured = Measured(grams=grams, factor=None if factor is None else factor.reshape(1).float())
+        context = self._weigher.context(table, dtypes, measured=measured, present=self._tasks.present(absent))
         return self._weigher.weighting.weights(context)
 
     def _from_buffer(self, table: Tensor, absent: frozenset[int], factor: Tensor | None) -> Tensor:
         """T gradients in the buffer, their Gram matrix, their combination."""
         self._averages.of_tables_(self._tasks.tables)
         with torch.no_grad():
-            batch, found = Batch(absent=absent), torch.zeros(1, dtype=torch.float32, device=table.device)
-            self._tasks.transform(batch, table, found, factor)
-            weighed = self._tasks.weigh(batch, table, found, factor)
-        self._into_grad.add_shared(weighed.applied)
+            batch = Batch(absent=absent)
+            factor = None if factor is None else factor.reshape(1)
+            self._tasks.transform(batch, table, None, factor)
+            weighed = self._tasks.weigh(batch, table, None, factor)
+            applied = torch.where(weighed.weights.isnan(), torch.nan, weighed.applied)  # nothing is hidden
+        self._into_grad.add_shared(applied)
         return weighed.weights
 
-    def _in_two_passes(
-        self, given: TaskLosses, losses: Sequence[Tensor | None], table: Tensor, retain_graph: bool
-    ) -> Tensor:
+    def _in_two_passes(self, given: TaskLosses, losses: Sequence[Tensor | None], table: Tensor, way: Pass) -> Tensor:
         """The weights first (of the losses, or of a Gram matrix that is added up on the way), then one backward."""
         segments = None
         if self._weigher.due() & READS_GRADIENTS:
@@ -379,11 +398,11 @@ class WeightedBackward:
             if any(self._tasks.slots.heads(0)):
                 short = not self._averages.sharded  # whose shards a whole backward completes only
                 heads = self._tasks.slots.heads(0)
-                collect_sequential(losses, heads, () if short else parameters, short=short, retain_graph=True)
+                collect_sequential(losses, heads, () if short else parameters, short=short, way=way.keeping())
             if parameters:
                 total = weighted_sum(losses, weights[0])
                 with grads_kept(self._tasks.slots.head_parameters()):
-                    total.backward(retain_graph=retain_graph)
+                    way.run(total)
         self._averages.of_tables_(self._heads)
         return weights
 
@@ -394,15 +413,15 @@ class WeightedBackward:
         table: Tensor,
         absent: frozenset[int],
         factor: Tensor | None,
-        retain_graph: bool,
+        way: Pass,
     ) -> Tensor:
         """Weights by the gradients of a representation, whose combination then goes through the trunk."""
         with together(self._averages.ranks):
-            gradients = FeatureGradients(points, losses, self._tasks.slots.heads(0), retain_graph=retain_graph)
+            gradients = FeatureGradients(points, losses, self._tasks.slots.heads(0), retain_graph=way.retain_graph)
         self._averages.agree("gradients by features")
         weights = self._weigh(table, absent, gradients.grams(self._averages.ranks), factor, gradients.dtypes)
         with self._averages.of_grad(self._shared()):
-            gradients.backward(weights[0], retain_graph=retain_graph)
+            gradients.backward(weights[0], retain_graph=way.retain_graph)
         self._averages.of_tables_(self._heads)
         return weights
 
@@ -421,6 +440,14 @@ class WeightedBackward:
     @property
     def _heads(self) -> list[GradientTable]:
         return self._tasks.tables[len(self._tasks.trunks) :]
+
+    def _without_pass(self, points: Sequence[Tensor]) -> str | None:
+        """The option that leaves no backward pass to a trainer, or None."""
+        if self._tasks.collecting == "batched":
+            return 'collect="batched"'
+        if points:
+            return "features="
+        return "store=False" if not self._store and self._weigher.due() & READS_GRADIENTS else None
 
     def _check_way(self, points: Sequence[Tensor]) -> None:
         weighting = self._weigher.weighting

@@ -19,7 +19,8 @@ from .addresses import NO_GRADIENT, address_table, can_read_addresses
 from .combine import combine_
 from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
-from .layout import plan_layout
+from .judge import count_, judge_, settle_
+from .layout import cut_chunks, plan_layout
 from .priority import PriorityRecord, plan_priority, priority_
 from .rules import FIELDS, MOMENTS, NUM_CONSTANTS, SQUARES, Rule
 from .solve import (
@@ -48,12 +49,15 @@ __all__ = [
     "can_read_addresses",
     "combine_",
     "conflict_averse_",
+    "count_",
+    "cut_chunks",
     "descent_",
     "dual_cone_",
     "eigen_",
     "finite_",
     "gram_",
     "gram_accuracy",
+    "judge_",
     "length_accuracy",
     "minimum_norm_",
     "plan_layout",
@@ -61,6 +65,7 @@ __all__ = [
     "power_barrier_",
     "priority_",
     "project_",
+    "settle_",
     "step_",
     "transfer_",
     "workspace_size",

@@ -21,3 +21,12 @@ def plan_layout(numels: Sequence[int]) -> tuple[list[int], int, list[tuple[int, 
     planner = reference.plan_layout if _native.C is None else _native.C.plan_layout
     offsets, row, chunks = planner(list(numels))
     return offsets, row, chunks
+
+
+def cut_chunks(chunks: Sequence[tuple[int, int, int]], columns: int) -> list[tuple[int, int, int]]:
+    """Cuts chunks into pieces of at most so many columns, a multiple of 16."""
+    return [
+        (segment, first, min(first + columns, end))
+        for segment, begin, end in chunks
+        for first in range(begin, end, columns)
+    ]

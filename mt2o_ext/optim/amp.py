@@ -7,21 +7,15 @@ before ``scaler.update()`` asks.  That needs the scaler itself, so ``backward`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Scaling", "scaled"]
+from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
 
-
-L = TypeVar("L", bound=Tensor | None)
-
-
-def scaled(losses: Sequence[L], scaler: Any) -> list[L]:
-    """The losses (those that are not None) times the factor of a scaler, if there is one."""
-    return list(losses) if scaler is None else [loss if loss is None else scaler.scale(loss) for loss in losses]
+__all__ = ["Scaling"]
 
 
 class Scaling(NamedTuple):
@@ -64,6 +58,10 @@ class Scaling(NamedTuple):
         """found, float32 [K], with what the scaler has found in ``.grad``."""
         return found if self.found_inf is None else torch.maximum(found, self.found_inf.to(found).reshape(1))
 
+    def found(self, nothing: Callable[[], Tensor]) -> Tensor | None:
+        """The same of what nobody has looked at yet; None: there is no scaler that has."""
+        return None if self.found_inf is None else self.with_infinities(nothing())
+
     def check_known(self) -> None:
         """Checks that the scaler can be told what the step finds.
 
@@ -88,7 +86,12 @@ class Scaling(NamedTuple):
             )
 
     def tell(self, optimizer: torch.optim.Optimizer, found: Tensor) -> None:
-        """Tells the scaler what the step found, float32 [K], not zero where a gradient was infinite or NaN."""
+        """Tells the scaler what the step found, float32 [K]: whether a gradient was infinite or NaN."""
         if self.under_scaler and self.scaler is not None:
             # There is no public way to report what was found outside of `.grad`.
-            self.scaler._found_inf_per_device(optimizer)[found.device] = found.amax()
+            self.scaler._found_inf_per_device(optimizer)[found.device] = infinite(found).amax()
+
+
+def infinite(found: Tensor) -> Tensor:
+    """float32 [K], 1 where what was found is an infinity or NaN."""
+    return ((found == NONFINITE) | (found == OF_WEIGHTED_SUM)).to(found)

@@ -13,18 +13,21 @@ from ..base import BaseRule
 from ..checks import check_count, check_positive
 from ..device import host_knows
 from ..gradients.parameters import check_memory, check_parameters
-from ..gradients.skipped import NONFINITE, Refuser
+from ..gradients.passes import Backward, Pass, check_backward
+from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, TaskGradients
 from ..ops import FIELDS, Order
-from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_drift
+from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_draws, warning_of_drift
+from ..weighting import Needs
+from ..weighting.refusal import Outcome
 from .amp import Scaling
 from .buffers import Buffers
 from .groups import about_unreached, check_options, listed_of
 from .history import Recorder, StepHistory
 from .now import Now
 from .saved import SavedState
-from .skips import SkipReport, infinite
+from .skips import SkipReport
 from .state import StateViews, cloned
 from .step import StepInputs, apply, clip
 
@@ -51,6 +54,7 @@ class FlatOptimizer(SavedState):
         refusers: who may refuse a step for what is finite.
         history: the number of steps that are recorded.
         process_group: data parallelism; see :mod:`mt2o_ext.ranks`.
+        backward: a trainer's backward, or None; see :class:`mt2o_ext.gradients.passes.Pass`.
     """
 
     _num_tasks: int
@@ -73,6 +77,7 @@ class FlatOptimizer(SavedState):
         refusers: Sequence[Refuser] = (),
         history: int = 0,
         process_group: Any = None,
+        backward: Backward | None = None,
     ) -> None:
         check_count("history", history, 0)
         if ema is not None and not 0.0 <= ema < 1.0:
@@ -81,6 +86,8 @@ class FlatOptimizer(SavedState):
         self._base = base
         self._buffers = buffers
         self._tasks = tasks
+        self._pass = Pass(check_backward(backward))
+        self._pass.check_sequential(self._batched())
         self._heads_of = heads_of
         self._ema = ema
         self._copies = list(copies)
@@ -95,7 +102,7 @@ class FlatOptimizer(SavedState):
         check_memory(self._held_parameters())
         if self._ranks is not None:
             self._ranks.agree({**self._description(), **describe(self.param_groups)})
-            self._ranks.share_([p.data for _, p in self._parameters()])
+            self._ranks.share_parameters_([p for _, p in self._parameters()])
             self._share_draws()
         self._build()
 
@@ -106,6 +113,17 @@ class FlatOptimizer(SavedState):
     def _row(self) -> int:
         """The row whose values the parameters show (of a bank, the first of all)."""
         return 0 if self._buffers.stacked else self._now.row
+
+    # ------------------------------------------------------------------ backward passes
+    def _batched(self) -> str | None:
+        """The option that leaves no backward pass to a trainer, or None."""
+        return 'collect="batched"' if self._tasks is not None and self._tasks.collecting == "batched" else None
+
+    def _way(self, backward: Backward | None, retain_graph: bool) -> Pass:
+        """The backward passes of one call, which may bring a function of its own."""
+        way = self._pass.of_call(backward, retain_graph)
+        way.check_sequential(self._batched())
+        return way
 
     # ------------------------------------------------------------------ parameter groups
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -134,7 +152,7 @@ class FlatOptimizer(SavedState):
                 self._ranks.agree(
                     {"call": "add_param_group()", **describe([{**self.defaults, **group, "params": tensors}])}
                 )
-                self._ranks.share_([p.data for p in tensors])
+                self._ranks.share_parameters_(tensors)
         super().add_param_group(group)
         if self._buffers.built:
             self._rebuild()
@@ -312,15 +330,24 @@ class FlatOptimizer(SavedState):
         return False
 
     def _look_for_ranks(self) -> None:
-        """Looks once, at the first gradients, whether other ranks get them as they should."""
+        """Looks once, at the first gradients, whether other ranks get them as they should, of the same parameters."""
         if not self._said or torch.compiler.is_compiling():
             return
         said, wrapper = self._said[0], self._works_in_wrapper()
         self._said.clear()
+        name, vertices = type(self).__name__, self._buffers.vertices
         if said is False and not wrapper:
-            check_not_wrapped(self._buffers.parameters(), type(self).__name__)
-        if said is None and (text := warning_of_drift(None, type(self).__name__, wrapper=wrapper)) is not None:
+            what = f"the gradients of several tasks that {name} keeps apart"
+            if vertices is not None and self._tasks is None:
+                what = f"the gradients of {name} at random points"
+            check_not_wrapped(self._buffers.parameters(), what, "" if vertices is None else ', or take front="rows"')
+        text = warning_of_drift(said, name, wrapper=wrapper)
+        if text is None and vertices is not None and vertices.own_generator:
+            text = warning_of_draws(said)
+        if text is not None:
             self._warn_once("ranks", text, stacklevel=4)
+        if self._ranks is not None:
+            self._ranks.compare_values([p for _, p in self._parameters()])
 
     def _joint(self, losses: Tensor) -> Tensor:
         """The mean over the ranks."""
@@ -344,6 +371,11 @@ class FlatOptimizer(SavedState):
 
     def _without_gradients(self) -> str:
         """The words for a step without any gradient."""
+        if self._now.batch.constant:
+            return (
+                "step() needs gradients, but no loss of the loop over tasks() had a graph: were they detached, or "
+                "computed under no_grad?"
+            )
         if all(losses is None for losses in self._now.batch.losses):
             return "step() needs gradients: call optimizer.backward(losses) first, or step(closure)"
         return (
@@ -361,18 +393,21 @@ class FlatOptimizer(SavedState):
         if not torch.compiler.is_compiling():
             torch.clear_autocast_cache()  # of the parameters as they were
 
-    def _count_skipped(
-        self, found: Tensor, skipped: Tensor, scaling: Scaling, early_weights: Tensor | None = None
-    ) -> None:
-        scaling.tell(self, infinite(found))
-        self._report.count(found, skipped, expected=scaling.under_scaler, weights=early_weights)
+    def _count_skipped(self, found: Tensor, skipped: Tensor, scaling: Scaling, early: Outcome | None = None) -> None:
+        scaling.tell(self, found)
+        weights, finite = (None, None) if early is None else (early.weights, early.took_part)
+        self._report.count(found, skipped, expected=scaling.under_scaler, weights=weights, finite=finite)
 
     def _record_step(self, losses: Tensor | None, skipped: Tensor) -> None:
         """losses: float64 [K, T] of the step, or None."""
         if self._step_recorder is not None:
             weights, batch = self._now.weights, self._now.batch
             norm = None if self._max_norm is None else self._now.grad_norm
-            self._step_recorder.add(losses=losses, weights=weights, gram=batch.gram, grad_norm=norm, skipped=skipped)
+            vertices = self._buffers.vertices
+            points = None if vertices is None else vertices.points
+            self._step_recorder.add(
+                losses=losses, weights=weights, gram=batch.gram, grad_norm=norm, skipped=skipped, points=points
+            )
 
     def _recorded_steps(self) -> StepHistory:
         if self._step_recorder is None:
@@ -388,7 +423,7 @@ class FlatOptimizer(SavedState):
 
     def _await_feedback(self, losses: Tensor | None, skipped: Tensor) -> None:
         """losses: float64 [K, T] of the step, or None."""
-        if self._tasks is not None:
+        if self._tasks is not None and Needs.FEEDBACK in self._tasks.weigher.weighting.needs:
             missed = skipped.unsqueeze(1) != 0
             self._tasks.weigher.await_feedback(None if losses is None else torch.where(missed, torch.nan, losses))
 
@@ -461,11 +496,6 @@ class FlatOptimizer(SavedState):
             self._tasks.weigher.forget()
 
 
-def with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
-    """found, and NONFINITE where a loss of a row, of losses [K, T], is infinite or NaN."""
-    return found if losses is None else torch.where(losses.isfinite().all(dim=1), found, float(NONFINITE))
-
-
 def nothing_left(skipped: Tensor) -> bool:
     """True if there is no row left to update; where the host cannot know without waiting, the kernel finds out."""
-    return host_knows(skipped) and bool(skipped.all())
+    return host_knows(skipped) and all(skipped.tolist())

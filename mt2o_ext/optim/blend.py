@@ -14,6 +14,7 @@ from ..device import capturing, kept_in_place, refuse_in_graph, warn_in_graph
 from ..entries import member, tensors_of
 from ..ops import MOMENTS, SQUARES, Order, combine_, transfer_
 from ..preferences import check_preferences
+from ..ranks import Ranks
 from ..transfer import Identity, TransferContext, TransferRule
 from ..transfer.moments import Moments
 from .flat import FlatParameters
@@ -64,6 +65,12 @@ class Blend:
             self.preferences = self.preferences.to(device)
             self.rule.bind(self.preferences)
             self.rule.load_state_dict({key: value.to(device) for key, value in state.items()})
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on the rule has the first rank's state, and so the random numbers that it would have drawn."""
+        state = {key: value.clone() for key, value in self.rule.state_dict().items()}
+        ranks.share_(list(state.values()))
+        self.rule.load_state_dict(state)
 
     def matrices(
         self, flats: Sequence[FlatParameters], losses: Tensor | None, lr: float | Tensor

@@ -61,6 +61,11 @@ class Buffers:
         return self.num_rows > 1 and not self.stacked
 
     @property
+    def kind(self) -> str:
+        """The front, "rows" or "vertices", as of ``front=``."""
+        return "rows" if self.vertices is None else "vertices"
+
+    @property
     def num_trained(self) -> int:
         """The number of rows that the base rule updates."""
         return self.num_rows if self.vertices is None else self.vertices.num_vertices

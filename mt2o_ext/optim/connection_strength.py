@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..checks import check_choice, check_count
 from ..device import refuse_in_graph
 from ..entries import member, member_dict
 from ..gradients.losses import takes_task, task_loss
+from ..gradients.passes import Backward
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
 from ..ops.limits import MAX_OWNERS
@@ -72,6 +74,9 @@ class ConnectionStrengthFused(FlatOptimizer):
             phases, orders and owners are those of the first one.  (A model in DistributedDataParallel with
             ``find_unused_parameters=True`` gives averaged gradients as well: then pass False, the same seed on all
             ranks, and see that they have the same running statistics, from which the owners come.)
+        backward: a trainer's backward, as of :class:`WeightedFused`.
+        history: the number of last steps of which `history` has losses, skips and (with ``max_norm``) norms; 0: none.
+            The norm of a step of phase 1 is that of its last task.
 
     A step of phase 1 is T steps for the shared parameters and one for a head; learning rate schedulers are advanced
     once.  A non-finite gradient or loss skips the step whole (in phase 1: that task's).
@@ -100,6 +105,8 @@ class ConnectionStrengthFused(FlatOptimizer):
         seed: int = 0,
         max_norm: float | None = None,
         process_group: Any = None,
+        backward: Backward | None = None,
+        history: int = 0,
     ) -> None:
         check_count("num_tasks", num_tasks)
         if num_tasks > MAX_OWNERS:
@@ -123,6 +130,8 @@ class ConnectionStrengthFused(FlatOptimizer):
             heads_of=num_tasks if num_tasks > 1 else None,
             max_norm=max_norm,
             process_group=process_group,
+            backward=backward,
+            history=history,
         )
         names = [c.name for c in self._used]
         self._recorder = HistoryRecorder(names, num_tasks, max(1, total_steps // SNAPSHOTS))
@@ -226,12 +235,13 @@ class ConnectionStrengthFused(FlatOptimizer):
             self._phase = phase
             raise
         self._recorder.phases.append(self._phase)
+        self._record_step(losses[None], self._now.skipped)
         return losses
 
     def _learn(self, closure: Callable[[int], Tensor | None], order: Sequence[int]) -> Tensor:
         """Phase 1: a step for each task, of the parameters that its loss has a gradient for."""
         losses = torch.full((self._num_tasks,), torch.nan, dtype=torch.float64, device=self._buffers.device)
-        absent = 0
+        absent, skipped = 0, []
         for task in order:
             with together(self._ranks):
                 self.zero_grad()
@@ -244,8 +254,9 @@ class ConnectionStrengthFused(FlatOptimizer):
                 self._buffers.refresh(self.param_groups, self._base, None)
             self._reduce(tables, task)
             losses[task] = self._joint(own)
-            self._take_step(tables, losses[task].reshape(1, 1), frozenset())
+            skipped.append(self._take_step(tables, losses[task].reshape(1, 1), frozenset()))
         self._check_some(absent)
+        self._now.skipped = torch.stack(skipped).amax(0)
         self.zero_grad()
         return losses
 
@@ -265,7 +276,7 @@ class ConnectionStrengthFused(FlatOptimizer):
         self._reduce(tables, None, absent)
         there = [task for task in range(self._num_tasks) if task not in absent]
         joint = self._joint(torch.stack([loss for loss in losses if loss is not None]))
-        self._take_step(tables, joint.reshape(1, -1), absent)
+        self._now.skipped = self._take_step(tables, joint.reshape(1, -1), absent)
         self.zero_grad()
         if not absent:
             return joint
@@ -287,7 +298,7 @@ class ConnectionStrengthFused(FlatOptimizer):
             with torch.enable_grad():
                 loss = task_loss(closure(task) if takes_task(closure) else closure(), task)
                 if loss is not None:
-                    loss.backward()
+                    self._pass.run(loss)
         finally:
             self._now.task = None
         self._synchronize()
@@ -303,7 +314,8 @@ class ConnectionStrengthFused(FlatOptimizer):
                     p.grad = None
             table.take(task=row if table.num_tasks > 1 else 0)
 
-    def _take_step(self, tables: Sequence[GradientTable], losses: Tensor, absent: frozenset[int]) -> None:
+    def _take_step(self, tables: Sequence[GradientTable], losses: Tensor, absent: frozenset[int]) -> Tensor:
+        """A step of the base rule; returns float32 [1], not zero if it was skipped."""
         if not any(any(table.reached()) for table in tables):
             raise RuntimeError(
                 "expected a loss with a gradient for parameters of this optimizer, got none: were they replaced in the "
@@ -325,6 +337,7 @@ class ConnectionStrengthFused(FlatOptimizer):
                 ]
             )
         self._count_skipped(found, found, scaling)
+        return found
 
     def _project(self, tables: Sequence[GradientTable], absent: frozenset[int]) -> list[Combination]:
         """The gradients of phase 2: projected where a table is of shared parameters."""
@@ -351,16 +364,19 @@ class ConnectionStrengthFused(FlatOptimizer):
         return self._phase
 
     def history(self) -> PriorityHistory:
-        """Phases, who owned how many channels of which layer, and how often gradients conflicted."""
-        return self._recorder.history()
+        """Phases, who owned how many channels of which layer, and conflicts; the last steps, if ``history=`` asks."""
+        last = None if self._step_recorder is None else self._step_recorder.history()
+        return replace(self._recorder.history(), last=last)
 
     # ------------------------------------------------------------------ state
     def _export_shared(self) -> dict[str, Any]:
+        recorded = {} if self._step_recorder is None else {"last_steps": self._step_recorder.state_dict()}
         return {
             "draw": self._draw.state_dict(),
             "history": self._recorder.state_dict(),
             "phase": self._phase,
             "skipped": self._report.counts.clone(),
+            **recorded,
         }
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
@@ -371,6 +387,8 @@ class ConnectionStrengthFused(FlatOptimizer):
         draw, history = member_dict(shared, "draw", where), member_dict(shared, "history", where)
         drawn = self._draw.checked(draw)
         recorded = self._recorder.checked(history, drawn["steps"])
+        recorder = self._step_recorder if "last_steps" in shared else None
+        last = None if recorder is None else recorder.loaded(shared["last_steps"])
         phase, skipped = int(member(shared, "phase", (), where)), member(shared, "skipped", (1,), where)
 
         def commit() -> None:
@@ -378,6 +396,8 @@ class ConnectionStrengthFused(FlatOptimizer):
             self._recorder.load_state_dict(recorded)
             self._phase = phase
             self._report.counts.copy_(skipped)
+            if last is not None:
+                last()
 
         return commit
 

@@ -207,14 +207,14 @@ class FlatParameters(Layout):
 
     def centred_gram(self, rows: Tensor | None = None) -> Tensor:
         """float64 [S, K, K]: inner products of the rows of theta (or of another [K, P]) less their mean, per tensor."""
-        num_chunks, pairs = self.chunks.shape[0], self.num_rows * (self.num_rows + 1) // 2
+        chunks, pairs = self.gram_chunks(self.num_rows), self.num_rows * (self.num_rows + 1) // 2
         if self._partials is None:
-            self._partials = torch.empty(1, num_chunks, pairs, dtype=torch.float64, device=self.device)
+            self._partials = torch.empty(1, len(chunks), pairs, dtype=torch.float64, device=self.device)
         out = torch.empty(
             1, len(self.parameters), self.num_rows, self.num_rows, dtype=torch.float64, device=self.device
         )
         values = (self.theta if rows is None else rows).unsqueeze(0)
-        gram_(out, self._partials, values, None, self.chunks, centre=True)
+        gram_(out, self._partials, values, None, chunks, centre=True)
         return out[0]
 
 

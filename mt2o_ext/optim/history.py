@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorder", "StepHistory"]
 
+RECORDED = {"losses", "weights", "gram", "grad_norm", "skipped", "points"}
+
 
 @dataclass(frozen=True, eq=False)
 class StepHistory:
@@ -34,6 +36,8 @@ class StepHistory:
         grad_norm: float64 [N, K], of the combined gradients, before ``max_norm`` shortened them; None without
             ``max_norm``, which measures it.
         skipped: bool [N, K], whether the step was skipped.
+        points: float64 [N, K, T], on the simplex, where the losses were computed; None where these are fixed
+            (``optimizer.preferences``).
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
@@ -53,6 +57,7 @@ class StepHistory:
     weights: Tensor | None = None
     cosines: Tensor | None = None
     grad_norm: Tensor | None = None
+    points: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -71,7 +76,7 @@ class StepHistory:
         for k in range(self.skipped.shape[1]):
             of = f", subproblem {k}" if self.skipped.shape[1] > 1 else ""
             found[f"skipped{of}"] = self.skipped[:, k]
-            for name, table in (("loss", self.losses), ("weight", self.weights)):
+            for name, table in (("loss", self.losses), ("weight", self.weights), ("point", self.points)):
                 if table is not None and table.dim() == 3:
                     found |= {f"{name} {task}{of}": table[:, k, task] for task in range(table.shape[2])}
             if self.cosines is not None:
@@ -145,6 +150,7 @@ class Recorder:
         rows = {name: ring.cpu()[order % self._length] for name, ring in self._rings.items()}
         gram = rows.pop("gram", None)
         if gram is not None:
+            gram = gram if gram.dim() > 3 else torch.diag_embed(gram)  # of squares alone
             lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
             rows["cosines"] = gram / (lengths.unsqueeze(-1) * lengths.unsqueeze(-2))
         skipped = rows.pop("skipped", torch.zeros(number, 1, dtype=torch.float64))
@@ -173,6 +179,12 @@ class Recorder:
         shapes = [{name: tensor.shape for name, tensor in side.items()} for side in (rings, missing)]
         if shapes[0] != shapes[1] or any(len(shape) == 0 or shape[0] != length for shape in shapes[0].values()):
             raise ValueError(f"expected `rings` and `missing` of the history alike, of {length} steps, got {shapes}")
+        if unknown := rings.keys() - RECORDED:
+            raise ValueError(f"expected `rings` of {sorted(RECORDED)}, got {sorted(unknown)} too")
+        if any(mask.dtype != torch.bool for mask in missing.values()):
+            raise TypeError("expected `missing` of the history as bools, got other numbers")
+        if any(not ring.is_floating_point() or bool(ring.isnan().any()) for ring in rings.values()):
+            raise ValueError("expected `rings` of the history as real numbers, without NaN, got others")
 
         def commit() -> None:
             if length == self._length:

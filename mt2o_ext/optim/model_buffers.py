@@ -35,6 +35,7 @@ class ModelBuffers:
         self.shown = list(buffers)
         if any(not isinstance(buffer, Tensor) for buffer in self.shown):
             raise TypeError("expected buffers= as tensors, got other things: pass model.buffers()")
+        self._first = self._copied()  # as they were before the first step
         self._rows: Rows = [self._copied() for _ in range(num_rows)]
         self.evaluated: dict[str, list[list[Tensor] | None]] = {
             key: [None] * num_subproblems for key in ("theta", "ema")
@@ -45,6 +46,7 @@ class ModelBuffers:
         shapes = [{"shape": list(buffer.shape), "dtype": str(buffer.dtype)} for buffer in self.shown]
         ranks.agree({"call": "buffers=", "number of buffers": len(shapes), "buffer": shapes})
         ranks.share_(self.shown)
+        self._first = self._copied()
         self._rows = [self._copied() for _ in self._rows]
 
     def _copied(self) -> list[Tensor]:
@@ -74,6 +76,20 @@ class ModelBuffers:
     def keep_evaluated(self, key: str, k: int) -> None:
         """Keeps the model's buffers as those that were computed for subproblem k."""
         self.evaluated[key][k] = self._copied()
+
+    def shows_those_of_steps(self) -> bool:
+        """True if the model has the buffers that the steps have left, and these have changed in the steps.
+
+        Reads values on the host.
+        """
+        kept = self._rows[0]
+        changed = not all(map(torch.equal, kept, (first.to(own) for first, own in zip(self._first, kept, strict=True))))
+        return changed and all(torch.equal(buffer, own) for buffer, own in zip(self.shown, kept, strict=True))
+
+    def forget_evaluated(self) -> None:
+        """Drops what was computed for subproblems, which are others now."""
+        for key, sets in self.evaluated.items():
+            self.evaluated[key] = [None] * len(sets)
 
     # ------------------------------------------------------------------ state
     def state_dict(self, row: int) -> dict[str, Any]:

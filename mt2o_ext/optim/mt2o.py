@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
-from ..device import LateFlags
-from ..gradients.losses import as_list, backward_done, check_losses, check_running_statistics
-from ..gradients.skipped import Refuser
+from ..device import LateFlags, to_device
+from ..gradients.losses import backward_done, bank_losses, check_losses, check_running_statistics, joined, task_losses
+from ..gradients.passes import Backward, Pass
+from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import check_dense
 from ..gradients.tasks import Combination
 from ..gradients.weigher import undone_on_error
+from ..preferences import check_preferences
 from ..ranks import together
-from ..scalarization import Linear, Scalarization
-from ..transfer import TransferContext, TransferRule
+from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
-from ..weighting import Needs, Weighting
-from .amp import Scaling, scaled
-from .base import nothing_left, with_losses
+from ..weighting import Needs, Weighting, as_weighting
+from .amp import Scaling
+from .asked import Asked, Transfer, listed
+from .base import nothing_left
 from .blend import Blend, hold_rows
 from .branch import branched
 from .buffers import Buffers
@@ -35,23 +38,31 @@ from .subproblems import OneModel
 
 __all__ = ["MT2OFused"]
 
-Losses = Tensor | Sequence[Tensor]
+Losses = Tensor | Sequence[Tensor | None]
 
 
 class MT2OFused(OneModel):
-    """Trains K models with different trade-offs between T tasks at once; one run returns a Pareto front.
+    """Trains models with different trade-offs between T tasks at once; one run returns a Pareto front.
 
-    Multi-task learning is cast as multi-objective optimisation and decomposed by weight vectors into K scalar
-    subproblems f_k(theta) = s(w_k, L(theta)), each with parameters of its own; every step may blend parameters between
-    them:
+    Multi-task learning is cast as multi-objective optimisation and decomposed by weight vectors w_k into K scalar
+    subproblems f_k(theta) = s(w_k, L(theta)).  What is trained for them is chosen by ``front=``.
+
+    On **vertices**, the default, T sets of weights C_t are trained, one for each task, and every point of the simplex
+    between them is a model.  A step draws K random points w_k and evaluates the model at each:
+
+        theta_k = sum_t w_kt C_t,                C_t <- C_t - u_t,  u_t = base rule applied to T/K sum_k w_kt grad f_k
+
+    On **rows** K sets of weights are trained, one for each subproblem, and every step may blend them:
 
         theta_k <- sum_j M_kj theta_j - u_k,     u_k = base rule applied to grad f_k(theta_k)
 
-    After MT2O (arXiv 2403.16162), reconstructed: the paper's abstract, the predecessor's published code and our own
-    analysis are behind it, not the paper's text.  Transfer averages gradient noise between the subproblems, so give
-    each its own mini-batches (:func:`mt2o_ext.repeat`, :func:`mt2o_ext.stack`), and try twice the learning rate that
-    independent runs like best, too.  In our measurements ``front="vertices"`` had a better front, and had it sooner,
-    than rows with any transfer.
+    Vertices are Pareto Manifold Learning (Dimitriadis et al., ICML 2023) for one point a step; K points side by side
+    are ours.  Rows are after MT2O (arXiv 2403.16162), reconstructed: the paper's abstract, the predecessor's published
+    code and our own analysis are behind them, not the paper's text.  In our measurements, of two and three tasks,
+    vertices had a better front, and had it sooner, than rows with any transfer.
+
+    Either way a step averages gradient noise, so give each subproblem its own mini-batches (:func:`mt2o_ext.repeat`,
+    :func:`mt2o_ext.stack`), and try twice the learning rate that independent runs like best, too.
 
     Three ways to use it:
 
@@ -63,14 +74,23 @@ class MT2OFused(OneModel):
 
         optimizer.backward(task_losses(bank(x), y)); optimizer.step()            # stacked=True, SubproblemBank
 
+    On vertices the model is a random point outside of these loops too, during training and after it.  What you
+    evaluate, save or go on with is inside of ``subproblem(k)``, the model at ``preferences[k]``, or of ``at(w)``, that
+    at any trade-off; `front` evaluates the K subproblems.
+
+    A task without data in the mini-batch of a subproblem is absent from it: ``None`` (or a loss without a graph) in the
+    list.  The subproblem then trains as if there were no such task, with its preferences in the same proportions; where
+    it prefers absent tasks only its gradient is zero.  Subproblems may lack different tasks, but not with a weighting.
+
     Args:
         params: parameters or parameter groups.  A group may set every option of the base rule, and ``transfer=False``
             for tensors that are never blended.
         num_tasks: T.
-        num_subproblems: K.
+        num_subproblems: K, the models that `front` shows and, unless ``points`` says otherwise, that a step evaluates.
         lr: learning rate, a float or a one-element tensor; None: that of the base rule (1e-3; 1e-4 of Lion).
         base: ``AdamW()`` (default), ``Adam()`` or ``SGD()`` of this package, with torch.optim's options; or a name.
-        preferences: [K, T] weight vectors on the simplex; default: evenly spaced (T = 2), Riesz energy (T > 2).
+        preferences: [K, T] weight vectors on the simplex, those of the rows that are trained, or of the points that
+            `subproblem` and `front` show; default: evenly spaced (T = 2), Riesz energy (T > 2, which needs K >= T).
         scalarization: how losses and preferences become one loss; :class:`Linear` by default.  Use
             :class:`SmoothTchebycheff` where the front may be non-convex.  None: see ``weighting``.
         weighting: of the task gradients inside each subproblem, CAGrad(), say; None: they add up.  The weighting sees
@@ -79,40 +99,55 @@ class MT2OFused(OneModel):
             with ``front="vertices"``).  :class:`mt2o_ext.weighting.PaMaL` is made for that.
         heads, collect, generator: with a weighting, as of :class:`WeightedFused`, which also says what it does with
             ``.grad``; groups may then have ``task``.
-        transfer: the rule that gives M; :class:`Spectral` by default.  None: K independent runs.  Any callable
-            ``context -> M`` with rows that sum to one.
-        order: "consensus" (above) or "adapt_then_combine": theta <- M (theta - u).
-        ema: decay of a running average of every subproblem's parameters (0.98, say), or None.
+        transfer: of rows, the rule that gives M: an instance, its name, or any callable ``context -> M`` with rows that
+            sum to one.  None: K independent runs.  "auto": :class:`Spectral`.
+        order: of rows, "consensus" (above) or "adapt_then_combine": theta <- M (theta - u).
+        ema: decay of a running average of all trained parameters (0.98, say), or None.
         max_norm: shortens the gradient of each subproblem to this length (with vertices, that of each vertex), all
             parameters as one vector, before the base rule sees it; ``grad_norm`` tells how long it was.  None: never.
         stacked: the parameters have a leading dimension K (:class:`mt2o_ext.SubproblemBank`).
-        buffers: ``model.buffers()`` where the model has BatchNorm or the like: each subproblem keeps its own.
-        front: "rows": K models are trained, and transfer blends them.  "vertices": T models are trained, one for each
-            task, and the front is the simplex that they span: every step draws K points of it, evaluates the model at
-            each, and returns all K gradients to the vertices.  Any point can be shown afterwards (`at`);
-            ``subproblem(k)`` and ``front()`` are the points at ``preferences``.  The source is Pareto Manifold Learning
-            (Dimitriadis et al., ICML 2023) for one point a step; K points side by side are ours.
-        points: K random points of a step with ``front="vertices"``; default: ``num_subproblems``.  With points=1 an
+        buffers: ``model.buffers()`` where the model has BatchNorm or the like: each row keeps its own; of points see
+            `update_buffers`.
+        front: "vertices" or "rows" (above).  None: rows if ``preferences``, ``transfer``, ``order``, ``moments``,
+            ``start`` or ``process_group=False`` is given, a group has ``transfer=False``, the scalarization looks at
+            all models at once (FewForMany), the weighting remembers earlier steps (FAMO, DWA, MoCo, ...), or there is
+            one task, one subproblem, or more than three tasks, with which vertices have not been measured (unless the
+            weighting goes by points, PaMaL); vertices in all other cases, and whenever ``points`` or ``concentration``
+            is given.  The ``repr`` and the state dict say which it is.
+        points: of vertices, the number of random points of a step; default: ``num_subproblems``.  With points=1 an
             ordinary loop without ``subproblems()`` trains a whole front.
-        concentration: parameter p of the symmetric Dirichlet distribution that these points are drawn from.  1: uniform
-            on the simplex.  Larger: nearer to its centre (the published settings are 1 to 7).  Smaller: nearer to its
-            corners.  A state dict brings its own.
+        concentration: of vertices, parameter p of the symmetric Dirichlet distribution that these points are drawn
+            from.  1: uniform on the simplex.  Larger: nearer to its centre (the published settings are 1 to 7).
+            Smaller: nearer to its corners.  A state dict brings its own.
         warm_up: the number of first steps in which all K models are kept equal: one model is trained, at first.
         start: called as ``start(k)`` with the model at subproblem (or vertex) k, to initialise each differently.  By
             default all start from the model as it is (averaging networks of independent initialisation mixes unrelated
             units).
-        moments: whether transfers blend the base rule's moments too; see :class:`Moments`.
+        moments: of rows, whether transfers blend the base rule's moments too; see :class:`Moments`.
         skip_nonfinite: whose step an infinite or NaN gradient or loss skips, or a loss that the scalarization or the
-            weighting is not defined for: "subproblem" (its own) or "all".  False: gradients are not looked at for that,
-            which saves one read of them.
+            weighting is not defined for: "subproblem" (its own) or "all".  On vertices it always skips the whole step,
+            in which each point has a part.  False: gradients are not looked at for that, which saves one read of them.
         history: the number of steps that are recorded for `history`; 0: none.
         process_group: data parallelism, as of :class:`WeightedFused`: each subproblem's gradients and losses are
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
+        backward: a trainer's backward, as of :class:`WeightedFused`.
 
     Raises:
         TypeError: for options and parameters of the wrong kind, before anything is changed.
-        ValueError: for options out of range and unsuitable parameters, before anything is changed.
+        ValueError: for options out of range, options of which some belong to rows and some to vertices, and unsuitable
+            parameters, before anything is changed.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([0.0, 0.0]))
+        >>> optimizer = mt2o_ext.MT2OFused([p], num_tasks=2, num_subproblems=3, base="sgd", lr=0.2)
+        >>> for _ in range(200):
+        ...     losses = optimizer.step(lambda: [(p - 1).square().sum(), (p + 1).square().sum()])  # at 3 random points
+        ...
+        >>> with optimizer.at([1.0, 0.0]):  # the model for the first task alone
+        ...     bool((p - 1).abs().max() < 0.1)
+        ...
+        True
     """
 
     def __init__(
@@ -124,19 +159,19 @@ class MT2OFused(OneModel):
         lr: float | Tensor | None = None,
         base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
         preferences: Tensor | Sequence[Sequence[float]] | None = None,
-        scalarization: Scalarization | None = Linear(),  # noqa: B008  (frozen)
+        scalarization: Scalarization | str | None = Linear(),  # noqa: B008  (frozen)
         weighting: Weighting | str | None = None,
         heads: str = "plain",
         collect: str = "sequential",
         generator: torch.Generator | None = None,
-        transfer: TransferRule | Callable[[TransferContext], Tensor | None] | bool | None = True,
+        transfer: Transfer = "auto",
         order: str = "consensus",
         ema: float | None = None,
         max_norm: float | None = None,
         stacked: bool = False,
         buffers: Iterable[Tensor] = (),
         start: Callable[[int], None] | None = None,
-        front: str = "rows",
+        front: Literal["vertices", "rows"] | None = None,
         points: int | None = None,
         concentration: float = 1.0,
         warm_up: int = 0,
@@ -144,6 +179,7 @@ class MT2OFused(OneModel):
         skip_nonfinite: str | bool = "subproblem",
         history: int = 0,
         process_group: Any = None,
+        backward: Backward | None = None,
     ) -> None:
         if skip_nonfinite not in ("subproblem", "all") and skip_nonfinite is not False:
             raise ValueError(
@@ -151,14 +187,19 @@ class MT2OFused(OneModel):
             )
         if start is not None and stacked:
             raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
+        params = listed(params)
+        scalarization = None if scalarization is None else as_scalarization(scalarization)
+        weighting = None if weighting is None else as_weighting(weighting)
         inner = Inner(weighting, heads, collect, generator)
-        made = front_of(
-            num_tasks, num_subproblems, preferences, front, points, concentration, warm_up, inner, stacked=stacked
+        asked = Asked(
+            params, front, num_tasks, num_subproblems, preferences, points, concentration, warm_up, transfer, order,
+            moments, stacked, start, process_group, scalarization, weighting,
         )  # fmt: skip
+        made = front_of(asked, inner)
         self._num_tasks = num_tasks
         self._objective = objective_of(scalarization, inner, made)
         tasks = inner_of(inner, made, self._objective)
-        self._blend = blend_of(transfer, made, order, moments, warm_up)
+        self._blend = blend_of(asked, made)
         self._late_flags: dict[str, LateFlags] = {}
         base = as_base_rule(base)
         refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
@@ -177,6 +218,7 @@ class MT2OFused(OneModel):
             refusers=[refuser for refuser in refusers if refuser is not None],
             history=history,
             process_group=process_group,
+            backward=backward,
         )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
         self._keep_buffers(buffers)
@@ -185,14 +227,15 @@ class MT2OFused(OneModel):
 
     @classmethod
     def branch_from(cls, optimizer: torch.optim.Optimizer, **options: Any) -> MT2OFused:
-        """K subproblems that go on from another optimizer of the same parameters.
+        """A front that goes on from another optimizer of the same parameters.
 
-        From an optimizer of one model (torch.optim's SGD, Adam or AdamW, or one of this package), every subproblem, or
-        vertex, starts as that model, with its moments, counts of steps and running average.  From a front on vertices,
-        subproblem k starts as the point at ``preferences[k]``, of the running averages if there are any; moments start
-        anew.  From a front on vertices to another one, the vertices go on with their moments and averages, and points
-        are drawn anew.  Gradients are dropped.  Learning rates and other options come from the parameter groups; do
-        not use the old optimizer any more.
+        From an optimizer of one model (torch.optim's SGD, Adam or AdamW, or one of this package), every vertex or row
+        starts as that model, with its moments, counts of steps and running average.  From a front on vertices to
+        another one, the vertices go on with their moments and averages, and points are drawn anew.  From a front on
+        vertices to rows (``front="rows"``, ``transfer=`` or another option that asks for them), subproblem k starts as
+        the point at ``preferences[k]``, of the running averages if there are any; moments start anew.  Gradients are
+        dropped.  Learning rates and other options come from the parameter groups; do not use the old optimizer any
+        more.
 
             trunk = torch.optim.AdamW(model.parameters(), lr=1e-3)      # one model, on the mean of the losses
             ...
@@ -238,6 +281,8 @@ class MT2OFused(OneModel):
         super()._share_draws()
         if self._buffers.vertices is not None and self._ranks is not None:
             self._buffers.vertices.share(self._ranks)
+        if self._ranks is not None:
+            self._blend.share(self._ranks)
 
     def _build(self) -> None:
         super()._build()
@@ -260,7 +305,8 @@ class MT2OFused(OneModel):
         )
         vertices = self._buffers.vertices
         if vertices is None:
-            options += f"transfer={type(self._blend.rule).__name__}, order={self._blend.order.name.lower()}"
+            transfer = type(self._blend.rule).__name__
+            options += f"front='rows', transfer={transfer}, order={self._blend.order.name.lower()}"
         else:
             options += f"front='vertices', points={vertices.num_points}, concentration={vertices.concentration}"
         return super().__repr__().replace(" (", f" ({options}", 1)
@@ -276,7 +322,7 @@ class MT2OFused(OneModel):
             ValueError: as of `FlatOptimizer`, and for slices that differ: all vertices start as one model.
         """
         if self._buffers.vertices is not None and self._buffers.stacked and isinstance(param_group, dict):
-            check_equal_slices(listed_of(param_group))
+            check_equal_slices(listed_of(param_group), self._buffers.num_rows)
         super().add_param_group(param_group)
 
     def _check_options(self, options: dict[str, Any]) -> None:
@@ -291,13 +337,14 @@ class MT2OFused(OneModel):
         if self._buffers.vertices is not None and options.get("transfer") is False:
             raise ValueError(
                 'expected groups without transfer=False with front="vertices", where no rows are blended, got one: '
-                "leave it out"
+                'leave it out, or take front="rows"'
             )
 
     def _description(self) -> dict[str, Any]:
         blend = self._blend
         return {
             **super()._description(),
+            "front": self._buffers.kind,
             "scalarization": repr(self._objective.scalarization),
             "transfer": type(blend.rule).__name__,
             "order": blend.order.name,
@@ -309,13 +356,42 @@ class MT2OFused(OneModel):
         }
 
     def _call(self, name: str) -> dict[str, Any]:
-        return {**super()._call(name), "number of transfers": self._blend.steps}
+        absent = {f"of subproblem {row}": sorted(tasks) for row, tasks in self._now.batch.absent_of.items() if tasks}
+        return {**super()._call(name), "number of transfers": self._blend.steps, "tasks without a loss": absent}
 
     # ------------------------------------------------------------------ losses and gradients
     @property
     def preferences(self) -> Tensor:
-        """float64 [K, T]."""
+        """float64 [K, T]; may be set, on all ranks, to others of this shape.
+
+        Parameters, moments and averages stay as they are: rows go on from where they are to other trade-offs, and a
+        front on vertices shows other points.  A transfer rule forgets what it has learned, and with vertices what
+        `update_buffers` computed for the old points is dropped.
+        """
         return self._blend.preferences.clone()
+
+    @preferences.setter
+    def preferences(self, preferences: Tensor | Sequence[Sequence[float]]) -> None:
+        old, blend = self._blend.preferences, self._blend
+        if isinstance(preferences, Tensor):
+            preferences = preferences.detach().to("cpu", torch.float64)
+        checked = check_preferences(preferences, *old.shape)
+        if self._ranks is not None:
+            self._ranks.agree(
+                {"call": "preferences =", "subproblem": [{"preferences": row} for row in checked.tolist()]}
+            )
+        checked = checked.to(old)
+        rule = copy.deepcopy(blend.rule)
+        rule.bind(checked)  # which may refuse them: nothing is changed then
+        blend.rule, blend.preferences = rule, checked
+        if self._buffers.vertices is not None:
+            self._model_buffers.forget_evaluated()
+        self._tell_weigher()
+
+    def _tell_weigher(self) -> None:
+        """Gives the preferences to a weighting that has those of the subproblems."""
+        if self._buffers.vertices is None and self._tasks is not None and self._objective.scalarization is None:
+            self._tasks.weigher.preferences = self._blend.preferences
 
     @property
     def points(self) -> Tensor:
@@ -331,13 +407,22 @@ class MT2OFused(OneModel):
         vertices = self._buffers.vertices
         return None if vertices is None or self._objective.scalarization is not None else vertices.points
 
-    def backward(self, losses: Losses, *, scaler: Any = None, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        losses: Losses,
+        *,
+        scaler: Any = None,
+        retain_graph: bool = False,
+        backward: Backward | None = None,
+    ) -> None:
         """Backward of the scalarized losses, into ``.grad``; of each of them, into buffers, if there is a weighting.
 
         Args:
-            losses: T scalars of the active subproblem, as a tensor [T] or a sequence; [K, T] if stacked.
+            losses: T scalars of the active subproblem, as a tensor [T] or a sequence; [K, T] if stacked.  In a sequence
+                None, or a loss without a graph, says that the task has no data in this mini-batch: see the class.
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry.
             retain_graph: as in ``torch.autograd.backward``.
+            backward: the trainer's backward for this call, in the place of that of the constructor.
 
         A call that fails in the backward pass leaves other subproblems' gradients as they are, and this one's too
         unless it had some already: then they have been added to.  (With a weighting these are dropped.)
@@ -348,39 +433,61 @@ class MT2OFused(OneModel):
             RuntimeError: inside of `at`, or of a context that shows running averages: there the gradient would be
                 that of other parameters than those that a step trains.
         """
+        with together(self._ranks):
+            self._take_losses(losses, scaler, self._way(backward, retain_graph))
+
+    def _take_losses(self, losses: Losses, scaler: Any, way: Pass) -> None:
+        """Backward of the losses of the active subproblem, or of all of a bank."""
         buffers, row = self._buffers, self._row
-        stacked = check_losses(losses, self._num_tasks, buffers.num_rows if buffers.stacked else None)
+        rows = buffers.num_rows if buffers.stacked else None
+        given = task_losses(losses, self._num_tasks) if rows is None else bank_losses(losses, self._num_tasks, rows)
+        stacked, absent = joined(losses, given), given.absent
         self._check_trained_shown()
         self._look_for_ranks()
-        if buffers.keeps_rows and not self._model_buffers.shown and not self._now.graph_checked:
-            check_running_statistics(stacked, self._warn_once)
+        several = buffers.keeps_rows or (buffers.vertices is not None and not buffers.stacked)
+        if several and not self._model_buffers.shown and not self._now.graph_checked:
+            check_running_statistics(stacked, self._warn_once, self._about_statistics())
         self._now.graph_checked = True
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        detached = stacked.detach().double()
+        self._now.batch.see(absent, row)
+        detached = given.values
         seen = self._seen_by_all(detached)
-        coefficients = self._objective.coefficients(seen, self._current_points(), None if buffers.stacked else row)
+        of_row = None if buffers.stacked else row
+        coefficients = self._objective.coefficients(seen, self._current_points(), of_row, absent)
         if self._tasks is None:
-            [total] = scaled([(stacked * coefficients.to(stacked.dtype)).sum()], scaler)
-            self._backward_into_grad(total, retain_graph)
+            factors = given.of_present(coefficients)
+            [total] = way.scaled([(stacked * factors.to(stacked.dtype)).sum()], scaler)
+            self._backward_into_grad(total, way)
         else:
             self._read_shown()
             self._tasks.weigher.draw_ahead()
             if self._objective.scalarization is not None:
-                coefficients = coefficients * self._num_tasks  # equal weights 1 / T leave the scalarization as it is
+                # Equal weights 1 / T leave the scalarization as it is.
+                coefficients = coefficients * (self._num_tasks - len(absent))
             if buffers.stacked:
-                parts = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
+                parts: list[Tensor | None] = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
             else:
-                parts = [part * factor.to(part) for part, factor in zip(as_list(losses), coefficients, strict=True)]
+                pairs = zip(given.each, coefficients, strict=True)
+                parts = [part if part is None else part * factor.to(part) for part, factor in pairs]
             try:
-                self._tasks.collect(scaled(parts, scaler), row, retain_graph=retain_graph)
+                self._tasks.collect(way.scaled(parts, scaler), row, way)
             except BaseException:  # the row has lost the gradients of earlier calls as well
                 self._forget_row(row)
                 raise
         self._now.batch.add_losses(row, detached if buffers.stacked else detached.unsqueeze(0))
         self._now.batch.scaler = scaler
-        self._objective.see(seen, None if buffers.stacked else row)
+        self._objective.see(seen, of_row, absent)
         if self._ranks is not None:
             self._ranks.count(row)
+
+    def _about_statistics(self) -> str:
+        """What to do about running statistics that all subproblems share."""
+        if self._buffers.vertices is None:
+            return "give each its own with MT2OFused(..., buffers=model.buffers())"
+        return (
+            "they are those of the random points of the steps; pass MT2OFused(..., buffers=model.buffers()), and call "
+            "optimizer.update_buffers(...) before you evaluate or save"
+        )
 
     def _seen_by_all(self, losses: Tensor) -> Tensor:
         """The losses that coefficients are made of: the means over the ranks, unless they make no difference."""
@@ -389,11 +496,11 @@ class MT2OFused(OneModel):
         self._ranks.agree(self._call(f"backward() of subproblem {self._now.row}"))
         return self._ranks.mean(losses)
 
-    def _backward_into_grad(self, loss: Tensor, retain_graph: bool) -> None:
+    def _backward_into_grad(self, loss: Tensor, way: Pass) -> None:
         """Backward as torch's own; one that fails leaves no gradient where there was none."""
         empty = [p for p in self._buffers.parameters() if p.grad is None]
         try:
-            loss.backward(retain_graph=retain_graph)
+            way.run(loss)
         except BaseException:
             for p in empty:
                 p.grad = None
@@ -410,7 +517,7 @@ class MT2OFused(OneModel):
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
     def step(self, closure: Callable[[], Losses] | None = None) -> Tensor | None:  # type: ignore[override]
-        """One step of all K subproblems.
+        """One step of all K subproblems, which are random points with ``front="vertices"``.
 
         Args:
             closure: returns the losses of the model as it is: T scalars, or [K, T] if stacked.  It is called once for
@@ -420,7 +527,8 @@ class MT2OFused(OneModel):
                 called once.
 
         Returns:
-            The losses, float64 [K, T], if there was a closure that returned them, else None.
+            The losses, float64 [K, T], if there was a closure that returned them, else None.  (On vertices they are
+            those at ``optimizer.points`` as these were before the step.)
 
         Raises:
             RuntimeError: if there is no gradient at all, or inside of a loop over subproblems; nothing is changed then.
@@ -440,20 +548,40 @@ class MT2OFused(OneModel):
         found = self._find(losses, scaling)
         if tasks is not None:
             tasks.transform(
-                self._now.batch, losses, found, self._divisor(scaling), self._report.rows_to_skip,
+                self._now.batch, losses, found, self._divisor(scaling), together=self._report.skip_all,
                 preferences=self._points_to_weigh(),
             )  # fmt: skip
         with undone_on_error(blend.rule, *([] if tasks is None else [tasks.weigher.weighting])):
             plan = self._plan(found, losses, scaling)
             if not nothing_left(plan.skipped):
                 self._transfer_and_apply(plan, losses)
+        self._await_feedback(losses, plan.skipped)
+        seen = self._without_absent(losses)
+        self._record_step(seen, plan.skipped)
         if self._buffers.vertices is not None:
             self._buffers.vertices.advance(self._buffers.flats)
-        self._await_feedback(losses, plan.skipped)
-        self._record_step(losses, plan.skipped)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
-        return result if result is None or result.dim() == 0 else losses
+        return result if result is None or result.dim() == 0 else seen
+
+    def _without_absent(self, losses: Tensor | None) -> Tensor | None:
+        """The losses [K, T], NaN of tasks that were absent."""
+        missing = [(row, task) for row, tasks in self._now.batch.absent_of.items() for task in tasks]
+        if losses is None or not missing:
+            return losses
+        mask = torch.zeros(losses.shape, dtype=torch.bool)
+        mask[tuple(zip(*missing, strict=True))] = True
+        return losses.masked_fill(to_device(mask, losses.device), torch.nan)
+
+    def _check_present(self) -> None:
+        """Checks that a weighting has the same tasks in all subproblems, which it weighs together."""
+        found = set(self._now.batch.absent_of.values())
+        if self._tasks is not None and len(found) > 1:
+            raise ValueError(
+                "expected the same tasks without a loss in all subproblems of a step with weighting=, got "
+                f"{[sorted(tasks) for tasks in self._now.batch.absent_of.values()]}: give each subproblem a mini-batch "
+                "of the same tasks, or leave weighting= out"
+            )
 
     def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
         """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself."""
@@ -483,6 +611,7 @@ class MT2OFused(OneModel):
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
         self._look_for_ranks()
+        self._check_present()
         self._synchronize()
         self._take_changes()
         scaling = Scaling.of(self, self._now.batch.scaler)
@@ -498,7 +627,8 @@ class MT2OFused(OneModel):
                 flat.tasks.take(keep=self._buffers.vertices is None)  # a gradient belongs to the points of its step
         if flats and not self._has_gradients():
             raise RuntimeError(self._without_gradients())
-        self._name_unreached([flat.tasks for flat in flats])
+        if not any(self._now.batch.absent_of.values()):  # whose heads have no gradient, as they should
+            self._name_unreached([flat.tasks for flat in flats])
         if self._buffers.keeps_rows:
             self._warn_of_missing_rows()
         self._buffers.refresh(self.param_groups, self._base, self._ema)
@@ -522,7 +652,7 @@ class MT2OFused(OneModel):
             return self._find_nonfinite([flat.tasks for flat in self._buffers.flats], losses, scaling)
         found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
         if self._look_for_nonfinite:
-            self._tasks.find_nonfinite(found)
+            self._tasks.find_nonfinite(found, self._report.nothing_found)
         return found
 
     def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:
@@ -532,9 +662,8 @@ class MT2OFused(OneModel):
         if tasks is None:
             combinations = [Combination(table.source(), None) for table in tables]
         else:
-            weighed = tasks.weigh(
-                self._now.batch, losses, found, divisor, rows_to_skip, preferences=self._points_to_weigh()
-            )
+            points, whole = self._points_to_weigh(), self._report.skip_all
+            weighed = tasks.weigh(self._now.batch, losses, found, divisor, together=whole, preferences=points)
             self._now.weights, found = weighed.weights, weighed.found
             combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
         found = self._report.with_refusals(found)
@@ -611,7 +740,7 @@ class MT2OFused(OneModel):
         return self._recorded_steps()
 
     @torch.no_grad()
-    def feedback(self, losses: Losses) -> None:
+    def feedback(self, losses: Tensor | Sequence[Tensor]) -> None:
         """For weightings that learn from it (FAMO): the losses of the last mini-batches again, after the step.
 
         losses: T scalars or [T]; [K, T] of several subproblems.
@@ -630,8 +759,8 @@ class MT2OFused(OneModel):
     # ------------------------------------------------------------------ state
     def _parts(self) -> Parts:
         return Parts(
-            self._blend, self._objective, self._report, self._model_buffers, self._tasks, self._buffers.vertices,
-            self._step_recorder, self._now.row, lambda: self._buffers.flats,
+            self._buffers.kind, self._blend, self._objective, self._report, self._model_buffers, self._tasks,
+            self._buffers.vertices, self._step_recorder, self._now.row, lambda: self._buffers.flats,
         )  # fmt: skip
 
     def _export_shared(self) -> dict[str, Any]:
@@ -642,3 +771,4 @@ class MT2OFused(OneModel):
 
     def _take_blend(self, blend: Blend) -> None:
         self._blend = blend
+        self._tell_weigher()

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_count, check_positive
+from ..checks import check_count, check_positive
 from ..gradients.options import check_idle_task_options, check_task_options
 from ..gradients.tasks import TaskGradients
 from ..gradients.weigher import Weigher
 from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..preferences import check_preferences, default_preferences
-from ..scalarization import Scalarization, as_scalarization
-from ..transfer import Spectral, TransferContext, TransferRule, as_transfer_rule
-from ..transfer.moments import Moments
+from ..scalarization import Scalarization
+from ..transfer import Spectral, as_transfer_rule
 from ..weighting import Needs, Weighting
+from .asked import Asked
 from .blend import Blend
 from .objective import Objective
 from .vertices import Vertices
@@ -49,44 +49,32 @@ class Inner(NamedTuple):
     generator: torch.Generator | None
 
 
-def front_of(
-    num_tasks: int,
-    num_subproblems: int,
-    preferences: Tensor | Sequence[Sequence[float]] | None,
-    front: str,
-    points: int | None,
-    concentration: float,
-    warm_up: int,
-    inner: Inner,
-    *,
-    stacked: bool,
-) -> Front:
-    """Checks the options that say which models are trained, and makes the front.  Arguments as of `MT2OFused`.
+def front_of(asked: Asked, inner: Inner) -> Front:
+    """Checks the options that say which models are trained, and makes the front.
 
     Raises:
         TypeError: for an option of another kind.
         ValueError: for options that are out of range, do not fit together, or would have no effect.
     """
+    num_tasks, num_subproblems, points = asked.num_tasks, asked.num_subproblems, asked.points
     check_count("num_tasks", num_tasks)
     check_count("num_subproblems", num_subproblems)
-    check_count("warm_up", warm_up, 0)
-    concentration = check_positive("concentration", concentration)
-    check_choice("front", front, ("rows", "vertices"))
+    check_count("warm_up", asked.warm_up, 0)
+    concentration = check_positive("concentration", asked.concentration)
+    kind = asked.kind()
     if num_subproblems > MAX_ROWS:
         raise ValueError(f"expected num_subproblems <= {MAX_ROWS}, got {num_subproblems}: take fewer subproblems")
+    preferences = asked.preferences
     if preferences is None:
         preferences = default_preferences(num_subproblems, num_tasks)
     preferences = check_preferences(preferences, num_subproblems, num_tasks)
-    if front == "rows":
-        if given := ["points="] * (points is not None) + ["concentration="] * (concentration != 1.0):
-            raise ValueError(
-                f'{", ".join(given)} would have no effect with front="rows": leave it out, or take front="vertices"'
-            )
+    asked.check(kind)
+    if kind == "rows":
         return Front(num_subproblems, num_tasks, preferences, None)
     if num_tasks < 2:
         raise ValueError(f'expected at least 2 tasks, one for each vertex, with front="vertices", got {num_tasks}')
     num_points = num_subproblems if points is None else check_count("points", points)
-    if stacked and num_points != num_subproblems:
+    if asked.stacked and num_points != num_subproblems:
         raise ValueError(
             f"expected points={num_subproblems} with stacked=True, as many as the bank has models, got {num_points}"
         )
@@ -94,30 +82,26 @@ def front_of(
     if joined > MAX_TASKS or num_points > MAX_ROWS:
         raise ValueError(
             f"expected at most {MAX_ROWS} points and {MAX_TASKS} gradients in a step, got {num_points} and {joined}: "
-            "take fewer points"
+            'take fewer points, or front="rows"'
         )
-    vertices = Vertices(num_tasks, num_points, inner.generator, warm_up, concentration)
+    vertices = Vertices(num_tasks, num_points, inner.generator, asked.warm_up, concentration)
     return Front(num_points, num_tasks, preferences, vertices)
 
 
-def objective_of(scalarization: Scalarization | str | None, inner: Inner, front: Front) -> Objective:
-    """Checks the scalarization, and makes the objective.
+def objective_of(scalarization: Scalarization | None, inner: Inner, front: Front) -> Objective:
+    """Checks that the scalarization fits, and makes the objective.
 
     Raises:
-        TypeError: for a scalarization of another type.
-        ValueError: where preferences would have no effect.
+        ValueError: where preferences would have no effect, and for a scalarization that fits no vertices.
     """
-    if scalarization is None:
-        if inner.weighting is None:
-            raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
-        return Objective(None, front.num_rows, front.num_tasks)
-    chosen = as_scalarization(scalarization)
-    if chosen.whole_table and front.vertices is not None:
+    if scalarization is None and inner.weighting is None:
+        raise ValueError("scalarization=None leaves the preferences to a weighting: give one, or a scalarization")
+    if scalarization is not None and scalarization.whole_table and front.vertices is not None:
         raise ValueError(
-            f'expected a scalarization of single subproblems with front="vertices", got {type(chosen).__name__}: take '
-            'front="rows"'
+            'expected a scalarization of single subproblems with front="vertices", got '
+            f'{type(scalarization).__name__}: take front="rows"'
         )
-    return Objective(chosen, front.num_rows, front.num_tasks)
+    return Objective(scalarization, front.num_rows, front.num_tasks)
 
 
 def inner_of(inner: Inner, front: Front, objective: Objective) -> TaskGradients | None:
@@ -134,7 +118,7 @@ def inner_of(inner: Inner, front: Front, objective: Objective) -> TaskGradients 
     if front.vertices is not None and Needs.FEEDBACK in weighting.needs:
         raise ValueError(
             f'expected a weighting without feedback with front="vertices", got {type(weighting).__name__}: take '
-            "another one, because the points after a step are not those that its losses were of"
+            'front="rows", or another one, because the points after a step are not those that its losses were of'
         )
     if Needs.POINTS in weighting.needs and objective.scalarization is not None:
         raise ValueError(
@@ -148,46 +132,38 @@ def inner_of(inner: Inner, front: Front, objective: Objective) -> TaskGradients 
     return TaskGradients(weigher, front.num_tasks, inner.heads, inner.collect)
 
 
-def blend_of(
-    transfer: TransferRule | Callable[[TransferContext], Tensor | None] | bool | None,
-    front: Front,
-    order: str,
-    moments: Moments,
-    warm_up: int,
-) -> Blend:
+def blend_of(asked: Asked, front: Front) -> Blend:
     """Checks the options of the transfer, and makes it.
 
     Raises:
         TypeError: for an option of another kind.
-        ValueError: for options that are out of range, do not fit together, or would have no effect.
+        ValueError: for options that are out of range.
     """
-    idle: dict[str, Any] = {
-        "transfer": not (transfer is None or isinstance(transfer, bool)),
-        "order": order != "consensus",
-        "moments": moments is not Moments.KEEP,
-    }
     if front.vertices is not None:
-        if given := [f"{name}=" for name, there in idle.items() if there]:
-            raise ValueError(f'{", ".join(given)} would have no effect with front="vertices": leave it out')
-        return Blend(as_transfer_rule(None), front.preferences, order, moments)
-    if transfer is True:
+        return Blend(as_transfer_rule(None), front.preferences, asked.order, asked.moments)
+    transfer = asked.transfer
+    if transfer == "auto":
         transfer = Spectral() if len(front.preferences) > 1 else None
-    return Blend(as_transfer_rule(transfer), front.preferences, order, moments, warm_up)
+    return Blend(as_transfer_rule(transfer), front.preferences, asked.order, asked.moments, asked.warm_up)
 
 
-def check_equal_slices(params: Sequence[Any]) -> None:
+def check_equal_slices(params: Sequence[Any], num_models: int) -> None:
     """Checks that the models of a bank are equal, which has no place for others: its vertices are trained.
+
+    What is no parameter of a bank of so many models is left to other checks.
 
     Raises:
         ValueError: for a parameter whose slices differ.
     """
     for p in params:
         tensor = p[1] if isinstance(p, tuple) else p
-        if isinstance(tensor, Tensor) and tensor.dim() > 0 and tensor.requires_grad:
+        if isinstance(tensor, Tensor) and tensor.shape[:1] == (num_models,) and tensor.requires_grad:
+            if tensor.device.type == "meta":
+                continue
             values = tensor.detach()
             if bool((values != values[:1]).any()):
                 raise ValueError(
                     'expected equal models in the bank with front="vertices", got a parameter of shape '
                     f"{list(tensor.shape)} whose slices differ: make the bank from one model, since all vertices start "
-                    "as that"
+                    'as that (a saved bank is loaded after its optimizer is made), or take front="rows"'
                 )

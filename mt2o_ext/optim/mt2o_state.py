@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from ..checks import check_choice
 from ..entries import member, member_dict
 from ..gradients.tasks import TaskGradients
 from .blend import Blend
@@ -21,9 +24,11 @@ __all__ = ["Parts"]
 class Parts(NamedTuple):
     """The parts of an optimizer that have a state.
 
-    row: the subproblem that the model shows.  flats: gives the buffers that will show the points of ``vertices``.
+    kind: "rows" or "vertices", as of ``front=``.  row: the subproblem that the model shows.  flats: gives the buffers
+    that will show the points of ``vertices``.
     """
 
+    kind: str
     blend: Blend
     objective: Objective
     report: SkipReport
@@ -43,6 +48,7 @@ class Parts(NamedTuple):
             **self.objective.state_dict(),
             **self.model_buffers.state_dict(self.row),
             "skipped": self.report.counts.clone(),
+            "front": self.kind,
         }
         if self.recorder is not None:
             state["history"] = self.recorder.state_dict()
@@ -67,6 +73,7 @@ class Parts(NamedTuple):
         self._check_kind(shared)
         if shared is None:
             return lambda: None
+        self._check_points(shared)
         skipped = member(shared, "skipped", self.report.counts.shape, "the optimizer")
         last = {"last_losses": member(shared, "last_losses", None, "the optimizer")} if "last_losses" in shared else {}
         self.model_buffers.check(shared)
@@ -89,6 +96,18 @@ class Parts(NamedTuple):
 
         return commit
 
+    def _check_points(self, shared: Any) -> None:
+        """The state of vertices is one of as many points in each step."""
+        counts = shared.get("skipped") if isinstance(shared, dict) else None
+        if self.vertices is None or not isinstance(counts, Tensor) or counts.dim() != 1:
+            return
+        if len(counts) != self.vertices.num_points:
+            raise ValueError(
+                f"expected the state of {self.vertices.num_points} points in each step (points=), got one of "
+                f"{len(counts)}: make the optimizer with points={len(counts)}, or load it into such a one and go on "
+                "from that by MT2OFused.branch_from(..., points=...)"
+            )
+
     def _check_kind(self, shared: Any) -> None:
         """The state is one of as many subproblems and tasks, with the same parts."""
         expected = tuple(self.blend.preferences.shape)
@@ -98,9 +117,14 @@ class Parts(NamedTuple):
                 "optimizer)"
             )
         given = {} if shared is None else member_dict({"mt2o": shared}, "mt2o", "the first group")
-        for name, part in {"a weighting": self.tasks, "vertices": self.vertices}.items():
-            if (part is not None) != (name.split()[-1] in given):
-                raise ValueError(f"expected the state of an optimizer with {name} exactly where this one has them")
+        found_kind = "rows" if shared is None else check_choice("front", str(given.get("front")), ("rows", "vertices"))
+        if found_kind != self.kind:
+            raise ValueError(
+                f'expected the state of front="{self.kind}", as this optimizer has it, got that of '
+                f'front="{found_kind}": make the optimizer with MT2OFused(..., front="{found_kind}") to go on from it'
+            )
+        if (self.tasks is not None) != ("weighting" in given):
+            raise ValueError("expected the state of an optimizer with a weighting exactly where this one has one")
         found = tuple(getattr(given.get("preferences"), "shape", ()))
         if len(found) == 2 and found != expected:
             raise ValueError(

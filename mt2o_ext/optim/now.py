@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..gradients.tasks import Batch
@@ -33,6 +34,7 @@ class Now:
     subproblems, the outermost first.  graph_checked: whether the losses' graph was looked at.
     batch: what backward left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.
     grad_norm: float64 [K], of the last step, where it was measured.  warned: what there was one warning of already.
+    skipped: float32 [K], of the last step of connection strength, not zero where it was skipped.
     task: the one whose loss is asked for, in a closure.  visit: the loop over tasks that goes on, or None.
     """
 
@@ -45,6 +47,7 @@ class Now:
     batch: Batch = field(default_factory=Batch)
     weights: Tensor | None = None
     grad_norm: Tensor | None = None
+    skipped: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float32))
     warned: set[str] = field(default_factory=set)
     task: int | None = None
     visit: TaskVisit | None = None

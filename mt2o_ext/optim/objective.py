@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..gradients.skipped import RefusedLosses
 from ..scalarization import Linear, Scalarization
+from ..weighting.present import selected_share, widened
 
 __all__ = ["Objective"]
 
@@ -25,8 +27,11 @@ class Objective:
 
     def __init__(self, scalarization: Scalarization | None, num_rows: int, num_tasks: int) -> None:
         self.scalarization = scalarization
+        self._num_tasks = num_tasks
+        self._narrowed: dict[frozenset[int], tuple[Tensor, Scalarization | None]] = {}
         self.refused = None if scalarization is None else RefusedLosses(scalarization, num_rows)
         self._last: Tensor | None = None  # [K, T], inf: not known
+        self._constant: tuple[Tensor, int, Tensor] | None = None  # preferences, their version, coefficients
         if scalarization is not None and scalarization.whole_table:
             self._last = torch.full((num_rows, num_tasks), torch.inf, dtype=torch.float64)
 
@@ -35,32 +40,61 @@ class Objective:
         """True if the coefficients depend on the losses."""
         return self.scalarization is not None and not isinstance(self.scalarization, Linear)
 
-    def coefficients(self, losses: Tensor, preferences: Tensor, row: int | None) -> Tensor:
+    def coefficients(
+        self, losses: Tensor, preferences: Tensor, row: int | None, absent: frozenset[int] = frozenset()
+    ) -> Tensor:
         """float64, like losses: the factors of the losses in the scalarized sum.
 
         Args:
             losses: float64 [T] of one subproblem, [K, T] of all.
             preferences: float64 [K, T].
             row: the subproblem; None: all.
+            absent: tasks without a loss (in losses of one subproblem).  Their coefficients are 0; the others are those
+                that they would be without these tasks, with preferences in the same proportions; 0 where the
+                subproblem prefers absent tasks only.
         """
-        if self.scalarization is None:
-            return torch.ones_like(losses)
-        if row is None:
-            return self.scalarization.coefficients(losses, preferences)
-        if self._last is None:
-            return self.scalarization.coefficients(losses, preferences[row])
-        return self.scalarization.coefficients_of_row(row, losses, preferences, self._last)
+        if absent and row is not None:
+            present, scalarization = self._of_others(absent, losses.device)
+            shares, last = selected_share(preferences, present), None if self._last is None else self._last[:, present]
+            found = _coefficients(scalarization, losses[present], shares, row, last)
+            some = preferences[row].index_select(0, present).sum() > 0
+            return widened(torch.where(some, found, 0.0), present, self._num_tasks)
+        if type(self.scalarization) is Linear and not torch.compiler.is_compiling():
+            table = self._constants(self.scalarization, preferences)
+            return table if row is None else table[row]
+        return _coefficients(self.scalarization, losses, preferences, row, self._last)
 
-    def see(self, losses: Tensor, row: int | None) -> None:
+    def _of_others(self, absent: frozenset[int], device: torch.device) -> tuple[Tensor, Scalarization | None]:
+        """int64 [P], the tasks that have a loss, and the scalarization of these."""
+        if absent not in self._narrowed or self._narrowed[absent][0].device != device:
+            there = [task for task in range(self._num_tasks) if task not in absent]
+            narrow = None if self.scalarization is None else self.scalarization.of_tasks(there)
+            self._narrowed[absent] = to_device(torch.tensor(there, dtype=torch.int64), device), narrow
+        return self._narrowed[absent]
+
+    def _constants(self, scalarization: Linear, preferences: Tensor) -> Tensor:
+        """float64 [K, T], coefficients that no losses change (a step of losses that are not finite is not made)."""
+        known = self._constant
+        if known is None or known[0] is not preferences or known[1] != preferences._version:
+            table = scalarization.coefficients(torch.zeros_like(preferences), preferences)
+            known = self._constant = preferences, preferences._version, table
+        return known[2]
+
+    def see(self, losses: Tensor, row: int | None, absent: frozenset[int] = frozenset()) -> None:
         """Notes the losses of a backward: those that the scalarization is not defined for, and the last ones.
 
         Arguments as of `coefficients`.
         """
+        present = self._of_others(absent, losses.device)[0] if absent else None
         if self._last is not None:
             self._last = self._last.to(losses.device)
-            self._last[slice(None) if row is None else row] = torch.where(losses.isnan(), torch.inf, losses)
+            known = torch.where(losses.isnan(), torch.inf, losses)
+            if present is None:
+                self._last[slice(None) if row is None else row] = known
+            else:
+                self._last[row, present] = known[present]
         if self.refused is not None:
-            self.refused.see(losses, row)
+            self.refused.see(losses, row, present)
 
     def forget(self, row: int | None = None) -> None:
         """Forgets what was refused, in a row or in all."""
@@ -77,3 +111,16 @@ class Objective:
         if self._last is not None:
             last = state.get("last_losses")
             self._last = torch.full_like(self._last, torch.inf) if last is None else last.to(self._last).clone()
+
+
+def _coefficients(
+    scalarization: Scalarization | None, losses: Tensor, preferences: Tensor, row: int | None, last: Tensor | None
+) -> Tensor:
+    """The factors of losses [T] of one subproblem or [K, T] of all; ``last``: those of all that are known."""
+    if scalarization is None:
+        return torch.ones_like(losses)
+    if row is None:
+        return scalarization.coefficients(losses, preferences)
+    if last is None:
+        return scalarization.coefficients(losses, preferences[row])
+    return scalarization.coefficients_of_row(row, losses, preferences, last)

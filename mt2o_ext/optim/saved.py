@@ -30,6 +30,7 @@ class SavedState(torch.optim.Optimizer):
     _buffers: Buffers
     _views: StateViews
     _now: Now
+    _num_tasks: int
     _copies: list[str]  # buffers that begin as copies of theta, also their keys in the state
 
     @torch._disable_dynamo
@@ -173,9 +174,10 @@ class SavedState(torch.optim.Optimizer):
         """complete: the dict is ours, so that nothing that we keep may be missing."""
         groups = [group for group in loaded["param_groups"] for _ in group["params"]]
         ids = [i for group in loaded["param_groups"] for i in group["params"]]
-        rows_key = self._buffers.rows_key
+        rows_key, vertices = self._buffers.rows_key, self._buffers.vertices
+        rows = f"{self._buffers.num_rows} subproblems" if vertices is None else f"{self._num_tasks} vertices"
         for index, (i, options, (_, p)) in enumerate(zip(ids, groups, self._parameters(), strict=True)):
-            saved, where = loaded["state"].get(i, {}), f"parameter {index} ({self._buffers.num_rows} subproblems)"
+            saved, where = loaded["state"].get(i, {}), f"parameter {index} ({rows})"
             if not isinstance(saved, dict):
                 raise TypeError(f"expected the state of {where} as a dict, got {saved!r:.80}")
             if not saved and not self._is_held(p):
@@ -191,7 +193,8 @@ class SavedState(torch.optim.Optimizer):
             if rows_key is not None:
                 needed |= {rows_key, "step"}
             if missing := sorted(needed - there):
-                raise ValueError(f"expected `{missing[0]}` of {where}, got none")
+                remedy = ": load it into an optimizer with ema=None" if missing[0] == "ema" else ""
+                raise ValueError(f"expected `{missing[0]}` of {where}, got none{remedy}")
 
     def _check_options(self, options: dict[str, Any]) -> None:
         raise NotImplementedError

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..device import host_knows
 from ..gradients.shown import ShownGradients, is_used
+from ..gradients.skipped import with_losses
 from ..gradients.table import check_dense
 from ..gradients.tasks import Batch, TaskGradients
 from ..weighting import Needs
-from .base import with_losses
 from .flat import FlatParameters
 from .skips import SkipReport
 
@@ -84,24 +83,19 @@ class Showing:
         if early:
             self._shown(early).show(lambda index, out: None, first=first)
             return None
-        weigher, losses, skip = self._tasks.weigher, batch.all_losses(), self._report.rows_to_skip
-        found = with_losses(self._report.nothing_found(), losses)
+        weigher, losses, found = self._tasks.weigher, batch.given_losses(), None
         if self._look_for_nonfinite:
-            self._tasks.find_nonfinite(found)
-        self._tasks.transform(batch, losses, found, factor, skip)
+            found = self._tasks.find_nonfinite(None, self._report.nothing_found)
+        if Needs.ROWS in weigher.due():
+            found = with_losses(self._report.nothing_found() if found is None else found, batch.all_losses())
+            self._tasks.transform(batch, losses, found, factor)
         if Needs.ROWS not in weigher.weighting.needs:  # else it has learned from them for good
             weigher.undo()
             weigher.remember()
-        weighed = self._tasks.weigh(batch, losses, found, factor, skip)
-        refused = weigher.weighting.refused
-        some = refused is not None and not (host_knows(refused) and not bool(refused.any()))
-
-        def combine(index: int, out: Tensor) -> None:
-            self._tasks.combine_into(index, weighed.applied, out)
-            if some and refused is not None:  # the step is skipped for that; what stands in `.grad` are numbers
-                out.copy_(torch.where(refused.unsqueeze(1), torch.zeros_like(out), out))
-
-        self._shown(early).show(combine, first=first)
+        weighed = self._tasks.weigh(batch, losses, found, factor, again=True)
+        batch.found = weighed.found
+        # Where the weights are refused the step is skipped for that; what stands in `.grad` are numbers.
+        self._shown(early).show(lambda index, out: self._tasks.combine_into(index, weighed.applied, out), first=first)
         return weighed.weights
 
     # ------------------------------------------------------------------ the step

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..device import host_knows
-from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM, REASONS, Refuser, SkippedSteps
+from ..gradients.skipped import REASONS, RefusedLosses, Refuser, SkippedSteps
 from ..loss_domain import Reason
+from ..ops import count_
 
 __all__ = ["SkipReport"]
 
@@ -46,21 +47,28 @@ class SkipReport:
 
     def rows_to_skip(self, found: Tensor) -> Tensor:
         """float32 [K], not zero in rows whose step is skipped, from what was found in each row."""
-        return found.amax().expand_as(found).contiguous() if self.skip_all else found
+        if not self.skip_all or len(self.counts) == 1:
+            return found
+        return found.amax().expand_as(found).contiguous()
 
     def with_refusals(self, found: Tensor) -> Tensor:
-        """found, with the number of the reason in each row that was refused."""
-        for index, refuser in enumerate(self._refusers):
-            refused = refuser.refused
-            if refused is None or (host_knows(refused) and not bool(refused.any())):
-                continue
-            refusals = refuser.refusals()
-            assert refusals is not None
-            before = len(REASONS) + sum(len(other.reasons) for other in self._refusers[:index])
-            found = torch.where(refused, (refusals[:, 0] + before).to(found), found)
+        """found, with the number of the reason in rows whose losses were refused (a weighting has written its own)."""
+        before = len(REASONS)
+        for refuser in self._refusers:
+            if isinstance(refuser, RefusedLosses) and (refusals := refuser.refusals()) is not None:
+                found = torch.where(refusals[:, 0] > 0, (refusals[:, 0] + before).to(found), found)
+            before += len(refuser.reasons)
         return found
 
-    def count(self, found: Tensor, skipped: Tensor, *, expected: bool, weights: Tensor | None = None) -> None:
+    def count(
+        self,
+        found: Tensor,
+        skipped: Tensor,
+        *,
+        expected: bool,
+        weights: Tensor | None = None,
+        finite: Tensor | None = None,
+    ) -> None:
         """Counts skipped rows and warns, of each reason once, and again while nothing is learned.
 
         If the rows are on a GPU, it warns at a later step.
@@ -70,39 +78,35 @@ class SkipReport:
             skipped: float32 [K], not zero in rows whose step is skipped.
             expected: infinities are no surprise: a GradScaler looks for them.
             weights: float64 [1, T], with which losses were added up before their backward, or None.
+            finite: bool [1], whether these losses were finite, or None.
         """
-        self.counts += (skipped != 0).to(self.counts)
-        if expected:
-            found = found * (1 - infinite(found))
-        if torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        count_(
+            self.counts, None if compiling else self._skips.table, found, self._refusals(), weights, finite,
+            offset=len(REASONS), together=self.skip_all, expected=expected,
+        )  # fmt: skip
+        if compiling:
             return
-        if host_knows(skipped) and not bool(skipped.any()):
-            self._skips.nothing_skipped()
-            return
-        self._skips.add(self._refusals(found, weights), skipped)
-        self.warn(stacklevel=5)
+        self._skips.changed()
+        if not (host_knows(skipped) and not any(skipped.tolist())):
+            self.warn(stacklevel=5)
 
     def _reasons(self) -> Sequence[Reason]:
         """The words for what is found in a row, counted from 1."""
         return (*REASONS, *chain.from_iterable(refuser.reasons for refuser in self._refusers))
 
-    def _refusals(self, found: Tensor, weights: Tensor | None) -> Tensor:
-        """float64 [K, 3]: ``found``, and the task and the value that its words are about."""
-        numbers = found.double().unsqueeze(1)
-        table = torch.cat([numbers, torch.zeros_like(numbers).expand(-1, 2)], 1)
-        offset = len(REASONS)
+    def _refusals(self) -> Tensor | None:
+        """float64 [K, 3], of all who may refuse: the number of the reason, counted through; task and value."""
+        found, offset = None, 0
         for refuser in self._refusers:
-            end = offset + len(refuser.reasons)
             refusals = refuser.refusals()
-            if refusals is not None:
-                own = torch.cat([numbers, refusals[:, 1:]], 1)
-                table = torch.where((numbers > offset) & (numbers <= end), own, table)
-            offset = end
-        if weights is not None:
-            at = weights.abs().argmax(1, keepdim=True)
-            largest = torch.cat([numbers, at.double(), weights.gather(1, at)], 1)
-            table = torch.where(numbers == OF_WEIGHTED_SUM, largest, table)
-        return table
+            if refusals is not None and offset > 0:
+                told = refusals[:, :1] > 0
+                refusals = torch.cat([torch.where(told, refusals[:, :1] + offset, 0.0), refusals[:, 1:]], 1)
+                refusals = refusals if found is None else torch.where(told, refusals, found)
+            found = found if refusals is None else refusals
+            offset += len(refuser.reasons)
+        return found
 
     def warn(self, *, wait: bool = False, stacklevel: int = 3) -> None:
         """Warns of what is news; wait: the host may wait for the device to learn of it."""
@@ -118,8 +122,3 @@ class SkipReport:
             counted = "Later ones are counted in optimizer.skipped_steps, and told of again while nothing is learned."
             text = " ".join(filter(None, [f"{fact}: {what}", reason.remedy, counted]))
             warnings.warn(text, UserWarning, stacklevel=stacklevel)
-
-
-def infinite(found: Tensor) -> Tensor:
-    """float32 [K], 1 where what was found is an infinity or NaN."""
-    return ((found == NONFINITE) | (found == OF_WEIGHTED_SUM)).to(found)

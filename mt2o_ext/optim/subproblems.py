@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..pareto import ParetoFront
+from ..pareto.evaluation import Evaluated, Evaluation, states_of_bank
 from ..preferences import check_preferences
 from .base import FlatOptimizer
-from .evaluation import Evaluated, Evaluation, states_of_bank
 from .flat_vertices import FlatVertices
 from .model_buffers import ModelBuffers
 from .now import Loop
@@ -32,6 +32,10 @@ class OneModel(FlatOptimizer):
     @property
     def preferences(self) -> Tensor:
         """float64 [K, T]."""
+        raise NotImplementedError
+
+    @preferences.setter
+    def preferences(self, preferences: Tensor | Sequence[Sequence[float]]) -> None:
         raise NotImplementedError
 
     def _keep_buffers(self, buffers: Iterable[Tensor]) -> None:
@@ -94,6 +98,9 @@ class OneModel(FlatOptimizer):
 
     def subproblems(self) -> Generator[int, None, None]:
         """Goes through the subproblems 0 .. K-1; in each round of the loop the model is that subproblem.
+
+        With ``front="vertices"`` the model is the k-th of the random points of this step in round k, and the first of
+        them outside of the loop; `subproblem` shows the points at ``preferences``.
 
         The gradients that a round leaves in ``.grad`` are stored for ``step()``, and added to what is stored already
         until ``step()`` uses them up, or ``zero_grad()``.  Afterwards, and after ``break``, the model is what it was
@@ -208,6 +215,7 @@ class OneModel(FlatOptimizer):
         try:
             yield
             self._warn_of_dropped_changes(name, weights)
+            self._warn_of_foreign_statistics()
         finally:
             for p, grad in kept:  # those made inside are of a point that is in no step
                 p.grad = grad
@@ -265,12 +273,33 @@ class OneModel(FlatOptimizer):
                     stacklevel=6,
                 )
 
+    def _warn_of_foreign_statistics(self) -> None:
+        if self._model_buffers.shows_those_of_steps():
+            self._warn_once(
+                "foreign statistics",
+                'inside of at(), subproblem() or front() of front="vertices" the model had the buffers (running '
+                "statistics of BatchNorm, say) that the steps have left, which are those of random points and fit no "
+                "single one: call optimizer.update_buffers(...) before subproblem() and front(), and compute them anew "
+                "inside of at(), both with torch.optim.swa_utils.update_bn(loader, model), before you evaluate or save",
+                stacklevel=6,
+            )
+
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """With stacked=True: in this context all subproblems are their running averages; changes are dropped."""
+    def all_subproblems(self, *, ema: bool = False) -> Iterator[None]:
+        """With stacked=True: in this context the models of the bank are the subproblems 0 .. K-1; changes are dropped.
+
+        With ``front="vertices"`` these are the points of the front at ``preferences``, where the bank shows the random
+        points of the next step outside.
+
+        Args:
+            ema: the running averages.
+
+        Raises:
+            RuntimeError: without ``stacked=True``.
+        """
         if not self._buffers.stacked:
-            raise RuntimeError("averaged() is for stacked=True; use subproblem(k, ema=True)")
-        with self._all_shown("ema"):
+            raise RuntimeError("all_subproblems() is for stacked=True: use subproblem(k)")
+        with self._all_shown("ema" if ema else None):
             yield
 
     @contextmanager
@@ -289,6 +318,8 @@ class OneModel(FlatOptimizer):
         self._now.averaged = True
         try:
             yield
+            if self._buffers.vertices is not None:
+                self._warn_of_foreign_statistics()
         finally:
             self._now.averaged = self._now.detached = False
             self._now.point = None
@@ -305,7 +336,7 @@ class OneModel(FlatOptimizer):
 
         Running averages of parameters, and points of a front on vertices, are models that were never trained: running
         statistics of the models that were do not fit them.  What is computed is kept, saved in the state dict, and
-        used by ``subproblem(k)``, ``front()`` and ``averaged()`` until the next call.
+        used by ``subproblem(k)``, ``front()`` and ``all_subproblems()`` until the next call.
 
         Args:
             update: called with the model at each subproblem (a bank: once); it changes the model's buffers.
@@ -399,6 +430,6 @@ class OneModel(FlatOptimizer):
     def _check_one_model(self) -> None:
         if self._buffers.stacked:
             raise RuntimeError(
-                "with stacked=True all subproblems are in the bank's parameters at once: use bank.subproblem(k), and "
-                "optimizer.averaged() for the running average"
+                "with stacked=True all subproblems are in the bank's parameters at once: use bank.subproblem(k), "
+                "inside of optimizer.all_subproblems(), with ema=True for the running averages"
             )

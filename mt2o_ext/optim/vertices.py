@@ -42,6 +42,7 @@ class Vertices:
     Attributes:
         points: float64 [K, V] on the simplex, of the step that comes next.
         steps: steps taken.
+        own_generator: whether nobody gave a generator.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Vertices:
         concentration: float = 1.0,
     ) -> None:
         self.num_vertices = num_vertices
+        self.own_generator = generator is None
         self.generator = own_generator(generator)
         self.warm_up = warm_up
         self.concentration = concentration
@@ -89,7 +91,7 @@ class Vertices:
         refuse_in_graph(
             self.points.device,
             'the draw of points (front="vertices")',
-            "capture forward and backward only, and call step() outside of the graph",
+            'capture forward and backward only, and call step() outside of the graph, or take front="rows"',
         )
         self.steps += 1
         self._draw()

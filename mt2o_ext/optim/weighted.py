@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,14 +13,17 @@ from ..base import AdamW, BaseRule, as_base_rule
 from ..device import host_knows
 from ..gradients.losses import TaskLosses, backward_done, task_losses
 from ..gradients.options import check_one_row, check_task_options
+from ..gradients.passes import Backward, Pass
+from ..gradients.tasks import Losses as GivenLosses
 from ..gradients.tasks import TaskGradients
 from ..gradients.visit import TaskVisit, check_alone, words_about
 from ..gradients.weigher import READS_GRADIENTS, Weigher, undone_on_error
 from ..ops.limits import MAX_TASKS
 from ..ranks import together
 from ..weighting import Needs, Weighting
-from .amp import Scaling, scaled
+from .amp import Scaling
 from .base import FlatOptimizer, nothing_left
+from .branch import branched
 from .buffers import Buffers
 from .history import StepHistory
 from .step import Plan
@@ -83,6 +87,10 @@ class WeightedFused(FlatOptimizer):
             as often as the others, which is checked at each step, as is whether the ranks have the same model and
             options: an error on all of them names what differs.  None: no data parallelism, with a warning where
             torch.distributed has several ranks.  False: without that warning.
+        backward: the backward of a trainer that wants to make it itself (``fabric.backward``, ``accelerator.backward``,
+            ``self.manual_backward``), or None: that of torch.  It is called with one scalar after the other, and with
+            those keywords of ``Tensor.backward`` that are needed (``retain_graph``, ``inputs``).  A trainer that scales
+            losses does so in there; ``scaler=`` of `backward` then only tells the optimizer of the factor.
 
     Raises:
         TypeError: for options and parameters of the wrong kind, before anything is changed.
@@ -108,6 +116,7 @@ class WeightedFused(FlatOptimizer):
         skip_nonfinite: bool = True,
         history: int = 0,
         process_group: Any = None,
+        backward: Backward | None = None,
     ) -> None:
         if not isinstance(skip_nonfinite, bool):
             raise TypeError(f"expected skip_nonfinite as True or False, got {skip_nonfinite!r:.80}: pass one of them")
@@ -138,7 +147,36 @@ class WeightedFused(FlatOptimizer):
             refusers=[weighting],
             history=history,
             process_group=process_group,
+            backward=backward,
         )
+
+    @classmethod
+    def branch_from(cls, optimizer: torch.optim.Optimizer, **options: Any) -> WeightedFused:
+        """Goes on from another optimizer of the same parameters: with another weighting, or with another task.
+
+            optimizer = WeightedFused.branch_from(optimizer, weighting="upgrad")                # after a warm-up, say
+
+            optimizer = WeightedFused.branch_from(optimizer, num_tasks=3)                       # of two tasks before
+            optimizer.add_param_group({"params": new_head.parameters(), "task": 2})
+
+        Moments, counts of steps and running averages are kept; gradients are dropped.  Learning rates, tasks of heads
+        and other options of groups come from the parameter groups.  The weighting starts anew.  Do not use the old
+        optimizer any more, and give schedulers the new one.
+
+        Args:
+            optimizer: of the model: torch.optim's SGD, Adam or AdamW, or one of this package of one model.
+            options: as of the constructor, but for the parameters.  From another `WeightedFused`, ``num_tasks`` and
+                ``weighting`` are by default as there, and ``base`` is that of the optimizer.
+
+        Raises:
+            TypeError: for anything but an optimizer, before anything is changed.
+            ValueError: for an optimizer of several subproblems or vertices, or of a rule that this package does not
+                have, before anything is changed.
+        """
+        if isinstance(optimizer, WeightedFused):
+            own = {"num_tasks": optimizer._num_tasks, "weighting": copy.deepcopy(optimizer.weighting)}
+            options = {**own, **options}
+        return branched(cls, optimizer, options)
 
     _family = "weighted"
     _tasks: TaskGradients
@@ -169,7 +207,14 @@ class WeightedFused(FlatOptimizer):
         return {key: value for key, value in super().__getstate__().items() if key != "_round"}
 
     # ------------------------------------------------------------------ losses and gradients
-    def backward(self, losses: Losses | None, *, scaler: Any = None, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        losses: Losses | None,
+        *,
+        scaler: Any = None,
+        retain_graph: bool = False,
+        backward: Backward | None = None,
+    ) -> None:
         """Backward of T losses, and their combined gradient into ``.grad``.
 
         Several calls before a step add up: the gradients of each task, which are combined anew.  To what somebody else
@@ -181,6 +226,7 @@ class WeightedFused(FlatOptimizer):
             scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry, but not what is weighed; then
                 call ``scaler.step(optimizer)``.
             retain_graph: as in ``torch.autograd.backward``.
+            backward: the trainer's backward for this call, in the place of that of the constructor.
 
         A call that fails in the backward pass drops the batch, with the calls before it: some of their gradients have
         been added to.
@@ -191,15 +237,20 @@ class WeightedFused(FlatOptimizer):
             RuntimeError: for a second call before ``step`` if the weighting needs ``accumulate=True`` for it, or
                 ``.grad`` was changed since the first.
         """
+        with together(self._ranks):
+            self._take_losses(losses, scaler, self._way(backward, retain_graph))
+
+    def _take_losses(self, losses: Losses | None, scaler: Any, way: Pass) -> None:
+        """Backward of the losses of all tasks, or of the one whose turn it is."""
         if self._now.visit is not None:
-            self._now.visit.backward(losses, scaler, retain_graph=retain_graph, drop=self._drop)
+            self._now.visit.backward(losses, scaler, way, drop=self._drop)
             return
         given = task_losses(losses, self._num_tasks)
         if not self._shows:
-            self._collect(given, scaler, retain_graph)
+            self._collect(given, scaler, way)
             return
         self._begin_showing()
-        self._collect(given, scaler, retain_graph)
+        self._collect(given, scaler, way)
         self._show()
 
     def _begin_showing(self) -> None:
@@ -257,6 +308,7 @@ class WeightedFused(FlatOptimizer):
         self._now.visit = None
         batch, losses = self._now.batch, visit.losses()
         if losses is None:
+            batch.constant = visit.constant
             return
         batch.left, batch.missed = not visit.complete, visit.missed
         batch.see(visit.absent)
@@ -281,20 +333,20 @@ class WeightedFused(FlatOptimizer):
         several = self._accumulate and Needs.ROWS in self._weigher.weighting.needs
         return self._show_grad and self._ranks is None and not several
 
-    def _collect(self, losses: TaskLosses, scaler: Any, retain_graph: bool) -> None:
+    def _collect(self, losses: TaskLosses, scaler: Any, way: Pass) -> None:
         """Backward of T losses into the tables."""
         self._look_for_ranks()
         self._read_shown()
-        own = losses.values.unsqueeze(0)
+        own: GivenLosses = losses.scalars if self._ranks is None else losses.values.unsqueeze(0)
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        scalars = scaled(losses.each, scaler)
+        scalars = way.scaled(losses.each, scaler)
         self._weigher.draw_ahead()
         batch = self._now.batch
         if self._round.weighs_early:
-            batch.early_weights = self._weights_early(own, losses.absent)
+            own = self._weigh_early(own, losses.absent)
         batch.see(losses.absent)
         try:
-            self._round.collect(scalars, batch, retain_graph=retain_graph)
+            self._round.collect(scalars, batch, way)
         except BaseException:
             self._drop()
             raise
@@ -305,20 +357,28 @@ class WeightedFused(FlatOptimizer):
         if self._ranks is not None:
             self._ranks.count(0)
 
-    def _weights_early(self, losses: Tensor, absent: frozenset[int]) -> Tensor:
+    def _weigh_early(self, losses: GivenLosses, absent: frozenset[int]) -> GivenLosses:
+        """Makes the weights at the first backward; returns the losses, in a table if one was made of them."""
         batch, name = self._now.batch, type(self._weigher.weighting).__name__
-        if batch.early_weights is None:
+        if batch.early is None:
             batch.see(absent)
             if self._ranks is not None:
                 self._ranks.agree(self._call("backward()"))
-            return self._weigher.weigh_early(self._joint(losses), self._tasks.present(absent))
+            seen = losses if not isinstance(losses, Tensor) else self._joint(losses)
+            single = not isinstance(seen, Tensor) and seen[0].dtype == torch.float32
+            dtype = torch.float32 if single else torch.float64
+            batch.early = self._weigher.weigh_early(seen, self._tasks.present(absent), dtype)
+            batch.found = batch.early.found
+            made = batch.early.losses
+            return losses if isinstance(losses, Tensor) or made is None else made
         if Needs.LOSSES in self._weigher.due() or absent != batch.absent:
             what = "losses" if Needs.LOSSES in self._weigher.due() else "tasks"
             raise RuntimeError(
                 f"expected one backward() before a step, got a second one: {name} has made its weights from the {what} "
                 "of the first; for several of them, make WeightedFused(..., accumulate=True)"
             )
-        return batch.early_weights
+        batch.found = None  # it was of the losses before
+        return losses
 
     def _call(self, name: str) -> dict[str, Any]:
         return {**super()._call(name), "tasks without a loss": sorted(self._now.batch.absent)}
@@ -348,28 +408,30 @@ class WeightedFused(FlatOptimizer):
             )
         if closure is None and self._only_asked_for_state():
             return None
-        result: Tensor | None = None
+        done, result = True, None
         with together(self._ranks):
             if closure is not None:
-                result = self._run(closure)
+                done, result = self._run(closure)
             scaling = self._prepare()
             if self._now.batch.missed:
                 self._warn_once("missed tasks", words_about(self._now.batch.missed))
         self._reduce(scaling)
         batch = self._now.batch
-        losses = batch.all_losses()
-        losses = None if losses is None else self._joint(losses)
-        gradients = self._round.gradients(batch, losses, scaling, self._divisor(scaling))
+        given = batch.given_losses()
+        given = self._joint(given) if isinstance(given, Tensor) else given
+        gradients = self._round.gradients(batch, given, scaling, self._divisor(scaling))
         with undone_on_error(self._weigher.weighting):
             plan, weights = gradients.plan(self._tasks, self._report)
             if weights is not None:
                 self._now.weights = weights
-            if nothing_left(plan.skipped):
+            idle = nothing_left(plan.skipped)
+            if idle:
                 self._weigher.undo()
             else:
                 self._apply(plan.inputs)
-        self._finish(plan, losses, scaling)
-        if result is None or result.dim() == 0 or losses is None:  # the closure did backward itself
+        losses = given if isinstance(given, Tensor) else batch.all_losses()
+        self._finish(plan, losses, scaling, idle=idle)
+        if done or losses is None:
             return result
         if closure is not None and Needs.FEEDBACK in self._weigher.weighting.needs:
             with together(self._ranks):
@@ -382,19 +444,17 @@ class WeightedFused(FlatOptimizer):
         present = self._tasks.present(absent)
         return losses if present is None else torch.full_like(losses, torch.nan).index_copy(0, present, losses[present])
 
-    def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
-        """Calls the closure, and backward if it has not done so itself."""
+    def _run(self, closure: Callable[[], Losses | None]) -> tuple[bool, Tensor | None]:
+        """Calls the closure, and backward; whether it has done so itself, and what it has returned then."""
         with torch.enable_grad():
             losses = closure()
             if backward_done(losses, self._num_tasks):
-                return losses.detach() if isinstance(losses, Tensor) else None
+                return True, losses.detach() if isinstance(losses, Tensor) else None
             assert losses is not None
             given = task_losses(losses, self._num_tasks)
             self._forget()
-            self._collect(given, None, False)  # combined within the step: nobody can look in between
-        losses_of_batch = self._now.batch.all_losses()
-        assert losses_of_batch is not None
-        return losses_of_batch[0]
+            self._collect(given, None, self._pass)  # combined within the step: nobody can look in between
+        return False, None
 
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
@@ -418,17 +478,19 @@ class WeightedFused(FlatOptimizer):
         shown = self._now.batch.shown
         return scaling.factor(device) if shown else self._of_all_ranks(scaling.kept_factor(device))
 
-    def _finish(self, plan: Plan, losses: Tensor | None, scaling: Scaling) -> None:
+    def _finish(self, plan: Plan, losses: Tensor | None, scaling: Scaling, *, idle: bool) -> None:
         """Counts the step, and uses its gradients up."""
         weigher, skipped = self._weigher, plan.skipped
-        if not nothing_left(skipped):
+        if not idle:
             if not host_knows(skipped):
                 weigher.undo_where(skipped)
             weigher.done()
         self._await_feedback(losses, skipped)
-        absent = self._now.batch.absent
-        self._record_step(None if losses is None else self._without_absent(losses[0], absent)[None], skipped)
-        self._count_skipped(plan.found, skipped, scaling, self._now.batch.early_weights)
+        batch = self._now.batch
+        if self._step_recorder is not None:
+            own = None if losses is None else self._without_absent(losses[0], batch.absent)[None]
+            self._record_step(own, skipped)
+        self._count_skipped(plan.found, skipped, scaling, batch.early)
         if self._now.batch.shown:
             self._round.showing.mark_used(early=self._round.weighs_early)
         self._forget()
@@ -457,7 +519,22 @@ class WeightedFused(FlatOptimizer):
 
     @preferences.setter
     def preferences(self, preferences: Tensor | Sequence[float]) -> None:
-        self._weigher.preferences = check_one_row(preferences, self._num_tasks).to(self._weigher.preferences)
+        checked = check_one_row(preferences, self._num_tasks)
+        if self._ranks is not None:
+            self._ranks.agree({"call": "preferences =", "preferences": checked[0].tolist()})
+        self._weigher.preferences = checked.to(self._weigher.preferences)
+
+    @property
+    def weighting(self) -> Weighting:
+        """The weighting.  Another one in the middle of a run: `branch_from`, which keeps moments and averages."""
+        return self._weigher.weighting
+
+    @weighting.setter
+    def weighting(self, weighting: Weighting | str) -> None:
+        raise AttributeError(
+            "expected another weighting by WeightedFused.branch_from(optimizer, weighting=...), which keeps moments, "
+            "got one set: make the new optimizer, and leave the old one"
+        )
 
     # ------------------------------------------------------------------ what weightings learn from
     @property

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..gradients.early import EarlySum
-from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
+from ..gradients.passes import Pass
+from ..gradients.skipped import with_losses
 from ..gradients.table import GradientTable
-from ..gradients.tasks import Batch, Combination, TaskGradients
+from ..gradients.tasks import Batch, Combination, Losses, TaskGradients
+from ..weighting import Needs
 from .amp import Scaling
-from .base import with_losses
 from .buffers import Buffers
 from .showing import Showing
 from .skips import SkipReport
@@ -38,27 +38,30 @@ class StepGradients(NamedTuple):
     tables: of each buffer.
     combined: they are one of each parameter already, instead of T.
     divisor: float32 [1], what they have to be divided by, or None.
-    found: float32 [1], the number of what was found in them and in the losses before anything is weighed.
-    losses: float64 [1, T], or None.
+    found: float32 [1], the number of what was found in them and in the losses, but for what is seen when they are
+        weighed; None: nobody has looked.
+    losses: float64 [1, T], or T scalars; None: there are none.
     batch: what backward left beside them.
     """
 
     tables: Sequence[GradientTable]
     combined: bool
     divisor: Tensor | None
-    found: Tensor
-    losses: Tensor | None
+    found: Tensor | None
+    losses: Losses | None
     batch: Batch
 
     def plan(self, tasks: TaskGradients, report: SkipReport) -> WeightedPlan:
         """The step of these gradients; task gradients are weighed for it."""
-        found, weights = self.found, self.batch.early_weights
+        found, early = self.found, self.batch.early
+        weights = None if early is None else early.weights
         if self.combined:
             combinations = [Combination(table.source(), None) for table in self.tables]
         else:
-            weighed = tasks.weigh(self.batch, self.losses, found, self.divisor, report.rows_to_skip)
+            weighed = tasks.weigh(self.batch, self.losses, found, self.divisor, together=report.skip_all)
             weights, found = weighed.weights, weighed.found
             combinations = [tasks.combination(index, weighed.applied) for index in range(len(self.tables))]
+        assert found is not None
         found = report.with_refusals(found)
         skipped = report.rows_to_skip(found)
         inputs = [
@@ -106,12 +109,12 @@ class TaskRound:
         """True if the weights of the next step are made from the losses, before their backward."""
         return not self._accumulate and not self._tasks.weigher.reads_gradients()
 
-    def collect(self, losses: Sequence[Tensor | None], batch: Batch, *, retain_graph: bool) -> None:
+    def collect(self, losses: Sequence[Tensor | None], batch: Batch, way: Pass) -> None:
         """Backward of T scalar losses into the tables."""
-        if batch.early_weights is not None:
-            self._early_sum.collect(losses, batch.early_weights[0], retain_graph=retain_graph)
+        if batch.early is not None:
+            self._early_sum.collect(losses, batch.early.applied[0], way)
         else:
-            self._tasks.collect(losses, 0, retain_graph=retain_graph)
+            self._tasks.collect(losses, 0, way)
 
     def is_combined(self, batch: Batch) -> bool:
         """True if the gradients of the next step are one of each parameter already.
@@ -120,7 +123,7 @@ class TaskRound:
         backward left.
         """
         own = self._tasks.num_tasks == 1 and batch.losses[0] is None
-        return batch.shown or batch.early_weights is not None or own
+        return batch.shown or batch.early is not None or own
 
     def tables(self, batch: Batch) -> list[GradientTable]:
         """The tables with the gradients of the next step."""
@@ -129,37 +132,39 @@ class TaskRound:
 
     def collected(self, batch: Batch) -> list[GradientTable]:
         """The tables with what backward has collected, also where ``.grad`` shows its combination already."""
-        return [flat.tasks if batch.early_weights is None else flat.combined for flat in self._buffers.flats]
+        return [flat.tasks if batch.early is None else flat.combined for flat in self._buffers.flats]
 
     def take(self, batch: Batch, scaling: Scaling) -> None:
         """Takes what others made of ``.grad``, if the gradients are there."""
-        if batch.shown or (self.is_combined(batch) and batch.early_weights is None):
+        if batch.shown or (self.is_combined(batch) and batch.early is None):
             self.showing.take_back()
         else:
             scaling.check_known()
 
-    def gradients(self, batch: Batch, losses: Tensor | None, scaling: Scaling, divisor: Tensor | None) -> StepGradients:
+    def gradients(self, batch: Batch, losses: Losses | None, scaling: Scaling, divisor: Tensor | None) -> StepGradients:
         """The gradients of the next step; a weighting that does so has changed them then.
 
-        losses: float64 [1, T], or None.  divisor: as of `StepGradients`.
+        losses: of the step, or None.  divisor: as of `StepGradients`.
         """
         combined, tables = self.is_combined(batch), self.tables(batch)
         found = self._find(batch, losses, scaling)
-        if not combined:
-            self._tasks.transform(batch, losses, found, divisor, self._report.rows_to_skip)
+        if not combined and Needs.ROWS in self._tasks.weigher.due():
+            if found is None:
+                found = with_losses(self._report.nothing_found(), batch.all_losses())
+            self._tasks.transform(batch, losses, found, divisor, together=self._report.skip_all)
         return StepGradients(tables, combined, divisor, found, losses, batch)
 
-    def _find(self, batch: Batch, losses: Tensor | None, scaling: Scaling) -> Tensor:
-        """float32 [1], the number of what is found in the gradients and losses."""
-        combined = self.is_combined(batch)
-        found = scaling.with_infinities(self._report.nothing_found())
-        if self._look_for_nonfinite and combined:
-            for table in self.tables(batch):
-                table.find_nonfinite(found)
-        found = with_losses(found, losses)
-        if self._look_for_nonfinite and not combined:
-            self._tasks.find_nonfinite(found)
-        if batch.early_weights is None:
+    def _find(self, batch: Batch, losses: Losses | None, scaling: Scaling) -> Tensor | None:
+        """float32 [1], the number of what is found; None: nothing, and what `weigh` sees was not looked at."""
+        found, batch.found = batch.found, None  # which is written to: if the step fails, the next one looks again
+        if self.is_combined(batch):
+            if found is None:
+                table = losses if losses is None or isinstance(losses, Tensor) else batch.all_losses()
+                found = with_losses(self._report.nothing_found(), table)
+            found = scaling.with_infinities(found)
+            if self._look_for_nonfinite:
+                for gradients in self.tables(batch):
+                    gradients.find_nonfinite(found)
             return found
-        finite = with_losses(self._report.nothing_found(), losses) == 0
-        return torch.where((found == NONFINITE) & finite, float(OF_WEIGHTED_SUM), found)
+        found = scaling.found(self._report.nothing_found)
+        return self._tasks.find_nonfinite(found, self._report.nothing_found) if self._look_for_nonfinite else found

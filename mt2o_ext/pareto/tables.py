@@ -15,7 +15,8 @@ __all__ = ["as_frame", "as_text"]
 def as_text(front: ParetoFront) -> str:
     """A title and a line for each subproblem: preferences, losses, metrics, and a star at the non-dominated ones."""
     on_front = front.non_dominated.tolist()
-    header = ["", *(f"w({name})" for name in front.task_names), *front.task_names, *front.metrics, ""]
+    names = [f"metric({name})" if name in front.task_names else name for name in front.metrics]
+    header = ["", *(f"w({name})" for name in front.task_names), *front.task_names, *names, ""]
     table = [header]
     metrics = [column.tolist() for column in front.metrics.values()]
     for k, (preference, losses) in enumerate(zip(front.preferences.tolist(), front.losses.tolist(), strict=True)):

@@ -15,6 +15,8 @@ from ..entries import member
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..optim.history import StepHistory
+
 __all__ = ["HistoryRecorder", "PriorityHistory"]
 
 
@@ -29,6 +31,7 @@ class PriorityHistory:
         shares: float32 [R, L, T + 1], the part of a layer's channels that each task owns; the last: that none owns.
         conflicts: float64 [L, T], the part of the steps of phase 2 in which some task's gradient conflicted with that
             of the owner (NaN before the first).
+        last: losses, skips and norms of the last steps, if the optimizer was made with ``history=``, else None.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), TaskBatchNorm2d(4, num_tasks=2))
@@ -50,6 +53,7 @@ class PriorityHistory:
     steps: Tensor
     shares: Tensor
     conflicts: Tensor
+    last: StepHistory | None = None
 
     def __str__(self) -> str:
         tasks = self.conflicts.shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import ClassVar, TypeAlias
 
@@ -113,6 +113,16 @@ class Scalarization(ABC):
             return None
         finite = losses.isfinite().all(-1, keepdim=True)
         return first_offence(outside & finite, losses.double(), 1, losses.shape[-1])
+
+    def of_tasks(self, tasks: Sequence[int]) -> Scalarization:
+        """The same for some of the tasks, as if there were no others.
+
+        (A subclass with other options of each task than `loss_scale` and `ideal` picks theirs here too.)
+        """
+        given = {name: getattr(self, name, None) for name in ("loss_scale", "ideal")}
+        of_each = {name: value for name, value in given.items() if isinstance(value, tuple)}
+        picked = {name: tuple(value[task] for task in tasks) for name, value in of_each.items()}
+        return replace(self, **picked) if picked else self
 
     def __repr__(self) -> str:
         options = (f"{field.name}={getattr(self, field.name)!r}" for field in reversed(fields(self)))

@@ -9,6 +9,7 @@ from .base import TransferContext as TransferContext
 from .base import TransferRule as TransferRule
 from .cross_learning import CrossLearning as CrossLearning
 from .distance_decrease import DistanceDecrease as DistanceDecrease
+from .gumbel_prior import GumbelPrior as GumbelPrior
 from .hat import Hat as Hat
 from .identity import Identity as Identity
 from .mixing import MGD as MGD

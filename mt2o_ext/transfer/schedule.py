@@ -108,24 +108,26 @@ class CosineDecay(_Decay):
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """rate = ``start`` * 2^(-step / ``half_life``), the half-life in steps.
+    """rate = max(``end``, ``start`` * 2^(-step / ``half_life``)), the half-life in steps.
 
     Example:
         >>> Mean(ExponentialDecay(0.8, half_life=100)).rate
-        ExponentialDecay(start=0.8, half_life=100)
+        ExponentialDecay(start=0.8, half_life=100, end=0.0)
     """
 
     counts_steps = True
 
     start: float
     half_life: float
+    end: float = 0.0
 
     def __post_init__(self) -> None:
         check_real("start", self.start, maximum=1.0)
         check_positive("half_life", self.half_life)
+        check_real("end", self.end, maximum=1.0)
 
     def __call__(self, context: TransferContext) -> float:
-        return self.start * math.exp(-math.log(2) * context.step / self.half_life)
+        return max(self.end, self.start * math.exp(-math.log(2) * context.step / self.half_life))
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,6 @@ class WithLearningRate(Schedule):
         return (self.value / context.initial_lr * context.lr).clamp(max=1.0)
 
 
-def as_schedule(rate: float | Schedule) -> Schedule:
-    """``rate`` itself when it is a schedule, else `Constant`."""
-    return rate if isinstance(rate, Schedule) else Constant(check_real("rate", rate, maximum=1.0))
+def as_schedule(value: float | Schedule, name: str = "rate") -> Schedule:
+    """``value`` itself when it is a schedule, else `Constant`; ``name`` is that of the option, for messages."""
+    return value if isinstance(value, Schedule) else Constant(check_real(name, value, maximum=1.0))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,13 @@ from ..device import capturing, kept_in_place
 from ..loss_domain import LossDomain, Reason
 from .context import Needs, WeightingContext
 from .draw import Draw
-from .present import Narrowed, selected, widened
+from .judging import Judged, as_table, judged, settled
+from .present import Narrowed, selected
 from .refusal import Outcome, overflow
 from .tables import along, batched_tables, check_fields
 
 State = dict[str, Tensor]
+_NUMBERS = Needs.LOSSES | Needs.GRAM | Needs.SEGMENTS | Needs.DIAGONAL | Needs.CROSS
 
 
 class Weighting(ABC):
@@ -42,6 +44,7 @@ class Weighting(ABC):
         per_segment: the weights are [K, S, T].
         shares: names of tables [K, T] of the state that are weights on the simplex: in a step without some tasks the
             others share what they have together.
+        divisor: of what `_weights` gives, which costs no launch of its own.
 
     Example:
         >>> class InverseLosses(Weighting):
@@ -60,6 +63,7 @@ class Weighting(ABC):
     degree: float | None = 1.0
     per_segment: bool = False
     shares: tuple[str, ...] = ()
+    divisor: float = 1.0
 
     def __init__(self) -> None:
         self.mark = 0  # of the optimizer that it works for
@@ -131,22 +135,23 @@ class Weighting(ABC):
         self._check(context)
         if context.present is not None:
             with self._without_absent(context.present):
-                narrow = self.weights(context.of_present())
-            weights = widened(narrow, context.present, context.preferences.shape[1])
-            return torch.where(narrow.isnan().any(-1, keepdim=True), math.nan, weights)
+                self.weights(context.of_present())
+            assert self._last is not None
+            return self._last.weights
         before = dict(self._state)
-        finite, outside, usable = self._judge(context)
+        found = self._judge(context)
         for part in self._parts().values():
             part._last = None
-        weights = self._weights(context.where_finite(usable))
-        unusable = ~(weights.abs() <= context.largest_like(weights))
-        took_part = usable & ~unusable.flatten(1).any(1)
-        self._keep(took_part, before)
-        self._took_part = took_part
-        self._last = Outcome(finite & ~took_part, outside, context.losses, unusable, weights)
-        weights = torch.where(along(took_part, weights), weights, math.nan)
+        outcome = settled(self._weights(found.context), found, self.divisor)
+        self._keep(outcome.took_part, before)
+        self._took_part, self._last = outcome.took_part, outcome
         self._settle(before)
-        return weights
+        return outcome.weights
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The findings of the last `weights`; None before any."""
+        return self._last
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -170,8 +175,7 @@ class Weighting(ABC):
         """
         if self._last is None:
             return None
-        parts = self._parts().values()
-        return self._last.refusals((len(part.reasons), part.refusals()) for part in parts)
+        return self._last.refusals_with((len(part.reasons), part.refusals()) for part in self._parts().values())
 
     @torch.no_grad()
     def transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
@@ -190,11 +194,14 @@ class Weighting(ABC):
             for matrix, part in zip(rows, parts, strict=True):
                 matrix.index_copy_(1, context.present, part)
             return
-        _, _, finite = self._judge(context)
-        for matrix in rows:
-            finite = finite & matrix.reshape(len(matrix), -1).isfinite().all(1)
+        rows_are_finite = [matrix.reshape(len(matrix), -1).isfinite().all(1) for matrix in rows]
+        if context.finite is not None:
+            rows_are_finite.append(context.finite)
+        finite = torch.stack(rows_are_finite).all(0)
+        seen = self._judge(replace(context, finite=finite), look=True).context
+        finite = finite if seen.finite is None else seen.finite
         before = dict(self._state)
-        self._transform_(rows, context.where_finite(finite))
+        self._transform_(rows, seen)
         self._keep(finite, before)
         self._settle(before)
 
@@ -274,7 +281,16 @@ class Weighting(ABC):
             grams = [table for table in (gram, segments, cross) if table is not None]
             accuracy = max((torch.finfo(table.dtype).eps for table in grams), default=2.0**-52)
         context = WeightingContext(
-            **given, accuracy=accuracy, length_accuracy=accuracy, step=self._calls, epoch=epoch, draw=draw
+            preferences=given["preferences"],
+            losses=given.get("losses"),
+            gram=given.get("gram"),
+            segments=given.get("segments"),
+            cross=given.get("cross"),
+            accuracy=accuracy,
+            length_accuracy=accuracy,
+            step=self._calls,
+            epoch=epoch,
+            draw=draw,
         )
         weights = self.weights(context)
         self._calls += 1
@@ -373,17 +389,17 @@ class Weighting(ABC):
         """bool [K, T]: the losses that later ones are measured by are known; None: there are none."""
         return None
 
-    def _judge(self, context: WeightingContext) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Judge gradients and losses.
-
-        Returns:
-            bool [K], the subproblems that are finite; bool [K, T], the losses outside of ``loss_domain`` (None: there
-            are none); bool [K], those that are finite and have none outside.
-        """
-        finite, outside = context.all_finite(), None
+    def _judge(self, context: WeightingContext, *, look: bool = False) -> Judged:
+        """Look at the numbers of the step, where the formula reads any, or ``look``; it sees harmless ones."""
+        if self.loss_domain is not LossDomain.ANY and context.measured is not None and context.measured.scalars:
+            losses = as_table(context.measured.scalars, len(context.preferences))
+            context = replace(context, losses=losses, measured=replace(context.measured, scalars=()))
+        outside = None
         if context.losses is not None:
             outside = self.loss_domain.outside(self._judged(context, context.losses), self._first_known())
-        return finite, outside, finite if outside is None else finite & ~outside.any(-1)
+        due = self.needs_at(context.step)
+        look = look or bool(due & _NUMBERS or self._parts() or (context.measured and context.measured.together))
+        return judged(context, due, outside, look=look)
 
     def _keep(self, finite: Tensor, before: State) -> None:
         """Puts back the old state of the subproblems that skip this step."""

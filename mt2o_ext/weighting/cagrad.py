@@ -41,11 +41,11 @@ class CAGrad(Weighting):
         if rescale not in (0, 1, 2):
             raise ValueError(f"expected rescale as 0 (none), 1 (by 1 + c^2) or 2 (by 1 + c), got {rescale!r}")
         self.rescale = rescale
+        self.divisor = (1.0, 1 + self.c**2, 1 + self.c)[rescale]
         self.rtol = None if rtol is None else check_real("rtol", rtol)
         self.strict = strict
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
         weights = conflict_averse(context.gram, context.preferences, self.c, context.rtol(self.rtol))
-        divisor = (1.0, 1 + self.c**2, 1 + self.c)[self.rescale]
-        return strictly(weights / divisor, context.gram, self.strict)
+        return strictly(weights, context.gram, self.strict)

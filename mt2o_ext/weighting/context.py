@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Flag, auto
 
-import torch
 from torch import Tensor
 
 from .draw import Draw
+from .judging import Measured
+from .needs import Needs as Needs
 from .present import selected, selected_share
-
-
-class Needs(Flag):
-    """Flags of what a weighting reads: an optimizer skips every pass that nobody needs.
-
-    LOSSES: ``context.losses``. GRAM: ``context.gram``. DIAGONAL: only its diagonal (|g_t|^2). SEGMENTS:
-    ``context.segments``. CROSS: ``context.cross``, two mini-batches. ROWS: `Weighting.transform_` changes the task
-    gradients before their Gram matrix is taken. FEEDBACK: `Weighting.after_step`. EPOCHS: ``context.epoch`` counts.
-    STEPS: ``context.step`` counts. DRAWS: ``context.draw``. POINTS: each row of ``context.preferences`` is the point of
-    a front that losses and gradients of the row were computed at, with no factor of it in them yet.
-
-    Example:
-        >>> CAGrad().needs is Needs.GRAM
-        True
-        >>> Needs.LOSSES in FAMO().needs
-        True
-    """
-
-    NOTHING = 0
-    LOSSES = auto()
-    GRAM = auto()
-    SEGMENTS = auto()
-    DIAGONAL = auto()
-    CROSS = auto()
-    ROWS = auto()
-    FEEDBACK = auto()
-    EPOCHS = auto()
-    STEPS = auto()
-    DRAWS = auto()
-    POINTS = auto()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +35,8 @@ class WeightingContext:
             numbers of the others are not looked at, and their weights are 0.
         largest: [K, T], the largest weights with which the gradients still add up to finite numbers of their type;
             None: those of float64. Larger ones are refused.
+        measured: of an optimizer, numbers that nobody has looked at yet, see `Measured`: losses and Gram matrices are
+            made of these then.
 
     Example:
         >>> preferences, gram = torch.tensor([[0.5, 0.5]]).double(), torch.eye(2).double()[None]
@@ -89,12 +61,7 @@ class WeightingContext:
     tasks: Tensor | None = None
     largest: Tensor | None = None
     present: Tensor | None = None
-
-    def largest_like(self, weights: Tensor) -> Tensor | float:
-        """``largest`` beside weights [K, T] or [K, S, T]."""
-        if self.largest is None:
-            return torch.finfo(torch.float64).max
-        return self.largest if weights.ndim == 2 else self.largest[:, None]
+    measured: Measured | None = None
 
     def of_present(self) -> WeightingContext:
         """The context as if there were no tasks but those that are present; their preferences sum to 1 again."""
@@ -115,6 +82,7 @@ class WeightingContext:
             tasks=part(self.tasks, 1),
             largest=part(self.largest, 1),
             present=None,
+            measured=None if self.measured is None else self.measured.of(present),
         )
 
     def rtol(self, given: float | None = None) -> float:
@@ -124,29 +92,3 @@ class WeightingContext:
     def gram_rtol(self) -> float:
         """T times the accuracy of the Gram matrices: rounding made no eigenvalue of the cosines lower than -this."""
         return self.preferences.shape[-1] * self.accuracy
-
-    def all_finite(self) -> Tensor:
-        """bool [K]: every number of the subproblem is finite and ``finite`` does not deny it."""
-        rows = len(self.preferences)
-        found = self.preferences.new_ones(rows, dtype=torch.bool) if self.finite is None else self.finite
-        for table in (self.losses, self.gram, self.segments, self.cross):
-            if table is not None:
-                found = found & table.reshape(rows, -1).isfinite().all(1)
-        return found
-
-    def where_finite(self, finite: Tensor) -> WeightingContext:
-        """The context with harmless numbers where ``finite`` is False: solvers see only finite ones."""
-        rows, tasks = self.preferences.shape
-        identity = torch.eye(tasks, dtype=torch.float64, device=self.preferences.device)
-
-        def filled(table: Tensor | None, value: Tensor) -> Tensor | None:
-            return None if table is None else torch.where(finite.view(rows, *[1] * (table.ndim - 1)), table, value)
-
-        return replace(
-            self,
-            losses=filled(self.losses, identity.new_ones(())),
-            gram=filled(self.gram, identity),
-            segments=filled(self.segments, identity),
-            cross=filled(self.cross, identity),
-            finite=finite,
-        )

@@ -36,4 +36,4 @@ class LinearWeighting(Weighting):
 
     def _weights(self, context: WeightingContext) -> Tensor:
         values = self._numbers.get("values")
-        return context.preferences.clone() if values is None else values.expand_as(context.preferences)
+        return context.preferences if values is None else values.expand_as(context.preferences)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..loss_domain import Reason, first_offence
+from ..loss_domain import Reason
+from ..ops.judge import DOMAIN, OVERFLOW
 from .present import widened
-
-DOMAIN, OVERFLOW = 1, 2  # a weighting's own reasons, counted from 1; those of its parts follow
 
 
 def overflow(name: str) -> Reason:
@@ -28,35 +28,44 @@ class Outcome:
     """The findings of `Weighting.weights`.
 
     Attributes:
+        weights: float64 [K, T] or [K, S, T]; NaN in rows that do not take part.
+        applied: the same, but 0 in rows that are refused.
+        took_part: bool [K], rows that take part in the step.
         refused: bool [K], finite rows without weights.
-        outside: bool [K, T], losses outside of the domain; None: there can be none.
-        losses: [K, T] float64, or None.
-        unusable: bool, the shape of the weights [K, T] or [K, S, T], where these are too large or no numbers.
-        weights: float64 [K, T] or [K, S, T].
+        refusals: float64 [K, 3]: number of the weighting's own reason (`DOMAIN`, `OVERFLOW`; 0: none), task, value.
+        found: float32 [K], 0 in rows that take part, else the number of what was found.
+        losses: float64 [K, T], or None.
+        sums: float64 [K, T, T] (of squares alone [K, T]), the Gram matrix as it is, or None.
     """
 
-    refused: Tensor
-    outside: Tensor | None
-    losses: Tensor | None
-    unusable: Tensor
     weights: Tensor
+    applied: Tensor
+    took_part: Tensor
+    refused: Tensor
+    refusals: Tensor
+    found: Tensor
+    losses: Tensor | None
+    sums: Tensor | None
 
     def among(self, present: Tensor, num_tasks: int) -> Outcome:
-        """The same with the numbers of all tasks, of which only these were present."""
+        """The same with the numbers of all tasks, of which only these were present; 0 for the others."""
 
-        def wide(part: Tensor | None) -> Tensor | None:
-            return None if part is None else widened(part, present, num_tasks)
+        def wide(part: Tensor) -> Tensor:
+            return torch.where(part.isnan().any(-1, keepdim=True), math.nan, widened(part, present, num_tasks))
 
+        number, task, value = self.refusals.unbind(1)
+        named = torch.where(number > 0, present[task.long()].double(), 0.0)
         return replace(
             self,
-            outside=wide(self.outside),
-            losses=wide(self.losses),
-            unusable=widened(self.unusable, present, num_tasks),
-            weights=widened(self.weights, present, num_tasks),
+            weights=wide(self.weights),
+            applied=wide(self.applied),
+            refusals=torch.stack([number, named, value], 1),
+            losses=None,
+            sums=None,
         )
 
-    def refusals(self, parts: Iterable[tuple[int, Tensor | None]]) -> Tensor:
-        """Return the findings as numbers.
+    def refusals_with(self, parts: Iterable[tuple[int, Tensor | None]]) -> Tensor:
+        """Return the refusals where other weightings are parts of this one.
 
         Args:
             parts: the number of reasons of each part and what it refused itself; the last part that did is told of.
@@ -64,19 +73,14 @@ class Outcome:
         Returns:
             float64 [K, 3]: number of the reason (0: not refused), task, value.
         """
-        rows, tasks = len(self.weights), self.weights.shape[-1]
-        found = first_offence(self.unusable.flatten(1), self.weights.flatten(1), OVERFLOW, tasks)
-        offset = OVERFLOW
+        found, offset = self.refusals, OVERFLOW
         for count, refusals in parts:
             if refusals is not None:
-                inner = _first_told(refusals, rows)
-                inner = torch.cat([torch.where(inner[:, :1] > 0, inner[:, :1] + offset, 0.0), inner[:, 1:]], 1)
-                found = torch.where(inner[:, :1] > 0, inner, found)
+                inner = _first_told(refusals, len(found))
+                told = (inner[:, :1] > 0) & self.refused[:, None] & (self.refusals[:, :1] != DOMAIN)
+                found = torch.where(told, torch.cat([inner[:, :1] + offset, inner[:, 1:]], 1), found)
             offset += count
-        if self.outside is not None and self.losses is not None:
-            of_losses = first_offence(self.outside, self.losses, DOMAIN, tasks)
-            found = torch.where(of_losses[:, :1] > 0, of_losses, found)
-        return torch.where(self.refused[:, None], found, 0.0)
+        return found
 
 
 def _first_told(refusals: Tensor, rows: int) -> Tensor:

@@ -20,7 +20,7 @@ def check_fields(name: str, context: WeightingContext, needs: Needs, rows: int, 
     """Raise ValueError unless the context has what is needed, for K = ``rows`` subproblems and T = ``tasks`` tasks."""
     for flag, field in _FIELDS.items():
         value = getattr(context, field)
-        if flag in needs and value is None:
+        if flag in needs and value is None and (context.measured is None or flag in Needs.CROSS | Needs.DRAWS):
             raise ValueError(f"{name} expected context.{field}, got None: pass what Weighting.needs names")
         if isinstance(value, Tensor) and (value.shape[0] != rows or value.shape[-1] != tasks):
             raise ValueError(

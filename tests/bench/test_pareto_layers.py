@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from bench.pareto.layers import BatchNorm, Conv2d, FlatRows, LayerNorm, Linear, MaxPool2d, copies, flat_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey")  # told once in a process
 
 
 def test_layers_are_those_of_torch_row_by_row() -> None:

@@ -75,6 +75,17 @@ def test_mixed_precision(name: str) -> None:
     assert_same(everything(loop), everything(twin))
 
 
+@pytest.mark.parametrize("name", ["weighted", "mt2o", "mt2o, closure", "connection strength", "weighted backward"])
+def test_its_own_backward(name: str) -> None:
+    """Which divides by the number of mini-batches for a step, 1 here."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    loop = LOOPS[name](Net(), backward=accelerator.backward)
+    net, optimizer, batches = accelerator.prepare(loop.model, loop.optimizer, loader())
+    for x, y in batches:
+        loop.step(optimizer.optimizer, lambda x=x, y=y: losses(net, x, y))
+    assert_same(everything(loop), run(name))
+
+
 @pytest.mark.parametrize("name", BY_CALLS)
 def test_accumulation(name: str) -> None:
     """Two mini-batches for each step: as two calls of ``backward`` in a plain loop."""

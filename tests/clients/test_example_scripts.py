@@ -32,6 +32,7 @@ SHORTER: dict[str, dict[str, Any]] = {
     "lora": {"steps": 100},
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LONGER = ("yeast", "few_for_many", "variational", "masks")  # with a test of its own each
 RANKS = {"ddp": TORCHRUN, "fsdp": TORCHRUN, "in_lightning": []}
 
 
@@ -39,7 +40,7 @@ RANKS = {"ddp": TORCHRUN, "fsdp": TORCHRUN, "in_lightning": []}
 def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield
-    for name in ("problem", "yeast", "few_for_many", *SHORTER):
+    for name in ("problem", *LONGER, *SHORTER):
         sys.modules.pop(name, None)
 
 
@@ -63,6 +64,20 @@ def test_few_models_serve_many_labels_better_than_the_sum_does() -> None:
         assert worst < worst_of_sum - 0.02 and mean < mean_of_sum - 0.02
 
 
+@pytest.mark.usefixtures("_importable")
+def test_tasks_with_little_data_learn_from_one_another() -> None:
+    """The numbers of the page, less a seed: heads with a prior of the others against heads without."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not here, whose digits are a picture in four postures")
+    [(alone, shared, _, variational)] = importlib.import_module("variational").main(seeds=2, pictures=(1,))
+    assert variational > max(alone, shared) + 0.05
+
+
+@pytest.mark.usefixtures("_importable")
+def test_masks_keep_tasks_apart_that_contradict_each_other() -> None:
+    found = importlib.import_module("masks").main(seeds=1, steps=800)
+    assert min(found["random masks"], found["masks that change"]) > found["no masks"] + 0.3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANKS)
 def test_in_two_processes(name: str) -> None:
@@ -81,7 +96,7 @@ def test_in_two_processes(name: str) -> None:
 
 def test_scripts_are_short_and_listed() -> None:
     scripts = {file.stem for file in EXAMPLES.glob("*.py")}
-    assert scripts == {"problem", "yeast", "few_for_many", *SHORTER, *RANKS}
+    assert scripts == {"problem", *LONGER, *SHORTER, *RANKS}
     page = (EXAMPLES / "README.md").read_text()
     for name in scripts:
         assert f"`{name}.py`" in page

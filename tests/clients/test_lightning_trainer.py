@@ -146,14 +146,44 @@ def test_fabric_in_mixed_precision(name: str) -> None:
     assert_same(everything(loop), everything(twin))
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="no way to hand fabric.backward to our backward")
-@pytest.mark.parametrize("name", ["weighted", "mt2o", "weighted backward"])
+@pytest.mark.parametrize("name", LOOPS)
 def test_fabrics_own_module_in_mixed_precision(name: str) -> None:
+    """Whose outputs are float32, and want ``fabric.backward``."""
     fabric = L.Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
-    loop = LOOPS[name](Net())
+    ours = {} if name.startswith("one ") else {"backward": fabric.backward}
+    loop, twin = LOOPS[name](Net(), **ours), LOOPS[name](Net())
     net, optimizer = fabric.setup(loop.model, loop.optimizer)
+    if not ours:  # the user calls backward
+        loop.backward = lambda optimizer, compute: fabric.backward(sum(compute()))  # type: ignore[assignment]
+
+    class Float(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return twin.model(x).float()
+
     for x, y in loader():
         loop.step(optimizer, lambda x=x, y=y: losses(net, x, y))
+        twin.step(twin.optimizer, lambda x=x, y=y: losses(Float(), x, y))
+    assert_same(everything(loop), everything(twin))
+
+
+@pytest.mark.parametrize("name", ["weighted", "mt2o", "mt2o, closure"])
+def test_manual_backward(name: str, tmp_path: Path) -> None:
+    """As a hook of Lightning for each backward sees it."""
+    seen: list[float] = []
+
+    class Watched(Module):
+        def make(self) -> Any:
+            return LOOPS[self.name](self.net, backward=self.manual_backward)
+
+        def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            seen.append(float(loss.detach()))
+            super().backward(loss, *args, **kwargs)
+
+    module = Watched(name)
+    trainer(tmp_path, max_epochs=1).fit(module, loader())
+    assert len(seen) == STEPS * (2 if name == "weighted" else 5)
+    assert_same(everything(module.loop), run(name))
 
 
 @pytest.mark.parametrize("name", ["weighted", "mt2o", "mt2o, weighting", "connection strength"])

@@ -19,6 +19,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return cudaSuccess;
 }
 
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t) {
+  ++emulator::occupancy_questions;
+  *blocks = emulator::blocks_of_multiprocessor;
+  return threads > 0 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 // launch() hands its error to its caller; nothing is kept.
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaPeekAtLastError() { return cudaSuccess; }

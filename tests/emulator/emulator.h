@@ -28,6 +28,8 @@ struct Options {
 inline Options options;
 
 constexpr int num_multiprocessors = 4;        // a device so small keeps grids small, and its loops run more than once
+constexpr int blocks_of_multiprocessor = 2;   // of every kernel
+inline int occupancy_questions = 0;           // how many times the runtime was asked for that
 constexpr size_t max_parameter_bytes = 4096;  // of a kernel, on every architecture
 constexpr size_t max_shared_bytes = size_t(48) << 10;  // of a block, declared with a size known at compile time
 

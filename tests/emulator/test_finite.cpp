@@ -38,3 +38,27 @@ TEST(of_float) { check_finite<float>(); }
 TEST(of_double) { check_finite<double>(); }
 TEST(of_bfloat16) { check_finite<bfloat16>(); }
 TEST(of_float16) { check_finite<float16>(); }
+
+// A word of memory says the same as its numbers do.
+template <class S>
+static void check_words(const std::vector<uint16_t>& numbers) {
+  for (const uint16_t bits : numbers) {
+    const S x = {bits}, one = rounded<S>(1.);
+    for (const auto& [low, high] : {std::pair(x, one), std::pair(one, x), std::pair(x, x)}) {
+      const uint32_t marked = marked_nonfinite<S>(uint32_t(low.bits) | uint32_t(high.bits) << 16);
+      CHECK_EQUAL((marked & 0x8000) == 0, is_finite(low));
+      CHECK_EQUAL((marked & 0x80000000) == 0, is_finite(high));
+    }
+  }
+}
+TEST(words_of_memory) {
+  std::vector<uint16_t> all(1 << 16);
+  for (size_t i = 0; i < all.size(); ++i) all[i] = uint16_t(i);
+  check_words<bfloat16>(all);
+  check_words<float16>(all);
+  for (const uint32_t upper : all)
+    for (const uint32_t lower : {0u, 1u, 0xffffu}) {
+      const uint32_t word = upper << 16 | lower;
+      CHECK_EQUAL((marked_nonfinite<float>(word) & FiniteBits<float>::signs) == 0, is_finite(float_of(word)));
+    }
+}

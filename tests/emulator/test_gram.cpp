@@ -26,10 +26,18 @@ static void check_segments(const GramCase& of, const Matrix<G>& x, const Matrix<
   for (size_t at = 0; at < out.size(); ++at) CHECK_NEAR(out[at], sums[at], tolerance * bounds[at]);
 }
 
+// piece: columns of a chunk, at most; or 0: as the layout has them.
 template <class G>
-static void check_gram(const GramCase& of, double offset, double scale, double tolerance) {
+static void check_gram(const GramCase& of, double offset, double scale, double tolerance, int64_t piece = 0) {
   Random random;
-  const Layout layout = plan_layout(numels);
+  Layout layout = plan_layout(numels);
+  if (piece > 0) {
+    std::vector<Chunk> pieces;
+    for (const Chunk& c : layout.chunks)
+      for (int64_t at = c.begin; at < c.end; at += piece)
+        pieces.push_back({c.segment, at, std::min(at + piece, c.end)});
+    layout.chunks = pieces;
+  }
   Matrix<G> x = random.matrix<G>(of.batch * of.rows, layout, scale, offset);
   if (!of.centre) set_some_to_zero(x, layout);
   const Matrix<G> others = random.matrix<G>(of.batch * of.rows, layout, scale, offset);
@@ -68,11 +76,25 @@ TEST(of_double) {
   check_gram<double>({1, 2, Pairs::cross, false}, 0., 1., 1e-13);
   check_gram<double>({1, 5, Pairs::all, true}, 0., 1., 1e-13);
 }
+TEST(of_four_to_sixteen_rows) {
+  for (int64_t rows = 4; rows <= 16; ++rows) {
+    check_gram<float>({1, rows, Pairs::all, rows % 2 == 0}, 0., 1., 1e-6);
+  }
+  for (const int64_t rows : {5, 10, 16}) check_gram<bfloat16>({1, rows, Pairs::all, rows % 2 == 1}, 0., 1., 1e-6);
+  check_gram<float16>({2, 16, Pairs::all, false}, 0., 1., 1e-6);
+  check_gram<float>({1, 16, Pairs::all, false}, 0., 1e-30, 1e-6);
+  check_gram<float>({1, 9, Pairs::all, true}, 0., 1e25, 1e-6);
+}
 TEST(of_bfloat16) { check_gram<bfloat16>({1, 5, Pairs::all, false}, 0., 1., 1e-6); }
 TEST(of_float16) { check_gram<float16>({1, 5, Pairs::all, true}, 0., 1., 1e-6); }
 
 TEST(of_numbers_whose_squares_are_no_floats) {
   check_gram<float>({1, 5, Pairs::all, false}, 0., 1e-30, 1e-6);
   check_gram<float>({1, 5, Pairs::cross, false}, 0., 1e25, 1e-6);
+}
+// So many of one segment that a thread of the second stage adds up several.
+TEST(of_many_chunks) {
+  check_gram<float>({2, 3, Pairs::all, true}, 0., 1., 1e-6, 16);
+  check_gram<double>({1, 5, Pairs::cross, true}, 0., 1., 1e-13, 16);
 }
 TEST(centred_about_a_large_mean) { check_gram<float>({1, 5, Pairs::all, true}, 1000., 1., 1e-6); }

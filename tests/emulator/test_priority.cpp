@@ -35,11 +35,12 @@ static void check_priority(int64_t tasks) {
   });
 }
 
-// One panel of products, and two.
+// All products by one block, of the fewest columns at a time as well; and products by two panels of four tasks.
 template <class G>
 static void check_tasks() {
   check_priority<G, G>(3);
   check_priority<G, Scalar<G>>(5);
+  check_priority<G, G>(6);
 }
 
 TEST(of_float) { check_tasks<float>(); }
@@ -47,7 +48,9 @@ TEST(of_double) { check_tasks<double>(); }
 TEST(of_bfloat16) { check_tasks<bfloat16>(); }
 TEST(of_float16) { check_tasks<float16>(); }
 
-TEST(of_one_task) { check_priority<float, float>(1); }
+TEST(of_other_numbers_of_tasks) {
+  for (const int64_t tasks : {1, 2, 4, 9}) check_priority<float, float>(tasks);
+}
 
 // The second half of a tensor is a layer of its own, which begins behind a multiple of sixteen bytes.
 TEST(of_records_that_begin_anywhere) {

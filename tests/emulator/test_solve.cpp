@@ -50,7 +50,7 @@ static Bytes bytes_of(std::initializer_list<const Vector*> results) {
 // run(problems, solve): the results' bytes, after solve(arguments).
 template <class Run>
 static void check_solver(Run run) {
-  for (const int64_t tasks : {1, 2, 3, 8}) {
+  for (const int64_t tasks : {1, 2, 3, 8, 41}) {  // 41: scratch does not fit into shared memory
     Problems problems(tasks);
     const Bytes expected = run(problems, [](const auto& s) {
       for (int64_t k = 0; k < s.all.batch; ++k) solve_one(s, k);

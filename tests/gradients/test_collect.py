@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bench.measure import peak_bytes
 from mt2o_ext.gradients.collect import TaskSlots, collect_gram, collect_sum
 from mt2o_ext.gradients.layout import Layout
+from mt2o_ext.gradients.passes import Pass
 from mt2o_ext.gradients.table import GradientTable
 
 T = 3
@@ -68,7 +69,7 @@ def close(actual: Tensor | None, expected: Tensor) -> None:
 @pytest.mark.parametrize("how", WAYS)
 def test_gradients_of_trunk_and_heads(how: str, dtype: torch.dtype) -> None:
     model, trunk, heads, slots, x = make(dtype)
-    slots.collect(model.losses(x), 0, how, retain_graph=False)
+    slots.collect(model.losses(x), 0, how, Pass())
     for task, row in enumerate(expected_of(model, x, trunk.layout.parameters)):
         for segment, grad in enumerate(row):
             assert trunk.filled[task][segment] == (grad is not None)
@@ -83,15 +84,15 @@ def test_gradients_of_trunk_and_heads(how: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("how", WAYS)
 def test_several_calls_add_up_until_they_are_forgotten(how: str) -> None:
     model, trunk, _, slots, x = make()
-    slots.collect(model.losses(x), 0, how, retain_graph=False)
-    slots.collect(model.losses(2 * x), 0, how, retain_graph=False)
+    slots.collect(model.losses(x), 0, how, Pass())
+    slots.collect(model.losses(2 * x), 0, how, Pass())
     first, second = (expected_of(model, batch, trunk.layout.parameters) for batch in (x, 2 * x))
     for task in range(T):
         for segment, (one, other) in enumerate(zip(first[task], second[task], strict=True)):
             if one is not None and other is not None:
                 close(trunk.at(0, task, segment), one + other)
     trunk.forget()
-    slots.collect(model.losses(x), 0, how, retain_graph=False)
+    slots.collect(model.losses(x), 0, how, Pass())
     close(trunk.at(0, 1, 1), first[1][1])  # type: ignore[arg-type]
 
 
@@ -101,7 +102,7 @@ def test_grad_is_left_as_it_was_and_others_are_as_after_any_backward(how: str) -
     slots = TaskSlots([trunk], [[None] * len(trunk.layout.parameters)], T)
     kept = torch.ones_like(model.tied.weight)
     model.tied.weight.grad = kept
-    slots.collect(model.losses(x), 0, how, retain_graph=False)
+    slots.collect(model.losses(x), 0, how, Pass())
     assert model.tied.weight.grad is kept and torch.equal(kept, torch.ones_like(kept))
     heads = set(model.heads.parameters())
     assert all(p.grad is None for p in model.parameters() if p is not model.tied.weight and p not in heads)
@@ -115,7 +116,7 @@ def test_grad_is_left_as_it_was_and_others_are_as_after_any_backward(how: str) -
 def test_hooks_of_the_user_see_each_gradient(how: str) -> None:
     model, trunk, _, slots, x = make()
     model.tied.weight.register_hook(lambda grad: 2 * grad)
-    slots.collect(model.losses(x), 0, how, retain_graph=False)
+    slots.collect(model.losses(x), 0, how, Pass())
     segment = next(i for i, p in enumerate(trunk.layout.parameters) if p is model.tied.weight)
     for task, row in enumerate(expected_of(model, x, trunk.layout.parameters)):
         close(trunk.at(0, task, segment), row[segment])  # type: ignore[arg-type]
@@ -125,11 +126,11 @@ def test_hooks_of_the_user_see_each_gradient(how: str) -> None:
 def test_the_graph_is_kept_on_request(how: str) -> None:
     model, trunk, _, slots, x = make()
     losses = model.losses(x)
-    slots.collect(losses, 0, how, retain_graph=True)
-    slots.collect(losses, 0, how, retain_graph=False)
+    slots.collect(losses, 0, how, Pass(retain_graph=True))
+    slots.collect(losses, 0, how, Pass())
     close(trunk.at(0, 0, 1), 2 * expected_of(model, x, trunk.layout.parameters)[0][1])  # type: ignore[operator]
     with pytest.raises(RuntimeError, match="second time"):
-        slots.collect(losses, 0, how, retain_graph=False)
+        slots.collect(losses, 0, how, Pass())
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -139,7 +140,7 @@ def test_sparse_gradients_are_added_to_dense_ones() -> None:
     slots = TaskSlots([flat], [[None]], 2)
     for _ in range(2):
         z = embedding(torch.tensor([1, 1, 5]))
-        slots.collect([z.sum(), z.square().sum()], 0, "sequential", retain_graph=False)
+        slots.collect([z.sum(), z.square().sum()], 0, "sequential", Pass())
     expected = torch.zeros(6, 4).index_add_(0, torch.tensor([1, 1, 5]), torch.full((3, 4), 2.0))
     close(flat.at(0, 0, 0), expected)
     close(flat.at(0, 1, 0), 2 * expected * embedding.weight.detach())
@@ -150,7 +151,7 @@ def test_losses_of_nothing_that_is_asked_for() -> None:
     flat = table_of([nn.Parameter(torch.ones(2)).requires_grad_(False)], num_tasks=2)
     slots = TaskSlots([flat], [[None]], 2)
     for how in WAYS:
-        slots.collect([other.sum(), other.sum()], 0, how, retain_graph=True)
+        slots.collect([other.sum(), other.sum()], 0, how, Pass(retain_graph=True))
     assert not any(map(any, flat.filled))
 
 
@@ -159,7 +160,7 @@ def test_rows_of_several_subproblems_are_apart() -> None:
     flat = table_of([p], 3, num_tasks=2)
     slots = TaskSlots([flat], [[None]], 2)
     for row in (2, 0):
-        slots.collect([(row + 1) * p.sum(), (row + 1) * p.square().sum()], row, "sequential", retain_graph=False)
+        slots.collect([(row + 1) * p.sum(), (row + 1) * p.square().sum()], row, "sequential", Pass())
     assert flat.filled == [[True], [True], [False], [False], [True], [True]]
     for row in (0, 2):
         close(flat.at(row, 0, 0), torch.full((5,), row + 1.0))
@@ -168,7 +169,7 @@ def test_rows_of_several_subproblems_are_apart() -> None:
 
 def test_a_weighted_sum_goes_to_the_places_of_the_first_task() -> None:
     model, trunk, _, slots, x = make()
-    collect_sum(sum(model.losses(x)), slots.shared(0), retain_graph=False)  # type: ignore[arg-type]
+    collect_sum(sum(model.losses(x)), slots.shared(0), way=Pass())  # type: ignore[arg-type]
     rows = expected_of(model, x, trunk.layout.parameters)
     for segment, grads in enumerate(zip(*rows, strict=True)):
         if grads[0] is not None:
@@ -179,7 +180,7 @@ def test_a_weighted_sum_goes_to_the_places_of_the_first_task() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gram_of_gradients_that_are_not_stored(dtype: torch.dtype) -> None:
     model, trunk, _, slots, x = make(dtype)
-    slots.collect(model.losses(x), 0, "batched", retain_graph=False)
+    slots.collect(model.losses(x), 0, "batched", Pass())
     gram = collect_gram(torch.stack(model.losses(x)), trunk.layout.parameters)
     stored = trunk.gram()[0]
     size = stored.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]
@@ -197,8 +198,8 @@ def test_no_more_memory_than_the_gradients_of_one_parameter(how: str) -> None:
     def losses() -> list[Tensor]:
         return list(nn.Sequential(*layers)(x)[0, :4].unbind())
 
-    slots.collect(losses(), 0, how, retain_graph=False)
+    slots.collect(losses(), 0, how, Pass())
     one = layers[0].weight.numel() * 4
     allowed = {"sequential": 1, "batched": 4}[how] * one
     graph = losses()
-    assert peak_bytes(lambda: slots.collect(graph, 0, how, retain_graph=False)) <= 2 * allowed + 16384
+    assert peak_bytes(lambda: slots.collect(graph, 0, how, Pass())) <= 2 * allowed + 16384

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mt2o_ext.ops import cut_chunks
 from support.backends import Backend
 from support.ops.gram_oracle import allowed, diagonal_of, exact, relative_error, run
 from support.samplers import FLOATS, HALVES, LAYOUTS, Layout, Sampler, assert_within, same_bits
@@ -89,6 +90,18 @@ def test_cross_products_of_rows_with_themselves_are_all_pairs(backend: Backend, 
         assert same_bits(pairs, cross)
         assert same_bits(swapped, cross.flip(-2))
     assert_within(cross, pairs, allowed(rows, sampler.layout))
+
+
+def test_pieces_of_chunks_have_the_sums_of_chunks(backend: Backend) -> None:
+    """On a GPU small models are multiplied by pieces, of which there are more."""
+    whole = Layout((20_000, 1, 300, 2049))
+    sampler = Sampler(whole)
+    cut = Layout(whole.numels)
+    cut.chunks = torch.tensor(cut_chunks(whole.chunks.tolist(), 1024))
+    assert len(cut.chunks) > len(whole.chunks)
+    for num_rows in (2, 3, 5, 16):
+        rows = sampler.rows(2, num_rows)
+        assert_within(run(backend, rows, cut), exact(rows, whole)[0], allowed(rows, whole))
 
 
 def test_scratch_is_used_again(backend: Backend) -> None:

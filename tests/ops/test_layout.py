@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt2o_ext.ops import plan_layout, reference
+from mt2o_ext.ops import cut_chunks, plan_layout, reference
 
 Planner = Callable[[list[int]], tuple[list[int], int, list[tuple[int, int, int]]]]
 PLANNERS = pytest.mark.parametrize("plan", [plan_layout, reference.plan_layout], ids=["plan_layout", "reference"])
@@ -46,3 +46,14 @@ def test_rows_are_never_a_multiple_of_a_page_apart(plan: Planner) -> None:
         assert plan([numel])[1] == numel + 16
     assert plan([]) == ([], 0, [])
     assert plan([0, 0]) == ([0, 0], 0, [])
+
+
+@given(numels=st.lists(st.integers(0, 50_000), max_size=5))
+def test_pieces_cover_what_their_chunks_cover(numels: list[int]) -> None:
+    chunks = reference.plan_layout(numels)[2]
+    pieces = cut_chunks(chunks, 2048)
+    assert all(0 < end - begin <= 2048 and begin % 16 == 0 for _, begin, end in pieces)
+    columns = [
+        [(s, column) for s, begin, end in table for column in range(begin, end, 16)] for table in (chunks, pieces)
+    ]
+    assert columns[0] == columns[1]

@@ -17,6 +17,12 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
 
+@pytest.fixture(params=["rows", "vertices"])
+def front(request: pytest.FixtureRequest) -> str:
+    """Of an MT2OFused: what is true of any front is tested with both."""
+    return request.param
+
+
 @pytest.fixture
 def single(kind: Kind) -> Single:
     """``single(params, **options)``: one task, one model."""

@@ -14,14 +14,14 @@ from mt2o_ext.base import SGD, Adam, AdamW
 from mt2o_ext.scalarization import Linear
 from mt2o_ext.transfer import Hat, Mean, Moments, Spectral, TransferContext
 from support.optim.bad_losses import LOSSES
-from support.optim.problems import Batches, assert_same, make_model, snapshot, task_losses, train
+from support.optim.problems import Batches, assert_same, make_model, seeded, snapshot, task_losses, train
 
 P = nn.Parameter
 
 
 def make(params: Any = None, **options: Any) -> MT2OFused:
     params = [P(torch.ones(3))] if params is None else params
-    return MT2OFused(params, **{"num_tasks": 2, "num_subproblems": 3, "transfer": None, **options})
+    return MT2OFused(params, **seeded(**{"num_tasks": 2, "num_subproblems": 3, "transfer": None, **options}))
 
 
 # ---------------------------------------------------------------------- construction
@@ -107,9 +107,9 @@ def test_parameters_that_share_memory() -> None:
     make([P(columns[:, :2]), P(columns[:, 2:])])  # side by side, no element in common
 
 
-def test_add_param_group_changes_nothing_before_the_error() -> None:
+def test_add_param_group_changes_nothing_before_the_error(front: str) -> None:
     model = make_model()
-    optimizer = make(model.parameters(), num_subproblems=5, ema=0.9)
+    optimizer = make(model.parameters(), num_subproblems=5, ema=0.9, front=front)
     train(optimizer, model, Batches(), 2)
     before, pointers = snapshot(optimizer), [p.data_ptr() for p in model.parameters()]
     weight = next(model.parameters())
@@ -131,10 +131,10 @@ def test_add_param_group_changes_nothing_before_the_error() -> None:
 
 # ---------------------------------------------------------------------- losses
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses(name: str) -> None:
+def test_losses(name: str, front: str) -> None:
     function, error, text = LOSSES[name]
     model = make_model()
-    optimizer = make(model.parameters())
+    optimizer = make(model.parameters(), front=front)
     before = snapshot(optimizer)
     with pytest.raises(error, match=text):
         optimizer.backward(function(model))
@@ -146,10 +146,10 @@ def test_losses(name: str) -> None:
     assert_same(snapshot(optimizer), before)
 
 
-def test_a_step_without_any_gradient() -> None:
+def test_a_step_without_any_gradient(front: str) -> None:
     for num_subproblems in (1, 3):
         model = make_model()
-        optimizer = make(model.parameters(), num_subproblems=num_subproblems)
+        optimizer = make(model.parameters(), num_subproblems=num_subproblems, front=front)
         before = snapshot(optimizer)
         with pytest.raises(RuntimeError, match="backward"):
             optimizer.step()
@@ -191,9 +191,9 @@ def test_signed_matrices_must_not_blend_moments() -> None:
 
 # ---------------------------------------------------------------------- gradients
 @pytest.mark.parametrize("num_subproblems", [1, 3])
-def test_sparse_gradients(num_subproblems: int) -> None:
+def test_sparse_gradients(num_subproblems: int, front: str) -> None:
     model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 2))
-    optimizer = make(model.parameters(), num_subproblems=num_subproblems)
+    optimizer = make(model.parameters(), num_subproblems=num_subproblems, front=front)
     before = snapshot(optimizer)
 
     def losses() -> Tensor:
@@ -214,10 +214,11 @@ def test_sparse_gradients(num_subproblems: int) -> None:
 
 # ---------------------------------------------------------------------- closures and parameters
 @pytest.mark.parametrize("stacked", [False, True])
-def test_a_closure_that_raises_leaves_everything_usable(stacked: bool) -> None:
+def test_a_closure_that_raises_leaves_everything_usable(stacked: bool, front: str) -> None:
     model: nn.Module = make_model()
     bank = SubproblemBank(model, 5) if stacked else model
-    optimizer = make(bank.parameters(), num_subproblems=5, transfer=Mean(0.1), stacked=stacked)
+    transfer = Mean(0.1) if front == "rows" else None
+    optimizer = make(bank.parameters(), num_subproblems=5, transfer=transfer, stacked=stacked, front=front)
     calls = []
     batches = Batches()
 
@@ -240,9 +241,9 @@ def test_a_closure_that_raises_leaves_everything_usable(stacked: bool) -> None:
         assert all((optimizer.state[p]["step"] == 1).all() for p in bank.parameters())
 
 
-def test_a_parameter_of_another_shape() -> None:
+def test_a_parameter_of_another_shape(front: str) -> None:
     model = make_model()
-    optimizer = make(model.parameters())
+    optimizer = make(model.parameters(), front=front)
     train(optimizer, model, Batches(), 1)
     weight = next(model.parameters())
     kept = snapshot(optimizer)["state"]
@@ -254,16 +255,16 @@ def test_a_parameter_of_another_shape() -> None:
         assert_same(snapshot(optimizer)["state"], kept)
 
 
-def test_subproblems_that_are_not_there() -> None:
-    optimizer = make()
+def test_subproblems_that_are_not_there(front: str) -> None:
+    optimizer = make(front=front)
     for k in (-1, 3):
         with pytest.raises(IndexError, match=r"0 \.\. 2"), optimizer.subproblem(k):
             pass
     with pytest.raises(ValueError, match="running average"), optimizer.subproblem(0, ema=True):
         pass
-    with pytest.raises(RuntimeError, match="stacked=True"), optimizer.averaged():
+    with pytest.raises(RuntimeError, match="stacked=True"), optimizer.all_subproblems(ema=True):
         pass
-    stacked = make([P(torch.ones(3, 2))], stacked=True)
+    stacked = make([P(torch.ones(3, 2))], stacked=True, front=front)
     with pytest.raises(RuntimeError, match=r"bank\.subproblem"), stacked.subproblem(0):
         pass
     with pytest.raises(RuntimeError, match=r"bank\.subproblem"):

@@ -21,6 +21,7 @@ from support.optim.problems import (
     make_model,
     parameters,
     rows,
+    seeded,
     set_gradients,
     several,
     task_losses,
@@ -29,9 +30,9 @@ from support.optim.problems import (
 
 
 # ---------------------------------------------------------------------- closure, hooks
-def test_closure_runs_under_grad_mode_once_per_subproblem_and_losses_are_returned() -> None:
+def test_closure_runs_under_grad_mode_once_per_subproblem_and_losses_are_returned(front: str) -> None:
     model = make_model()
-    optimizer = several(model)
+    optimizer = several(model, front=front)
     seen: list[Tensor] = []
 
     def closure() -> Tensor:
@@ -67,9 +68,9 @@ def test_step_hooks_run_once_local_and_global(single: Single) -> None:
     assert calls == ["global pre", "pre", "post", "global post"]
 
 
-def test_state_dict_hooks_see_all_of_the_dict() -> None:
+def test_state_dict_hooks_see_all_of_the_dict(front: str) -> None:
     model = make_model()
-    optimizer = several(model)
+    optimizer = several(model, front=front)
     train(optimizer, model, Batches(), 1)
     seen: list[Any] = []
     optimizer.register_state_dict_pre_hook(lambda _: seen.append("saving"))
@@ -135,11 +136,12 @@ def test_add_param_group_keeps_state(steps: int, single: Single) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:no loss has a gradient")
-def test_add_param_group_keeps_the_gradients_and_rows_of_all_subproblems() -> None:
+def test_add_param_group_keeps_the_gradients_and_rows_of_all_subproblems(front: str) -> None:
     model, late = make_model(), make_model()
     extra = nn.Parameter(torch.ones(3))
-    before = MT2OFused([*late.parameters(), extra], num_tasks=2, num_subproblems=3, lr=1e-2, transfer=None, ema=0.9)
-    early = several(model, ema=0.9)
+    options = {"num_tasks": 2, "num_subproblems": 3, "lr": 1e-2, "transfer": None, "ema": 0.9, "front": front}
+    before = MT2OFused([*late.parameters(), extra], **seeded(**options))
+    early = several(model, ema=0.9, front=front)
     for optimizer, one in ((early, model), (before, late)):
         train(optimizer, one, Batches(), 3)
         optimizer.zero_grad()
@@ -166,12 +168,13 @@ def test_named_parameters_keep_their_names(single: Single) -> None:
     optimizer.load_state_dict(saved)
 
 
-def test_repr_shows_options_and_defaults() -> None:
-    text = repr(MT2OFused(parameters(2), num_tasks=2, num_subproblems=5, ema=0.98))
+def test_repr_shows_options_and_defaults(front: str) -> None:
+    text = repr(MT2OFused(parameters(2), num_tasks=2, num_subproblems=5, ema=0.98, front=front))
     for part in (
         "num_tasks=2",
         "num_subproblems=5",
-        "Spectral",
+        f"front='{front}'",
+        "transfer=Spectral, order=consensus" if front == "rows" else "points=5, concentration=1.0",
         "Linear",
         "ema=0.98",
         "lr: 0.001",
@@ -202,9 +205,9 @@ def test_no_gradient_no_state_and_no_step_until_it_appears(single: Single) -> No
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("num_subproblems", [1, 3])
-def test_zero_grad(set_to_none: bool, num_subproblems: int) -> None:
+def test_zero_grad(set_to_none: bool, num_subproblems: int, front: str) -> None:
     model = make_model()
-    optimizer = several(model, num_subproblems=num_subproblems)
+    optimizer = several(model, num_subproblems=num_subproblems, front=front)
     for _ in optimizer.subproblems():
         optimizer.backward(task_losses(model(x := torch.randn(4, 7)), x[:, 0]))
     optimizer.zero_grad(set_to_none)
@@ -230,16 +233,17 @@ def test_gradients_stay_ordinary_tensors(single: Single) -> None:
 # ---------------------------------------------------------------------- determinism, versions
 @pytest.mark.skipif(_native.C is None, reason="torch's own kernels, the reference's, depend on the number of threads")
 @pytest.mark.parametrize("stacked", [False, True])
-def test_bits_do_not_depend_on_the_number_of_threads(stacked: bool) -> None:
+def test_bits_do_not_depend_on_the_number_of_threads(stacked: bool, front: str) -> None:
     results, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
             p = parameters(5 * 30000 if stacked else 30000, 17)
             params = [nn.Parameter(q.detach().reshape(5, -1)) for q in p[:1]] if stacked else p
-            optimizer = MT2OFused(
-                params, num_tasks=1, num_subproblems=5, stacked=stacked, transfer=Hat(every=1), ema=0.9
-            )
+            if stacked and front == "vertices":  # begins with equal models
+                params[0].data.copy_(params[0].data[:1].expand_as(params[0]))
+            options = {"num_tasks": 1, "transfer": Hat(every=1)} if front == "rows" else {"num_tasks": 2}
+            optimizer = MT2OFused(params, num_subproblems=5, stacked=stacked, ema=0.9, **seeded(front=front, **options))
             for step in range(3):
                 if stacked:
                     set_gradients(params, step)
@@ -255,9 +259,9 @@ def test_bits_do_not_depend_on_the_number_of_threads(stacked: bool) -> None:
 
 
 @pytest.mark.parametrize("num_subproblems", [1, 3])
-def test_backward_through_overwritten_parameters_raises(num_subproblems: int) -> None:
+def test_backward_through_overwritten_parameters_raises(num_subproblems: int, front: str) -> None:
     model = make_model()
-    optimizer = several(model, num_subproblems=num_subproblems)
+    optimizer = several(model, num_subproblems=num_subproblems, front=front)
     versions = [p._version for p in model.parameters()]
     for _ in optimizer.subproblems():
         loss = task_losses(model(x := torch.randn(4, 7)), x[:, 0])
@@ -269,9 +273,9 @@ def test_backward_through_overwritten_parameters_raises(num_subproblems: int) ->
         kept.backward()
 
 
-def test_backward_of_another_subproblem_raises() -> None:
+def test_backward_of_another_subproblem_raises(front: str) -> None:
     model = make_model()
-    optimizer = several(model)
+    optimizer = several(model, front=front)
     losses = [task_losses(model(x := torch.randn(4, 7)), x[:, 0]).sum() for _ in optimizer.subproblems()]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.stack(losses).sum().backward()

@@ -70,7 +70,7 @@ def step_without_waiting(model: torch.nn.Module, optimizer: MT2OFused, value: fl
 @pytest.mark.parametrize("lr", [1e-3, torch.tensor(1e-3)], ids=["number", "tensor"])
 def test_a_step_does_not_wait(model: torch.nn.Module, lr: float | Tensor) -> None:
     """Also with a schedule, and with a tensor that sometimes has no gradient."""
-    optimizer = MT2OFused(model.parameters(), num_tasks=2, lr=lr.cuda() if isinstance(lr, Tensor) else lr)
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, front="rows", lr=lr.cuda() if isinstance(lr, Tensor) else lr)
     for index in range(10):
         if isinstance(lr, float):
             optimizer.param_groups[0]["lr"] = lr / (index + 1)
@@ -85,7 +85,7 @@ def test_a_step_does_not_wait(model: torch.nn.Module, lr: float | Tensor) -> Non
 
 def skip_a_step(model: torch.nn.Module) -> tuple[MT2OFused, Callable[[], None]]:
     """An optimizer after its first step, and the step that it will skip."""
-    optimizer = MT2OFused(model.parameters(), num_tasks=2)
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, front="rows")
     step(model, optimizer)
     return optimizer, lambda: step_without_waiting(model, optimizer, torch.inf)
 
@@ -161,10 +161,10 @@ def test_on_another_device_than_the_current_one(model: torch.nn.Module) -> None:
     """The same bits, and nothing on the current device."""
     other = copy.deepcopy(model).to("cuda:1")
     before = torch.cuda.memory_allocated(0)
-    optimizer = MT2OFused(other.parameters(), num_tasks=2)
+    optimizer = MT2OFused(other.parameters(), num_tasks=2, front="rows")
     step(other, optimizer)
     assert torch.cuda.memory_allocated(0) == before
-    optimizer = MT2OFused(model.parameters(), num_tasks=2)
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, front="rows")
     step(model, optimizer)
     assert all(torch.equal(p, q.to(p.device)) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
@@ -173,7 +173,7 @@ def test_on_another_device_than_the_current_one(model: torch.nn.Module) -> None:
 def test_on_another_stream(model: torch.nn.Module) -> None:
     """Behind work that takes long there: the step waits for it, as everything on that stream does."""
     twin = copy.deepcopy(model)
-    optimizers = [MT2OFused(each.parameters(), num_tasks=2) for each in (model, twin)]
+    optimizers = [MT2OFused(each.parameters(), num_tasks=2, front="rows") for each in (model, twin)]
     other = torch.cuda.Stream()
     other.wait_stream(torch.cuda.current_stream())  # for what made model and buffers
     with torch.cuda.stream(other):

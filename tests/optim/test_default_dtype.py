@@ -98,10 +98,12 @@ def backward(_: Any, start: Callable[[], None]) -> Any:
 
 
 CASES: dict[str, tuple[Callable[..., Any], Any]] = {
-    "mt2o": (mt2o, {}),
-    "mt2o, weighting": (mt2o, {"weighting": "PCGrad", "generator": torch.Generator()}),
+    "mt2o": (mt2o, {"front": "rows"}),
+    "mt2o, vertices": (mt2o, {"front": "vertices", "generator": torch.Generator()}),
+    "mt2o, vertices, weighting": (mt2o, {"front": "vertices", "weighting": "PCGrad", "generator": torch.Generator()}),
+    "mt2o, weighting": (mt2o, {"front": "rows", "weighting": "PCGrad", "generator": torch.Generator()}),
     "mt2o, relative": (mt2o, {"transfer": mt2o_ext.transfer.Spectral(relative=True)}),
-    "mt2o, batched": (mt2o, {"weighting": "CAGrad", "collect": "batched"}),
+    "mt2o, batched": (mt2o, {"front": "rows", "weighting": "CAGrad", "collect": "batched"}),
     "connection strength": (connection, torch.float32),
     "connection strength of bfloat16": (connection, torch.bfloat16),
     "backward": (backward, None),

@@ -14,7 +14,7 @@ from mt2o_ext.base import SGD, AdamW
 from mt2o_ext.transfer import DistanceDecrease
 from mt2o_ext.weighting import FAMO, MoCo
 from support.optim import priority_model
-from support.optim.problems import Batches, assert_same, make_model, task_losses
+from support.optim.problems import Batches, assert_same, make_model, seeded, task_losses
 from support.optim.towers import Towers, batch_of, weighted
 
 Made = tuple[nn.Module, Any, Callable[[int], object]]  # model, optimizer, one step on the batch of a seed
@@ -28,7 +28,7 @@ def weighted_case(weighting: Any) -> Made:
 
 def mt2o_case(**options: Any) -> Made:
     model = make_model(norm=True)
-    optimizer = MT2OFused(model.parameters(), num_tasks=2, ema=0.9, buffers=model.buffers(), **options)
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, ema=0.9, buffers=model.buffers(), **seeded(**options))
 
     def step(seed: int) -> object:
         batches = Batches(seed)
@@ -53,7 +53,9 @@ def single_case(kind: Any, base: Any) -> Made:
 CASES: dict[str, Callable[[], Made]] = {
     "weighted, memory": lambda: weighted_case(MoCo),
     "weighted, losses": lambda: weighted_case(FAMO),
-    "mt2o": mt2o_case,
+    "mt2o": lambda: mt2o_case(front="rows"),
+    "mt2o, vertices": lambda: mt2o_case(front="vertices"),
+    "mt2o, vertices, weighting": lambda: mt2o_case(front="vertices", weighting="PCGrad", history=3),
     "mt2o, rule with a state": lambda: mt2o_case(transfer=DistanceDecrease(every=2), weighting="PCGrad"),
     "connection strength": connection_case,
     "one task": lambda: single_case(WeightedFused, AdamW()),

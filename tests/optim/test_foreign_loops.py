@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, WeightedFused
 from mt2o_ext.base import SGD, AdamW
+from support.optim.problems import seeded
 
 K = 3
 BATCH = torch.linspace(-1, 1, 20).reshape(5, 4)
@@ -28,7 +29,12 @@ def losses(model: nn.Module, scale: float = 1.0) -> list[Tensor]:
 
 
 def mt2o(model: nn.Module, **options: Any) -> MT2OFused:
-    return MT2OFused(model.parameters(), num_tasks=2, num_subproblems=K, transfer=None, lr=0.1, **options)
+    given = {"num_tasks": 2, "num_subproblems": K, "transfer": None, "lr": 0.1}
+    return MT2OFused(model.parameters(), **seeded(**{**given, **options}))
+
+
+def vertices(model: nn.Module, **options: Any) -> MT2OFused:
+    return mt2o(model, front="vertices", **options)
 
 
 def weighted(model: nn.Module, **options: Any) -> WeightedFused:
@@ -59,13 +65,13 @@ class Proxy:
 
 
 # ---------------------------------------------------------------- closures
-@pytest.mark.parametrize("make", [mt2o, weighted])
+@pytest.mark.parametrize("make", [mt2o, vertices, weighted])
 def test_a_closure_that_returns_none_leaves_the_gradients_to_the_loop(make: Any) -> None:
     model, other = network(), network()
     plain, closed = make(model), make(other)
     for step in range(3):
         for optimizer, net in ((plain, model), (closed, other)):
-            for _ in optimizer.subproblems() if make is mt2o else [0]:
+            for _ in optimizer.subproblems() if isinstance(optimizer, MT2OFused) else [0]:
                 optimizer.backward(losses(net, 1 + step))
         plain.step()
         assert closed.step(lambda: None) is None
@@ -95,9 +101,9 @@ def test_of_one_task_closures_are_those_of_torch(make: Any) -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-def test_a_closure_that_changes_its_mind_is_an_error() -> None:
+def test_a_closure_that_changes_its_mind_is_an_error(front: str) -> None:
     model = network()
-    optimizer = mt2o(model)
+    optimizer = mt2o(model, front=front)
     before, calls = rows(optimizer, model), iter([losses(model), None])
     with pytest.raises(TypeError, match="losses of subproblem 1"):
         optimizer.step(lambda: next(calls))
@@ -120,9 +126,10 @@ def test_a_closure_that_raises_forgets_nothing() -> None:
 
 # ---------------------------------------------------------------- wrapped
 @pytest.mark.parametrize("weighting", [None, "upgrad"])
-def test_a_wrapped_optimizer_trains_as_the_plain_one(weighting: str | None) -> None:
+def test_a_wrapped_optimizer_trains_as_the_plain_one(weighting: str | None, front: str) -> None:
     model, other = network(), network()
-    plain, wrapped = mt2o(model, weighting=weighting), Proxy(mt2o(other, weighting=weighting))
+    plain = mt2o(model, weighting=weighting, front=front)
+    wrapped = Proxy(mt2o(other, weighting=weighting, front=front))
     for step in range(3):
         for optimizer, net in ((plain, model), (wrapped, other)):
             optimizer.zero_grad()
@@ -147,12 +154,12 @@ def test_a_wrapped_weighted_optimizer_trains_as_the_plain_one() -> None:
 
 # ---------------------------------------------------------------- gradients are used up
 @pytest.mark.parametrize("weighting", [None, "upgrad"])
-def test_a_step_uses_gradients_up(weighting: str | None) -> None:
+def test_a_step_uses_gradients_up(weighting: str | None, front: str) -> None:
     """Whoever calls zero_grad, or nobody: the same."""
     results = []
     for clear in (lambda o, m: o.zero_grad(), lambda o, m: m.zero_grad(), lambda o, m: None):
         model = network()
-        optimizer = mt2o(model, weighting=weighting, base=SGD())
+        optimizer = mt2o(model, weighting=weighting, base=SGD(), front=front)
         for step in range(3):
             for _ in optimizer.subproblems():
                 optimizer.backward(losses(model, 1 + step))
@@ -178,9 +185,9 @@ def test_subproblems_without_gradients_are_named_and_stay() -> None:
     assert torch.equal(after[1], before[1]) and torch.equal(after[2], before[2])
 
 
-def test_step_inside_of_a_loop_is_an_error() -> None:
+def test_step_inside_of_a_loop_is_an_error(front: str) -> None:
     model = network()
-    optimizer = mt2o(model)
+    optimizer = mt2o(model, front=front)
     for _ in optimizer.subproblems():
         optimizer.backward(losses(model))
         with pytest.raises(RuntimeError, match="behind the loop"):
@@ -216,9 +223,9 @@ def test_a_loop_that_ends_inside_of_another_moves_nothing() -> None:
     assert torch.equal(next(model.parameters()), expected[0])  # and back at the first, where the kept loop began
 
 
-def test_a_loop_inside_of_a_loop_must_end_first() -> None:
+def test_a_loop_inside_of_a_loop_must_end_first(front: str) -> None:
     model = network()
-    optimizer = mt2o(model)
+    optimizer = mt2o(model, front=front)
     outer = optimizer.subproblems()
     next(outer)
     inner = optimizer.subproblems()

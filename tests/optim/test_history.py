@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, WeightedFused
-from support.optim.problems import Batches, assert_same, make_model, task_losses
+from support.optim.priority_model import Batches as PriorityBatches
+from support.optim.priority_model import network, optimizer_of
+from support.optim.problems import Batches, assert_same, make_model, seeded, task_losses
 
 
 def weighted(model: nn.Module, **options: Any) -> WeightedFused:
@@ -20,8 +23,12 @@ def weighted(model: nn.Module, **options: Any) -> WeightedFused:
 
 
 def subproblems(model: nn.Module, **options: Any) -> MT2OFused:
-    given = {"num_tasks": 2, "num_subproblems": 5, "lr": 1e-2, "history": 4, "weighting": "cagrad", **options}
-    return MT2OFused(model.parameters(), **given)
+    given = {"num_tasks": 2, "num_subproblems": 5, "lr": 1e-2, "history": 4, "weighting": "cagrad", "front": "rows"}
+    return MT2OFused(model.parameters(), **seeded(**{**given, **options}))
+
+
+def points(model: nn.Module, **options: Any) -> MT2OFused:
+    return subproblems(model, **{"front": "vertices", **options})
 
 
 def train(
@@ -93,6 +100,20 @@ def test_of_several_subproblems(options: dict[str, Any]) -> None:
     assert history.skipped.shape == (3, rows)
 
 
+def test_losses_of_random_points_come_with_the_points() -> None:
+    model = make_model()
+    optimizer, drawn = points(model, points=3), []
+    for _ in range(3):
+        drawn.append(optimizer.points)
+        train(optimizer, model, 1)
+    history = optimizer.history()
+    assert history.points is not None
+    assert_same(history.points, torch.stack(drawn))
+    columns = history.columns()
+    assert_same(columns["point 1, subproblem 2"], torch.stack(drawn)[:, 2, 1])
+    assert subproblems_history().points is None and "point 0, subproblem 0" not in subproblems_history().columns()
+
+
 def test_a_skipped_step_is_marked() -> None:
     model = make_model()
     optimizer = weighted(model)
@@ -103,7 +124,7 @@ def test_a_skipped_step_is_marked() -> None:
     assert optimizer.history().skipped.tolist() == [[False], [False], [True]]
 
 
-@pytest.mark.parametrize("kind", [weighted, subproblems])
+@pytest.mark.parametrize("kind", [weighted, subproblems, points])
 def test_it_goes_on_after_loading(kind: Any) -> None:
     model = make_model()
     optimizer = kind(model)
@@ -180,3 +201,38 @@ def test_infinite_losses_and_absent_tasks_are_what_they_were_after_loading() -> 
     del state["param_groups"][0]["weighted"]["history"]["missing"]["losses"]
     with pytest.raises(ValueError, match="alike"):
         weighted(make_model()).load_state_dict(state)
+
+
+def test_connection_strength_has_its_last_steps_beside_the_rest() -> None:
+    """In both phases; absent tasks are NaN, a step with a NaN is marked, and a resumed run goes on with the record."""
+    model, batches = network(0), PriorityBatches(0)
+    options: dict[str, Any] = {"history": 3, "max_norm": 0.5, "schedule": lambda progress: float(progress < 0.3)}
+    optimizer = optimizer_of(model, **options)
+    found = []
+    for step in range(5):
+        loss = batches.draw().loss(model)
+        bad = {3: lambda task: loss(task) * (torch.nan if task == 1 else 1)}.get(step, loss)  # noqa: B023
+        with pytest.warns(UserWarning, match="infinite or NaN") if step == 3 else nullcontext():
+            found.append(optimizer.step(lambda task: None if (step, task) == (4, 0) else bad(task)))  # noqa: B023
+    history = optimizer.history()
+    assert history.phases.tolist() == [1, 1, 1, 2, 2]
+    last = history.last
+    assert last is not None and last.losses is not None and last.grad_norm is not None
+    assert optimizer.grad_norm is not None
+    assert last.steps.tolist() == [2, 3, 4] and last.skipped.flatten().tolist() == [False, True, False]
+    torch.testing.assert_close(last.losses[:, 0], torch.stack(found[2:]), equal_nan=True)
+    assert last.losses[2, 0].isnan().tolist() == [True, False, False]
+    torch.testing.assert_close(last.grad_norm[-1], optimizer.grad_norm)
+    resumed = optimizer_of(network(1), **options)
+    resumed.load_state_dict(optimizer.state_dict())
+    again = resumed.history().last
+    assert again is not None and again.losses is not None
+    torch.testing.assert_close(again.losses, last.losses, equal_nan=True)
+
+
+def test_connection_strength_records_nothing_by_default() -> None:
+    model = network(0)
+    optimizer = optimizer_of(model)
+    optimizer.step(PriorityBatches(0).loss(model))
+    assert optimizer.history().last is None
+    assert "last_steps" not in optimizer.state_dict()["param_groups"][0]["connection_strength"]

@@ -1,4 +1,4 @@
-"""A state dict is loaded whole or not at all: every entry of the dicts of seven optimizers removed or replaced."""
+"""A state dict is loaded whole or not at all: every entry of the dicts of nine optimizers removed or replaced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mt2o_ext.base import SGD, Adam
 from mt2o_ext.transfer import DistanceDecrease
 from mt2o_ext.weighting import CAGrad, MoCo
 from support.optim import priority_model
-from support.optim.problems import Batches, assert_same, make_model, task_losses
+from support.optim.problems import Batches, assert_same, make_model, seeded, task_losses
 from support.optim.towers import Towers, batch_of, weighted
 
 Made = tuple[nn.Module, Any, Callable[[int], object]]
@@ -30,7 +30,7 @@ def of_weighting(weighting: Any, dtype: torch.dtype = torch.float32, **options: 
 
 def of_subproblems(**options: Any) -> Made:
     model = make_model(norm=True)
-    optimizer = MT2OFused(model.parameters(), num_tasks=2, ema=0.9, buffers=model.buffers(), **options)
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, ema=0.9, buffers=model.buffers(), **seeded(**options))
 
     def step(seed: int) -> object:
         batches = Batches(seed)
@@ -57,7 +57,9 @@ OPTIMIZERS: dict[str, Callable[[], Made]] = {
     "one task": lambda: of_one_task(torch.float32),
     "one task of 16 bits": lambda: of_one_task(torch.bfloat16),
     "subproblems": lambda: of_subproblems(transfer=DistanceDecrease(every=2)),
-    "subproblems with a weighting": lambda: of_subproblems(weighting="PCGrad", base=SGD(momentum=0.9)),
+    "subproblems with a weighting": lambda: of_subproblems(front="rows", weighting="PCGrad", base=SGD(momentum=0.9)),
+    "points": lambda: of_subproblems(front="vertices", history=2),
+    "points with a weighting": lambda: of_subproblems(front="vertices", weighting="PCGrad", base=SGD(momentum=0.9)),
     "connection strength": of_connections,
 }
 
@@ -117,16 +119,18 @@ def picture(model: nn.Module, optimizer: Any) -> bytes:
 
 # What may be missing: torch.optim's own dicts lack it, or it starts anew.
 FREE = {"momentum_buffer", "max_exp_avg_sq", "master"}
-SIGNED = {"exp_avg", "momentum_buffer", "ema", "transfer_base", "master", "subproblems"}
+SIGNED = {"exp_avg", "momentum_buffer", "ema", "transfer_base", "master", "subproblems", "vertices"}
 
 
 def meaningful(path: tuple[Any, ...], kind: str, family: str) -> bool:
     """Whether such a dict may be accepted: another value of an option, state that starts anew, entries of others."""
     if kind == "more":
         return path != ("state",)
-    if kind == "negative" and (path[-1] in SIGNED or "buffers" in path or "transfer" in path or "memory" in str(path)):
+    if kind == "negative" and (
+        path[-1] in SIGNED or {"buffers", "transfer", "rings"} & {*path} or "memory" in str(path)
+    ):
         return True  # numbers of any sign
-    if "param_names" in path or (kind == "removed" and "memory" in str(path[-1])):
+    if "param_names" in path or (kind == "removed" and ("memory" in str(path[-1]) or path[-1] == "history")):
         return True
     if path[0] == "state":
         anew = len(path) < 3 or path[-1] in FREE

@@ -20,7 +20,8 @@ K = 5
 
 
 def make(model: nn.Module, **options: Any) -> MT2OFused:
-    return MT2OFused(model.parameters(), **{"num_tasks": 2, "num_subproblems": K, "lr": 1e-2, **options})
+    given = {"num_tasks": 2, "num_subproblems": K, "lr": 1e-2, "front": "rows"}
+    return MT2OFused(model.parameters(), **{**given, **options})
 
 
 class Quadratics(nn.Module):
@@ -242,7 +243,7 @@ def test_defaults() -> None:
         warnings.simplefilter("error")
         MT2OFused(make_model().parameters(), num_tasks=2, num_subproblems=1)
     with pytest.warns(UserWarning, match="Spectral transfers nothing"):
-        MT2OFused(make_model().parameters(), num_tasks=2, num_subproblems=2)
+        MT2OFused(make_model().parameters(), num_tasks=2, num_subproblems=2, front="rows")
 
 
 def test_the_front_of_quadratics_is_reached() -> None:

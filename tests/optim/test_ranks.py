@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from mt2o_ext.ranks import RanksError, checksums
 from mt2o_ext.weighting import CAGrad
 from support.optim.problems import assert_same
-from support.optim.rank_checks import CALLS, CHECKS, DIFFERENT, KINDS, RUNS
+from support.optim.rank_checks import CALLS, CHECKS, DIFFERENT, KINDS, RUNS, one_batch_less
 from support.optim.towers import Towers, weighted
 from support.worlds import once, world
 
@@ -134,11 +135,39 @@ def test_who_takes_care_of_the_ranks_is_not_warned(kind: str, results: Results) 
         assert not [text for text in result[f"taken care of, {kind}: warnings"] if "drift" in text]
 
 
+def test_points_that_each_rank_draws_for_itself_are_told_of_or_refused(results: Results) -> None:
+    of_all(results, "own draws")
+    of_all(results, "the same draws")
+    for result in results:
+        [warning] = [text for text in result["own draws: warnings"] if "random points of its own" in text]
+        assert "process_group=True" in warning and 'front="rows"' in warning
+        assert not [text for text in result["the same draws: warnings"] if "random points" in text]
+    for text in of_all(results, "points in a wrapper"):
+        assert "cannot average the gradients of MT2OFused at random points" in text and 'front="rows"' in text
+
+
 def test_a_group_of_some_ranks(results: Results) -> None:
     first, *between, last = of_all(results, "own group")
     assert_same(last, first)
     for text in between:
         assert "expected a process_group with this rank in it" in text
+
+
+def test_a_rank_that_has_ended_is_an_error_on_the_others() -> None:
+    """One mini-batch less: where its process ends nobody waits for it until the timeout."""
+    first, last = world({"steps": one_batch_less}, 2)
+    assert last["steps"] == 2
+    assert isinstance(first["steps"], RanksError) and first["steps: seconds"] < 10.0
+    assert "did one of them end, or get fewer mini-batches?" in str(first["steps"])
+
+
+def test_checksums_are_of_the_bits() -> None:
+    tensors = [torch.tensor([1.0, -2.0], dtype=dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
+    strange = [torch.arange(6, dtype=torch.uint8), torch.zeros(0), torch.ones(2, 3).T, torch.ones(1).expand(4)]
+    sums = checksums([*tensors, *strange])
+    assert sums == checksums([tensor.clone() for tensor in [*tensors, *strange]]) and len(set(sums[:3])) == 3
+    assert checksums([torch.tensor([0.0])]) != checksums([torch.tensor([-0.0])])
+    assert checksums([]) == []
 
 
 def test_without_torch_distributed_there_is_an_error() -> None:

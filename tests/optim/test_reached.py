@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mt2o_ext import MT2OFused, WeightedBackward, WeightedFused
 from mt2o_ext.base import SGD
+from support.optim.problems import seeded
 
 WEIGHTINGS = ("ls", "upgrad", "cagrad", "gls", "moco")
 
@@ -99,12 +100,14 @@ def by_backward(weighting: str, **options: Any) -> Callable[[Towers], Callable[[
     return make
 
 
-def by_mt2o(weighting: str | None) -> Callable[[Towers], Callable[[Tensor], None]]:
+def by_mt2o(weighting: str | None, front: str = "rows") -> Callable[[Towers], Callable[[Tensor], None]]:
     def make(model: Towers) -> Callable[[Tensor], None]:
         optimizer = MT2OFused(
             model.groups() if weighting else model.parameters(),
-            num_tasks=2, num_subproblems=3, transfer=None, weighting=weighting, base=SGD(), lr=0.1,
-        )  # fmt: skip
+            **seeded(
+                num_tasks=2, num_subproblems=3, transfer=None, weighting=weighting, base=SGD(), lr=0.1, front=front
+            ),
+        )
 
         def step(x: Tensor) -> None:
             for _ in optimizer.subproblems():

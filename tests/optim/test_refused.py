@@ -270,52 +270,52 @@ def test_a_scalarization_names_the_subproblem_that_it_is_not_defined_for(skip: s
     assert texts == []
 
 
-def test_micro_batches_are_judged_one_by_one() -> None:
+def test_micro_batches_are_judged_one_by_one(front: str) -> None:
     """Their losses add up to a positive one, but the gradient of each is divided by its own."""
     model = make_model()
-    optimizer = several(model, scalarization=Log(), num_subproblems=1, preferences=[[0.5, 0.5]])
-    before = values(model)
+    optimizer = several(model, scalarization=Log(), num_subproblems=1, preferences=[[0.5, 0.5]], front=front)
+    before = rows(optimizer, model)
     for added in (0.0, -50.0, 100.0):
         optimizer.backward(losses_of(model, Batches()) + torch.tensor([added, 0.0]))
     with told() as texts:
         optimizer.step()
-    assert_same(values(model), before)
-    assert len(texts) == 1 and re.match(r"Log needs positive losses; task 0 had -4[\d.]+: this step", texts[0])
+    assert_same(rows(optimizer, model), before)
+    assert len(texts) == 1 and re.match(r"Log needs positive losses; task 0 had -[\d.]+: this step", texts[0])
     optimizer.zero_grad()
     optimizer.backward(losses_of(model, Batches()))
     with told() as texts:
         optimizer.step()
-    assert texts == [] and not torch.equal(values(model)[0], before[0])
+    assert texts == [] and not torch.equal(rows(optimizer, model)[0][0], before[0][0])
 
 
-def test_a_bank_names_its_subproblem() -> None:
+def test_a_bank_names_its_subproblem(front: str) -> None:
     bank = SubproblemBank(make_model(), 3)
     optimizer = MT2OFused(
-        bank.parameters(), num_tasks=2, num_subproblems=3, stacked=True, scalarization=Log(), transfer=None
+        bank.parameters(), num_tasks=2, num_subproblems=3, stacked=True, scalarization=Log(), transfer=None, front=front
     )
     x = torch.randn(3, 16, 7, generator=torch.Generator().manual_seed(0))
     shift = torch.tensor([[0.0, 0.0], [0.0, 0.0], [50.0, 0.0]])
     optimizer.backward(task_losses(bank(x), x[..., 0]) - shift)
     with pytest.warns(UserWarning, match="Log needs positive losses; task 0 of subproblem 2 had -"):
         optimizer.step()
-    assert optimizer.skipped_steps.tolist() == [0, 0, 1]
+    assert optimizer.skipped_steps.tolist() == ([0, 0, 1] if front == "rows" else [1, 1, 1])
 
 
-def test_a_weighting_inside_of_a_subproblem_is_named_beside_the_scalarization() -> None:
+def test_a_weighting_inside_of_a_subproblem_is_named_beside_the_scalarization(front: str) -> None:
     model = make_model()
-    optimizer = several(model, scalarization=Log(), weighting=GLS())
+    optimizer = several(model, scalarization=Log(), weighting=GLS(), front=front)
     with told() as texts:
         for k in optimizer.subproblems():
             optimizer.backward(losses_of(model, Batches()) - torch.tensor([0.0, 50.0 * (k == 2)]))
         optimizer.step()
     assert len(texts) == 1 and texts[0].startswith("Log needs positive losses; task 1 of subproblem 2 had -")
-    optimizer = several(model, scalarization=Linear(), weighting=GLS())
+    optimizer = several(model, scalarization=Linear(), weighting=GLS(), front=front)
     with told() as texts:
         for k in optimizer.subproblems():
             optimizer.backward(losses_of(model, Batches()) - torch.tensor([50.0 * (k == 1), 0.0]))
         optimizer.step()
     assert len(texts) == 1 and texts[0].startswith("GLS needs positive losses; task 0 of subproblem 1 had -")
-    assert optimizer.skipped_steps.tolist() == [0, 1, 0]
+    assert optimizer.skipped_steps.tolist() == ([0, 1, 0] if front == "rows" else [1, 1, 1])
 
 
 @pytest.mark.parametrize("scalarization", [Linear(), Tchebycheff(), SmoothTchebycheff(), Log()], ids=repr)

@@ -50,9 +50,11 @@ def test_the_same_memory_in_another_order_is_a_replacement(single: Single) -> No
 @pytest.mark.parametrize(
     "path", [[torch.float32, torch.float64], [torch.float32, torch.bfloat16], [torch.bfloat16, torch.float32]], ids=str
 )
-def test_a_model_moved_to_another_dtype_keeps_rows_and_moments(num_subproblems: int, path: list[torch.dtype]) -> None:
+def test_a_model_moved_to_another_dtype_keeps_rows_and_moments(
+    num_subproblems: int, path: list[torch.dtype], front: str
+) -> None:
     model = make_model(path[0])
-    optimizer = several(model, num_subproblems=num_subproblems, ema=0.9)
+    optimizer = several(model, num_subproblems=num_subproblems, ema=0.9, front=front)
     train(optimizer, model, Batches(dtype=path[0]), 3)
     before, moments = rows(optimizer, model), [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
     model.to(path[1])
@@ -83,9 +85,9 @@ def test_values_loaded_into_the_model_count() -> None:
         assert_same(rows(optimizer, model), [[p.detach() for p in one.parameters()] for one in expected])
 
 
-def test_frozen_between_steps() -> None:
+def test_frozen_between_steps(front: str) -> None:
     model = make_model()
-    optimizer = several(model)
+    optimizer = several(model, front=front)
     train(optimizer, model, Batches(), 2)
     frozen = next(model.parameters())
     frozen.requires_grad_(False)

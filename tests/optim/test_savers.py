@@ -29,7 +29,11 @@ def weighted(model: nn.Module) -> WeightedFused:
 
 
 def mt2o(model: nn.Module) -> MT2OFused:
-    return MT2OFused(model.parameters(), num_tasks=2, num_subproblems=4)
+    return MT2OFused(model.parameters(), num_tasks=2, num_subproblems=4, front="rows")
+
+
+def vertices(model: nn.Module) -> MT2OFused:
+    return MT2OFused(model.parameters(), num_tasks=2, num_subproblems=4, front="vertices")
 
 
 def connections(model: nn.Module) -> ConnectionStrengthFused:
@@ -37,7 +41,7 @@ def connections(model: nn.Module) -> ConnectionStrengthFused:
         return ConnectionStrengthFused(model.parameters(), connections=[], num_tasks=2, total_steps=10)
 
 
-MAKERS = pytest.mark.parametrize("make", [weighted, mt2o, connections])
+MAKERS = pytest.mark.parametrize("make", [weighted, mt2o, vertices, connections])
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -89,9 +93,10 @@ def test_each_parameter_has_a_storage_of_its_own(make: Callable, dtype: torch.dt
         assert torch.equal(p, q)
 
 
-def test_every_subproblem_of_a_loop_has_storages_of_its_own() -> None:
+@pytest.mark.parametrize("make", [mt2o, vertices])
+def test_every_subproblem_of_a_loop_has_storages_of_its_own(make: Callable) -> None:
     model = network(torch.float32)
-    optimizer = mt2o(model)
+    optimizer = make(model)
     seen = set()
     for _ in optimizer.subproblems():
         check_storages(list(model.parameters()))
@@ -99,10 +104,10 @@ def test_every_subproblem_of_a_loop_has_storages_of_its_own() -> None:
     assert len(seen) == 4
 
 
-def test_a_bank_has_them_where_its_rows_have_no_gaps() -> None:
+def test_a_bank_has_them_where_its_rows_have_no_gaps(front: str) -> None:
     """The K rows of a tensor lie apart in the buffer: each storage begins and ends with its own tensor."""
     bank = SubproblemBank(nn.Linear(4, 3), 3)
-    MT2OFused(bank.parameters(), num_tasks=2, num_subproblems=3, transfer=None, stacked=True)
+    MT2OFused(bank.parameters(), num_tasks=2, num_subproblems=3, transfer=None, stacked=True, front=front)
     parameters = list(bank.parameters())
     assert len({p.untyped_storage().data_ptr() for p in parameters}) == len(parameters)
     assert all(p.storage_offset() == 0 for p in parameters)

@@ -21,6 +21,7 @@ from support.optim.problems import (
     assert_same,
     make_model,
     rows,
+    seeded,
     set_gradients,
     snapshot,
     task_losses,
@@ -162,6 +163,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lion": {"transfer": lambda: Spectral(every=3), "base": Lion(weight_decay=0.1)},
     "cross-learning": {"transfer": lambda: CrossLearning(0.01, every=2), "base": SGD()},
     "none": {"transfer": lambda: None},
+    "vertices": {"transfer": lambda: None, "front": "vertices", "weighting": "pcgrad", "warm_up": 3},
 }
 
 
@@ -169,12 +171,11 @@ def make(case: str, dtype: torch.dtype, seed: int = 0) -> tuple[nn.Module, MT2OF
     model = make_model(dtype, norm=True, seed=seed)
     options = {"base": AdamW(), **CASES[case]}
     options["transfer"] = options["transfer"]()
-    optimizer = MT2OFused(
-        model.parameters(), num_tasks=2, num_subproblems=5, lr=2e-2, ema=0.9, buffers=model.buffers(), **options
-    )
-    return model, optimizer
+    given = {"num_tasks": 2, "num_subproblems": 5, "lr": 2e-2, "ema": 0.9, "buffers": model.buffers()}
+    return model, MT2OFused(model.parameters(), **seeded(**given, **options))
 
 
+@pytest.mark.filterwarnings("ignore:inside of at")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_resume_is_bitwise_the_same_as_never_stopping(case: str, dtype: torch.dtype) -> None:
@@ -199,11 +200,11 @@ def test_resume_is_bitwise_the_same_as_never_stopping(case: str, dtype: torch.dt
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 @pytest.mark.parametrize("before", [0, 4])
 @pytest.mark.parametrize("num_subproblems", [1, 5])
-def test_copies_go_on_alike_and_apart(how: str, before: int, num_subproblems: int) -> None:
+@pytest.mark.filterwarnings("ignore:inside of at")
+def test_copies_go_on_alike_and_apart(how: str, before: int, num_subproblems: int, front: str) -> None:
     model = make_model(norm=True)
-    optimizer = MT2OFused(
-        model.parameters(), num_tasks=2, num_subproblems=num_subproblems, ema=0.9, buffers=model.buffers()
-    )
+    options = {"num_tasks": 2, "num_subproblems": num_subproblems, "ema": 0.9, "front": front}
+    optimizer = MT2OFused(model.parameters(), buffers=model.buffers(), **options)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)  # puts a wrapper on the object
     batches = Batches()
     train(optimizer, model, batches, before)
@@ -229,7 +230,7 @@ def test_copies_go_on_alike_and_apart(how: str, before: int, num_subproblems: in
 
 def test_a_copy_inside_a_loop_shows_the_same_subproblem() -> None:
     model = make_model(norm=True)
-    optimizer = MT2OFused(model.parameters(), num_tasks=2, num_subproblems=5, buffers=model.buffers())
+    optimizer = MT2OFused(model.parameters(), num_tasks=2, num_subproblems=5, buffers=model.buffers(), front="rows")
     train(optimizer, model, Batches(), 3)
     with optimizer.subproblem(2):
         other_model, other = copy.deepcopy((model, optimizer))
@@ -245,7 +246,8 @@ def test_a_copy_inside_a_loop_shows_the_same_subproblem() -> None:
 # ---------------------------------------------------------------------- what does not fit
 def trained(num_subproblems: int, num_tasks: int, sizes: tuple[int, ...], **options: Any) -> MT2OFused:
     p = [nn.Parameter(torch.randn(size)) for size in sizes]
-    optimizer = MT2OFused(p, num_tasks=num_tasks, num_subproblems=num_subproblems, **options)
+    given = {"num_tasks": num_tasks, "num_subproblems": num_subproblems, "front": "rows"}
+    optimizer = MT2OFused(p, **seeded(**{**given, **options}))
     for k in optimizer.subproblems():
         set_gradients(p, k)
     optimizer.step()
@@ -263,8 +265,9 @@ def trained(num_subproblems: int, num_tasks: int, sizes: tuple[int, ...], **opti
         lambda: trained(5, 2, (5,)),
         lambda: trained(5, 2, (5, 17), buffers=[torch.zeros(3)]),
         lambda: trained(5, 2, (5, 17), transfer=DistanceDecrease()),
+        lambda: trained(5, 2, (5, 17), front="vertices"),
     ],
-    ids=["K=6", "K=1", "T", "more tensors", "another shape", "fewer tensors", "buffers", "transfer rule"],
+    ids=["K=6", "K=1", "T", "more tensors", "another shape", "fewer tensors", "buffers", "transfer rule", "vertices"],
 )
 def test_a_dict_that_does_not_fit_changes_nothing(other: Any) -> None:
     optimizer = trained(5, 2, (5, 17))

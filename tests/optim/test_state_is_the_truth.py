@@ -109,28 +109,29 @@ def test_a_state_of_our_own_hand_is_taken_in_before_the_first_step(twins: dict[s
 
 @pytest.mark.parametrize("change", CHANGES[:2], ids=NAMES[:2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_models_of_all_subproblems_stay(change: Change, dtype: torch.dtype) -> None:
-    model = make_model(dtype)
-    optimizer = several(model, ema=0.5, lr=0.1)
+def test_the_models_of_all_subproblems_stay(change: Change, dtype: torch.dtype, front: str) -> None:
+    model, key = make_model(dtype), "subproblems" if front == "rows" else "vertices"
+    optimizer = several(model, ema=0.5, lr=0.1, front=front)
     train(optimizer, model, Batches(dtype=dtype), 3)
     before = rows(optimizer, model)
     change(optimizer, list(model.parameters()))
     assert_same(rows(optimizer, model), before)
     saved = optimizer.state_dict()
     for i, p in enumerate(model.parameters()):
-        assert set(saved["state"][i]) == {"step", "exp_avg", "exp_avg_sq", "subproblems", "ema"}
-        assert not any(saved["state"][i][key].any() for key in ("step", "exp_avg", "exp_avg_sq"))
-        assert_same(saved["state"][i]["ema"], saved["state"][i]["subproblems"])  # begins anew where the rows are
-        assert_same([row[i] for row in before], list(saved["state"][i]["subproblems"].to(dtype)))
+        assert set(saved["state"][i]) == {"step", "exp_avg", "exp_avg_sq", key, "ema"}
+        assert not any(saved["state"][i][name].any() for name in ("step", "exp_avg", "exp_avg_sq"))
+        assert_same(saved["state"][i]["ema"], saved["state"][i][key])  # begins anew where the rows are
+        if front == "rows":
+            assert_same([row[i] for row in before], list(saved["state"][i]["subproblems"].to(dtype)))
         assert p in optimizer.state
     fresh_model = make_model(dtype, seed=1)
-    fresh = several(fresh_model, ema=0.5, lr=0.1)
+    fresh = several(fresh_model, ema=0.5, lr=0.1, front=front)
     fresh.load_state_dict(saved)
     for one, own in ((optimizer, model), (fresh, fresh_model)):
         train(one, own, Batches(1, dtype=dtype), 2)
-    for key in ("exp_avg", "step", "ema", "subproblems"):
+    for name in ("exp_avg", "step", "ema", key):
         for p, q in zip(model.parameters(), fresh_model.parameters(), strict=True):
-            assert_same(optimizer.state[p][key], fresh.state[q][key])
+            assert_same(optimizer.state[p][name], fresh.state[q][name])
 
 
 def test_other_rows_of_the_subproblems_are_taken_in() -> None:

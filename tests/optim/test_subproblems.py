@@ -11,13 +11,14 @@ from torch import nn
 
 from mt2o_ext import MT2OFused, ParetoFront, SubproblemBank, stack
 from mt2o_ext.base import SGD
-from support.optim.problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
+from support.optim.problems import Batches, assert_same, make_model, rows, seeded, snapshot, task_losses, train
 
 K = 5
 
 
 def make(model: nn.Module, **options: Any) -> MT2OFused:
-    return MT2OFused(model.parameters(), **{"num_tasks": 2, "num_subproblems": K, "lr": 1e-2, **options})
+    given = {"num_tasks": 2, "num_subproblems": K, "lr": 1e-2, "front": "rows"}
+    return MT2OFused(model.parameters(), **seeded(**{**given, **options}))
 
 
 # ---------------------------------------------------------------------- loops
@@ -59,9 +60,9 @@ def test_nested_loops_come_back() -> None:
     assert seen == [pair for k in range(K) for pair in [*((j, float(j)) for j in range(K)), (-1, float(k))]]
 
 
-def test_a_subproblem_inside_a_loop_keeps_gradients_apart() -> None:
+def test_a_subproblem_inside_a_loop_keeps_gradients_apart(front: str) -> None:
     model, other = make_model(), make_model()
-    first, second = make(model), make(other)
+    first, second = make(model, front=front), make(other, front=front)
     batches = Batches()
     for k in first.subproblems():
         x, y = next(batches)
@@ -105,9 +106,9 @@ def test_nested_contexts_give_back_models_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("num_subproblems", [1, K])
-def test_evaluating_between_backward_and_step_loses_no_gradient(num_subproblems: int) -> None:
+def test_evaluating_between_backward_and_step_loses_no_gradient(num_subproblems: int, front: str) -> None:
     model, other = make_model(), make_model()
-    first, second = (make(one, num_subproblems=num_subproblems, ema=0.9) for one in (model, other))
+    first, second = (make(one, num_subproblems=num_subproblems, ema=0.9, front=front) for one in (model, other))
     evaluation = torch.ones(3, 7)
     gradients_of(first, model, Batches())
     for ema in (False, True):
@@ -119,9 +120,10 @@ def test_evaluating_between_backward_and_step_loses_no_gradient(num_subproblems:
 
 
 @pytest.mark.parametrize("num_subproblems", [1, K])
-def test_running_averages(num_subproblems: int) -> None:
+@pytest.mark.filterwarnings("ignore:parameters were changed inside of at")
+def test_running_averages(num_subproblems: int, front: str) -> None:
     model = make_model()
-    optimizer = make(model, num_subproblems=num_subproblems, ema=0.75)
+    optimizer = make(model, num_subproblems=num_subproblems, ema=0.75, front=front)
     batches = Batches()
     average = rows(optimizer, model)
     for _ in range(3):
@@ -137,22 +139,26 @@ def test_running_averages(num_subproblems: int) -> None:
                 next(model.parameters()).zero_()  # dropped
             with pytest.raises(RuntimeError, match="running averages"):
                 optimizer.step(lambda: task_losses(model(torch.ones(2, 7)), torch.ones(2)))
-            with pytest.raises(RuntimeError, match="running averages"), optimizer.subproblem(0):
-                pass
+            if front == "rows":
+                with pytest.raises(RuntimeError, match="running averages"), optimizer.subproblem(0):
+                    pass
     assert_same(rows(optimizer, model), expected)
 
 
-def test_averages_of_a_bank() -> None:
+def test_averages_of_a_bank(front: str) -> None:
     bank = SubproblemBank(make_model(), K)
-    optimizer = make(bank, stacked=True, ema=0.5)
+    optimizer = make(bank, stacked=True, ema=0.5, front=front)
     x = torch.randn(K, 8, 7)
     for _ in range(2):
         optimizer.step(lambda: task_losses(bank(x), x[..., 0]))
     before = [p.detach().clone() for p in bank.parameters()]
-    with optimizer.averaged():
+    with optimizer.all_subproblems(ema=True):
         for p, old in zip(bank.parameters(), before, strict=True):
             assert not torch.equal(p, old)
-            assert_same(p.detach(), optimizer.state[p]["ema"].clone())
+            average = optimizer.state[p]["ema"].clone()
+            if front == "vertices":
+                average = torch.tensordot(optimizer.preferences.float(), average, 1)
+            torch.testing.assert_close(p.detach(), average)
         with pytest.raises(RuntimeError, match="running averages"):
             optimizer.step(lambda: task_losses(bank(x), x[..., 0]))
     assert_same([p.detach() for p in bank.parameters()], before)
@@ -160,9 +166,35 @@ def test_averages_of_a_bank() -> None:
     optimizer.step(lambda: task_losses(bank(x), x[..., 0]))
 
 
-def test_contexts_under_inference_mode() -> None:
+@pytest.mark.parametrize("ema", [False, True])
+def test_all_subproblems_of_a_bank_can_be_shown_and_saved(front: str, ema: bool) -> None:
+    """The same models as those that an optimizer of one model shows one by one."""
+    bank, model = SubproblemBank(make_model(), K), make_model()
+    optimizer, one = make(bank, stacked=True, ema=0.5, front=front), make(model, ema=0.5, front=front)
+    x = torch.randn(K, 8, 7, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        optimizer.step(lambda: task_losses(bank(x), x[..., 0]))
+        for k in one.subproblems():
+            one.backward(task_losses(model(x[k]), x[k, :, 0]))
+        one.step()
+    before = [p.detach().clone() for p in bank.parameters()]
+    with optimizer.all_subproblems(ema=ema):
+        for k in range(K):
+            with one.subproblem(k, ema=ema), bank.subproblem(k) as shown:
+                for p, expected in zip(shown.parameters(), model.parameters(), strict=True):
+                    torch.testing.assert_close(p.detach(), expected.detach(), rtol=1e-3, atol=1e-4)
+        next(bank.parameters()).data.zero_()  # dropped
+        with pytest.raises(RuntimeError, match="leave the context"):
+            optimizer.step(lambda: task_losses(bank(x), x[..., 0]))
+    assert_same([p.detach() for p in bank.parameters()], before)
+    optimizer.step(lambda: task_losses(bank(x), x[..., 0]))
+    with pytest.raises(RuntimeError, match="stacked=True"), one.all_subproblems():
+        pass
+
+
+def test_contexts_under_inference_mode(front: str) -> None:
     model = make_model()
-    optimizer = make(model)
+    optimizer = make(model, front=front)
     train(optimizer, model, Batches(), 1)
     x = torch.ones(2, 7)
     with torch.inference_mode():
@@ -242,40 +274,41 @@ def test_a_front_keeps_metrics_and_gives_back_models(ema: bool, front: str, tmp_
     assert first["0.weight"].data_ptr() != last["0.weight"].data_ptr()
 
 
-def test_a_front_of_a_bank_gives_back_models() -> None:
+def test_a_front_of_a_bank_gives_back_models(front: str) -> None:
     bank = SubproblemBank(make_model(), K)
-    optimizer = make(bank, stacked=True, ema=0.9)
+    optimizer = make(bank, stacked=True, ema=0.9, front=front)
     x, y = next(Batches(9))
     optimizer.backward(task_losses(bank(x, shared=True), y))
     optimizer.step()
-    front = optimizer.front(
+    found = optimizer.front(
         lambda: (task_losses(bank(x, shared=True), y), {"size": torch.ones(K)}), ema=True, model=bank
     )
     with torch.no_grad():
-        losses = torch.stack([task_losses(front.model(k, make_model())(x), y) for k in range(K)])
-    torch.testing.assert_close(losses.double(), front.losses)
+        losses = torch.stack([task_losses(found.model(k, make_model())(x), y) for k in range(K)])
+    torch.testing.assert_close(losses.double(), found.losses)
     with pytest.raises(TypeError, match="SubproblemBank"):
         optimizer.front(lambda: task_losses(bank(x, shared=True), y), model=nn.ModuleList([bank]))
 
 
-def test_metrics_have_the_same_names_each_time() -> None:
+def test_metrics_have_the_same_names_each_time(front: str) -> None:
     model = make_model()
-    optimizer = make(model)
+    optimizer = make(model, front=front)
     x, y = next(Batches(9))
     names = iter("abcde")
     with pytest.raises(ValueError, match="expected the metrics"):
         optimizer.front(lambda: (task_losses(model(x), y), {next(names): 1.0}))
 
 
-def test_models_of_a_front_are_those_that_are_trained() -> None:
+def test_models_of_a_front_are_those_that_are_trained(front: str) -> None:
     model = make_model()
-    optimizer = make(model)
+    optimizer = make(model, front=front)
     x, y = next(Batches(9))
     with pytest.raises(ValueError, match="pass the model that is trained"):
         optimizer.front(lambda: task_losses(model(x), y), model=make_model())
     compiled = torch.compile(model, backend="eager")
-    front = optimizer.front(lambda: task_losses(model(x), y), model=compiled)
-    assert_same(front.model(1, make_model())[0].weight.detach(), model[0].weight.detach())
+    found = optimizer.front(lambda: task_losses(model(x), y), model=compiled)
+    with optimizer.subproblem(1):
+        assert_same(found.model(1, make_model())[0].weight.detach(), model[0].weight.detach())
 
 
 def test_a_front_keeps_states_of_its_own_model_only() -> None:

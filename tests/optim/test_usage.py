@@ -13,13 +13,14 @@ from mt2o_ext import MT2OFused, SubproblemBank, repeat, stack
 from mt2o_ext.base import SGD
 from mt2o_ext.transfer import TransferContext
 from mt2o_ext.weighting import CAGrad
-from support.optim.problems import Batches, assert_same, make_model, rows, snapshot, task_losses, train
+from support.optim.problems import Batches, assert_same, make_model, rows, seeded, snapshot, task_losses, train
 
 K = 5
 
 
 def make(model: nn.Module, **options: Any) -> MT2OFused:
-    return MT2OFused(model.parameters(), **{"num_tasks": 2, "num_subproblems": K, "lr": 1e-2, **options})
+    given = {"num_tasks": 2, "num_subproblems": K, "lr": 1e-2, "front": "rows"}
+    return MT2OFused(model.parameters(), **seeded(**{**given, **options}))
 
 
 def loader() -> torch.utils.data.DataLoader[Any]:
@@ -29,12 +30,12 @@ def loader() -> torch.utils.data.DataLoader[Any]:
     return torch.utils.data.DataLoader(data, batch_size=16, shuffle=True, generator=generator)
 
 
-def test_closure_loop_and_bank_are_the_same_run() -> None:
+def test_closure_loop_and_bank_are_the_same_run(front: str) -> None:
     """Usages 1, 2 and 3: the same batches give the same models (1 and 2 bitwise; vmap sums in another order)."""
     models = [make_model() for _ in range(2)]
     bank = SubproblemBank(make_model(), K)
-    closure, loop = (make(model, ema=0.9) for model in models)
-    stacked = make(bank, ema=0.9, stacked=True)
+    closure, loop = (make(model, ema=0.9, front=front) for model in models)
+    stacked = make(bank, ema=0.9, stacked=True, front=front)
     streams = [repeat(loader()) for _ in range(3)]
     for _ in range(12):
         first = closure.step(lambda: (batch := next(streams[0]), task_losses(models[0](batch[0]), batch[1]))[1])
@@ -51,17 +52,17 @@ def test_closure_loop_and_bank_are_the_same_run() -> None:
         torch.testing.assert_close(losses.detach().double(), first, rtol=1e-4, atol=1e-5)
     assert_same(snapshot(loop), snapshot(closure))
     for k, row in enumerate(rows(closure, models[0])):
-        with bank.subproblem(k) as copy:
+        with stacked.all_subproblems(), bank.subproblem(k) as copy:
             torch.testing.assert_close(list(copy.parameters()), [nn.Parameter(p) for p in row], rtol=1e-3, atol=1e-4)
     evaluation = loader().dataset.tensors
-    front = closure.front(lambda: task_losses(models[0](evaluation[0]), evaluation[1]), reference=[9.0, 9.0])
+    found = closure.front(lambda: task_losses(models[0](evaluation[0]), evaluation[1]), reference=[9.0, 9.0])
     with torch.no_grad():
         banked = stacked.front(lambda: task_losses(bank(evaluation[0], shared=True), evaluation[1]))
-    torch.testing.assert_close(front.losses, banked.losses, rtol=1e-3, atol=1e-4)
-    assert front.hypervolume() > 0
+    torch.testing.assert_close(found.losses, banked.losses, rtol=1e-3, atol=1e-4)
+    assert found.hypervolume() > 0
     averaged = stacked.front(lambda: task_losses(bank(evaluation[0], shared=True), evaluation[1]), ema=True)
     assert not torch.equal(averaged.losses, banked.losses)
-    with closure.subproblem(front.choose([0.8, 0.2])):
+    with closure.subproblem(found.choose([0.8, 0.2])):
         file = io.BytesIO()
         torch.save(models[0].state_dict(), file)
     single = io.BytesIO()
@@ -69,9 +70,9 @@ def test_closure_loop_and_bank_are_the_same_run() -> None:
     assert file.tell() == single.tell()
 
 
-def test_losses_as_a_list_of_scalars() -> None:
+def test_losses_as_a_list_of_scalars(front: str) -> None:
     model, other = make_model(), make_model()
-    first, second = make(model), make(other)
+    first, second = make(model, front=front), make(other, front=front)
     batches = Batches()
 
     def as_list() -> list[Tensor]:
@@ -84,9 +85,9 @@ def test_losses_as_a_list_of_scalars() -> None:
     assert_same(snapshot(first), snapshot(second))
 
 
-def test_accumulation_over_micro_batches() -> None:
+def test_accumulation_over_micro_batches(front: str) -> None:
     model, other = make_model(), make_model()
-    whole, parts = make(model, base=SGD()), make(other, base=SGD())
+    whole, parts = make(model, base=SGD(), front=front), make(other, base=SGD(), front=front)
     batches = Batches()
     for _ in range(3):
         drawn = [next(batches) for _ in range(K)]
@@ -101,7 +102,7 @@ def test_accumulation_over_micro_batches() -> None:
     for row, other_row in zip(rows(whole, model), rows(parts, other), strict=True):
         torch.testing.assert_close(row, other_row, rtol=1e-5, atol=1e-6)
     both = make_model()
-    inner = make(both, base=SGD())
+    inner = make(both, base=SGD(), front=front)
     batches = Batches()
     for _ in range(3):
         drawn = [next(batches) for _ in range(K)]
@@ -160,9 +161,9 @@ def test_gradients_are_clipped_for_each_subproblem() -> None:
 
 
 @pytest.mark.parametrize("num_subproblems", [1, K])
-def test_scaled_losses_unscaled_by_hand(num_subproblems: int) -> None:
+def test_scaled_losses_unscaled_by_hand(num_subproblems: int, front: str) -> None:
     model, other = make_model(), make_model()
-    options: dict[str, Any] = {"num_subproblems": num_subproblems, "transfer": None}
+    options: dict[str, Any] = {"num_subproblems": num_subproblems, "transfer": None, "front": front}
     scaled, plain = make(model, **options), make(other, **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     batches = Batches()
@@ -179,9 +180,9 @@ def test_scaled_losses_unscaled_by_hand(num_subproblems: int) -> None:
     assert_same(snapshot(scaled), snapshot(plain))  # powers of two are exact
 
 
-def test_one_subproblem_with_a_grad_scaler() -> None:
+def test_one_subproblem_with_a_grad_scaler(front: str) -> None:
     model, other = make_model(), make_model()
-    scaled, plain = make(model, num_subproblems=1), make(other, num_subproblems=1)
+    scaled, plain = (make(one, num_subproblems=1, front=front) for one in (model, other))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     batches = Batches()
     for _ in range(3):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emulator import library
 from mt2o_ext import _native
-from mt2o_ext.ops import reference, reference_solve
+from mt2o_ext.ops import reference, reference_judge, reference_solve
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class Backend:
     step_: Callable[..., None]
     finite_: Callable[..., None]
     priority_: Callable[..., None]
+    judge_: Callable[..., None]
+    settle_: Callable[..., None]
+    count_: Callable[..., None]
     solve: Any  # where the functions of family `solve` are
     missing: str = ""  # why it cannot run here
 
@@ -47,8 +50,12 @@ SOLVERS = (
 )
 
 
-def _functions(of: object) -> list[Callable[..., None]]:
-    return [getattr(of, name) for name in ("combine_", "gram_", "transfer_", "step_", "finite_", "priority_")]
+FAMILIES = ("combine_", "gram_", "transfer_", "step_", "finite_", "priority_")
+SMALL_TABLES = ("judge_", "settle_", "count_")
+
+
+def _functions(of: object, small: object) -> list[Callable[..., None]]:
+    return [*(getattr(of, name) for name in FAMILIES), *(getattr(small, name) for name in SMALL_TABLES)]
 
 
 def _copied(tensor: Tensor, device: torch.device, copies: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
@@ -65,7 +72,13 @@ def _on(device: torch.device, function: Callable[..., None]) -> Callable[..., No
 
     def run(*arguments: object, **options: object) -> None:
         memory: dict[tuple[int, torch.dtype], Tensor] = {}
-        copies = [_copied(item, device, memory) if isinstance(item, Tensor) else item for item in arguments]
+
+        def moved(item: Any) -> Any:
+            if isinstance(item, list):
+                return [moved(one) for one in item]
+            return _copied(item, device, memory) if isinstance(item, Tensor) else item
+
+        copies = list(map(moved, arguments))
         function(*copies, **options)
         for item, copy in zip(arguments, copies, strict=True):
             if isinstance(item, Tensor) and 0 not in item.stride():
@@ -80,9 +93,9 @@ def _backend(name: str, missing: str, device: str = "cpu", library: str = "mt2o_
         return replace(REFERENCE, name=name, device=where, missing=missing)
     operators = getattr(torch.ops, library)
     if where.type == "cpu":
-        return Backend(name, where, *_functions(operators), operators)
+        return Backend(name, where, *_functions(operators, operators), operators)
     solve = SimpleNamespace(**{solver: _on(where, getattr(operators, solver)) for solver in SOLVERS})
-    return Backend(name, where, *(_on(where, function) for function in _functions(operators)), solve)
+    return Backend(name, where, *(_on(where, function) for function in _functions(operators, operators)), solve)
 
 
 def _without_gpu() -> str:
@@ -99,7 +112,7 @@ def _emulated() -> Backend:
     return _backend("cuda-emulated", reason, library="mt2o_ext_emulated")
 
 
-REFERENCE = Backend("reference", torch.device("cpu"), *_functions(reference), reference_solve)
+REFERENCE = Backend("reference", torch.device("cpu"), *_functions(reference, reference_judge), reference_solve)
 CPU = _backend("cpu", "" if _native.C is not None else f"the compiled part was not loaded: {_native.load_error}")
 CUDA = _backend("cuda", _without_gpu(), "cuda")
 EMULATED = _emulated()

@@ -12,6 +12,7 @@ from mt2o_ext.transfer import (
     MGD,
     CrossLearning,
     DistanceDecrease,
+    GumbelPrior,
     Hat,
     Mean,
     Neighbours,
@@ -30,7 +31,10 @@ RULES = {
     "mgd": lambda: MGD(),
     "distance decrease": lambda: DistanceDecrease(),
     "cross-learning": lambda: CrossLearning(eps=3.0),
+    "gumbel prior": lambda: GumbelPrior(0.3, generator=generator(7)),
+    "gumbel prior without noise": lambda: GumbelPrior(0.3, noise=False),
 }
+RANDOM = ("gumbel prior",)
 SYMMETRIC = ("hat", "hat of degree 2", "spectral", "mean", "mgd", "cross-learning")
 
 

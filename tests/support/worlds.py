@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import distributed as dist
 
-LIMIT = 120.0  # seconds that a world may take
+LIMIT = 240.0  # seconds that a world may take
 SILENCE = timedelta(seconds=20)  # that a rank waits for another one: more is a hang
 
 Check = Callable[[int, int], Any]  # of rank and number of ranks

@@ -59,7 +59,7 @@ def test_instructions_that_must_not_be_there(instruction: str):
 
 
 def test_narrow_stores():
-    assert problems(width="64") == ["has no STG of 128 bits"]
+    assert problems(width="64") == ["stores sixteen bytes in pieces", "has no STG of 128 bits"]
 
 
 def test_a_kernel_without_a_rule():

@@ -16,6 +16,7 @@ from mt2o_ext.transfer import (
     CrossLearning,
     DistanceDecrease,
     ExponentialDecay,
+    GumbelPrior,
     Hat,
     Identity,
     LinearDecay,
@@ -46,6 +47,7 @@ from support.transfer_problems import (
         (LinearDecay(0.8, steps=100, end=0.4), [0.8, 0.6, 0.4, 0.4]),
         (CosineDecay(0.8, steps=200), [0.8, 0.8 * (1 + math.sqrt(0.5)) / 2, 0.4, 0.0]),
         (ExponentialDecay(0.8, half_life=50), [0.8, 0.4, 0.2, 0.05]),
+        (ExponentialDecay(0.8, half_life=50, end=0.1), [0.8, 0.4, 0.2, 0.1]),
     ],
 )
 def test_schedules_over_steps(schedule, expected):
@@ -91,6 +93,11 @@ def test_a_rule_follows_its_schedule():
         (lambda: Neighbours(0.1, width=0.1, nearest=5).bind(line_preferences(5)), ValueError, "nearest <= 4"),
         (lambda: CrossLearning(-1.0), ValueError, "eps finite and >= 0"),
         (lambda: CrossLearning(1.0, iterations=0), ValueError, "iterations >= 1"),
+        (lambda: GumbelPrior(1.1), ValueError, r"rate in \[0, 1\], got 1.1"),
+        (lambda: GumbelPrior(temperature=0.0), ValueError, "temperature > 0"),
+        (lambda: GumbelPrior(temperature=2.0), ValueError, r"temperature in \[0, 1\], got 2.0"),
+        (lambda: GumbelPrior(logits_lr=-1.0), ValueError, "logits_lr finite and >= 0"),
+        (lambda: GumbelPrior(generator=3), TypeError, r"generator as a torch\.Generator"),
         (lambda: MGD(rate=math.inf), ValueError, "rate in"),
         (lambda: MGD(rate=3.0), ValueError, "rate in"),
         (lambda: LinearDecay(0.5, steps=0), ValueError, "steps >= 1"),

@@ -325,6 +325,48 @@ void solvers(int64_t batch, int64_t tasks) {
   run("descent", tasks, [&](double* w, double*) { return Descent{all, ones.get(), ones.get(), 1e-4, false, w}; });
 }
 
+// Losses that lie apart, of which one row's are not finite; more of them than one launch takes.
+void small_tables(int64_t rows, int64_t tasks, int64_t segments) {
+  const int64_t count = rows * tasks;
+  std::vector<float> values(count, 0.5f);
+  values[count - 1] = rows > 1 ? INFINITY : 1.f;
+  const Array<float> scalars(values), before(std::vector<float>(rows, 0.f)), found(std::vector<float>(rows, NAN));
+  const Array<double> losses(std::vector<double>(count, NAN)), sums(std::vector<double>(count * tasks, NAN)),
+      filled(sums.values()), usable(losses.values()), largest(losses.values()),
+      grams(std::vector<double>(count * tasks * segments, 0.25));
+  const Array<uint8_t> flags(std::vector<uint8_t>(2 * rows, 2)), outcome(flags.values());
+  Judge s = {};
+  s.rows = rows, s.tasks = tasks, s.segments = segments, s.limit = 1e38, s.losses.table = losses.get();
+  s.grams = grams.get(), s.before = before.get(), s.found = found.get();
+  s.finite = reinterpret_cast<bool*>(flags.get()), s.usable = s.finite + rows;
+  s.sums = sums.get(), s.filled = filled.get(), s.usable_losses = usable.get(), s.largest = largest.get();
+  for (int64_t i = 0; i < count; ++i) {
+    if (s.losses.count == max_scalars) {
+      check(cuda::judge(s.losses, nullptr), "gather");
+      s.losses.first += s.losses.count, s.losses.count = 0;
+    }
+    s.losses.types[s.losses.count] = uint8_t(Type::float32), s.losses.scalars[s.losses.count++] = scalars.get() + i;
+  }
+  check(cuda::judge(s, nullptr), "judge");
+  const Array<double> weights(losses.values()), refusals(std::vector<double>(3 * rows, NAN)),
+      table(std::vector<double>(4 * rows, 0.));
+  const Array<float> applied(std::vector<float>(count, NAN)), settled(found.values());
+  Settle w = {};
+  w.rows = rows, w.tasks = w.count = tasks, w.losses.table = losses.get(), w.raw = usable.get(), w.limit = 1e38;
+  w.finite = s.finite, w.usable = s.usable, w.before = found.get(), w.largest = largest.get(), w.offset = 2,
+  w.divisor = 2.;
+  w.weights = weights.get(), w.applied = applied.get(), w.applied_type = Type::float32;
+  w.took_part = reinterpret_cast<bool*>(outcome.get()), w.refused = w.took_part + rows;
+  w.refusals = refusals.get(), w.found = settled.get();
+  check(cuda::settle(w, nullptr), "settle");
+  const Array<int64_t> counts(std::vector<int64_t>(rows, 0));
+  const Count c = {rows,        tasks, settled.get(), refusals.get(), 2,          weights.get(),
+                   w.took_part, false, false,         counts.get(),   table.get()};
+  check(cuda::count(c, nullptr), "count");
+  for (const Array<double>* written : {&sums, &filled, &usable, &largest, &refusals}) expect_numbers(*written, "judge");
+  wrong += counts.values()[rows - 1] != (rows > 1);
+}
+
 template <class G, class S>
 void all_of(const Tensors& t) {
   for (const int64_t tasks : {1, 3, 6}) priority<G, S>(t, tasks), priority<G, G>(t, tasks);
@@ -341,6 +383,8 @@ void all_of(const Tensors& t) {
     gram<G>(t, rows, false, true, false);
     for (const bool centre : {false, true}) gram<G>(t, rows, true, centre, false), gram<G>(t, rows, true, centre, true);
   }
+  for (int64_t rows = 4; rows <= 16; ++rows)  // a kernel for each
+    for (const bool apart : {false, true}) gram<G>(t, rows, false, false, false, apart);
   for (int64_t rule = 0; rule < num_rules; ++rule)
     for (const bool apart : {false, true}) step<S, G>(t, 3, 1, 1, Rule(rule), Order::consensus, apart);
 }
@@ -357,6 +401,7 @@ static int check_all() {
     for (const int64_t matrices : {int64_t(1), t.segments})
       transfer<float>(t, rows, matrices), transfer<double>(t, rows, matrices);
   for (const int64_t tasks : {1, 2, 3, 9}) solvers(3, tasks);
+  for (const int64_t rows : {1, 5}) small_tables(rows, 3, 40), small_tables(rows, 70, 1);
   wait();
   std::printf("%d launches of kernel families, %d wrong\n", kernels, wrong);
   return wrong == 0 ? 0 : 1;

@@ -16,6 +16,7 @@ from tools.gpu_check.runner import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 from emulator import library
+from support.ops import judge_problem
 from support.samplers import FLOATS, HALVES, Layout, Sampler, StepProblem
 
 LAYOUT = Layout((5000, 1, 0, 2049, 33))
@@ -45,17 +46,17 @@ class Call:
 
     family: str
     what: str
-    arguments: list[Tensor | None]
+    arguments: list[Any]
     options: dict[str, Any] = field(default_factory=dict)
     operator: str = ""  # "": that of the family
     scattered: int | None = None  # which argument are gradients that are read from memory of their own instead
 
     def before(self) -> list[Tensor]:
-        return [a for a in self.arguments if a is not None]
+        return [a for a in self.arguments if isinstance(a, Tensor)]
 
     def after(self, backend: Backend) -> list[Tensor]:
         """All tensors after the call, on the CPU; those of the call stay as they are."""
-        copies = [None if a is None else a.to(backend.device, copy=True) for a in self.arguments]
+        copies = [_moved(a, backend.device) for a in self.arguments]
         operator = getattr(backend.operators, self.operator or f"{self.family}_")
         if self.scattered is None:
             operator(*copies, **self.options)
@@ -65,7 +66,13 @@ class Call:
             tensors, addresses = scattered(grads)
             operator(*copies, addresses=addresses, **self.options)
             del tensors  # lived as long as their addresses were read
-        return [copy.cpu() for copy in copies if copy is not None]
+        return [copy.cpu() for copy in copies if isinstance(copy, Tensor)]
+
+
+def _moved(argument: Any, device: torch.device) -> Any:
+    if isinstance(argument, list):
+        return [_moved(one, device) for one in argument]
+    return argument.to(device, copy=True) if isinstance(argument, Tensor) else argument
 
 
 def scattered(grads: Tensor) -> tuple[list[list[list[Tensor]]], Tensor]:
@@ -158,7 +165,7 @@ def solves(sampler: Sampler, tasks: int, batch: int) -> Iterator[Call]:
     weights, many = torch.full_like(ones, torch.nan), torch.full_like(gram, torch.nan)
     residual, decayed = torch.zeros(batch, dtype=torch.float64), torch.full_like(gram, 0.3)
     problems = [torch.zeros(batch, workspace_size(tasks), dtype=torch.float64), gram]
-    given: dict[str, tuple[list[Tensor | None], dict[str, Any]]] = {
+    given: dict[str, tuple[list[Any], dict[str, Any]]] = {
         "minimum_norm_": ([weights, *problems, None], {}),
         "conflict_averse_": ([weights, *problems, ones / tasks], {"radius": 0.5, "rtol": 1e-12}),
         "power_barrier_": ([weights, residual, *problems, ones], {"power": 0.3, "rtol": 1e-12}),
@@ -171,8 +178,15 @@ def solves(sampler: Sampler, tasks: int, batch: int) -> Iterator[Call]:
         yield Call("solve", f"{operator} {tasks} tasks", arguments, options, operator)
 
 
+def small_tables() -> Iterator[Call]:
+    """Every operator of the file `judge`."""
+    for call in judge_problem.all_calls():
+        yield Call(call.operator.removesuffix("_"), call.what, call.arguments, call.options)
+
+
 def calls() -> Iterator[Call]:
     """All of them."""
+    yield from small_tables()
     sampler = Sampler(LAYOUT, seed=11)
     for dtype in FLOATS + HALVES:
         yield from by_address(combines(sampler, dtype), 1)

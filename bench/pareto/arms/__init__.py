@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from mt2o_ext.transfer import MGD, CrossLearning, DistanceDecrease, Hat, Mean, Neighbours, Sequence, Spectral
+from mt2o_ext.transfer import (
+    MGD,
+    CrossLearning,
+    DistanceDecrease,
+    GumbelPrior,
+    Hat,
+    Mean,
+    Neighbours,
+    Sequence,
+    Spectral,
+)
 from mt2o_ext.weighting import EPO
 
 from .base import Arm, Setting
@@ -73,5 +83,6 @@ ARMS: dict[str, Entry] = {
     "distance": _subproblems("DistanceDecrease()", DistanceDecrease),
     "cross": _subproblems("CrossLearning(1.0)", lambda: CrossLearning(1.0)),
     "specrel": _subproblems("Spectral(relative=True)", lambda: Spectral(relative=True)),
+    "gumbel": _subproblems("GumbelPrior()", GumbelPrior),
     "epo": _subproblems("EPO as weighting: T gradient evaluations for each net and step", weighting=EPO),
 }

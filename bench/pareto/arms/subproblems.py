@@ -72,7 +72,7 @@ class Subproblems(Arm):
 
     def step(self) -> None:
         if self.rows == 1 and self.spent >= self.branches_at:
-            with self.optimizer.averaged():
+            with self.optimizer.all_subproblems(ema=True):
                 trained = copies(self.net, 1)
             self._start(trained, self.problem.rows)
         optimizer = self.optimizer
@@ -91,5 +91,5 @@ class Subproblems(Arm):
 
     def averages(self) -> Tensor:
         """[K, P]."""
-        with self.optimizer.averaged():
+        with self.optimizer.all_subproblems(ema=True):
             return flat_rows(self.net).expand(self.problem.rows, -1)

@@ -21,10 +21,11 @@ struct ActiveSet {
   double* linear;          // [size]: q
   double total;            // a'y
   double floor;            // gradients within this of the level are equal to it
+  double level;            // what the gradient divided by a is on the support at its stationary point
   Factor factor;           // of C + a a' on the support
   double *y, *gradient;    // [size]; gradient: (C + penalty) y + q
   double* barred;          // [size]: 1 for entries that had to leave as soon as they had entered
-  double *step, *through;  // scratch
+  double *step, *through;  // scratch, the second behind the first
 };
 
 MT2O_HD ActiveSet active_set_of(const double* cosines, const double* border, int64_t size, Workspace& w) {
@@ -40,76 +41,74 @@ MT2O_HD ActiveSet active_set_of(const double* cosines, const double* border, int
 // Back to a'y = total, from which rounding leads away.
 MT2O_HD void rescale(ActiveSet& s) {
   const double factor = s.total / dot(s.border, s.y, s.size);
-  for (int64_t i = 0; i < s.size; ++i) s.y[i] *= factor;
+  each(0, s.size, [&](int64_t i) { s.y[i] *= factor; });
+}
+
+// x = first + C v, of v that is zero off the support
+template <class First>
+MT2O_HD void add_image(const ActiveSet& s, double* x, First first, const double* v) {
+  const int64_t* members = s.factor.members;
+  combine(
+      x, s.size, first, s.factor.listed, [&](int64_t k) { return v[members[k]]; },
+      [&](int64_t k) { return s.cosines + members[k] * s.size; });
+}
+MT2O_HD void multiply_support(const ActiveSet& s, double* image, const double* v) {
+  add_image(s, image, [](int64_t) { return 0.; }, v);
 }
 
 MT2O_HD void evaluate(ActiveSet& s) {
-  copy(s.gradient, s.linear, s.size);
-  for (int64_t k = 0; k < s.factor.count; ++k) {
-    const int64_t i = s.factor.members[k];
-    axpy(s.gradient, s.y[i], s.cosines + i * s.size, s.size);
-    s.gradient[i] += s.penalty * s.y[i];
-  }
-}
-
-// What the gradient divided by a is on the support at its stationary point.
-MT2O_HD double level(const ActiveSet& s) {
-  return s.border ? dot(s.y, s.gradient, s.size) / dot(s.border, s.y, s.size) : 0.;
+  add_image(s, s.gradient, [&](int64_t i) { return s.linear[i]; }, s.y);
+  if (s.penalty != 0.) axpy(s.gradient, s.penalty, s.y, s.size);
+  s.level = s.border ? dot(s.y, s.gradient, s.size) / dot(s.border, s.y, s.size) : 0.;
 }
 
 // The entry with the least gradient, if that is below the level by more than rounding; else -1.
 MT2O_HD int64_t entering(const ActiveSet& s) {
-  const double own = level(s);
-  int64_t best = -1;
-  double least = 0.;
-  for (int64_t i = 0; i < s.size; ++i) {
-    const double below = s.border ? s.gradient[i] / s.border[i] - own : s.gradient[i];
-    if (below < least && s.y[i] == 0. && s.barred[i] == 0.) best = i, least = below;
-  }
+  const auto [best, least] = least_of(s.size, 0., [&](int64_t i) {
+    if (s.y[i] != 0. || s.barred[i] != 0.) return 0.;
+    return s.border ? s.gradient[i] / s.border[i] - s.level : s.gradient[i];
+  });
   if (best < 0) return -1;
-  double magnitude = absolute(s.linear[best]);
-  for (int64_t i = 0; i < s.size; ++i) magnitude += absolute(s.cosines[best * s.size + i]) * s.y[i];
+  const double* cosines = s.cosines + best * s.size;
+  const double magnitude =
+      absolute(s.linear[best]) + sum_of(s.size, [&](int64_t i) { return absolute(cosines[i]) * s.y[i]; });
   const double unit = s.border ? s.border[best] : 1.;
-  const double allowed = relative_tolerance * absolute(own) * unit + s.floor + 8. * epsilon * magnitude;
+  const double allowed = relative_tolerance * absolute(s.level) * unit + s.floor + 8. * epsilon * magnitude;
   return least * unit < -allowed ? best : -1;
 }
 
 // s.step: from y to the stationary point on the support, in the order of its members.
 MT2O_HD void newton_step(ActiveSet& s) {
   const Factor& f = s.factor;
-  const double own = level(s);  // a multiple of a changes nothing; without it, little is left to be rounded
-  for (int64_t k = 0; k < f.count; ++k) {
-    const int64_t i = f.members[k];
-    s.step[k] = (s.border ? own * s.border[i] : 0.) - s.gradient[i];
+  if (!s.border) {
+    each(0, f.count, [&](int64_t k) { s.step[k] = -s.gradient[f.members[k]]; });
+    return solve<1>(f, s.step, s.size);
   }
-  solve(f, s.step);
-  if (!s.border) return;
-  for (int64_t k = 0; k < f.count; ++k) s.through[k] = s.border[f.members[k]];
-  solve(f, s.through);
-  double along = 0., across = 0.;  // a' step, a' through
-  for (int64_t k = 0; k < f.count; ++k) {
-    along += s.border[f.members[k]] * s.step[k];
-    across += s.border[f.members[k]] * s.through[k];
-  }
+  each(0, f.count, [&](int64_t k) {  // a multiple of a changes nothing; without it, little is left to be rounded
+    const double a = s.border[f.members[k]];
+    s.step[k] = s.level * a - s.gradient[f.members[k]], s.through[k] = a;
+  });
+  solve<2>(f, s.step, s.size);
+  const double along = sum_of(f.count, [&](int64_t k) { return s.border[f.members[k]] * s.step[k]; });
+  const double across = sum_of(f.count, [&](int64_t k) { return s.border[f.members[k]] * s.through[k]; });
   axpy(s.step, -along / across, s.through, f.count);
 }
 
 // As far along the step as y stays >= 0.  True if that is the whole of it; else the entries that became zero leave.
 MT2O_HD bool advance(ActiveSet& s) {
   Factor& f = s.factor;
-  double length = 1.;
-  int64_t first = -1;
-  for (int64_t k = 0; k < f.count; ++k) {
-    const double y = s.y[f.members[k]];
-    if (y + s.step[k] > 0.) continue;
-    const double own = s.step[k] < 0. ? y / -s.step[k] : 0.;
-    if (first < 0 || own < length) length = own, first = k;
-  }
-  for (int64_t k = 0; k < f.count; ++k) s.y[f.members[k]] += length * s.step[k];
+  const auto [first, shortest] = least_of(f.count, infinity(), [&](int64_t k) {
+    const double y = s.y[f.members[k]], step = s.step[k];
+    return y + step > 0. ? infinity() : step < 0. ? y / -step : 0.;
+  });
+  const double length = first < 0 ? 1. : shortest;
+  each(0, f.count, [&](int64_t k) { s.y[f.members[k]] += length * s.step[k]; });
   if (first < 0) return true;
-  s.y[f.members[first]] = 0.;
-  for (int64_t k = f.count - 1; k >= 0; --k)
-    if (!(s.y[f.members[k]] > 0.)) s.y[f.members[k]] = 0., remove(f, k);
+  each(0, f.count, [&](int64_t k) {
+    double& y = s.y[f.members[k]];
+    if (k == first || !(y > 0.)) y = 0.;
+  });
+  unlist_zeros(f, s.y);
   return false;
 }
 
@@ -121,20 +120,21 @@ MT2O_HD void minimise(ActiveSet& s) {
   for (int64_t iteration = 0; iteration < 6 * s.size + 24; ++iteration) {
     if (s.border) rescale(s);
     evaluate(s);
-    if (settled > 0 || s.factor.count == 0) {
+    if (settled > 0 || s.factor.listed == 0) {
       const int64_t next = entering(s);
       if (next >= 0)
-        append(s.factor, newest = next), settled = 0;
-      else if (settled > 2 || s.factor.count == 0)
+        list(s.factor, newest = next), settled = 0;
+      else if (settled > 2 || s.factor.listed == 0)
         return;
     }
+    complete(s.factor);
     newton_step(s);
     if (advance(s)) {
       ++settled;
     } else {
       settled = 0;
       // That an entry has to leave as it enters is rounding: the others may still lead on.
-      if (newest >= 0 && s.y[newest] == 0.) s.barred[newest] = 1.;
+      if (newest >= 0 && s.y[newest] == 0.) once([&] { s.barred[newest] = 1.; });
     }
     newest = -1;
   }

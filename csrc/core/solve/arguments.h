@@ -1,14 +1,14 @@
 // What the solvers of family `solve` take: K problems of T tasks, float64, raw pointers to contiguous arrays.
 //
-// solve_one(s, k) in the file of each solver solves problem k: one thread, no allocation, no recursion, a bounded
-// number of iterations.  An input that is not finite gives NaN; tasks with gram[t][t] = 0 get weight 0.
+// solve_one(s, k) in the file of each solver solves problem k: no allocation, no recursion, a bounded number of
+// iterations.  An input that is not finite gives NaN; tasks with gram[t][t] = 0 get weight 0.
 #pragma once
 #include "../arguments.h"
 
 namespace mt2o {
 
 // Doubles of scratch for one problem, whatever the solver.
-MT2O_HD int64_t solve_workspace(int64_t tasks) { return 3 * tasks * tasks + 32 * tasks + 64; }
+MT2O_HD constexpr int64_t solve_workspace(int64_t tasks) { return 3 * tasks * tasks + 32 * tasks + 64; }
 
 struct GramProblems {
   int64_t batch, tasks;

@@ -9,43 +9,51 @@ namespace mt2o::solve {
 MT2O_HD double crossing_on_support(Simplex& s, double size, double reach, double* other) {
   ActiveSet& set = s.set;
   const Factor& f = set.factor;
-  double across = 0.;
-  for (int64_t k = 0; k < f.count; ++k) set.through[k] = set.border[f.members[k]];
-  solve(f, set.through);
-  for (int64_t k = 0; k < f.count; ++k) across += set.border[f.members[k]] * set.through[k];
+  each(0, f.count, [&](int64_t k) { set.through[k] = set.border[f.members[k]]; });
+  solve<1>(f, set.through, set.size);
+  const double across = sum_of(f.count, [&](int64_t k) { return set.border[f.members[k]] * set.through[k]; });
   fill(other, set.size, 0.);
-  for (int64_t k = 0; k < f.count; ++k) other[f.members[k]] = set.through[k] * s.shortest / across;  // d
+  each(0, f.count, [&](int64_t k) { other[f.members[k]] = set.through[k] * s.shortest / across; });  // d
   // From here: |J'(v + t d)|^2 = reach^2.
-  double dd = 0., dy = 0.;
-  for (int64_t k = 0; k < f.count; ++k) {
-    const int64_t i = f.members[k];
-    const double* row = set.cosines + i * set.size;
-    dd += other[i] * dot(row, other, set.size);
-    dy += set.y[i] * dot(row, other, set.size);
-  }
+  double* image = set.step;
+  multiply_support(set, image, other);
+  const double dd = dot(other, image, set.size), dy = dot(set.y, image, set.size);
   const double missing = reach * reach - square_norm(s), root = sqrt(dy * dy + dd * missing);
   return size + (dy > 0. ? missing / (dy + root) : (root - dy) / dd);
 }
 
-// From v at m = 1, q = 0 (least norm in the convex hull) to |J'v| = reach, min |J'(u + v)|^2 over v >= 0, sum v = m.
+// v with |J'v| = reach = radius |J'u| and the least |J'(u + v)|^2 over v >= 0, sum v = m, in s.set.y; u: in units of
+// rows of length one.  False if the least norm in the convex hull of the rows is rounding; without reach, v = 0.
 // |J'v| grows with m, and m lies in [reach / longest row, reach / least norm].
-MT2O_HD void extend(Simplex& s, const Rows& rows, double least_norm, double reach, double* scratch) {
-  double longest = 0.;
-  for (int64_t i = 0; i < rows.count; ++i) longest = greater(longest, rows.lengths[i]);
-  double low = reach / longest, high = reach / least_norm, size = sqrt(low) * sqrt(high);
-  for (int iteration = 0; iteration < 64; ++iteration) {
-    s.set.total = size * s.shortest;
-    minimise(s.set);
-    const double norm = sqrt(square_norm(s));
-    if (absolute(norm - reach) <= 4. * epsilon * reach || high - low <= 4. * epsilon * high) return;
-    if (norm < reach)
-      low = size;
-    else
-      high = size;
-    const double next = crossing_on_support(s, size, reach, scratch);
-    const bool halve = iteration % 4 == 3 || !(next >= low && next <= high);
-    size = halve ? sqrt(low) * sqrt(high) : next;
+MT2O_HD bool extend(Simplex& s, const Rows& rows, const double* u, double radius, double rtol, double* scratch) {
+  ActiveSet& set = s.set;
+  const int64_t n = rows.count;
+  double low = 0., high = 0., size = 1., reach = 0.;
+  start(s, rows, size);
+  for (int iteration = -1; iteration < 64; ++iteration) {
+    minimise(set);
+    const double square = square_norm(s), norm = sqrt(square);
+    if (iteration < 0) {  // q = 0 and m = 1: the least norm
+      if (square <= rtol * dot(set.y, set.y, n)) return false;
+      multiply(set.linear, rows.cosines, u, n);
+      reach = radius * sqrt(greater(dot(u, set.linear, n), 0.));
+      if (!(reach > 0.)) break;
+      low = reach / largest_of(n, [&](int64_t i) { return rows.lengths[i]; }), high = reach / norm;
+      size = sqrt(low) * sqrt(high);
+    } else {
+      if (absolute(norm - reach) <= 4. * epsilon * reach || high - low <= 4. * epsilon * high) return true;
+      if (norm < reach)
+        low = size;
+      else
+        high = size;
+      const double next = crossing_on_support(s, size, reach, scratch);
+      const bool halve = iteration % 4 == 3 || !(next >= low && next <= high);
+      size = halve ? sqrt(low) * sqrt(high) : next;
+    }
+    set.total = size * s.shortest;
   }
+  if (!(reach > 0.)) fill(set.y, n, 0.);
+  return true;
 }
 
 }  // namespace mt2o::solve
@@ -65,18 +73,10 @@ MT2O_HD void solve_one(const ConflictAverse& s, int64_t k) {
   solve::fill(weights, tasks, 0.);
   if (n == 0) return;
   double *u = solve::take(w, n), *scratch = solve::take(w, n);
+  solve::each(0, n, [&](int64_t i) { u[i] = rows.lengths[i] * preferences[rows.tasks_of[i]]; });
   solve::Simplex simplex = solve::simplex_of(rows, w);
-  solve::start(simplex, rows, 1.);
-  solve::minimise(simplex.set);
-  const double least = solve::square_norm(simplex), *y = simplex.set.y;
-  if (least <= s.all.rtol * solve::dot(y, y, n)) return;  // stationary: the least norm is rounding
-  for (int64_t i = 0; i < n; ++i) u[i] = rows.lengths[i] * preferences[rows.tasks_of[i]];
-  solve::multiply(simplex.set.linear, rows.cosines, u, n);
-  const double reach = s.radius * sqrt(solve::greater(solve::dot(u, simplex.set.linear, n), 0.));
-  if (reach > 0.) {
-    solve::extend(simplex, rows, sqrt(least), reach, scratch);
-    for (int64_t i = 0; i < n; ++i) u[i] += simplex.set.y[i];
-  }
+  if (!solve::extend(simplex, rows, u, s.radius, s.all.rtol, scratch)) return;  // stationary
+  solve::axpy(u, 1., simplex.set.y, n);
   solve::to_weights(weights, rows, u, 1.);
 }
 

@@ -13,9 +13,8 @@ struct Simplex {
 
 MT2O_HD Simplex simplex_of(const Rows& rows, Workspace& w) {
   double* border = take(w, rows.count);
-  double shortest = rows.lengths[0];
-  for (int64_t i = 1; i < rows.count; ++i) shortest = lesser(shortest, rows.lengths[i]);
-  for (int64_t i = 0; i < rows.count; ++i) border[i] = shortest / rows.lengths[i];
+  const double shortest = least_of(rows.count, infinity(), [&](int64_t i) { return rows.lengths[i]; }).value;
+  each(0, rows.count, [&](int64_t i) { border[i] = shortest / rows.lengths[i]; });
   Simplex s = {active_set_of(rows.cosines, border, rows.count, w), shortest};
   fill(s.set.linear, rows.count, 0.);
   return s;
@@ -23,26 +22,20 @@ MT2O_HD Simplex simplex_of(const Rows& rows, Workspace& w) {
 
 // Begins in the best vertex of the simplex of size m.
 MT2O_HD void start(Simplex& s, const Rows& rows, double size) {
-  int64_t best = 0;
-  double least = infinity();
-  for (int64_t i = 0; i < rows.count; ++i) {
-    const double y = size * rows.lengths[i], value = y * (0.5 * y + s.set.linear[i]);
-    if (value < least) best = i, least = value;
-  }
-  fill(s.set.y, rows.count, 0.);
-  s.set.y[best] = size * rows.lengths[best];
+  const Least best = least_of(rows.count, infinity(), [&](int64_t i) {
+    const double y = size * rows.lengths[i];
+    return y * (0.5 * y + s.set.linear[i]);
+  });
+  const int64_t at = best.at < 0 ? 0 : best.at;
+  each(0, rows.count, [&](int64_t i) { s.set.y[i] = i == at ? size * rows.lengths[i] : 0.; });
   s.set.total = size * s.shortest;
-  append(s.set.factor, best);
+  list(s.set.factor, at);
 }
 
-// |J'v|^2
+// |J'v|^2; s.step is overwritten.
 MT2O_HD double square_norm(const Simplex& s) {
-  double sum = 0.;
-  for (int64_t k = 0; k < s.set.factor.count; ++k) {
-    const int64_t i = s.set.factor.members[k];
-    sum += s.set.y[i] * dot(s.set.cosines + i * s.set.size, s.set.y, s.set.size);
-  }
-  return greater(sum, 0.);
+  multiply_support(s.set, s.set.step, s.set.y);
+  return greater(dot(s.set.y, s.set.step, s.set.size), 0.);
 }
 
 // Two rows: the foot of the perpendicular from the origin, or an end of the segment.
@@ -53,8 +46,7 @@ MT2O_HD void two_rows(const Rows& rows, const double* linear, double* weights) {
   fill(weights, rows.tasks, 0.);
   double w = first / (first + second), rest = second / (first + second);
   if (first <= 0. || second <= 0.) w = first > second ? 1. : first < second ? 0. : 0.5, rest = 1. - w;
-  weights[rows.tasks_of[0]] = w;
-  weights[rows.tasks_of[1]] = rest;
+  once([&] { weights[rows.tasks_of[0]] = w, weights[rows.tasks_of[1]] = rest; });
 }
 
 // linear: q / lengths, or nullptr.
@@ -84,7 +76,8 @@ MT2O_HD void solve_one(const MinimumNorm& s, int64_t k) {
   double* per_row = nullptr;
   if (linear) {
     per_row = solve::take(w, rows.count);
-    for (int64_t i = 0; i < rows.count; ++i) per_row[i] = linear[rows.tasks_of[i]] / rows.scale / rows.lengths[i];
+    solve::each(0, rows.count,
+                [&](int64_t i) { per_row[i] = linear[rows.tasks_of[i]] / rows.scale / rows.lengths[i]; });
   }
   solve::minimum_norm(rows, per_row, weights, w);
 }

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ...checks import check_count, check_per_task, per_task
 from ...dirichlet import dirichlet
-from ...gradients.losses import as_losses
 from ...preferences import check_preferences, default_preferences
 from ...scalarization import Scalarization, as_scalarization
+from ..evaluation import Evaluated, Evaluation
 from ..front import ParetoFront
 from ..values import Numbers
 
@@ -71,7 +71,7 @@ class LearnedFront(nn.Module, ABC):
 
     def front(
         self,
-        evaluate: Callable[[nn.Module], Tensor | Sequence[Tensor]],
+        evaluate: Callable[[nn.Module], Evaluation],
         rays: int | Tensor | Sequence[Sequence[float]] = 25,
         *,
         reference: Numbers | None = None,
@@ -81,8 +81,8 @@ class LearnedFront(nn.Module, ABC):
         """Evaluate the models for several preferences, and return the front.
 
         Args:
-            evaluate: takes a model, returns its T losses; called under no_grad. The model is in the mode (training or
-                not) that this network is in.
+            evaluate: takes a model, returns its T losses, or a pair of them and a dictionary of metrics; called under
+                no_grad. The model is in the mode (training or not) that this network is in.
             rays: the preferences [K, T], or their number: evenly spaced ones, as those of the optimizers.
             reference: of the hypervolume, [T].
             task_names: for plots and tables.
@@ -92,14 +92,13 @@ class LearnedFront(nn.Module, ABC):
         if isinstance(rays, int):
             rays = default_preferences(rays, self.num_tasks)
         preferences = check_preferences(rays, len(rays), self.num_tasks)
-        rows, states = [], []
+        found = Evaluated(len(preferences), self.num_tasks)
         with torch.no_grad():
             for preference in preferences:
                 model = self.at(preference)
-                rows.append(as_losses(evaluate(model), (self.num_tasks,)))
-                states += [model.state_dict()] if models else []
+                found.add(evaluate(model), model if models else None)
         corner = None if reference is None else torch.as_tensor(reference, dtype=torch.float64)
-        return ParetoFront(torch.stack(rows), preferences, corner, task_names, states=states)
+        return ParetoFront(found.losses, preferences, corner, task_names, found.metrics, found.states)
 
     def _anchor(self) -> Tensor:
         """A parameter with the device and the dtype of preferences."""

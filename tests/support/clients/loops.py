@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mt2o_ext import ConnectionStrengthFused, MT2OFused, WeightedBackward, WeightedFused
 from mt2o_ext.priority import TaskBatchNorm, find_connections, select_task
+from support.optim.problems import seeded
 
 K = 5
 STEPS, BATCH = 8, 6
@@ -104,10 +105,11 @@ class Closure(Weighted):
 
 class Subproblems(Loop):
     inner: str | None = None
+    front = "rows"
 
     def make(self, **options: Any) -> torch.optim.Optimizer:
-        given = {"num_subproblems": K, "weighting": self.inner, **options}
-        return MT2OFused(self.model.parameters(), num_tasks=2, **given)
+        given = {"num_subproblems": K, "weighting": self.inner, "front": self.front, **options}
+        return MT2OFused(self.model.parameters(), num_tasks=2, **seeded(**given))
 
     def backward(self, optimizer: Any, compute: Compute) -> None:
         for _ in optimizer.subproblems():
@@ -121,6 +123,14 @@ class InnerWeighting(Subproblems):
 class SubproblemsClosure(Subproblems):
     def step(self, optimizer: Any, compute: Compute) -> None:
         optimizer.step(compute)
+
+
+class Vertices(Subproblems):
+    front = "vertices"
+
+
+class VerticesClosure(SubproblemsClosure):
+    front = "vertices"
 
 
 class Priority(Loop):
@@ -151,7 +161,8 @@ class AnyOptimizer(Loop):
     """WeightedBackward in front of torch's AdamW."""
 
     def make(self, **options: Any) -> torch.optim.Optimizer:
-        self.weigh = WeightedBackward(self.model.parameters(), num_tasks=2, weighting="upgrad")
+        backward = options.pop("backward", None)
+        self.weigh = WeightedBackward(self.model.parameters(), num_tasks=2, weighting="upgrad", backward=backward)
         return torch.optim.AdamW(self.model.parameters(), **options)
 
     def backward(self, optimizer: Any, compute: Compute) -> None:
@@ -182,6 +193,8 @@ LOOPS: dict[str, type[Loop]] = {
     "mt2o": Subproblems,
     "mt2o, weighting": InnerWeighting,
     "mt2o, closure": SubproblemsClosure,
+    "vertices": Vertices,
+    "vertices, closure": VerticesClosure,
     "connection strength": Priority,
     "weighted backward": AnyOptimizer,
     "one task": OneTask,

@@ -97,11 +97,17 @@ def single(params: Any, kind: Kind = MT2OFused, **options: Any) -> Any:
     return kind(params, **{"num_tasks": 1, "lr": 1e-2, **given, **options})
 
 
+def seeded(**options: Any) -> dict[str, Any]:
+    """Options of an optimizer; those of vertices get the same random points wherever these are the same options."""
+    if options.get("front") == "vertices":
+        options.setdefault("generator", torch.Generator().manual_seed(3))
+    return options
+
+
 def several(model: nn.Module, **options: Any) -> MT2OFused:
-    """Two tasks, three independent subproblems."""
-    return MT2OFused(
-        model.parameters(), **{"num_tasks": 2, "num_subproblems": 3, "lr": 1e-2, "transfer": None, **options}
-    )
+    """Two tasks, three independent subproblems, or as many points of a front on vertices."""
+    given = {"num_tasks": 2, "num_subproblems": 3, "lr": 1e-2, "transfer": None}
+    return MT2OFused(model.parameters(), **seeded(**{**given, **options}))
 
 
 def train(optimizer: MT2OFused, model: nn.Module, batches: Batches, steps: int) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import distributed as dist
 from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
 from mt2o_ext.base import SGD
 from mt2o_ext.scalarization import SmoothTchebycheff
+from mt2o_ext.transfer import GumbelPrior
 from mt2o_ext.weighting import DWA, FAMO, MGDA, CAGrad, PaMaL, PCGrad, UncertaintyWeighting, UPGrad, Weighting
 from support.optim.priority_model import TASKS, Batches, network, optimizer_of
 from support.optim.towers import WEIGHTINGS, Towers, batch_of, values, weighted
@@ -65,7 +66,7 @@ def absent_run(rank: int, ranks: int) -> dict[str, Any]:
 
 def mt2o_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
     model = Towers(dtype=DOUBLE, seed=rank)
-    start = options.pop("start", None)
+    start, absent = options.pop("start", None), options.pop("absent", {})
     if "front" in options:
         options["generator"] = generator_of(rank)
     optimizer = MT2OFused(
@@ -74,7 +75,8 @@ def mt2o_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
     )  # fmt: skip
     for step in range(STEPS):
         for k in optimizer.subproblems():
-            optimizer.backward(model.losses(part(batch_of(10 * step + k, DOUBLE), rank, ranks)))
+            losses: list[Any] = model.losses(part(batch_of(10 * step + k, DOUBLE), rank, ranks))
+            optimizer.backward([loss if task != absent.get(k) else None for task, loss in enumerate(losses)])
         optimizer.step()
         optimizer.zero_grad()
     return {"values": values(model), "state": optimizer.state_dict()}
@@ -83,6 +85,10 @@ def mt2o_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
 def points_run(rank: int, ranks: int) -> dict[str, Any]:
     weighting = PaMaL(balancing="both", regularization=0.1)
     return mt2o_run(rank, ranks, front="vertices", scalarization=None, weighting=weighting, concentration=2.0)
+
+
+def drawn_transfer_run(rank: int, ranks: int) -> dict[str, Any]:
+    return mt2o_run(rank, ranks, transfer=GumbelPrior(0.3, every=1, generator=generator_of(rank)))
 
 
 class Losses(nn.Module):
@@ -134,12 +140,14 @@ def moved_by_rank(model: nn.Module, rank: int, k: int) -> None:
         p.add_(0.01 * k + 0.001 * rank)
 
 
-def bank_run(rank: int, ranks: int) -> dict[str, Any]:
+def bank_run(rank: int, ranks: int, front: str) -> dict[str, Any]:
     torch.manual_seed(rank)
     bank = SubproblemBank(nn.Linear(7, 1).double(), num_subproblems=5)
+    options = {"generator": generator_of(rank)} if front == "vertices" else {}
     optimizer = MT2OFused(
-        bank.parameters(), num_tasks=2, num_subproblems=5, stacked=True, lr=1e-2, process_group=group_of(ranks)
-    )
+        bank.parameters(), num_tasks=2, num_subproblems=5, stacked=True, lr=1e-2, process_group=group_of(ranks),
+        front=front, **options,
+    )  # fmt: skip
     for step in range(STEPS):
         x = torch.stack([part(batch_of(10 * step + k, DOUBLE), rank, ranks) for k in range(5)])
         y = bank(x)[..., 0]
@@ -203,10 +211,14 @@ RUNS: dict[str, Check] = {
     "weighted, absent task": absent_run,
     "mt2o": mt2o_run,
     "mt2o, start": partial(mt2o_run, start=moved_by_rank),
+    "mt2o, vertices, start": partial(mt2o_run, front="vertices", start=moved_by_rank),
     "mt2o, smooth": partial(mt2o_run, scalarization=SmoothTchebycheff(mu=0.5)),
+    "mt2o, absent tasks": partial(mt2o_run, absent={1: 0, 3: 2}, scalarization=SmoothTchebycheff(mu=0.5)),
     "mt2o, weighting": partial(mt2o_run, weighting="cagrad"),
     "mt2o, weighting of preferences": partial(mt2o_run, weighting="graddrop", scalarization=None),
-    "mt2o, stacked": bank_run,
+    "mt2o, drawn transfer": drawn_transfer_run,
+    "mt2o, stacked": partial(bank_run, front="rows"),
+    "mt2o, vertices, stacked": partial(bank_run, front="vertices"),
     "mt2o, vertices": partial(mt2o_run, front="vertices"),
     "mt2o, vertices, weighting of points": points_run,
     "wrapped, mt2o": wrapped_mt2o_run,
@@ -247,6 +259,28 @@ def other_order(rank: int, ranks: int) -> None:
     layers = [nn.Linear(4, 3), nn.Linear(3, 2)]
     parameters = [p for layer in layers for p in layer.parameters()]
     MT2OFused(parameters[:: -1 if rank == ranks - 1 else 1], num_tasks=2, process_group=True)
+
+
+def other_order_of_equal_shapes(rank: int, ranks: int, kind: str) -> None:
+    """As the order of a set may be; the values are those of one seed."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(3)]
+    parameters = [layer.weight for layer in layers[:: -1 if rank == ranks - 1 else 1]]
+    if kind == "backward":
+        WeightedBackward(parameters, num_tasks=2, process_group=True)
+    elif kind == "group":
+        made()[1].add_param_group({"params": parameters})
+    else:
+        MT2OFused(parameters, num_tasks=2, process_group=True)
+
+
+def loaded_on_one(rank: int, ranks: int, kind: str) -> None:
+    """The last rank goes on from a checkpoint, the others from nothing."""
+    model = Towers()
+    step = stepper(kind, model)
+    if rank == ranks - 1:
+        model.load_state_dict(Towers(seed=9).state_dict())
+    step(batch_of(rank))
 
 
 def other_number(rank: int, ranks: int) -> None:
@@ -315,6 +349,15 @@ KINDS = ["weighted", "losses", "mt2o", "priority", "backward"]
 def absent_on_one(rank: int, ranks: int, kind: str) -> None:
     """The last rank has no data of task 1."""
     model = Towers()
+    if kind == "mt2o":
+        rows = MT2OFused(
+            model.parameters(), num_tasks=3, num_subproblems=3, preferences=CORNERS, transfer=None, process_group=True
+        )
+        for k in rows.subproblems():
+            losses = model.losses(batch_of(rank))
+            rows.backward([losses[0], None if k == 2 and rank == ranks - 1 else losses[1], losses[2]])
+        rows.step()
+        return
     weighting = UncertaintyWeighting() if kind == "losses" else CAGrad()
     backward = WeightedBackward(model.groups(), num_tasks=3, weighting=weighting, process_group=True)
     optimizer = None if kind == "backward" else weighted(model, type(weighting)(), process_group=True)
@@ -345,6 +388,54 @@ def backward_twice(rank: int, ranks: int) -> None:
     optimizer.step()
 
 
+def second_backward(rank: int, ranks: int, name: str) -> None:
+    """One call more on the last rank, before the step."""
+    model, optimizer = made(weighting=WEIGHTINGS[name]())
+    for _ in range(1 + (rank == ranks - 1)):
+        optimizer.backward(model.losses(batch_of(rank)))
+    optimizer.step()
+
+
+def second_loop(rank: int, ranks: int) -> None:
+    """One loop over tasks more on the last rank, before the step."""
+    model, optimizer = made()
+    for _ in range(1 + (rank == ranks - 1)):
+        for task in optimizer.tasks():
+            optimizer.backward(model.losses(batch_of(rank))[task])
+    optimizer.step()
+
+
+def losses_missing(rank: int, ranks: int, kind: str) -> None:
+    """The last rank gives one loss too few, in a call of its own before the step."""
+    model = Towers()
+    losses = model.losses(batch_of(rank))[: 2 if rank == ranks - 1 else 3]
+    if kind == "mt2o":
+        rows = MT2OFused(
+            model.parameters(), num_tasks=3, num_subproblems=3, preferences=CORNERS, transfer=None, process_group=True
+        )
+        for _ in rows.subproblems():
+            rows.backward(losses)
+        rows.step()
+        return
+    weighting = UncertaintyWeighting() if kind == "losses" else CAGrad()
+    optimizer = weighted(model, weighting, process_group=True)
+    optimizer.backward(losses)
+    optimizer.step()
+
+
+def other_preferences(rank: int, ranks: int, kind: str) -> None:
+    """Set in the middle of a run, others on the last rank."""
+    row = [0.2, 0.3, 0.5] if rank == ranks - 1 else [0.5, 0.3, 0.2]
+    if kind == "mt2o":
+        rows = MT2OFused(Towers().parameters(), num_tasks=3, preferences=FIVE, transfer=None, process_group=True)
+        rows.preferences = [*CORNERS, row, row]  # type: ignore[assignment]
+    elif kind == "backward":
+        backward = WeightedBackward(Towers().groups(), num_tasks=3, process_group=True)
+        backward.preferences = row  # type: ignore[assignment]
+    else:
+        made()[1].preferences = row  # type: ignore[assignment]
+
+
 def epoch_missing(rank: int, ranks: int) -> None:
     model, optimizer = made(weighting=DWA())
     if rank != ranks - 1:
@@ -359,6 +450,14 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
     "base": (other_base, ["base: ", "SGD", "Adam"]),
     "lr": (other_lr, ["parameter group 0 lr: ", "0.01", "0.02"]),
     "order": (other_order, ["parameter 0 shape: ", "[3, 4]", "[2]"]),
+    **{
+        f"order of equal shapes, {kind}": (partial(other_order_of_equal_shapes, kind=kind), ["in another order"])
+        for kind in ("mt2o", "backward", "group")
+    },
+    **{
+        f"loaded, {kind}": (partial(loaded_on_one, kind=kind), ["was a checkpoint loaded", "parameter 0 checksum"])
+        for kind in KINDS
+    },
     "number": (other_number, ["number of parameters: ", "4", "2"]),
     "frozen": (other_frozen, ["requires_grad: ", "True", "False"]),
     "group": (other_group, ["parameter 0 shape: ", "[3]", "[4]"]),
@@ -367,10 +466,28 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
         f"absent task, {kind}": (partial(absent_on_one, kind=kind), ["tasks without a loss: ", "[]", "[1]"])
         for kind in ("weighted", "losses")
     },
+    "absent task, mt2o": (partial(absent_on_one, kind="mt2o"), ["tasks without a loss of subproblem 2: ", "[1]"]),
     "absent task, backward": (partial(absent_on_one, kind="backward"), ["call: ", "without tasks [1]"]),
     "missing backward": (partial(backward_missing, name="gram"), ["failed: RuntimeError: step() needs gradients"]),
     "missing backward, losses": (partial(backward_missing, name="losses"), ["failed: RuntimeError: step() needs"]),
     "one backward more": (backward_twice, ["number of backward calls of subproblem 1: ", "1", "2"]),
+    "one backward more, gram": (partial(second_backward, name="gram"), ["number of backward calls of subproblem 0: "]),
+    "one backward more, losses": (
+        partial(second_backward, name="losses"),
+        ["failed: RuntimeError: expected one backward() before a step"],
+    ),
+    "one loop more": (second_loop, ["number of backward calls of subproblem 0: ", "1", "2"]),
+    **{
+        f"losses missing, {kind}": (
+            partial(losses_missing, kind=kind),
+            ["failed: ValueError: expected losses of shape [3]"],
+        )
+        for kind in ("weighted", "losses", "mt2o")
+    },
+    **{
+        f"preferences set, {kind}": (partial(other_preferences, kind=kind), ["preferences: ", "0.2, 0.3, 0.5"])
+        for kind in ("mt2o", "weighted", "backward")
+    },
     "missing epoch": (epoch_missing, ["number of epochs: ", "1", "0"]),
     **{
         f"failing, {kind}": (
@@ -443,6 +560,28 @@ def no_group(rank: int, ranks: int, kind: str, process_group: Any = None) -> Non
         optimizer.step(closure)
 
 
+def draws_of_their_own(rank: int, ranks: int, *, seeded: bool) -> None:
+    """Points of a front whose gradients somebody else averages over the ranks."""
+    model = Towers(num_tasks=TASKS)
+    generator = torch.Generator().manual_seed(3) if seeded else None
+    optimizer = MT2OFused(
+        model.parameters(), num_tasks=TASKS, front="vertices", process_group=False, generator=generator
+    )
+    for _ in range(2):
+        optimizer.step(lambda: model.losses(batch_of(rank)))
+
+
+def points_in_a_wrapper(rank: int, ranks: int) -> str:
+    model = Towers()
+    losses = nn.parallel.DistributedDataParallel(Losses(model, model.losses))
+    optimizer = MT2OFused(model.parameters(), num_tasks=3, front="vertices", process_group=False)
+    try:
+        optimizer.backward(losses(batch_of(rank)))
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
 def owners(rank: int, ranks: int) -> dict[str, Any]:
     """With running statistics, and so strengths, that are this rank's own."""
     model = network(rank).eval()
@@ -451,6 +590,16 @@ def owners(rank: int, ranks: int) -> dict[str, Any]:
         optimizer.step(Batches(rank).loss(model))
     strengths = [connection.strengths() for connection in optimizer._connections]
     return {"values": values(model), "shares": optimizer.history().shares, "strengths": strengths}
+
+
+def one_batch_less(rank: int, ranks: int) -> int:
+    """The number of steps, one less on the last rank."""
+    steps = STEPS - (rank == ranks - 1)
+    model, optimizer = made()
+    for seed in range(steps):
+        optimizer.backward(model.losses(batch_of(seed)))
+        optimizer.step()
+    return steps
 
 
 def own_group(rank: int, ranks: int) -> list[Tensor] | str:
@@ -475,6 +624,9 @@ OTHERS: dict[str, Check] = {
     "unused": unused_on_one,
     **{f"no group, {kind}": partial(no_group, kind=kind) for kind in CALLS},
     **{f"taken care of, {kind}": partial(no_group, kind=kind, process_group=False) for kind in CALLS},
+    "own draws": partial(draws_of_their_own, seeded=False),
+    "the same draws": partial(draws_of_their_own, seeded=True),
+    "points in a wrapper": points_in_a_wrapper,
     "owners": owners,
     "own group": own_group,
 }

@@ -1,4 +1,4 @@
-"""The evaluation of all subproblems, one after the other or all at once."""
+"""The evaluation of all models of a front, one after the other or all at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Evaluated:
         self._losses.append(as_losses(losses, self._shape[1:]).unsqueeze(0))
         self._check_names(metrics)
         for name, value in metrics.items():
-            self._metrics.setdefault(name, []).append(float(value))
+            self._metrics.setdefault(name, []).extend(_numbers(name, value, 1))
         if model is not None:
             self.states.append(_state_of(model))
 
@@ -48,7 +48,7 @@ class Evaluated:
         losses, metrics = _split(found)
         self._losses.append(as_losses(losses, self._shape))
         for name, values in metrics.items():
-            self._metrics[name] = torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist()
+            self._metrics[name] = _numbers(name, values, self._shape[0])
 
     def _check_names(self, metrics: Mapping[str, Any]) -> None:
         if len(self._losses) > 1 and metrics.keys() != self._metrics.keys():
@@ -70,7 +70,31 @@ class Evaluated:
 def _split(found: Evaluation) -> tuple[Tensor | Sequence[Tensor], Mapping[str, Any]]:
     if isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping):
         return found[0], found[1]
+    if found is None:
+        raise TypeError("expected losses from evaluate(), got None: does it return them?")
     return found, {}
+
+
+def _numbers(name: str, value: Any, count: int) -> list[float]:
+    """The numbers of a metric.
+
+    Raises:
+        TypeError: for anything but numbers.
+        ValueError: for another number of them.
+    """
+    try:
+        numbers: list[float] = torch.as_tensor(value, dtype=torch.float64).reshape(-1).tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"expected the metric {name!r} of evaluate() as {count} number(s), got {value!r:.80}: leave it out, or "
+            "make it a number"
+        ) from error
+    if len(numbers) != count:
+        raise ValueError(
+            f"expected the metric {name!r} of evaluate() as {count} number(s), got {len(numbers)}: take its mean, or "
+            "give each part a name"
+        )
+    return numbers
 
 
 def _state_of(model: nn.Module) -> Mapping[str, Tensor]:

@@ -1,0 +1,91 @@
+"""Backward passes: torch's own, or those of a trainer that wants to make them itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Backward", "Pass", "check_backward"]
+
+Backward = Callable[..., Any]  # (loss, **keywords of Tensor.backward)
+
+L = TypeVar("L", bound=Tensor | None)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The way in which a scalar is sent backward.
+
+    function: a trainer's backward (``fabric.backward``, ``accelerator.backward``, ``self.manual_backward``), or None:
+        torch's own.  It is called with the scalar, and with those keywords of ``Tensor.backward`` that are needed
+        (``retain_graph``, ``inputs``).  Where a GradScaler is in use it multiplies by its factor itself.
+    retain_graph: keep the graph behind the last scalar.
+    """
+
+    function: Backward | None = None
+    retain_graph: bool = False
+
+    def of_call(self, function: Backward | None, retain_graph: bool) -> Pass:
+        """The way of one call, which may bring a function of its own."""
+        return Pass(self.function if function is None else check_backward(function), retain_graph)
+
+    def keeping(self, keep: bool = True) -> Pass:
+        """The same for a scalar whose graph is needed again."""
+        return replace(self, retain_graph=True) if keep else self
+
+    def run(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+        """Adds the gradient of a scalar to ``.grad``: of all parameters behind it, or of ``inputs`` only."""
+        keywords: dict[str, Any] = {"retain_graph": True} if self.retain_graph else {}
+        if inputs is not None:
+            keywords["inputs"] = inputs
+        try:
+            (torch.autograd.backward if self.function is None else self.function)(loss, **keywords)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise RuntimeError(
+                f"{error}\nDid the model take a step, or show other parameters (at(), subproblem(), front()), between "
+                "the forward pass and backward()? Then compute the losses anew, after that."
+            ) from error
+
+    def scaled(self, losses: Sequence[L], scaler: Any) -> list[L]:
+        """The losses (those that are not None) times the factor of a scaler, if the function does not multiply."""
+        if scaler is None or self.function is not None:
+            return list(losses)
+        return [loss if loss is None else scaler.scale(loss) for loss in losses]
+
+    def check_sequential(self, what: str | None) -> None:
+        """Checks that there is a backward pass for the function to make.
+
+        what: an option that has none, or None.
+
+        Raises:
+            ValueError: if there is a function, and no pass for it.
+        """
+        if self.function is not None and what is not None:
+            raise ValueError(
+                f"expected no backward= with {what}, whose gradients torch.autograd.grad takes, got one: leave one of "
+                "them out"
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pass:
+        return self  # a copied optimizer is used in the same trainer, of which there is no copy
+
+
+def check_backward(function: Any) -> Backward | None:
+    """Checks an argument ``backward``.
+
+    Raises:
+        TypeError: for anything but a function or None.
+    """
+    if function is not None and not callable(function):
+        raise TypeError(
+            f"expected backward= as a function (loss, **keywords), such as fabric.backward, got "
+            f"{type(function).__name__}: pass the function itself"
+        )
+    result: Backward | None = function
+    return result

@@ -1,0 +1,282 @@
+"""Masks of tasks over shared parameters: the view of a task, and steps that move nothing outside of a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_choice, check_count
+from ..gradients.options import own_generator
+from ..optim import MT2OFused
+from ..sharding import is_sharded
+from .bits import pack, unpack
+from .sparsity import erk_counts
+
+__all__ = ["TaskMasks"]
+
+ALWAYS_HELD = ("master", "ema")  # entries of a state that are values of the parameter itself
+
+
+class TaskMasks(nn.Module):
+    """A binary mask of each task over the same parameters, one bit for each element and task (HarmoDT's masks).
+
+    Of HarmoDT (harmony multi-task decision transformer, ICML 2024, arXiv 2405.18080), read in an account of its
+    published code: a task runs the shared parameters with zeros outside of its mask, its gradient is masked, and after
+    a step everything outside gets its old value back. Each task's first mask is random, with as many elements in each
+    tensor as `erk_counts` says. `Harmony` changes masks in training. Ours: masks as packed bits, exact counts, and what
+    is held in a step beside the parameters.
+
+        with masks.shown(task):
+            loss_of(model, task).backward()
+        with masks.held(task, optimizer):
+            optimizer.step()
+
+    It is a module, whose state dict has the masks; the parameters stay the model's.
+
+    Args:
+        named_parameters: the parameters that have masks, ``model.named_parameters()`` or those of a part. All others
+            are what they were without masks.
+        num_tasks: K.
+        density: the share of all elements that each task has.
+        whole: words; parameters with one of them in their name are shown and get gradients as they are, and their mask
+            only says what moves. The published code does so for names with "embed" and "predict".
+        generator: of the first masks; None: torch's default one.
+
+    Raises:
+        TypeError: for things that are no named parameters, or not of floating point.
+        ValueError: for none, for one that comes twice, is sharded or has no size yet, and for numbers out of range.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> masks = TaskMasks(model.named_parameters(), num_tasks=5, density=0.8)
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        >>> for task in range(5):
+        ...     with masks.shown(task):
+        ...         model(torch.ones(7, 3)).square().mean().backward()
+        ...     with masks.held(task, optimizer):
+        ...         optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> masks.counts()  # of the 26 elements
+        tensor([21, 21, 21, 21, 21])
+        >>> masks.bits.shape, masks.bits.dtype
+        (torch.Size([5, 4]), torch.uint8)
+    """
+
+    bits: Tensor
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        num_tasks: int,
+        *,
+        density: float = 0.8,
+        whole: Sequence[str] = (),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_tasks = check_count("num_tasks", num_tasks)
+        if isinstance(whole, str):
+            raise TypeError(f"expected whole as a list of words, got {whole!r}: put it into a list")
+        named = _checked(named_parameters)
+        self.names = list(named)
+        self.parameters_with_masks = list(named.values())
+        self.whole = [any(word in name for word in whole) for name in self.names]
+        self.sizes = [p.numel() for p in self.parameters_with_masks]
+        counts = erk_counts([p.shape for p in self.parameters_with_masks], density)
+        source = own_generator(generator)
+        masks = [
+            torch.cat([_random_mask(size, count, source) for size, count in zip(self.sizes, counts, strict=True)])
+            for _ in range(num_tasks)
+        ]
+        bits = pack(torch.stack(masks)).to(self.parameters_with_masks[0].device)
+        self.register_buffer("bits", bits)
+        self._task_shown: int | None = None
+
+    def extra_repr(self) -> str:
+        return f"num_tasks={self.num_tasks}, parameters={len(self.names)}, elements={sum(self.sizes)}"
+
+    # ------------------------------------------------------------------ the masks
+    def flat(self, task: int) -> Tensor:
+        """Return the mask of a task over all elements, bool [P]."""
+        return unpack(self.bits[self._checked_task(task)], sum(self.sizes))
+
+    def of(self, task: int) -> list[Tensor]:
+        """Return the mask of a task for each parameter, bool, of their shapes."""
+        return self._split(self.flat(task))
+
+    def set_flat(self, task: int, mask: Tensor) -> None:
+        """Replaces the mask of a task by bool [P]; not while a task is shown."""
+        self._check_not_shown()
+        if tuple(mask.shape) != (sum(self.sizes),):
+            raise ValueError(f"expected a mask of shape [{sum(self.sizes)}], got {list(mask.shape)}: give all elements")
+        self.bits[self._checked_task(task)] = pack(mask).to(self.bits.device)
+
+    def counts(self) -> Tensor:
+        """Return the elements that each task has, int64 [K]."""
+        return torch.stack([self.flat(task).sum() for task in range(self.num_tasks)])
+
+    def overlaps(self) -> Tensor:
+        """Return the elements that each pair of tasks has in common, int64 [K, K]."""
+        masks = [self.flat(task) for task in range(self.num_tasks)]
+        return torch.stack([torch.stack([(one & other).sum() for other in masks]) for one in masks])
+
+    # ------------------------------------------------------------------ the view of a task
+    @contextmanager
+    def shown(self, task: int, *, gradients: str = "masked") -> Iterator[None]:
+        """Shows the model to a task: zeros outside of its mask, and masked gradients.
+
+        On leaving, everything outside of the mask has its old value again, bit for bit, whatever happened to it; what
+        happened inside of the mask stays. Run forward and backward inside: torch refuses a backward afterwards.
+
+        Args:
+            task: 0 .. K - 1.
+            gradients: "masked"; or "dense": gradients of all elements at the masked parameters.
+
+        Raises:
+            RuntimeError: inside of another such context.
+        """
+        check_choice("gradients", gradients, ("masked", "dense"))
+        masks = self.of(task)
+        self._check_not_shown()
+        seen = [
+            (p, mask) for p, mask, whole in zip(self.parameters_with_masks, masks, self.whole, strict=True) if not whole
+        ]
+        with ExitStack() as stack:
+            stack.callback(self._put_back, self._values_of(masks))
+            self._task_shown = task
+            with torch.no_grad():
+                for p, mask in seen:
+                    p.masked_fill_(~mask, 0.0)
+            if gradients == "masked":
+                for p, mask in seen:
+                    if p.requires_grad:
+                        stack.callback(p.register_hook(_Masked(mask)).remove)
+            yield
+
+    @contextmanager
+    def held(
+        self, tasks: int | Sequence[int] | None, optimizer: torch.optim.Optimizer, *, moments: str = "decay"
+    ) -> Iterator[None]:
+        """Holds everything outside of the masks of some tasks during a step: neither decay nor momentum moves it.
+
+        With the parameters are held float32 masters and running averages of parameters that the optimizer keeps.
+
+        Args:
+            tasks: those whose gradients the step has, one or several; None: all.
+            optimizer: makes the step, inside of the context.
+            moments: "decay": moments outside of the masks go on, towards 0; "hold": they stay, too.
+
+        Raises:
+            TypeError: for something that is no optimizer.
+            ValueError: for an optimizer of several models, of which only one can be shown, and for no task.
+            RuntimeError: inside of `shown`, which shows other values outside of the mask than those to hold.
+        """
+        check_choice("moments", moments, ("decay", "hold"))
+        if not hasattr(optimizer, "state"):
+            raise TypeError(f"expected an optimizer, got {type(optimizer).__name__}: pass the one that makes the step")
+        if isinstance(optimizer, MT2OFused) and len(optimizer.preferences) > 1:
+            raise ValueError(
+                f"expected an optimizer of one model, got MT2OFused of {len(optimizer.preferences)}: take WeightedFused"
+            )
+        self._check_not_shown()
+        chosen = range(self.num_tasks) if tasks is None else [tasks] if isinstance(tasks, int) else list(tasks)
+        if not chosen:
+            raise ValueError("expected at least one task, got none: name those whose gradients the step has")
+        union = self.flat(chosen[0])
+        for task in chosen[1:]:
+            union = union | self.flat(task)
+        masks = self._split(union)
+        values = self._values_of(masks)
+        states = [_entries(optimizer, p, moments) for p in self.parameters_with_masks]
+        try:
+            yield
+        finally:
+            self._put_back(values)
+            for p, mask, old in zip(self.parameters_with_masks, masks, states, strict=True):
+                _hold_entries(optimizer, p, mask, old, moments)
+
+    def _values_of(self, masks: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The mask and a copy of each parameter."""
+        return [(mask, p.detach().clone()) for p, mask in zip(self.parameters_with_masks, masks, strict=True)]
+
+    @torch.no_grad()
+    def _put_back(self, values: list[tuple[Tensor, Tensor]]) -> None:
+        for p, (mask, old) in zip(self.parameters_with_masks, values, strict=True):
+            p.copy_(torch.where(mask, p, old))
+        self._task_shown = None
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        parts = zip(flat.split(self.sizes), self.parameters_with_masks, strict=True)
+        return [part.view(p.shape).to(p.device) for part, p in parts]
+
+    def _checked_task(self, task: int) -> int:
+        if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < self.num_tasks:
+            raise IndexError(f"expected a task 0 .. {self.num_tasks - 1}, got {task!r}: take one of them")
+        return task
+
+    def _check_not_shown(self) -> None:
+        if self._task_shown is not None:
+            raise RuntimeError(f"expected no task to be shown, got task {self._task_shown}: leave its `shown` first")
+
+
+class _Masked:
+    """A hook that leaves out what is outside of a mask."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return gradient.masked_fill(~self.mask, 0.0)
+
+
+def _entries(optimizer: torch.optim.Optimizer, p: Tensor, moments: str) -> dict[str, Tensor]:
+    """Copies of the entries of a parameter's state that have its shape and are held."""
+    state: dict[str, Any] = optimizer.state.get(p, {})
+    return {key: value.clone() for key, value in state.items() if _is_held(key, value, p, moments)}
+
+
+def _is_held(key: str, value: Any, p: Tensor, moments: str) -> bool:
+    alike = isinstance(value, Tensor) and value.shape == p.shape and value.is_floating_point() and p.dim() > 0
+    return alike and (moments == "hold" or key in ALWAYS_HELD)
+
+
+@torch.no_grad()
+def _hold_entries(
+    optimizer: torch.optim.Optimizer, p: Tensor, mask: Tensor, old: dict[str, Tensor], moments: str
+) -> None:
+    """Puts the old entries back outside of the mask; new ones start there as they do without a step."""
+    for key, value in optimizer.state.get(p, {}).items():
+        if _is_held(key, value, p, moments):
+            before = old.get(key, p.to(value.dtype) if key in ALWAYS_HELD else torch.zeros_like(value))
+            value.copy_(torch.where(mask, value, before))
+
+
+def _random_mask(size: int, count: int, generator: torch.Generator) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[torch.randperm(size, generator=generator, device=generator.device)[:count].cpu()] = True
+    return mask
+
+
+def _checked(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for item in named_parameters:
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor)):
+            raise TypeError(
+                f"expected named parameters, pairs of a name and a parameter, got {type(item).__name__}: pass "
+                "model.named_parameters()"
+            )
+        name, p = item
+        if isinstance(p, nn.parameter.UninitializedParameter) or is_sharded(p):
+            raise ValueError(f"expected ordinary parameters, got {name}, sharded or without a size: leave it out")
+        if not p.is_floating_point():
+            raise TypeError(f"expected parameters of floating point, got {name} of {p.dtype}: leave it out")
+        if name in named or any(p is other for other in named.values()):
+            raise ValueError(f"expected every parameter once, got {name} twice: leave it out once")
+        named[name] = p
+    if not named:
+        raise ValueError("expected at least one parameter, got none: pass model.named_parameters()")
+    return named
