@@ -14,7 +14,6 @@ __all__ = [
     "as_list",
     "as_losses",
     "backward_done",
-    "bank_losses",
     "check_losses",
     "check_running_statistics",
     "joined",
@@ -108,23 +107,11 @@ class TaskLosses(NamedTuple):
         return torch.stack([number for number, loss in zip(numbers, self.each, strict=True) if loss is not None])
 
 
-def bank_losses(losses: Tensor | Sequence[Tensor | None], num_tasks: int, num_rows: int) -> TaskLosses:
-    """The losses [K, T] of a bank, none of which is absent.
-
-    Raises:
-        TypeError: as `check_losses`.
-        ValueError: as `check_losses`.
-    """
-    stacked = check_losses(losses, num_tasks, num_rows)  # type: ignore[arg-type]
-    return TaskLosses([], stacked.detach().unbind(), frozenset())
-
-
 def joined(losses: Tensor | Sequence[Tensor | None], given: TaskLosses) -> Tensor:
-    """The losses that there are as one tensor with a graph: [P], or [K, T] of a bank."""
+    """The losses that there are, [P], as one tensor with a graph; given: the same losses, checked."""
     if isinstance(losses, Tensor):
         return losses
-    there = given.each if given.each else losses
-    return torch.stack([loss for loss in there if loss is not None])
+    return torch.stack([loss for loss in given.each if loss is not None])
 
 
 def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int, *, graph: bool = True) -> TaskLosses:

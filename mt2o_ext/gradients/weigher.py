@@ -25,6 +25,7 @@ from ..weighting.judging import Measured, as_table
 from ..weighting.refusal import Outcome
 from .keys import StepKeys
 from .learned import Feedback, Undo
+from .options import check_one_row
 from .table import GradientTable
 
 __all__ = ["READS_GRADIENTS", "Weigher", "undone_on_error"]
@@ -152,6 +153,18 @@ class Weigher:
     def share(self, ranks: Ranks) -> None:
         """From now on all ranks draw the numbers that the first one would have drawn."""
         self.keys.share(ranks)
+
+    def prefer(self, preferences: Tensor | Sequence[float], ranks: Ranks | None) -> None:
+        """Takes other preferences [T] of one model, from the next step on.
+
+        Raises:
+            ValueError: as `check_one_row`.
+            RanksError: on all ranks, if they are not the same on all; nothing is changed then.
+        """
+        checked = check_one_row(preferences, self.preferences.shape[1])
+        if ranks is not None:
+            ranks.agree({"call": "preferences =", "preferences": checked[0].tolist()})
+        self.preferences = checked.to(self.preferences)
 
     def description(self) -> dict[str, Any]:
         """Options that have to be the same on all ranks from the start."""

@@ -218,11 +218,11 @@ class WeightedBackward:
             self._build()
         self._forget_gradients()
         scalars = way.scaled(given.each, scaler if scaler is not None and scaler.is_enabled() else None)
-        device = given.values.device
-        factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=device))
+        own = given.values.unsqueeze(0)
+        factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=own.device))
         lacking = f" without tasks {sorted(given.absent)}" if given.absent else ""
         call = f"backward with {len(points)} features{lacking}"
-        table, absent = self._averages.of_losses(given.values.unsqueeze(0), call), given.absent
+        table, absent = self._averages.of_losses(own, call), given.absent
         weigher = self._weigher
         if points:
             weights = self._through(points, scalars, table, absent, factor, way)
@@ -282,10 +282,7 @@ class WeightedBackward:
 
     @preferences.setter
     def preferences(self, preferences: Tensor | Sequence[float]) -> None:
-        checked = check_one_row(preferences, self._num_tasks)
-        if self._averages.ranks is not None:
-            self._averages.ranks.agree({"call": "preferences =", "preferences": checked[0].tolist()})
-        self._weigher.preferences = checked.to(self._weigher.preferences)
+        self._weigher.prefer(preferences, self._averages.ranks)
 
     @property
     def weights(self) -> Tensor | None:

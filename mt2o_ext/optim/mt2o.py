@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import LateFlags, to_device
-from ..gradients.losses import backward_done, bank_losses, check_losses, check_running_statistics, joined, task_losses
+from ..gradients.losses import backward_done, check_losses, check_running_statistics, joined, task_losses
 from ..gradients.passes import Backward, Pass
 from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import check_dense
@@ -439,9 +439,10 @@ class MT2OFused(OneModel):
     def _take_losses(self, losses: Losses, scaler: Any, way: Pass) -> None:
         """Backward of the losses of the active subproblem, or of all of a bank."""
         buffers, row = self._buffers, self._row
-        rows = buffers.num_rows if buffers.stacked else None
-        given = task_losses(losses, self._num_tasks) if rows is None else bank_losses(losses, self._num_tasks, rows)
-        stacked, absent = joined(losses, given), given.absent
+        tasks, rows = self._num_tasks, buffers.num_rows
+        given = None if buffers.stacked else task_losses(losses, tasks)
+        stacked = check_losses(losses, tasks, rows) if given is None else joined(losses, given)  # type: ignore[arg-type]
+        absent = frozenset() if given is None else given.absent
         self._check_trained_shown()
         self._look_for_ranks()
         several = buffers.keeps_rows or (buffers.vertices is not None and not buffers.stacked)
@@ -450,12 +451,12 @@ class MT2OFused(OneModel):
         self._now.graph_checked = True
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._now.batch.see(absent, row)
-        detached = given.values
+        detached = given.values if given is not None and absent else stacked.detach().double()
         seen = self._seen_by_all(detached)
         of_row = None if buffers.stacked else row
         coefficients = self._objective.coefficients(seen, self._current_points(), of_row, absent)
         if self._tasks is None:
-            factors = given.of_present(coefficients)
+            factors = coefficients if given is None else given.of_present(coefficients)
             [total] = way.scaled([(stacked * factors.to(stacked.dtype)).sum()], scaler)
             self._backward_into_grad(total, way)
         else:
@@ -464,7 +465,7 @@ class MT2OFused(OneModel):
             if self._objective.scalarization is not None:
                 # Equal weights 1 / T leave the scalarization as it is.
                 coefficients = coefficients * (self._num_tasks - len(absent))
-            if buffers.stacked:
+            if given is None:
                 parts: list[Tensor | None] = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
             else:
                 pairs = zip(given.each, coefficients, strict=True)

@@ -519,10 +519,7 @@ class WeightedFused(FlatOptimizer):
 
     @preferences.setter
     def preferences(self, preferences: Tensor | Sequence[float]) -> None:
-        checked = check_one_row(preferences, self._num_tasks)
-        if self._ranks is not None:
-            self._ranks.agree({"call": "preferences =", "preferences": checked[0].tolist()})
-        self._weigher.preferences = checked.to(self._weigher.preferences)
+        self._weigher.prefer(preferences, self._ranks)
 
     @property
     def weighting(self) -> Weighting:
