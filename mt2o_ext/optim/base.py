@@ -25,6 +25,7 @@ from .amp import Scaling
 from .buffers import Buffers
 from .groups import about_unreached, check_options, listed_of
 from .history import Recorder, StepHistory
+from .keywords import check_keywords
 from .now import Now
 from .saved import SavedState
 from .skips import SkipReport
@@ -59,6 +60,10 @@ class FlatOptimizer(SavedState):
 
     _num_tasks: int
     _step_supports_amp_scaling = True  # GradScaler leaves the division to the step, see `Scaling`
+
+    def __new__(cls, *args: Any, **options: Any) -> FlatOptimizer:
+        check_keywords(cls, options)
+        return super().__new__(cls)
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,31 +11,28 @@ from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import host_knows
-from ..gradients.losses import TaskLosses, backward_done, task_losses
+from ..gradients.losses import backward_done, task_losses
 from ..gradients.options import check_one_row, check_task_options
-from ..gradients.passes import Backward, Pass
-from ..gradients.tasks import Losses as GivenLosses
+from ..gradients.passes import Backward
 from ..gradients.tasks import TaskGradients
-from ..gradients.visit import TaskVisit, check_alone, words_about
+from ..gradients.visit import words_about
 from ..gradients.weigher import READS_GRADIENTS, Weigher, undone_on_error
 from ..ops.limits import MAX_TASKS
 from ..ranks import together
 from ..weighting import Needs, Weighting
 from .amp import Scaling
-from .base import FlatOptimizer, nothing_left
+from .base import nothing_left
 from .branch import branched
 from .buffers import Buffers
 from .history import StepHistory
 from .step import Plan
+from .task_backward import Losses, TaskBackward
 from .weighted_state import exported, loaded
-from .weighted_step import TaskRound
 
 __all__ = ["WeightedFused"]
 
-Losses = Tensor | Sequence[Tensor | None]
 
-
-class WeightedFused(FlatOptimizer):
+class WeightedFused(TaskBackward):
     """Trains one model on T losses with a weighting of their gradients: CAGrad, Nash-MTL, UPGrad, FAMO, ...
 
         theta <- theta - base rule(sum_t w_t g_t),     w from the Gram matrix of the g_t, from the losses, ...
@@ -179,209 +176,14 @@ class WeightedFused(FlatOptimizer):
         return branched(cls, optimizer, options)
 
     _family = "weighted"
-    _tasks: TaskGradients
 
     def __repr__(self) -> str:
         name = type(self._weigher.weighting).__name__
         options = f"num_tasks={self._num_tasks}, weighting={name}, heads={self._tasks.heads!r}, ema={self._ema}"
         return super().__repr__().replace(" (", f" ({options}", 1)
 
-    @property
-    def _weigher(self) -> Weigher:
-        return self._tasks.weigher
-
     def _works_in_wrapper(self) -> bool:
         return self._buffers.num_tasks == 1
-
-    def _build(self) -> None:
-        super()._build()
-        self._round = TaskRound(
-            self._tasks,
-            self._buffers,
-            self._report,
-            accumulate=self._accumulate,
-            look_for_nonfinite=self._look_for_nonfinite,
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_round"}
-
-    # ------------------------------------------------------------------ losses and gradients
-    def backward(
-        self,
-        losses: Losses | None,
-        *,
-        scaler: Any = None,
-        retain_graph: bool = False,
-        backward: Backward | None = None,
-    ) -> None:
-        """Backward of T losses, and their combined gradient into ``.grad``.
-
-        Several calls before a step add up: the gradients of each task, which are combined anew.  To what somebody else
-        left in ``.grad`` before the first of them the combined gradient is added.
-
-        Args:
-            losses: T scalars, a sequence (better) or a tensor [T].  In a sequence None, or a loss without a graph, says
-                that the task has no data in this mini-batch: see the class.
-            scaler: a ``torch.amp.GradScaler``, whose factor the gradients then carry, but not what is weighed; then
-                call ``scaler.step(optimizer)``.
-            retain_graph: as in ``torch.autograd.backward``.
-            backward: the trainer's backward for this call, in the place of that of the constructor.
-
-        A call that fails in the backward pass drops the batch, with the calls before it: some of their gradients have
-        been added to.
-
-        Raises:
-            TypeError: for losses that are no tensors, before any gradient is computed.
-            ValueError: for another number of losses or no graph, before any gradient is computed.
-            RuntimeError: for a second call before ``step`` if the weighting needs ``accumulate=True`` for it, or
-                ``.grad`` was changed since the first.
-        """
-        with together(self._ranks):
-            self._take_losses(losses, scaler, self._way(backward, retain_graph))
-
-    def _take_losses(self, losses: Losses | None, scaler: Any, way: Pass) -> None:
-        """Backward of the losses of all tasks, or of the one whose turn it is."""
-        if self._now.visit is not None:
-            self._now.visit.backward(losses, scaler, way, drop=self._drop)
-            return
-        given = task_losses(losses, self._num_tasks)
-        if not self._shows:
-            self._collect(given, scaler, way)
-            return
-        self._begin_showing()
-        self._collect(given, scaler, way)
-        self._show()
-
-    def _begin_showing(self) -> None:
-        early = self._round.weighs_early
-        if self._now.batch.shown and self._round.showing.dropped(early=early):
-            self._forget()
-        self._round.showing.begin(self._now.batch, early=early)
-
-    def _show(self) -> None:
-        """Puts the combined gradient into ``.grad``."""
-        batch = self._now.batch
-        try:
-            with torch.no_grad():
-                factor = Scaling.of(self, batch.scaler).kept_factor(self._buffers.device)
-                weights = self._round.showing.show(batch, factor, early=self._round.weighs_early)
-        except BaseException:
-            self._drop()
-            raise
-        if weights is not None:
-            self._now.weights = weights
-
-    # ------------------------------------------------------------------ tasks one at a time
-    def tasks(self) -> Iterator[int]:
-        """Goes through the tasks 0 .. T-1, each with a mini-batch, a forward and a backward pass of its own.
-
-            for task in optimizer.tasks():
-                optimizer.backward(task_loss(model, *next(batches[task]), task))
-            optimizer.step()
-
-        Inside of the loop ``backward`` takes one scalar loss, whose graph is freed with it.  A task without a call of
-        it, or with ``backward(None)``, is absent: see the class.  Of a loop that is left early, by ``break`` or an
-        exception, the gradients count for a ``step`` that follows, with a warning; another loop begins anew.
-
-        Raises:
-            RuntimeError: inside of another such loop, and where the weights are made from the losses of all tasks
-                before their backward: then make the optimizer with ``accumulate=True``.
-        """
-        check_alone(self._now.visit)
-        if self._round.weighs_early:
-            raise RuntimeError(
-                f"expected a weighting of gradients for tasks(), got {type(self._weigher.weighting).__name__}, which "
-                "weights the losses of all tasks before their backward: make WeightedFused(..., accumulate=True)"
-            )
-        if self._now.batch.left:
-            self._drop()
-        self._look_for_ranks()
-        self._read_shown()
-        if self._shows:
-            self._begin_showing()
-        self._weigher.draw_ahead()
-        visit = self._now.visit = TaskVisit(self._tasks.slots, self._num_tasks)
-        yield from visit.turns(self._end_visit)
-
-    def _end_visit(self, visit: TaskVisit) -> None:
-        self._now.visit = None
-        batch, losses = self._now.batch, visit.losses()
-        if losses is None:
-            batch.constant = visit.constant
-            return
-        batch.left, batch.missed = not visit.complete, visit.missed
-        batch.see(visit.absent)
-        batch.add_losses(0, losses)
-        batch.scaler = visit.scaler
-        if self._ranks is not None:
-            self._ranks.count(0)
-        if not visit.complete:
-            return
-        if not batch.absent:
-            self._name_unreached(self._round.collected(batch))
-        if self._shows:
-            self._show()
-
-    @property
-    def _shows(self) -> bool:
-        """True if backward leaves the combined gradient in ``.grad``.
-
-        Not where it is that of several ranks, nor of task gradients that are kept together for a weighting which
-        changes them (and remembers): these are combined in the step.
-        """
-        several = self._accumulate and Needs.ROWS in self._weigher.weighting.needs
-        return self._show_grad and self._ranks is None and not several
-
-    def _collect(self, losses: TaskLosses, scaler: Any, way: Pass) -> None:
-        """Backward of T losses into the tables."""
-        self._look_for_ranks()
-        self._read_shown()
-        own: GivenLosses = losses.scalars if self._ranks is None else losses.values.unsqueeze(0)
-        scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        scalars = way.scaled(losses.each, scaler)
-        self._weigher.draw_ahead()
-        batch = self._now.batch
-        if self._round.weighs_early:
-            own = self._weigh_early(own, losses.absent)
-        batch.see(losses.absent)
-        try:
-            self._round.collect(scalars, batch, way)
-        except BaseException:
-            self._drop()
-            raise
-        batch.add_losses(0, own)
-        batch.scaler = scaler
-        if not batch.absent:  # whose heads have no gradient, as they should
-            self._name_unreached(self._round.collected(batch))
-        if self._ranks is not None:
-            self._ranks.count(0)
-
-    def _weigh_early(self, losses: GivenLosses, absent: frozenset[int]) -> GivenLosses:
-        """Makes the weights at the first backward; returns the losses, in a table if one was made of them."""
-        batch, name = self._now.batch, type(self._weigher.weighting).__name__
-        if batch.early is None:
-            batch.see(absent)
-            if self._ranks is not None:
-                self._ranks.agree(self._call("backward()"))
-            seen = losses if not isinstance(losses, Tensor) else self._joint(losses)
-            single = not isinstance(seen, Tensor) and seen[0].dtype == torch.float32
-            dtype = torch.float32 if single else torch.float64
-            batch.early = self._weigher.weigh_early(seen, self._tasks.present(absent), dtype)
-            batch.found = batch.early.found
-            made = batch.early.losses
-            return losses if isinstance(losses, Tensor) or made is None else made
-        if Needs.LOSSES in self._weigher.due() or absent != batch.absent:
-            what = "losses" if Needs.LOSSES in self._weigher.due() else "tasks"
-            raise RuntimeError(
-                f"expected one backward() before a step, got a second one: {name} has made its weights from the {what} "
-                "of the first; for several of them, make WeightedFused(..., accumulate=True)"
-            )
-        batch.found = None  # it was of the losses before
-        return losses
-
-    def _call(self, name: str) -> dict[str, Any]:
-        return {**super()._call(name), "tasks without a loss": sorted(self._now.batch.absent)}
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -390,10 +192,9 @@ class WeightedFused(FlatOptimizer):
 
         Args:
             closure: returns the T losses of the model as it is (None: the task has no data, see ``backward``); called
-                under grad mode, backward is done here.  A
-                weighting that learns from feedback (FAMO) calls it once more, without a graph, after the step: it must
-                be the same mini-batch then.  A closure that returns None (trainers pass such ones), or of one task a
-                scalar as those of torch.optim do, has done backward itself.
+                under grad mode, backward is done here.  A weighting that learns from feedback (FAMO) calls it once
+                more, without a graph, after the step: it must be the same mini-batch then.  A closure that returns None
+                (trainers pass such ones), or of one task a scalar as those of torch.optim do, has done backward itself.
 
         Returns:
             The losses, float64 [T] (NaN of tasks without data), if there was a closure that returned them, else None.
@@ -500,17 +301,6 @@ class WeightedFused(FlatOptimizer):
         if self._ranks is not None:
             self._check_scaler_of_ranks(scaling)
             self._ranks.reduce_(self._round.tables(self._now.batch), self._call("step()"))
-
-    def _drop(self) -> None:
-        """Drops the batch, also what of it stands in ``.grad``."""
-        self._round.showing.drop()
-        self._forget()
-
-    def _forget(self) -> None:
-        super()._forget()
-        if self._now.visit is not None:
-            self._now.visit.forget()
-        self._round.showing.forget()
 
     @property
     def preferences(self) -> Tensor:

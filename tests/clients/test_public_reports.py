@@ -9,15 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
+from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
 from mt2o_ext.weighting import MoCo
 from support.clients.loops import Net, data, losses
 
 X, Y = data().tensors
-
-
-def known(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 def weighted(model: nn.Module, **options: Any) -> WeightedFused:
@@ -129,10 +125,26 @@ def test_a_weighting_belongs_to_one_optimizer() -> None:
 
 
 # ---------------------------------------------------------------- what torch.optim takes, or refuses
-@known("flags of torch.optim are unknown to the constructors")
-@pytest.mark.parametrize("flag", ["fused", "foreach", "capturable"])
-def test_flags_of_torch_are_taken(flag: str) -> None:
-    weighted(Net(), **{flag: True})
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        ("fused", "leave it out, because every step is fused"),
+        ("foreach", "leave it out"),
+        ("capturable", "leave it out, because no step needs it"),
+        ("differentiable", "leave it out"),
+        ("weight_decay", r"write base=mt2o_ext\.base\.AdamW\(weight_decay=\.\.\.\)"),
+        ("momentum", r"write base=mt2o_ext\.base\.SGD\(momentum=\.\.\.\)"),
+        ("num_task", "did you mean num_tasks="),
+        ("zzz", "its arguments are params, num_tasks"),
+    ],
+)
+@pytest.mark.parametrize("optimizer", [WeightedFused, MT2OFused, ConnectionStrengthFused])
+def test_unknown_options_come_back_with_advice(optimizer: type, option: str, advice: str) -> None:
+    """Whoever goes over from torch.optim keeps the options that he had there."""
+    if optimizer is ConnectionStrengthFused and option == "zzz":
+        advice = "its arguments are params, connections"
+    with pytest.raises(TypeError, match=f"{optimizer.__name__} has no argument {option}=: .*{advice}"):
+        optimizer(Net().parameters(), **{option: True})
 
 
 def test_differentiable_is_refused() -> None:
