@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..checks import check_real
 from ..loss_domain import LossDomain
-from ..weighting.base import State, Weighting
+from ..weighting.base import Weighting
 from ..weighting.context import Needs, WeightingContext
 from ..weighting.learning import TableAdam
+from ..weighting.state import State
 from .registry import register
 
 _ROUNDING = 4 * torch.finfo(torch.float64).eps

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_real
-from ..weighting.base import State, Weighting
+from ..weighting.base import Weighting
 from ..weighting.context import Needs, WeightingContext
 from ..weighting.draw import drawn, subproblem_and_task
 from ..weighting.learning import EpochMeans
 from ..weighting.solvers import are_rounding, present
+from ..weighting.state import State
 from .registry import register
 
 

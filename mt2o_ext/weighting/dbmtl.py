@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..checks import check_real
 from ..loss_domain import LossDomain
-from .base import State
 from .context import Needs, WeightingContext
 from .memory import MemoryWeighting, update_
 from .registry import register
 from .solvers import inverse, row_norms
+from .state import State
 
 
 @register("db-mtl")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..checks import check_count, check_real
-from .base import State
 from .context import Needs, WeightingContext
 from .memory import MemoryWeighting, blocks, update_
 from .registry import register
+from .state import State
 
 
 @register("excessmtl")

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..checks import PerTask, check_per_task
 from ..loss_domain import LossDomain
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .learning import TableAdam
 from .registry import register
+from .state import State
 
 
 @register("famo")

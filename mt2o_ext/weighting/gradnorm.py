@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ..checks import check_real
 from ..loss_domain import LossDomain
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .learning import EpochMeans, TableAdam
 from .registry import register
+from .state import State
 
 
 @register("gradnorm")

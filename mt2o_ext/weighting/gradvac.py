@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ..checks import check_real
 from ..ops import solve
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .draw import meeting_orders
 from .registry import register
 from .solvers import aligned, present
+from .state import State
 
 
 @register("gradvac")

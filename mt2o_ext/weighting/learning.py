@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_positive, check_real
-from .base import State
+from .state import State
 
 
 @dataclass(frozen=True)

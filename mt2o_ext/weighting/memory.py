@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .base import State, Weighting
+from .base import Weighting
 from .present import selected
+from .state import State
 
 _PREFIX = "memory."
 # Columns that are worked on at a time: what is needed beside the gradients stays small.

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..checks import check_choice, check_real
 from ..loss_domain import LossDomain
-from .base import State
 from .context import Needs, WeightingContext
 from .memory import MemoryWeighting, norms_of, update_
 from .registry import register
 from .solvers import inverse, mean_diagonal, onto_simplex, times
+from .state import State
 
 
 @register("moco")

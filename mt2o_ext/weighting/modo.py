@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..checks import check_real
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
 from .solvers import mean_diagonal, onto_simplex, times
+from .state import State
 
 
 @register("modo")

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..checks import check_real
-from .base import State
 from .config import conflict_free
 from .context import Needs, WeightingContext
 from .memory import MemoryWeighting, gram_of, update_
 from .registry import register
 from .solvers import scaled
+from .state import State
 
 
 @register("m-config")

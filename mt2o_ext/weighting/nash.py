@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..checks import check_count, check_positive
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
 from .solvers import clipped, power_barrier
+from .state import State
 
 
 @register("nash-mtl")

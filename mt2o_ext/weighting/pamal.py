@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_positive, check_real
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
 from .solvers import inverse, row_norms
+from .state import State
 
 __all__ = ["Order", "PaMaL", "order_of"]
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..checks import check_positive
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
 from .solvers import power_barrier
+from .state import State
 
 
 @register("pivrg")

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..checks import check_count, check_positive, check_real
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
 from .solvers import mean_diagonal, minimum_norm, onto_simplex, times
+from .state import State
 
 
 @register("sdmgrad")

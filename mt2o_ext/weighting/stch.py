@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..checks import PerTask, check_count, check_per_task, check_positive
 from ..loss_domain import LossDomain
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .learning import EpochMeans
 from .registry import register
+from .state import State
 
 
 @register("stch")

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ..checks import check_choice, check_real
 from ..loss_domain import LossDomain
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .edm import equiangular
 from .registry import register
 from .solvers import are_rounding, inverse, row_norms, squared_norm, times
+from .state import State
 
 WINDOW = 10
 

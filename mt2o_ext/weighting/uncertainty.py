@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ..checks import check_real
-from .base import State, Weighting
+from .base import Weighting
 from .context import Needs, WeightingContext
 from .learning import TableAdam
 from .registry import register
+from .state import State
 
 
 @register("uw")

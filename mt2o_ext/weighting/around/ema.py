@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ...checks import check_real
-from ..base import State, Weighting
+from ..base import Weighting
 from ..context import WeightingContext
 from ..registry import register_around
+from ..state import State
 from .base import Combinator
 
 

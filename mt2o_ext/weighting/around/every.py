@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...checks import check_count
-from ..base import State, Weighting
+from ..base import Weighting
 from ..context import Needs, WeightingContext
 from ..registry import register_around
+from ..state import State
 from .base import Combinator
 
 

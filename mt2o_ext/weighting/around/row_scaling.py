@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ...checks import PerTask, check_per_task
 from ...loss_domain import LossDomain
-from ..base import State, Weighting
+from ..base import Weighting
 from ..context import Needs, WeightingContext
 from ..registry import register_around
 from ..solvers import scaled
+from ..state import State
 from .base import Combinator
 
 
