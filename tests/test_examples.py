@@ -296,6 +296,7 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("README.md", "One model: weightings of task gradients"): (reader, the_model_has_trained),
     ("README.md", "One model: the priority of tasks"): (with_batch_norm, priorities_are_learned),
     ("docs/base_rules.md", "Base rules"): (dict, the_options_are_in_the_groups),
+    ("docs/connection_strength.md", "Closure or loop"): (with_batch_norm, priorities_are_learned),
     ("docs/learned_fronts.md", "One network for all preferences"): (reader, the_network_has_a_front),
     ("docs/learned_fronts.md", "A model for each task, and all between them"): (
         reader,

@@ -12,7 +12,12 @@ from .collect import TaskSlots
 from .losses import task_loss
 from .passes import Pass
 
-__all__ = ["TaskVisit", "check_alone", "words_about"]
+__all__ = ["ALONE", "TaskVisit", "check_alone", "words_about"]
+
+ALONE = (
+    "expected one loop over tasks() at a time, got one inside of another: leave that first (one that was left by break "
+    "ends when its generator is closed)"
+)
 
 
 class TaskVisit:
@@ -112,10 +117,7 @@ def check_alone(visit: TaskVisit | None) -> None:
         RuntimeError: if one does.
     """
     if visit is not None:
-        raise RuntimeError(
-            "expected one loop over tasks() at a time, got one inside of another: leave that first (one that was left "
-            "by break ends when its generator is closed)"
-        )
+        raise RuntimeError(ALONE)
 
 
 def words_about(missed: tuple[int, ...], consequence: str = "this step takes them as absent") -> str:

@@ -483,11 +483,14 @@ class FlatOptimizer(SavedState):
         Raises:
             RuntimeError: inside of a loop over tasks(), where it would drop the tasks before.
         """
-        if self._now.visit is not None:
+        if self._now.between_tasks:
             raise RuntimeError(
                 "expected zero_grad() before or after the loop over tasks(), got it inside, where it would drop the "
                 "gradients of the tasks before: leave it out, because step() uses the gradients up"
             )
+        self._clear(set_to_none)
+
+    def _clear(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         self._forget()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..gradients.tasks import Batch
 from ..gradients.visit import TaskVisit
+from .connection_turns import Turns
 
 __all__ = ["Loop", "Now"]
 
@@ -35,7 +36,7 @@ class Now:
     batch: what backward left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.
     grad_norm: float64 [K], of the last step, where it was measured.  warned: what there was one warning of already.
     skipped: float32 [K], of the last step of connection strength, not zero where it was skipped.
-    task: the one whose loss is asked for, in a closure.  visit: the loop over tasks that goes on, or None.
+    visit: the loop over tasks that goes on, or None.  turns: of connection strength, that loop, until its step.
     """
 
     row: int = 0
@@ -49,5 +50,10 @@ class Now:
     grad_norm: Tensor | None = None
     skipped: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float32))
     warned: set[str] = field(default_factory=set)
-    task: int | None = None
     visit: TaskVisit | None = None
+    turns: Turns | None = None
+
+    @property
+    def between_tasks(self) -> bool:
+        """True inside of a loop over tasks."""
+        return self.visit is not None or (self.turns is not None and not self.turns.complete)

@@ -75,7 +75,10 @@ def test_mixed_precision(name: str) -> None:
     assert_same(everything(loop), everything(twin))
 
 
-@pytest.mark.parametrize("name", ["weighted", "mt2o", "mt2o, closure", "connection strength", "weighted backward"])
+@pytest.mark.parametrize(
+    "name",
+    ["weighted", "mt2o", "mt2o, closure", "connection strength", "connection strength, loop", "weighted backward"],
+)
 def test_its_own_backward(name: str) -> None:
     """Which divides by the number of mini-batches for a step, 1 here."""
     accelerator = accelerate.Accelerator(cpu=True)

@@ -178,7 +178,7 @@ class Recurrent(nn.Module):
         return torch.cat([head(z[:, -1]) for head in self.heads], 1)
 
 
-@pytest.mark.parametrize("name", [name for name in LOOPS if name != "connection strength"])
+@pytest.mark.parametrize("name", [name for name in LOOPS if not name.startswith("connection strength")])
 def test_recurrent_weights_that_are_flattened_anew(name: str) -> None:
     net, plain = Recurrent(), Recurrent()
     plain.flatten = False

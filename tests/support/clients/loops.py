@@ -157,6 +157,15 @@ class Priority(Loop):
         optimizer.step(loss)
 
 
+class PriorityLoop(Priority):
+    def backward(self, optimizer: Any, compute: Compute) -> None:
+        for task in optimizer.tasks():
+            with select_task(self.model, task):
+                optimizer.backward(compute()[task])
+
+    step = Loop.step
+
+
 class AnyOptimizer(Loop):
     """WeightedBackward in front of torch's AdamW."""
 
@@ -196,6 +205,7 @@ LOOPS: dict[str, type[Loop]] = {
     "vertices": Vertices,
     "vertices, closure": VerticesClosure,
     "connection strength": Priority,
+    "connection strength, loop": PriorityLoop,
     "weighted backward": AnyOptimizer,
     "one task": OneTask,
     "one subproblem": OneSubproblem,
