@@ -62,8 +62,9 @@ class Registry(Mapping[str, type[Piece]]):
         """
         if isinstance(piece, self.base):
             return cast(Piece, piece)
-        example = f"{next(iter(self._classes.values())).__name__}(...)"
         if not isinstance(piece, str):
+            meant = piece if isinstance(piece, type) and issubclass(piece, self.base) else None
+            example = f"{(meant or next(iter(self._classes.values()))).__name__}(...)"
             got = f"the class {piece.__name__}" if isinstance(piece, type) else f"{piece!r:.80}"
             raise TypeError(f"expected a {self.kind} or its name, got {got}: pass an instance such as {example}")
         found = self._find(piece)

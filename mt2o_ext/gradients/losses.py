@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +52,8 @@ def check_losses(
         stacked = torch.stack(list(losses)) if len(losses) > 0 else torch.zeros(0, dtype=torch.float32)
     if tuple(stacked.shape) != expected:
         raise ValueError(
-            f"expected losses of shape {list(expected)} (num_tasks={num_tasks}), got {list(stacked.shape)}"
+            f"expected losses of shape {list(expected)} (num_tasks={num_tasks}), got {list(stacked.shape)}: pass one "
+            "number for each task, a mean over its mini-batch"
         )
     _check_graph([stacked], graph)
     return stacked
@@ -63,19 +64,28 @@ def check_scalars(losses: Sequence[Tensor], num_tasks: int, *, graph: bool) -> l
     _check_tensors(losses)
     if any(item.numel() != 1 for item in losses):
         shapes = [list(item.shape) for item in losses]
-        raise ValueError(f"expected {num_tasks} scalar losses, got shapes {shapes}; take the mean over the batch")
+        raise ValueError(f"expected {num_tasks} scalar losses, got shapes {shapes}: take the mean over the batch")
     if len(losses) != num_tasks:
-        raise ValueError(f"expected losses of shape [{num_tasks}] (num_tasks={num_tasks}), got [{len(losses)}]")
+        raise ValueError(
+            f"expected losses of shape [{num_tasks}] (num_tasks={num_tasks}), got [{len(losses)}]: pass one for each "
+            "task, None for a task without data"
+        )
     _check_graph(losses, graph)
     return [item if item.dim() == 0 else item.reshape(()) for item in losses]
 
 
 def _check_tensors(losses: Any) -> None:
     if not isinstance(losses, Sequence):
-        raise TypeError(f"expected losses as a tensor or a sequence of tensors, got {type(losses).__name__}")
+        advice = "pass them as a list"
+        if isinstance(losses, Mapping):
+            advice = "pass list(losses.values()), with the tasks in the same order every time"
+        raise TypeError(f"expected losses as a tensor or a sequence of tensors, got {type(losses).__name__}: {advice}")
     for item in losses:
         if not isinstance(item, Tensor):
-            raise TypeError(f"expected losses as tensors, got {type(item).__name__}")
+            raise TypeError(
+                f"expected losses as tensors, got {type(item).__name__}: pass what the loss function returns (.item() "
+                "and float() leave no graph behind)"
+            )
 
 
 def _check_graph(losses: Sequence[Tensor], graph: bool) -> None:

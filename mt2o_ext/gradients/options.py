@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_choice
+from ..checks import check_choice, check_count
 from ..preferences import check_preferences
 from ..sharding import is_sharded
 from ..weighting import Needs, Weighting, as_weighting
 
 __all__ = [
     "check_generator",
+    "check_given",
     "check_idle_task_options",
     "check_one_row",
     "check_task",
@@ -87,10 +88,10 @@ def check_one_row(preferences: Tensor | Sequence[float] | None, num_tasks: int) 
     """Preferences of one model, float64 [1, T]; 1 / T where there are none.
 
     Raises:
+        TypeError: for a number of tasks that is no int.
         ValueError: for fewer than one task, and for preferences off the simplex or of another number of tasks.
     """
-    if num_tasks < 1:
-        raise ValueError(f"expected num_tasks >= 1, got {num_tasks}: raise it")
+    check_count("num_tasks", num_tasks)
     if preferences is None:
         return torch.full((1, num_tasks), 1 / num_tasks, dtype=torch.float64)
     given = preferences.tolist() if isinstance(preferences, Tensor) else list(preferences)
@@ -124,15 +125,28 @@ def check_task(task: object, num_tasks: int | None) -> int | None:
     return task
 
 
+def check_given(params: Any) -> None:
+    """Check that parameters are given by themselves, before anybody goes through them.
+
+    Raises:
+        TypeError: for a tensor, and for a module, which torch cannot go through.
+    """
+    if isinstance(params, Tensor):
+        raise TypeError("expected parameters or parameter groups, got one tensor: put it into a list")
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(
+            f"expected parameters or parameter groups, got the module {type(params).__name__}: pass its .parameters()"
+        )
+
+
 def members_of(params: Any, num_tasks: int) -> Iterator[tuple[Tensor, int | None]]:
     """Parameters and the task that they belong to, or None; from parameters or groups.
 
     Raises:
-        TypeError: for one tensor instead of several, and for a ``task`` of another type.
+        TypeError: for one tensor or a module instead of parameters, and for a ``task`` of another type.
         ValueError: for a parameter that comes twice, and for a number of no task.
     """
-    if isinstance(params, Tensor):
-        raise TypeError("expected parameters or parameter groups, got one tensor: put it into a list")
+    check_given(params)
     seen: set[Tensor] = set()
     for item in params:
         group: dict[str, Any] = item if isinstance(item, dict) else {"params": [item]}

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..base import BaseRule
 from ..checks import check_count, check_positive
 from ..device import host_knows
+from ..gradients.options import check_given
 from ..gradients.parameters import check_memory, check_parameters
 from ..gradients.passes import Backward, Pass, check_backward
 from ..gradients.skipped import Refuser, with_losses
@@ -63,6 +64,7 @@ class FlatOptimizer(SavedState):
 
     def __new__(cls, *args: Any, **options: Any) -> FlatOptimizer:
         check_keywords(cls, options)
+        check_given(args[0] if args else options.get("params"))
         return super().__new__(cls)
 
     def __init__(

@@ -166,3 +166,27 @@ def test_weighted_backward_takes_named_parameters() -> None:
 def test_weighted_backward_of_nothing_says_so() -> None:
     with pytest.raises(ValueError, match="expected parameters, got none"):
         WeightedBackward([], num_tasks=2)
+
+
+# ---------------------------------------------------------------- what people pass first
+FIRST: dict[str, tuple[Callable[[Net], Any], str]] = {
+    "a module": (lambda model: WeightedFused(model, num_tasks=2), r"got the module Net: pass its \.parameters\(\)"),
+    "a module, by a name": (lambda model: MT2OFused(params=model, num_tasks=2), r"pass its \.parameters\(\)"),
+    "a module, without optimizer": (lambda model: WeightedBackward(model, num_tasks=2), r"pass its \.parameters\(\)"),
+    "one tensor": (
+        lambda model: WeightedFused(model.trunk[0].weight, num_tasks=2),
+        "got one tensor: put it into a list",
+    ),
+    "a number as text": (lambda model: weighted(model, num_tasks="2"), "expected num_tasks as an int, got '2'"),
+    "a class": (lambda model: weighted(model, weighting=MoCo), r"got the class MoCo: pass an instance such as MoCo\("),
+    "a dict": (lambda model: weighted(model).backward({"a": model(X).sum()}), r"pass list\(losses\.values\(\)\)"),
+    "a generator": (lambda model: weighted(model).backward(loss for loss in [X]), "pass them as a list"),
+    "numbers": (lambda model: weighted(model).backward([1.0, 2.0]), "leave no graph behind"),
+}
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_what_people_pass_first_is_answered_with_what_to_pass(case: str) -> None:
+    make, advice = FIRST[case]
+    with pytest.raises(TypeError, match=advice):
+        make(Net())
