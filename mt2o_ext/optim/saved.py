@@ -158,10 +158,17 @@ class SavedState(torch.optim.Optimizer):
                 raise TypeError(f"expected groups as dicts with a list `params`, got {group!r:.80}")
             for other in FAMILIES:
                 if other in group and other != self._family:
-                    raise ValueError(f"expected the state of a {type(self).__name__}, got that of another optimizer")
+                    name = type(self).__name__
+                    raise ValueError(
+                        f"expected the state of a {name}, got that of another optimizer: load one that a {name} has "
+                        "saved, or load this one where it is from and go on with branch_from(optimizer)"
+                    )
         sizes, expected = ([len(group["params"]) for group in some] for some in (groups, self.param_groups))
         if sizes != expected:
-            raise ValueError(f"expected the state of groups of {expected} parameters, got one of {sizes}")
+            raise ValueError(
+                f"expected the state of groups of {expected} parameters, got one of {sizes}: make the optimizer with "
+                "the groups that it was saved with"
+            )
         ids = [i for group in groups for i in group["params"]]
         if any(not isinstance(i, (int, str)) for i in ids) or len(set(ids)) < len(ids):
             raise ValueError(f"expected every parameter once in the groups, by number or name, got {ids!r:.80}")

@@ -46,7 +46,8 @@ def loaded(
         if num_tasks > 1 and others:
             raise ValueError(
                 "expected the state of a WeightedFused of several tasks, got one of another optimizer: load the state "
-                "that was saved from such a one"
+                "that was saved from such a one, or load this one where it is from and go on with "
+                "WeightedFused.branch_from(optimizer)"
             )
         return lambda: None
     shared = member_dict({"weighted": shared}, "weighted", "the first group")
