@@ -159,9 +159,10 @@ class SavedState(torch.optim.Optimizer):
             for other in FAMILIES:
                 if other in group and other != self._family:
                     name = type(self).__name__
+                    way = ", or load this one where it is from and go on with branch_from(optimizer)"
                     raise ValueError(
                         f"expected the state of a {name}, got that of another optimizer: load one that a {name} has "
-                        "saved, or load this one where it is from and go on with branch_from(optimizer)"
+                        f"saved{way if hasattr(self, 'branch_from') else ''}"
                     )
         sizes, expected = ([len(group["params"]) for group in some] for some in (groups, self.param_groups))
         if sizes != expected:
