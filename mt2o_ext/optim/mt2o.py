@@ -255,7 +255,7 @@ class MT2OFused(OneModel):
     @torch.no_grad()
     def _start(self, start: Callable[[int], None]) -> None:
         if self._buffers.vertices is not None:
-            self._start_vertices(start)
+            self._model.start_vertices(start, self._row)
         else:
             for k in self.subproblems():
                 start(k)
@@ -263,19 +263,6 @@ class MT2OFused(OneModel):
         if self._ranks is not None:
             self._ranks.share_([values for flat in self._buffers.flats for values in (flat.theta, flat.values)])
         self._views.start_copies()
-
-    def _start_vertices(self, start: Callable[[int], None]) -> None:
-        flats = self._vertex_flats()
-        for vertex in range(self._num_tasks):
-            for flat in flats:
-                flat.show(flat.theta[vertex : vertex + 1])
-            start(vertex)
-            for flat in flats:
-                for segment, p in enumerate(flat.parameters):
-                    flat.rows_of(flat.theta, segment)[vertex].copy_(p.data)
-        for flat in flats:
-            flat.spread()
-            flat.activate(self._row)
 
     def _share_draws(self) -> None:
         super()._share_draws()
@@ -614,7 +601,7 @@ class MT2OFused(OneModel):
         self._look_for_ranks()
         self._check_present()
         self._synchronize()
-        self._take_changes()
+        self._model.take_changes()
         scaling = Scaling.of(self, self._now.batch.scaler)
         scaling.check_known()
         flats = self._buffers.flats
