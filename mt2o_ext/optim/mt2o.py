@@ -12,17 +12,17 @@ from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
 from ..device import LateFlags, to_device
-from ..gradients.losses import backward_done, check_losses, check_running_statistics, joined, task_losses
+from ..gradients.losses import backward_done, check_losses, check_running_statistics
 from ..gradients.passes import Backward, Pass
-from ..gradients.skipped import Refuser, with_losses
+from ..gradients.skipped import Refuser
 from ..gradients.table import check_dense
-from ..gradients.tasks import Combination
 from ..gradients.weigher import undone_on_error
 from ..preferences import check_preferences
 from ..ranks import together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
 from ..weighting import Needs, Weighting, as_weighting
+from ..weighting.judging import as_table
 from .amp import Scaling
 from .asked import Asked, Transfer, listed
 from .base import nothing_left
@@ -31,9 +31,11 @@ from .branch import branched
 from .buffers import Buffers
 from .groups import listed_of
 from .history import StepHistory
+from .mt2o_backward import SubproblemBackward, SubproblemLosses
 from .mt2o_options import Front, Inner, blend_of, check_equal_slices, front_of, inner_of, objective_of
 from .mt2o_state import Parts
-from .step import Plan, StepInputs, moments_of
+from .mt2o_step import Round
+from .step import Plan, moments_of
 from .subproblems import OneModel
 
 __all__ = ["MT2OFused"]
@@ -425,48 +427,27 @@ class MT2OFused(OneModel):
 
     def _take_losses(self, losses: Losses, scaler: Any, way: Pass) -> None:
         """Backward of the losses of the active subproblem, or of all of a bank."""
-        buffers, row = self._buffers, self._row
-        tasks, rows = self._num_tasks, buffers.num_rows
-        given = None if buffers.stacked else task_losses(losses, tasks)
-        stacked = check_losses(losses, tasks, rows) if given is None else joined(losses, given)  # type: ignore[arg-type]
-        absent = frozenset() if given is None else given.absent
+        given = SubproblemLosses.of(losses, self._num_tasks, self._buffers)
         self._check_trained_shown()
         self._look_for_ranks()
-        several = buffers.keeps_rows or (buffers.vertices is not None and not buffers.stacked)
-        if several and not self._model_buffers.shown and not self._now.graph_checked:
-            check_running_statistics(stacked, self._warn_once, self._about_statistics())
-        self._now.graph_checked = True
-        scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._now.batch.see(absent, row)
-        detached = given.values if given is not None and absent else stacked.detach().double()
-        seen = self._seen_by_all(detached)
-        of_row = None if buffers.stacked else row
-        coefficients = self._objective.coefficients(seen, self._current_points(), of_row, absent)
-        if self._tasks is None:
-            factors = coefficients if given is None else given.of_present(coefficients)
-            [total] = way.scaled([(stacked * factors.to(stacked.dtype)).sum()], scaler)
-            self._backward_into_grad(total, way)
-        else:
+        self._look_for_statistics(given)
+        if self._tasks is not None:
             self._read_shown()
             self._tasks.weigher.draw_ahead()
-            if self._objective.scalarization is not None:
-                # Equal weights 1 / T leave the scalarization as it is.
-                coefficients = coefficients * (self._num_tasks - len(absent))
-            if given is None:
-                parts: list[Tensor | None] = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
-            else:
-                pairs = zip(given.each, coefficients, strict=True)
-                parts = [part if part is None else part * factor.to(part) for part, factor in pairs]
-            try:
-                self._tasks.collect(way.scaled(parts, scaler), row, way)
-            except BaseException:  # the row has lost the gradients of earlier calls as well
-                self._forget_row(row)
-                raise
-        self._now.batch.add_losses(row, detached if buffers.stacked else detached.unsqueeze(0))
-        self._now.batch.scaler = scaler
-        self._objective.see(seen, of_row, absent)
+        row, batch, points = self._row, self._now.batch, self._current_points()
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        seen = self._seen_by_all(given.values) if self._objective.reads_losses else None
+        backward = SubproblemBackward(self._buffers, self._objective, self._tasks, batch, row, points)
+        backward.run(given, seen, scaler, way)
         if self._ranks is not None:
             self._ranks.count(row)
+
+    def _look_for_statistics(self, losses: SubproblemLosses) -> None:
+        """Warns once of running statistics that all subproblems share."""
+        several = self._buffers.keeps_rows or (self._buffers.vertices is not None and not self._buffers.stacked)
+        if several and not self._model_buffers.shown and not self._now.graph_checked:
+            check_running_statistics(losses.roots, self._warn_once, self._about_statistics())
+        self._now.graph_checked = True
 
     def _about_statistics(self) -> str:
         """What to do about running statistics that all subproblems share."""
@@ -484,23 +465,9 @@ class MT2OFused(OneModel):
         self._ranks.agree(self._call(f"backward() of subproblem {self._now.row}"))
         return self._ranks.mean(losses)
 
-    def _backward_into_grad(self, loss: Tensor, way: Pass) -> None:
-        """Backward as torch's own; one that fails leaves no gradient where there was none."""
-        empty = [p for p in self._buffers.parameters() if p.grad is None]
-        try:
-            way.run(loss)
-        except BaseException:
-            for p in empty:
-                p.grad = None
-            raise
-
     def _forget(self) -> None:
         super()._forget()
         self._objective.forget()
-
-    def _forget_row(self, row: int) -> None:
-        self._now.batch.losses[row] = None
-        self._objective.forget(row)
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -530,17 +497,11 @@ class MT2OFused(OneModel):
                 result = self._run(closure)
             scaling = self._prepare()
         self._reduce(scaling)
-        losses = self._now.batch.all_losses()
-        losses = None if losses is None else self._joint(losses)
-        blend, tasks = self._blend, self._tasks
-        found = self._find(losses, scaling)
-        if tasks is not None:
-            tasks.transform(
-                self._now.batch, losses, found, self._divisor(scaling), together=self._report.skip_all,
-                preferences=self._points_to_weigh(),
-            )  # fmt: skip
-        with undone_on_error(blend.rule, *([] if tasks is None else [tasks.weigher.weighting])):
-            plan = self._plan(found, losses, scaling)
+        gradients, found = self._gathered(scaling).find(scaling, look=self._look_for_nonfinite)
+        with undone_on_error(self._blend.rule, *([] if self._tasks is None else [self._tasks.weigher.weighting])):
+            plan, weights, losses = gradients.plan(found)
+            if weights is not None:
+                self._now.weights = weights
             if not nothing_left(plan.skipped):
                 self._transfer_and_apply(plan, losses)
         self._await_feedback(losses, plan.skipped)
@@ -628,39 +589,20 @@ class MT2OFused(OneModel):
             self._check_scaler_of_ranks(scaling)
             self._ranks.reduce_([flat.tasks for flat in self._buffers.flats], self._call("step()"))
 
+    def _gathered(self, scaling: Scaling) -> Round:
+        """The gradients of the step, with losses that are the means over the ranks."""
+        batch = self._now.batch
+        losses = batch.given_losses()
+        if self._ranks is not None and losses is not None:
+            losses = self._joint(as_table(losses, len(batch.losses)) if not isinstance(losses, Tensor) else losses)
+        divisor, points = self._divisor(scaling), self._points_to_weigh()
+        return Round(self._buffers, self._tasks, self._report, batch, losses, divisor, points)
+
     def _divisor(self, scaling: Scaling) -> Tensor | None:
         """float32 [1], what the gradients are divided by, or None."""
         device = self._buffers.device
         factor = scaling.factor(device) if self._tasks is None else scaling.kept_factor(device)
         return self._of_all_ranks(factor)
-
-    def _find(self, losses: Tensor | None, scaling: Scaling) -> Tensor:
-        """float32 [K], what is found in the gradients and losses before anything is weighed."""
-        if self._tasks is None:
-            return self._find_nonfinite([flat.tasks for flat in self._buffers.flats], losses, scaling)
-        found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
-        if self._look_for_nonfinite:
-            self._tasks.find_nonfinite(found, self._report.nothing_found)
-        return found
-
-    def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:
-        """The step without its transfer; task gradients are weighed for it."""
-        tasks, tables = self._tasks, [flat.tasks for flat in self._buffers.flats]
-        divisor, rows_to_skip = self._divisor(scaling), self._report.rows_to_skip
-        if tasks is None:
-            combinations = [Combination(table.source(), None) for table in tables]
-        else:
-            points, whole = self._points_to_weigh(), self._report.skip_all
-            weighed = tasks.weigh(self._now.batch, losses, found, divisor, together=whole, preferences=points)
-            self._now.weights, found = weighed.weights, weighed.found
-            combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
-        found = self._report.with_refusals(found)
-        skipped = rows_to_skip(found)
-        inputs = [
-            StepInputs.of(table, gradients, divisor, skipped)
-            for table, gradients in zip(tables, combinations, strict=True)
-        ]
-        return Plan(found, skipped, inputs)
 
     def _transfer_and_apply(self, plan: Plan, losses: Tensor | None) -> None:
         blend, flats, vertices = self._blend, self._buffers.flats, self._buffers.vertices

@@ -1,0 +1,111 @@
+"""The step of K subproblems or points as a value: its losses, what is found in them, weights, inputs of the kernel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..gradients.skipped import found_in, with_losses
+from ..gradients.tasks import Batch, Combination, Losses, TaskGradients
+from ..weighting import Needs
+from .amp import Scaling
+from .buffers import Buffers
+from .skips import SkipReport
+from .step import Plan, StepInputs
+
+__all__ = ["Round", "RowsPlan"]
+
+
+class RowsPlan(NamedTuple):
+    """A step that is ready to be made, but for the transfer.
+
+    weights: float64 [K, T] (per tensor: [K, S, T]), or None where nobody weighed.
+    losses: float64 [K, T], or None.
+    """
+
+    plan: Plan
+    weights: Tensor | None
+    losses: Tensor | None
+
+
+class Round(NamedTuple):
+    """All that backward has left for a step.
+
+    buffers, tasks, report: of the optimizer.
+    batch: what lies beside the gradients.
+    losses: float64 [K, T], or K T scalars that nobody has put into a table yet; None: there are none.
+    divisor: float32 [1], what gradients have to be divided by, or None.
+    preferences: float64 [K, T], for a weighting that has others in each step; None: its own.
+    """
+
+    buffers: Buffers
+    tasks: TaskGradients | None
+    report: SkipReport
+    batch: Batch
+    losses: Losses | None
+    divisor: Tensor | None
+    preferences: Tensor | None
+
+    def find(self, scaling: Scaling, *, look: bool) -> tuple[Round, Tensor | None]:
+        """Looks at the losses and the gradients, as far as `plan` does not; a weighting changes gradients here.
+
+        Args:
+            scaling: the scaler's part in the step.
+            look: whether gradients are read where nothing else tells whether they are finite.
+
+        Returns:
+            The same round, with losses in a table where one was made; and float32 [K], the number of what was found,
+            None where nobody has looked.
+        """
+        if self.tasks is None:
+            found, this = self._find_in_losses(scaling)
+            if look:
+                for flat in self.buffers.flats:
+                    flat.tasks.find_nonfinite(found)
+            return this, found
+        seen = scaling.found(self.report.nothing_found)
+        if look:
+            seen = self.tasks.find_nonfinite(seen, self.report.nothing_found)
+        if Needs.ROWS not in self.tasks.weigher.due():
+            return self, seen
+        table = self._table()
+        seen = with_losses(self.report.nothing_found() if seen is None else seen, table)
+        self.tasks.transform(
+            self.batch, table, seen, self.divisor, together=self.report.skip_all, preferences=self.preferences
+        )
+        return self._replace(losses=table), seen
+
+    def _find_in_losses(self, scaling: Scaling) -> tuple[Tensor, Round]:
+        if self.losses is None:
+            return scaling.with_infinities(self.report.nothing_found()), self
+        found, table = found_in(self.losses, len(self.report.counts), self.buffers.device)
+        return scaling.with_infinities(found), self._replace(losses=table)
+
+    def _table(self) -> Tensor | None:
+        """float64 [K, T], the losses."""
+        return self.losses if self.losses is None or isinstance(self.losses, Tensor) else self.batch.all_losses()
+
+    def plan(self, found: Tensor | None) -> RowsPlan:
+        """The step of these gradients; task gradients are weighed for it.
+
+        found: as `find` has returned it.
+        """
+        tables, tasks, weights = [flat.tasks for flat in self.buffers.flats], self.tasks, None
+        if tasks is None:
+            combinations = [Combination(table.source(), None) for table in tables]
+        else:
+            weighed = tasks.weigh(
+                self.batch, self.losses, found, self.divisor, together=self.report.skip_all,
+                preferences=self.preferences,
+            )  # fmt: skip
+            weights, found = weighed.weights, weighed.found
+            combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
+        assert found is not None
+        found = self.report.with_refusals(found)
+        skipped = self.report.rows_to_skip(found)
+        inputs = [
+            StepInputs.of(table, gradients, self.divisor, skipped)
+            for table, gradients in zip(tables, combinations, strict=True)
+        ]
+        return RowsPlan(Plan(found, skipped, inputs), weights, self._table())
