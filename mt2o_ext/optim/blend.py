@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import capturing, kept_in_place, refuse_in_graph, warn_in_graph
+from ..device import LateFlags, capturing, kept_in_place, refuse_in_graph, warn_in_graph
 from ..entries import member, tensors_of
 from ..ops import MOMENTS, SQUARES, Order, combine_, transfer_
 from ..preferences import check_preferences
@@ -57,9 +57,17 @@ class Blend:
         self.preferences = preferences
         self.steps = 0
         self.initial_lr = 0.0
+        self._shared_batch: LateFlags | None = None  # until it is known whether the first step had one
+
+    def prefer(self, preferences: Tensor) -> None:
+        """Takes other preferences [K, T]; the rule, which may refuse them, forgets what it has learned."""
+        rule = copy.deepcopy(self.rule)
+        rule.bind(preferences)
+        self.rule, self.preferences = rule, preferences
 
     def to(self, device: torch.device) -> None:
         """Moves preferences and the state of the rule."""
+        self._shared_batch = None
         if device != self.preferences.device:
             state = self.rule.state_dict()
             self.preferences = self.preferences.to(device)
@@ -126,6 +134,32 @@ class Blend:
         """[K, P], what is blended: theta, or its change since the last transfer."""
         return flat.theta - flat.buffers["transfer_base"] if self.rule.relative else flat.theta
 
+    def has_shared_batch(self, losses: Tensor) -> bool:
+        """True, once, if all subproblems started with one mini-batch, as soon as the host knows.
+
+        Transfer by a fixed rule averages gradient noise, of which shared batches leave none.
+
+        losses: float64 [K, T], of each step.
+        """
+        if torch.compiler.is_compiling() or not self.rule.fixed:
+            return False
+        if self.steps == 0:
+            self._shared_batch = LateFlags()
+            self._shared_batch.add((losses == losses[0]).all().float().reshape(1))
+        flags = self._shared_batch
+        if flags is None or not flags.known():
+            return False
+        self._shared_batch = None
+        return bool(flags.raised())
+
+    def about_shared_batch(self) -> str:
+        """The words of a warning of that."""
+        return (
+            f"all {len(self.preferences)} subproblems started with exactly the same losses: they seem to share their "
+            f"mini-batches. Transfer by a fixed rule ({type(self.rule).__name__}) averages gradient noise; shared "
+            "batches leave none: draw one for each subproblem (repeat(loader), stack(...))."
+        )
+
     def before_step(
         self, flats: Sequence[FlatParameters], matrices: list[Tensor | None], skipped: Tensor
     ) -> list[Tensor | None]:
@@ -143,6 +177,11 @@ class Blend:
             blend_moments(flats, matrices, self.moments)
         if self._counts_steps:
             self.steps += 1
+
+    def take_over(self, other: Blend) -> None:
+        """Goes on with the state of another one, as `loaded` gave it."""
+        self.rule, self.preferences = other.rule, other.preferences
+        self.steps, self.initial_lr = other.steps, other.initial_lr
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the transfer rule, the preferences and the count of steps."""

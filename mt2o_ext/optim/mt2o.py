@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any, Literal
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
-from ..device import LateFlags, to_device
 from ..gradients.losses import backward_done, check_losses, check_running_statistics
 from ..gradients.passes import Backward, Pass
 from ..gradients.skipped import Refuser
@@ -21,20 +19,19 @@ from ..preferences import check_preferences
 from ..ranks import together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
-from ..weighting import Needs, Weighting, as_weighting
+from ..weighting import Weighting, as_weighting
 from ..weighting.judging import as_table
 from .amp import Scaling
 from .asked import Asked, Transfer, listed
 from .base import nothing_left
-from .blend import Blend, hold_rows
 from .branch import branched
 from .buffers import Buffers
 from .groups import listed_of
 from .history import StepHistory
-from .mt2o_backward import SubproblemBackward, SubproblemLosses
-from .mt2o_options import Front, Inner, blend_of, check_equal_slices, front_of, inner_of, objective_of
+from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics
+from .mt2o_options import Front, Inner, blend_of, check_equal_slices, check_group, front_of, inner_of, objective_of
 from .mt2o_state import Parts
-from .mt2o_step import Round
+from .mt2o_step import Round, about_missing_rows, check_present, mixed, without_absent
 from .step import Plan, moments_of
 from .subproblems import OneModel
 
@@ -202,7 +199,6 @@ class MT2OFused(OneModel):
         self._objective = objective_of(scalarization, inner, made)
         tasks = inner_of(inner, made, self._objective)
         self._blend = blend_of(asked, made)
-        self._late_flags: dict[str, LateFlags] = {}
         base = as_base_rule(base)
         refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
         super().__init__(
@@ -275,7 +271,6 @@ class MT2OFused(OneModel):
 
     def _build(self) -> None:
         super()._build()
-        self._late_flags.clear()
         self._blend.to(self._buffers.device)
 
     _family = "mt2o"
@@ -286,19 +281,7 @@ class MT2OFused(OneModel):
         return {} if front.vertices is not None else {"transfer": True}
 
     def __repr__(self) -> str:
-        options = (
-            f"num_tasks={self._num_tasks}, num_subproblems={self._num_subproblems}, "
-            f"scalarization={self._objective.scalarization}, "
-            f"weighting={None if self._tasks is None else type(self._tasks.weigher.weighting).__name__}, "
-            f"ema={self._ema}, "
-        )
-        vertices = self._buffers.vertices
-        if vertices is None:
-            transfer = type(self._blend.rule).__name__
-            options += f"front='rows', transfer={transfer}, order={self._blend.order.name.lower()}"
-        else:
-            options += f"front='vertices', points={vertices.num_points}, concentration={vertices.concentration}"
-        return super().__repr__().replace(" (", f" ({options}", 1)
+        return super().__repr__().replace(" (", f" ({self._parts().named(self._ema)}", 1)
 
     def _works_in_wrapper(self) -> bool:
         return self._tasks is None and self._buffers.vertices is None
@@ -316,33 +299,10 @@ class MT2OFused(OneModel):
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
-        tasks = self._tasks
-        by_points = tasks is not None and tasks.heads == "plain" and Needs.POINTS in tasks.weigher.weighting.needs
-        if by_points and options.get("task") is not None:
-            raise ValueError(
-                'expected heads="weighted" for groups with task= and a weighting by points, without which no share of '
-                'the point would be in the gradients of heads, got heads="plain": pass it, or leave task= out'
-            )
-        if self._buffers.vertices is not None and options.get("transfer") is False:
-            raise ValueError(
-                'expected groups without transfer=False with front="vertices", where no rows are blended, got one: '
-                'leave it out, or take front="rows"'
-            )
+        check_group(options, self._tasks, vertices=self._buffers.vertices is not None)
 
     def _description(self) -> dict[str, Any]:
-        blend = self._blend
-        return {
-            **super()._description(),
-            "front": self._buffers.kind,
-            "scalarization": repr(self._objective.scalarization),
-            "transfer": type(blend.rule).__name__,
-            "order": blend.order.name,
-            "moments": blend.moments.name,
-            "points": None if self._buffers.vertices is None else self._buffers.vertices.num_points,
-            "concentration": None if self._buffers.vertices is None else self._buffers.vertices.concentration,
-            "warm_up": blend.warm_up if self._buffers.vertices is None else self._buffers.vertices.warm_up,
-            "subproblem": [{"preferences": row} for row in blend.preferences.tolist()],
-        }
+        return {**super()._description(), **self._parts().described()}
 
     def _call(self, name: str) -> dict[str, Any]:
         absent = {f"of subproblem {row}": sorted(tasks) for row, tasks in self._now.batch.absent_of.items() if tasks}
@@ -361,7 +321,7 @@ class MT2OFused(OneModel):
 
     @preferences.setter
     def preferences(self, preferences: Tensor | Sequence[Sequence[float]]) -> None:
-        old, blend = self._blend.preferences, self._blend
+        old = self._blend.preferences
         if isinstance(preferences, Tensor):
             preferences = preferences.detach().to("cpu", torch.float64)
         checked = check_preferences(preferences, *old.shape)
@@ -369,18 +329,10 @@ class MT2OFused(OneModel):
             self._ranks.agree(
                 {"call": "preferences =", "subproblem": [{"preferences": row} for row in checked.tolist()]}
             )
-        checked = checked.to(old)
-        rule = copy.deepcopy(blend.rule)
-        rule.bind(checked)  # which may refuse them: nothing is changed then
-        blend.rule, blend.preferences = rule, checked
+        self._blend.prefer(checked.to(old))
         if self._buffers.vertices is not None:
             self._model_buffers.forget_evaluated()
-        self._tell_weigher()
-
-    def _tell_weigher(self) -> None:
-        """Gives the preferences to a weighting that has those of the subproblems."""
-        if self._buffers.vertices is None and self._tasks is not None and self._objective.scalarization is None:
-            self._tasks.weigher.preferences = self._blend.preferences
+        self._parts().tell_weigher()
 
     @property
     def points(self) -> Tensor:
@@ -446,17 +398,8 @@ class MT2OFused(OneModel):
         """Warns once of running statistics that all subproblems share."""
         several = self._buffers.keeps_rows or (self._buffers.vertices is not None and not self._buffers.stacked)
         if several and not self._model_buffers.shown and not self._now.graph_checked:
-            check_running_statistics(losses.roots, self._warn_once, self._about_statistics())
+            check_running_statistics(losses.roots, self._warn_once, about_statistics(self._buffers))
         self._now.graph_checked = True
-
-    def _about_statistics(self) -> str:
-        """What to do about running statistics that all subproblems share."""
-        if self._buffers.vertices is None:
-            return "give each its own with MT2OFused(..., buffers=model.buffers())"
-        return (
-            "they are those of the random points of the steps; pass MT2OFused(..., buffers=model.buffers()), and call "
-            "optimizer.update_buffers(...) before you evaluate or save"
-        )
 
     def _seen_by_all(self, losses: Tensor) -> Tensor:
         """The losses that coefficients are made of: the means over the ranks, unless they make no difference."""
@@ -491,10 +434,10 @@ class MT2OFused(OneModel):
         self._check_behind_loops()
         if closure is None and self._only_asked_for_state():
             return None
-        result: Tensor | None = None
+        done, result = True, None
         with together(self._ranks):
             if closure is not None:
-                result = self._run(closure)
+                done, result = self._run(closure)
             scaling = self._prepare()
         self._reduce(scaling)
         gradients, found = self._gathered(scaling).find(scaling, look=self._look_for_nonfinite)
@@ -505,42 +448,27 @@ class MT2OFused(OneModel):
             if not nothing_left(plan.skipped):
                 self._transfer_and_apply(plan, losses)
         self._await_feedback(losses, plan.skipped)
-        seen = self._without_absent(losses)
+        seen = without_absent(losses, self._now.batch)
         self._record_step(seen, plan.skipped)
         if self._buffers.vertices is not None:
             self._buffers.vertices.advance(self._buffers.flats)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
-        return result if result is None or result.dim() == 0 else seen
+        return result if done else seen
 
-    def _without_absent(self, losses: Tensor | None) -> Tensor | None:
-        """The losses [K, T], NaN of tasks that were absent."""
-        missing = [(row, task) for row, tasks in self._now.batch.absent_of.items() for task in tasks]
-        if losses is None or not missing:
-            return losses
-        mask = torch.zeros(losses.shape, dtype=torch.bool)
-        mask[tuple(zip(*missing, strict=True))] = True
-        return losses.masked_fill(to_device(mask, losses.device), torch.nan)
+    def _run(self, closure: Callable[[], Losses | None]) -> tuple[bool, Tensor | None]:
+        """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself.
 
-    def _check_present(self) -> None:
-        """Checks that a weighting has the same tasks in all subproblems, which it weighs together."""
-        found = set(self._now.batch.absent_of.values())
-        if self._tasks is not None and len(found) > 1:
-            raise ValueError(
-                "expected the same tasks without a loss in all subproblems of a step with weighting=, got "
-                f"{[sorted(tasks) for tasks in self._now.batch.absent_of.values()]}: give each subproblem a mini-batch "
-                "of the same tasks, or leave weighting= out"
-            )
-
-    def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
-        """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself."""
+        Returns:
+            Whether it has done so, and what it has returned then.
+        """
         one_gradient = self._buffers.num_rows == 1 and self._tasks is None  # of a sum that the user may have made
         num_tasks = 1 if one_gradient else self._num_tasks
         with torch.enable_grad(), closing(self._rounds()) as rounds:  # closed: back at the subproblem shown before
             next(rounds)
             losses = closure()
             if backward_done(losses, num_tasks):
-                return losses.detach() if isinstance(losses, Tensor) else None
+                return True, losses.detach() if isinstance(losses, Tensor) else None
             self.zero_grad()
             try:
                 self._backward_of(losses, 0)
@@ -549,7 +477,7 @@ class MT2OFused(OneModel):
             except BaseException:
                 self.zero_grad()
                 raise
-        return self._now.batch.all_losses()
+        return False, None
 
     def _backward_of(self, losses: Losses | None, k: int) -> None:
         if backward_done(losses, self._num_tasks):
@@ -560,7 +488,8 @@ class MT2OFused(OneModel):
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
         self._look_for_ranks()
-        self._check_present()
+        if self._tasks is not None:
+            check_present(self._now.batch)
         self._synchronize()
         self._model.take_changes()
         scaling = Scaling.of(self, self._now.batch.scaler)
@@ -578,8 +507,8 @@ class MT2OFused(OneModel):
             raise RuntimeError(self._without_gradients())
         if not any(self._now.batch.absent_of.values()):  # whose heads have no gradient, as they should
             self._name_unreached([flat.tasks for flat in flats])
-        if self._buffers.keeps_rows:
-            self._warn_of_missing_rows()
+        if self._buffers.keeps_rows and (text := about_missing_rows(self._buffers)) is not None:
+            self._warn_once("missing rows", text)
         self._buffers.refresh(self.param_groups, self._base, self._ema)
         return scaling
 
@@ -605,55 +534,18 @@ class MT2OFused(OneModel):
         return self._of_all_ranks(factor)
 
     def _transfer_and_apply(self, plan: Plan, losses: Tensor | None) -> None:
-        blend, flats, vertices = self._blend, self._buffers.flats, self._buffers.vertices
+        blend, vertices = self._blend, self._buffers.vertices
         if vertices is not None:
             self._apply([vertices.returned(given) for given in plan.inputs])
-            if self._tasks is not None:
-                self._tasks.weigher.done()
-            return
-        if losses is not None and blend.rule.fixed:
-            self._check_own_batches(losses)
-        matrices = [
-            None if mix is None else hold_rows(mix, given.active, plan.skipped)
-            for mix, given in zip(blend.matrices(flats, losses, self.param_groups[0]["lr"]), plan.inputs, strict=True)
-        ]
-        moments_of(self._buffers, self._base, self.param_groups)  # there is memory for them before theta changes
-        mixes = blend.before_step(flats, matrices, plan.skipped)
-        self._apply([given._replace(mix=mix) for given, mix in zip(plan.inputs, mixes, strict=True)], blend.order)
-        blend.after_step(flats, matrices)
+        else:
+            if losses is not None and blend.has_shared_batch(losses):
+                self._warn_once("shared batch", blend.about_shared_batch())
+            moments_of(self._buffers, self._base, self.param_groups)  # there is memory for them before theta changes
+            matrices, inputs = mixed(plan, blend, self._buffers, losses, self.param_groups[0]["lr"])
+            self._apply(inputs, blend.order)
+            blend.after_step(self._buffers.flats, matrices)
         if self._tasks is not None:
             self._tasks.weigher.done()
-
-    def _warn_of_missing_rows(self) -> None:
-        """Warns where some subproblems have gradients and others none: their parameters stay as they are."""
-        there = [flat.tasks.rows_with_gradients() for flat in self._buffers.flats]
-        missing = [k for k in range(self._buffers.num_rows) if not any(rows[k] for rows in there)]
-        if missing:
-            vertices = self._buffers.vertices is not None
-            self._warn_once(
-                "missing rows",
-                f"{'points' if vertices else 'subproblems'} {', '.join(map(str, missing))} have no gradients: this "
-                f"step {'goes without them' if vertices else 'leaves them as they are'}. "
-                "Call backward for each, `for k in optimizer.subproblems(): optimizer.backward(losses)`, or pass a "
-                "closure to step().",
-                stacklevel=4,
-            )
-
-    def _check_own_batches(self, losses: Tensor) -> None:
-        """Warns if all subproblems started with one mini-batch, as soon as the host knows."""
-        if torch.compiler.is_compiling():
-            return
-        late = self._late_flags
-        if self._blend.steps == 0:
-            late["shared batch"] = LateFlags()
-            late["shared batch"].add((losses == losses[0]).all().float().reshape(1))
-        if "shared batch" in late and late["shared batch"].known() and late.pop("shared batch").raised():
-            self._warn_once(
-                "shared batch",
-                f"all {self._buffers.num_rows} subproblems started with exactly the same losses: they seem to share "
-                f"their mini-batches. Transfer by a fixed rule ({type(self._blend.rule).__name__}) averages gradient "
-                "noise; shared batches leave none: draw one for each subproblem (repeat(loader), stack(...)).",
-            )
 
     # ------------------------------------------------------------------ what weightings learn from
     @property
@@ -697,8 +589,4 @@ class MT2OFused(OneModel):
         return self._parts().exported()
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
-        return self._parts().loaded(shared, self._take_blend)
-
-    def _take_blend(self, blend: Blend) -> None:
-        self._blend = blend
-        self._tell_weigher()
+        return self._parts().loaded(shared)

@@ -15,7 +15,7 @@ from ..gradients.tasks import Batch, Losses, TaskGradients
 from .buffers import Buffers
 from .objective import Objective
 
-__all__ = ["SubproblemBackward", "SubproblemLosses"]
+__all__ = ["SubproblemBackward", "SubproblemLosses", "about_statistics"]
 
 
 class SubproblemLosses(NamedTuple):
@@ -169,3 +169,13 @@ class SubproblemBackward(NamedTuple):
             self.batch.drop_losses(self.row)
             self.objective.forget(self.row)
             raise
+
+
+def about_statistics(buffers: Buffers) -> str:
+    """The words about running statistics that all subproblems share: what to do."""
+    if buffers.vertices is None:
+        return "give each its own with MT2OFused(..., buffers=model.buffers())"
+    return (
+        "they are those of the random points of the steps; pass MT2OFused(..., buffers=model.buffers()), and call "
+        "optimizer.update_buffers(...) before you evaluate or save"
+    )

@@ -4,17 +4,59 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..gradients.skipped import found_in, with_losses
 from ..gradients.tasks import Batch, Combination, Losses, TaskGradients
 from ..weighting import Needs
 from .amp import Scaling
+from .blend import Blend, hold_rows
 from .buffers import Buffers
 from .skips import SkipReport
 from .step import Plan, StepInputs
 
-__all__ = ["Round", "RowsPlan"]
+__all__ = ["Round", "RowsPlan", "about_missing_rows", "check_present", "mixed", "without_absent"]
+
+
+def without_absent(losses: Tensor | None, batch: Batch) -> Tensor | None:
+    """The losses [K, T] of a step, NaN of tasks that were absent."""
+    missing = [(row, task) for row, tasks in batch.absent_of.items() for task in tasks]
+    if losses is None or not missing:
+        return losses
+    mask = torch.zeros(losses.shape, dtype=torch.bool)
+    mask[tuple(zip(*missing, strict=True))] = True
+    return losses.masked_fill(to_device(mask, losses.device), torch.nan)
+
+
+def check_present(batch: Batch) -> None:
+    """Checks that a weighting has the same tasks in all subproblems, which it weighs together.
+
+    Raises:
+        ValueError: where it has not.
+    """
+    if len(set(batch.absent_of.values())) > 1:
+        raise ValueError(
+            "expected the same tasks without a loss in all subproblems of a step with weighting=, got "
+            f"{[sorted(tasks) for tasks in batch.absent_of.values()]}: give each subproblem a mini-batch of the same "
+            "tasks, or leave weighting= out"
+        )
+
+
+def about_missing_rows(buffers: Buffers) -> str | None:
+    """The words about subproblems without gradients where others have some; None: all have."""
+    there = [flat.tasks.rows_with_gradients() for flat in buffers.flats]
+    missing = [k for k in range(buffers.num_rows) if not any(rows[k] for rows in there)]
+    if not missing:
+        return None
+    vertices = buffers.vertices is not None
+    return (
+        f"{'points' if vertices else 'subproblems'} {', '.join(map(str, missing))} have no gradients: this "
+        f"step {'goes without them' if vertices else 'leaves them as they are'}. "
+        "Call backward for each, `for k in optimizer.subproblems(): optimizer.backward(losses)`, or pass a "
+        "closure to step()."
+    )
 
 
 class RowsPlan(NamedTuple):
@@ -109,3 +151,28 @@ class Round(NamedTuple):
             for table, gradients in zip(tables, combinations, strict=True)
         ]
         return RowsPlan(Plan(found, skipped, inputs), weights, self._table())
+
+
+class Mixed(NamedTuple):
+    """The transfer of a step.
+
+    matrices: of each buffer, M [K, K] or [S, K, K], None where no transfer is due.
+    inputs: of the kernel, with the transfer that is left to it.
+    """
+
+    matrices: list[Tensor | None]
+    inputs: list[StepInputs]
+
+
+def mixed(plan: Plan, blend: Blend, buffers: Buffers, losses: Tensor | None, lr: float | Tensor) -> Mixed:
+    """The step of rows with its transfer, of which a part that the kernel cannot do is made here.
+
+    losses: float64 [K, T], or None.  lr: of the first group.
+    """
+    flats = buffers.flats
+    matrices = [
+        None if mix is None else hold_rows(mix, given.active, plan.skipped)
+        for mix, given in zip(blend.matrices(flats, losses, lr), plan.inputs, strict=True)
+    ]
+    mixes = blend.before_step(flats, matrices, plan.skipped)
+    return Mixed(matrices, [given._replace(mix=mix) for given, mix in zip(plan.inputs, mixes, strict=True)])
