@@ -237,7 +237,8 @@ def split_matrices(mix: Tensor, flats: Sequence[FlatParameters], num_rows: int) 
 def hold_rows(mix: Tensor, active: Tensor | None, skipped: Tensor) -> Tensor:
     """M with rows of the identity where the step touches nothing: skipped subproblems, tensors without a gradient.
 
-    active: bool [K, S], the tensors that are updated; None: all.  skipped: float32 [K], not zero where skipped.
+    active: bool [K, S], the tensors that are updated; None: all.  skipped: float32 [K], not zero where skipped
+    ([1]: of all).
     """
     eye = torch.eye(mix.shape[-1], dtype=mix.dtype, device=mix.device)
     if active is None:

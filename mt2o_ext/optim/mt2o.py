@@ -449,7 +449,7 @@ class MT2OFused(OneModel):
                 self._transfer_and_apply(plan, losses)
         self._await_feedback(losses, plan.skipped)
         seen = without_absent(losses, self._now.batch)
-        self._record_step(seen, plan.skipped)
+        self._record_step(seen, plan.skipped.expand(len(self._report.counts)))
         if self._buffers.vertices is not None:
             self._buffers.vertices.advance(self._buffers.flats)
         self._count_skipped(plan.found, plan.skipped, scaling)

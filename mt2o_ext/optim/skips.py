@@ -46,10 +46,14 @@ class SkipReport:
         return torch.zeros(len(self.counts), dtype=torch.float32, device=self.counts.device)
 
     def rows_to_skip(self, found: Tensor) -> Tensor:
-        """float32 [K], not zero in rows whose step is skipped, from what was found in each row."""
+        """Says which rows skip the step, from what was found in each, float32 [K].
+
+        Returns:
+            float32 [K], not zero in rows that are skipped; [1] where all skip it together.
+        """
         if not self.skip_all or len(self.counts) == 1:
             return found
-        return found.amax().expand_as(found).contiguous()
+        return found.amax(0, keepdim=True)
 
     def with_refusals(self, found: Tensor) -> Tensor:
         """found, with the number of the reason in rows whose losses were refused (a weighting has written its own)."""
@@ -75,7 +79,7 @@ class SkipReport:
 
         Args:
             found: float32 [K], the number of what was found in a row, see `_reasons`; 0: nothing.
-            skipped: float32 [K], not zero in rows whose step is skipped.
+            skipped: as `rows_to_skip` gave it.
             expected: infinities are no surprise: a GradScaler looks for them.
             weights: float64 [1, T], with which losses were added up before their backward, or None.
             finite: bool [1], whether these losses were finite, or None.
