@@ -29,13 +29,13 @@ class ShownModel(NamedTuple):
     now: Now
 
     # ------------------------------------------------------------------ rows
-    @torch.no_grad()
     def enter(self, row: int) -> None:
         """Shows a row."""
-        for flat in self.buffers.flats:
-            flat.activate(row)
-        torch.clear_autocast_cache()  # it knows tensors by their identity: the parameters show other values now
-        self.own.show(row)
+        with torch.no_grad():
+            for flat in self.buffers.flats:
+                flat.activate(row)
+            torch.clear_autocast_cache()  # it knows tensors by their identity: the parameters show other values now
+            self.own.show(row)
         self.now.row = row
 
     def go_back(self, row: int, *, detached: bool) -> None:
@@ -108,11 +108,11 @@ class ShownModel(NamedTuple):
                 "inside of at(), both with torch.optim.swa_utils.update_bn(loader, model), before you evaluate or save",
             )
 
-    @torch.no_grad()
     def take_changes(self) -> None:
         """Moves the vertices by what somebody has changed in the points of the step."""
-        for flat in self.flats():
-            flat.take_changes()
+        with torch.no_grad():
+            for flat in self.flats():
+                flat.take_changes()
 
     def start_vertices(self, start: Callable[[int], None], row: int) -> None:
         """Lets the vertices begin where a function of the user's puts the model; row: that is shown afterwards."""
