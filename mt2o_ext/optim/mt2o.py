@@ -449,7 +449,8 @@ class MT2OFused(OneModel):
                 self._transfer_and_apply(plan, losses)
         self._await_feedback(losses, plan.skipped)
         seen = without_absent(losses, self._now.batch)
-        self._record_step(seen, plan.skipped.expand(len(self._report.counts)))
+        if self._step_recorder is not None:
+            self._record_step(seen, plan.skipped.expand(len(self._report.counts)))
         if self._buffers.vertices is not None:
             self._buffers.vertices.advance(self._buffers.flats)
         self._count_skipped(plan.found, plan.skipped, scaling)
@@ -503,7 +504,7 @@ class MT2OFused(OneModel):
             check_dense(p.grad for p in self._buffers.parameters())
             for flat in flats:
                 flat.tasks.take(keep=self._buffers.vertices is None)  # a gradient belongs to the points of its step
-        if flats and not self._has_gradients():
+        if flats and all(flat.tasks.is_empty() for flat in flats):
             raise RuntimeError(self._without_gradients())
         if not any(self._now.batch.absent_of.values()):  # whose heads have no gradient, as they should
             self._name_unreached([flat.tasks for flat in flats])
@@ -540,7 +541,8 @@ class MT2OFused(OneModel):
         else:
             if losses is not None and blend.has_shared_batch(losses):
                 self._warn_once("shared batch", blend.about_shared_batch())
-            moments_of(self._buffers, self._base, self.param_groups)  # there is memory for them before theta changes
+            if blend.rule.relative:  # which changes theta before the kernel: there is memory for moments by then
+                moments_of(self._buffers, self._base, self.param_groups)
             matrices, inputs = mixed(plan, blend, self._buffers, losses, self.param_groups[0]["lr"])
             self._apply(inputs, blend.order)
             blend.after_step(self._buffers.flats, matrices)

@@ -57,12 +57,15 @@ class SkipReport:
 
     def with_refusals(self, found: Tensor) -> Tensor:
         """found, with the number of the reason in rows whose losses were refused (a weighting has written its own)."""
-        before = len(REASONS)
-        for refuser in self._refusers:
+        for index, refuser in enumerate(self._refusers):
             if isinstance(refuser, RefusedLosses) and (refusals := refuser.refusals()) is not None:
+                before = len(REASONS) + self._offset_of(index)
                 found = torch.where(refusals[:, 0] > 0, (refusals[:, 0] + before).to(found), found)
-            before += len(refuser.reasons)
         return found
+
+    def _offset_of(self, index: int) -> int:
+        """The number of reasons of the refusers before one of them."""
+        return sum(len(refuser.reasons) for refuser in self._refusers[:index])
 
     def count(
         self,
@@ -101,15 +104,15 @@ class SkipReport:
 
     def _refusals(self) -> Tensor | None:
         """float64 [K, 3], of all who may refuse: the number of the reason, counted through; task and value."""
-        found, offset = None, 0
-        for refuser in self._refusers:
+        found = None
+        for index, refuser in enumerate(self._refusers):
             refusals = refuser.refusals()
-            if refusals is not None and offset > 0:
+            if refusals is not None and index > 0:
                 told = refusals[:, :1] > 0
-                refusals = torch.cat([torch.where(told, refusals[:, :1] + offset, 0.0), refusals[:, 1:]], 1)
+                numbers = torch.where(told, refusals[:, :1] + self._offset_of(index), 0.0)
+                refusals = torch.cat([numbers, refusals[:, 1:]], 1)
                 refusals = refusals if found is None else torch.where(told, refusals, found)
             found = found if refusals is None else refusals
-            offset += len(refuser.reasons)
         return found
 
     def warn(self, *, wait: bool = False, stacklevel: int = 3) -> None:
