@@ -76,6 +76,7 @@ class GradientTable:
         self._of_one_step = False  # the buffer was made in a step that is compiled, and ends with it
         self._source: Source | None = None  # until something else goes in
         self._there: list[list[bool]] | None = None  # likewise
+        self._is_bare = True  # nothing has gone in since the last `forget`
         self._addresses: tuple[list[int], Tensor] | None = None
         self._active: tuple[list[list[bool]], Tensor] | None = None
         self._places: dict[tuple[int, int], Tensor] = {}  # for gradients that lie at odd addresses
@@ -85,6 +86,7 @@ class GradientTable:
     def _touch(self) -> None:
         """Forgets what was found out about the gradients, which change now."""
         self._source = self._there = None
+        self._is_bare = False
 
     def at(self, row: int, task: int, segment: int) -> Tensor | None:
         """The gradient of one task by one parameter."""
@@ -172,7 +174,10 @@ class GradientTable:
 
     def forget(self, row: int | None = None) -> None:
         """Drops all gradients, or those of one row."""
+        if not torch.compiler.is_compiling() and self._is_bare:
+            return
         self._touch()
+        self._is_bare = row is None
         slots = range(self._slots) if row is None else range(row * self.num_tasks, (row + 1) * self.num_tasks)
         for slot in slots:
             self.tensors[slot] = [None] * len(self.layout.parameters)

@@ -164,6 +164,7 @@ class TaskGradients:
         self.slots = TaskSlots(self.tables, self._tasks, self.num_tasks)
         self._scratch: dict[int, Tensor] = {}
         self._present: dict[frozenset[int], Tensor] = {}
+        self._limit = largest_number(table.layout.dtype for table in self.trunks) if self.trunks else 0.0
         if self.tables:
             layouts = [table.layout for table in self.trunks]
             columns = [numel for layout in layouts for numel in layout.numels]
@@ -293,11 +294,14 @@ class TaskGradients:
             return Weighed(ones, ones, with_losses(found, batch.all_losses() if losses is not None else None))
         present = self.present(batch.absent)
         divided, factor = (factor, None) if batch.transformed else (None, factor)
-        measured = Measured(found=found, together=together, again=again)
+        given: dict[str, Any] = {"found": found, "together": together, "again": again}
+        rest = losses
+        if losses is not None and not isinstance(losses, Tensor) and present is None:
+            given["scalars"], rest = losses, None
         if self._reads_squares():
-            limit = largest_number(table.layout.dtype for table in self.trunks)
-            measured = replace(measured, grams=weigher.segment_grams(self.trunks), factor=factor, limit=limit)
-        outcome = weigher.weigh(losses, measured, present=present, preferences=preferences)
+            given |= {"grams": weigher.segment_grams(self.trunks), "factor": factor, "limit": self._limit}
+        measured = Measured(**given)
+        outcome = weigher.weigh(rest, measured, present=present, preferences=preferences)
         if outcome.losses is not None and not isinstance(losses, Tensor):
             batch.take_table(outcome.losses)
         if weigher.due() & GRAMS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from itertools import chain, repeat
+from math import prod
 from operator import sub
 
 import torch
@@ -72,7 +73,14 @@ def table_of(
         behind: for each of the S tensors, the number of bytes from column 0 to its first one.
         shape: K, T, S.
         device: as of `address_table`.
+
+    Raises:
+        ValueError: for another number of gradients.
     """
+    if len(addresses) != prod(shape) or len(behind) != shape[-1]:
+        raise ValueError(
+            f"expected addresses of {list(shape)} gradients, got {len(addresses)}: give one of each tensor"
+        )
     each = chain.from_iterable(repeat(behind, len(addresses) // len(behind))) if behind else ()
     entries = array("q", map(sub, addresses, each))
     if 0 in addresses:

@@ -85,6 +85,7 @@ class FlatVertices(FlatParameters):
     def adopt_rounded(self, row: int) -> None:
         """Leaves changes of one point until `take_changes`, which looks at all points at once."""
 
+    @torch.no_grad()
     def take_changes(self) -> None:
         """Moves the vertices by what somebody has changed in the points.
 

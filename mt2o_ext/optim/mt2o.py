@@ -492,7 +492,8 @@ class MT2OFused(OneModel):
         if self._tasks is not None:
             check_present(self._now.batch)
         self._synchronize()
-        self._model.take_changes()
+        if self._buffers.vertices is not None:
+            self._model.take_changes()
         scaling = Scaling.of(self, self._now.batch.scaler)
         scaling.check_known()
         flats = self._buffers.flats

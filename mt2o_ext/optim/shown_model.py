@@ -110,9 +110,8 @@ class ShownModel(NamedTuple):
 
     def take_changes(self) -> None:
         """Moves the vertices by what somebody has changed in the points of the step."""
-        with torch.no_grad():
-            for flat in self.flats():
-                flat.take_changes()
+        for flat in self.flats():
+            flat.take_changes()
 
     def start_vertices(self, start: Callable[[int], None], row: int) -> None:
         """Lets the vertices begin where a function of the user's puts the model; row: that is shown afterwards."""

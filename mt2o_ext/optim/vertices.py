@@ -79,9 +79,18 @@ class Vertices:
         ranks.share_([self.points])
         self._share_out()
 
-    @torch._disable_dynamo
     def _draw(self) -> None:
         """Draws the points of the next step."""
+        if torch.compiler.is_compiling():
+            self._draw_untraced()
+        else:
+            self._draw_now()
+
+    @torch._disable_dynamo
+    def _draw_untraced(self) -> None:
+        self._draw_now()
+
+    def _draw_now(self) -> None:
         shape = self.points.shape
         if self.steps < self.warm_up:
             points = torch.full(shape, 1 / self.num_vertices, dtype=torch.float64)
