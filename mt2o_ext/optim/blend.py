@@ -57,6 +57,8 @@ class Blend:
         self.preferences = preferences
         self.steps = 0
         self.initial_lr = 0.0
+        self._lr: tuple[float, Tensor] | None = None  # of the last transfer, and the same on the device
+        self._eye: Tensor | None = None  # [K, K]
         self._shared_batch: LateFlags | None = None  # until it is known whether the first step had one
 
     def prefer(self, preferences: Tensor) -> None:
@@ -99,7 +101,7 @@ class Blend:
             return nothing
         before = self.rule.state_dict() if captured else {}
         gram = torch.cat([flat.centred_gram(self._rows(flat)) for flat in flats]) if self.rule.needs_gram else None
-        rate = self.preferences.new_empty(()).fill_(lr.reshape(()) if isinstance(lr, Tensor) else lr)
+        rate = self._rate(lr)
         mix = self.rule.matrix(TransferContext(self.preferences, gram, losses, self.steps, rate, self.initial_lr))
         if mix is None:
             return nothing
@@ -107,6 +109,22 @@ class Blend:
         if before:
             self.rule.load_state_dict(kept_in_place(before, self.rule.state_dict()))
         return list(split_matrices(mix, flats, len(self.preferences)))
+
+    def _rate(self, lr: float | Tensor) -> Tensor:
+        """float64 [], the learning rate where the preferences are; the same tensor for the same number."""
+        if isinstance(lr, Tensor) or torch.compiler.is_compiling() or capturing(self.preferences.device):
+            return self.preferences.new_empty(()).fill_(lr.reshape(()) if isinstance(lr, Tensor) else lr)
+        if self._lr is None or self._lr[0] != lr or self._lr[1].device != self.preferences.device:
+            self._lr = lr, self.preferences.new_full((), lr)
+        return self._lr[1]
+
+    def held(self, mix: Tensor, active: Tensor | None, skipped: Tensor) -> Tensor:
+        """M with rows of the identity where the step touches nothing, as `hold_rows` says."""
+        if torch.compiler.is_compiling() or capturing(mix.device):
+            return hold_rows(mix, active, skipped, torch.eye(mix.shape[-1], dtype=mix.dtype, device=mix.device))
+        if self._eye is None or self._eye.device != mix.device:
+            self._eye = torch.eye(mix.shape[-1], dtype=mix.dtype, device=mix.device)
+        return hold_rows(mix, active, skipped, self._eye)
 
     @property
     def _counts_steps(self) -> bool:
@@ -234,13 +252,12 @@ def split_matrices(mix: Tensor, flats: Sequence[FlatParameters], num_rows: int) 
     )
 
 
-def hold_rows(mix: Tensor, active: Tensor | None, skipped: Tensor) -> Tensor:
+def hold_rows(mix: Tensor, active: Tensor | None, skipped: Tensor, eye: Tensor) -> Tensor:
     """M with rows of the identity where the step touches nothing: skipped subproblems, tensors without a gradient.
 
     active: bool [K, S], the tensors that are updated; None: all.  skipped: float32 [K], not zero where skipped
-    ([1]: of all).
+    ([1]: of all).  eye: the identity [K, K].
     """
-    eye = torch.eye(mix.shape[-1], dtype=mix.dtype, device=mix.device)
     if active is None:
         return torch.where(skipped.unsqueeze(1) != 0, eye, mix)
     held = ~active | (skipped.unsqueeze(1) != 0)  # [K, S]

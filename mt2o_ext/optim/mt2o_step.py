@@ -12,7 +12,7 @@ from ..gradients.skipped import found_in, with_losses
 from ..gradients.tasks import Batch, Combination, Losses, TaskGradients
 from ..weighting import Needs
 from .amp import Scaling
-from .blend import Blend, hold_rows
+from .blend import Blend
 from .buffers import Buffers
 from .skips import SkipReport
 from .step import Plan, StepInputs
@@ -171,7 +171,7 @@ def mixed(plan: Plan, blend: Blend, buffers: Buffers, losses: Tensor | None, lr:
     """
     flats = buffers.flats
     matrices = [
-        None if mix is None else hold_rows(mix, given.active, plan.skipped)
+        None if mix is None else blend.held(mix, given.active, plan.skipped)
         for mix, given in zip(blend.matrices(flats, losses, lr), plan.inputs, strict=True)
     ]
     mixes = blend.before_step(flats, matrices, plan.skipped)
