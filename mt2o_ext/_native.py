@@ -118,9 +118,10 @@ _gpu_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def available(device: torch.device | str = "cpu") -> bool:
     """True if compiled kernels exist for tensors on this device; warns once for each GPU that has none."""
-    device = torch.device(device)
     if C is None:
         return False
+    if isinstance(device, str):
+        device = torch.device(device)
     if device.type == "cuda" and torch.version.cuda is not None:
         return _gpu_available(torch.cuda.current_device() if device.index is None else device.index)
     return device.type == "cpu"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["dirichlet"]
+__all__ = ["dirichlet", "uniform_on_simplex"]
 
 
 def dirichlet(concentration: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -23,11 +24,17 @@ def dirichlet(concentration: Tensor, generator: torch.Generator | None = None) -
         concentration: float64 [..., T] on the CPU, positive.
         generator: torch's default one of the CPU where None.
     """
-    device = torch.device("cpu") if generator is None else generator.device
     if bool((concentration == 1.0).all()):
-        parts = torch.empty(concentration.shape, dtype=torch.float64, device=device).exponential_(generator=generator)
-        return parts / parts.sum(-1, keepdim=True)
+        return uniform_on_simplex(concentration.shape, generator)
+    device = torch.device("cpu") if generator is None else generator.device
     return torch.softmax(_log_gamma(concentration.to(device), generator), -1)
+
+
+def uniform_on_simplex(shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    """The same draws where all parameters are 1: float64 [..., T] of this shape, uniform on the simplex."""
+    device = torch.device("cpu") if generator is None else generator.device
+    parts = torch.empty(shape, dtype=torch.float64, device=device).exponential_(generator=generator)
+    return parts / parts.sum(-1, keepdim=True)
 
 
 def _log_gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,3 +122,21 @@ def check_preferences(preferences: Tensor | Sequence[Sequence[float]], num_subpr
     sums = checked.sum(1)
     rounding = num_tasks * torch.finfo(torch.float64).eps
     return torch.where(((sums - 1.0).abs() > rounding)[:, None], checked / sums[:, None], checked)
+
+
+def check_point(preference: Any, num_tasks: int) -> Tensor:
+    """The weights of the tasks at one point of the simplex, validated, [1, T] float64 on the CPU.
+
+    Raises:
+        ValueError: for anything but T weights on the simplex.
+    """
+    try:
+        weights = torch.as_tensor(preference, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        weights = torch.zeros((), dtype=torch.float64)
+    if weights.shape != (num_tasks,):
+        raise ValueError(
+            f"expected a preference for at() as {num_tasks} weights of the tasks, got {preference!r:.80}: give one "
+            "number for each task, which sum to 1"
+        )
+    return check_preferences(weights.unsqueeze(0), 1, num_tasks)

@@ -113,15 +113,27 @@ class TaskSlots:
         """The parameters that belong to a head."""
         return [table.layout.parameters[segment] for table, segment, task in self._segments() if task is not None]
 
-    def collect(self, losses: Sequence[Tensor | None], row: int, how: str, way: Pass) -> None:
+    def collect(
+        self,
+        losses: Sequence[Tensor | None],
+        row: int,
+        how: str,
+        way: Pass,
+        weights: Sequence[Tensor] | None = None,
+    ) -> None:
         """Backward of T scalar losses, "sequential" or "batched"; None: of tasks that are absent.
 
         Sequential also where hooks want to see each complete gradient, which a batched pass has none of.
+
+        weights: like the losses, multiply their gradients; None: nothing does.
         """
         slots = self.of_row(row)
         if how == "sequential" or any(map(_has_hooks, (p for table in self._tables for p in table.layout.parameters))):
-            collect_sequential(losses, slots, self.head_parameters(), way=way)
+            collect_sequential(losses, slots, self.head_parameters(), way=way, weights=weights)
         else:
+            if weights is not None:
+                pairs = zip(losses, weights, strict=True)
+                losses = [None if loss is None else loss * weight for loss, weight in pairs]
             there = [(loss, of_task) for loss, of_task in zip(losses, slots, strict=True) if loss is not None]
             of_parameter: dict[Tensor, list[tuple[int, Slot]]] = {}
             for index, (_, of_task) in enumerate(there):
@@ -150,12 +162,18 @@ def _has_hooks(p: Tensor) -> bool:
 
 
 def collect_sum(
-    loss: Tensor, slots: Sequence[Slot], others: Sequence[Tensor] = (), *, short: bool = False, way: Pass
+    loss: Tensor,
+    slots: Sequence[Slot],
+    others: Sequence[Tensor] = (),
+    *,
+    short: bool = False,
+    way: Pass,
+    weight: Tensor | None = None,
 ) -> None:
     """Backward of one loss into these slots, as far as their parameters have a part in it.
 
     others: parameters whose gradients of this loss nobody wants.  short: go to the parameters of the slots only,
-    through the part of the graph that leads to them.
+    through the part of the graph that leads to them.  weight: like the loss, multiplies the gradient.
     """
     live = [slot for slot in slots if slot.parameter.requires_grad]
     if short and not live:  # else there may be parameters of nobody here, behind a frozen trunk, say
@@ -166,7 +184,7 @@ def collect_sum(
     with grads_kept([*parameters, *unwanted]):
         for slot, p in zip(live, parameters, strict=True):
             p.grad = slot.accumulator
-        way.run(loss, parameters if short else None)
+        way.run(loss, parameters if short else None, weight)
         found = [p.grad for p in parameters]
     with torch.no_grad():
         for slot, grad in zip(live, found, strict=True):
@@ -200,6 +218,7 @@ def collect_sequential(
     *,
     short: bool = False,
     way: Pass,
+    weights: Sequence[Tensor] | None = None,
 ) -> None:
     """Backward of one loss after the other.
 
@@ -209,11 +228,14 @@ def collect_sequential(
         others: as of `collect_sum`.
         short: as of `collect_sum`.
         way: of each backward; the graph is kept until the last one in any case.
+        weights: like the losses, multiply their gradients; None: nothing does.
     """
-    there = [(loss, of_task) for loss, of_task in zip(losses, slots, strict=True) if loss is not None]
+    each: Sequence[Tensor | None] = [None] * len(losses) if weights is None else weights
+    there = [one for one in zip(losses, slots, each, strict=True) if one[0] is not None]
     last = len(there) - 1
-    for index, (loss, of_task) in enumerate(there):
-        collect_sum(loss, of_task, others, short=short, way=way.keeping(index < last))
+    for index, (loss, of_task, weight) in enumerate(there):
+        assert loss is not None
+        collect_sum(loss, of_task, others, short=short, way=way.keeping(index < last), weight=weight)
 
 
 def collect_batched(losses: Tensor, slots: Mapping[Tensor, Sequence[tuple[int, Slot]]], *, retain_graph: bool) -> None:

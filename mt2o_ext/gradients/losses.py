@@ -16,7 +16,6 @@ __all__ = [
     "backward_done",
     "check_losses",
     "check_running_statistics",
-    "joined",
     "takes_task",
     "task_loss",
     "task_losses",
@@ -117,13 +116,6 @@ class TaskLosses(NamedTuple):
         return torch.stack([number for number, loss in zip(numbers, self.each, strict=True) if loss is not None])
 
 
-def joined(losses: Tensor | Sequence[Tensor | None], given: TaskLosses) -> Tensor:
-    """The losses that there are, [P], as one tensor with a graph; given: the same losses, checked."""
-    if isinstance(losses, Tensor):
-        return losses
-    return torch.stack([loss for loss in given.each if loss is not None])
-
-
 def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int, *, graph: bool = True) -> TaskLosses:
     """Losses of tasks that may be absent from this mini-batch: None in a sequence, or (with ``graph``) a constant.
 
@@ -205,13 +197,13 @@ def as_list(losses: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [loss.reshape(()) for loss in (losses.unbind() if isinstance(losses, Tensor) else losses)]
 
 
-def check_running_statistics(losses: Tensor, warn_once: Callable[[str, str], None], advice: str) -> None:
+def check_running_statistics(losses: Sequence[Tensor], warn_once: Callable[[str, str], None], advice: str) -> None:
     """Warns where the losses went through a normalisation whose running statistics all subproblems would share.
 
     advice: what the user can do about it.
     """
     seen: set[object] = set()
-    queue = [losses.grad_fn]
+    queue = [loss.grad_fn for loss in losses]
     while queue:
         node = queue.pop()
         if node is None or node in seen:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -37,20 +38,30 @@ class Pass:
         """The same for a scalar whose graph is needed again."""
         return replace(self, retain_graph=True) if keep else self
 
-    def run(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
-        """Adds the gradient of a scalar to ``.grad``: of all parameters behind it, or of ``inputs`` only."""
+    def run(self, loss: Tensor, inputs: Sequence[Tensor] | None = None, weight: Tensor | None = None) -> None:
+        """Adds the gradient of a scalar to ``.grad``: of all parameters behind it, or of ``inputs`` only.
+
+        weight: like the scalar, multiplies its gradient; where torch's own backward makes the pass, without a launch.
+        """
         keywords: dict[str, Any] = {"retain_graph": True} if self.retain_graph else {}
         if inputs is not None:
             keywords["inputs"] = inputs
-        try:
-            (torch.autograd.backward if self.function is None else self.function)(loss, **keywords)
-        except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error):
-                raise
-            raise RuntimeError(
-                f"{error}\nDid the model take a step, or show other parameters (at(), subproblem(), front()), between "
-                "the forward pass and backward()? Then compute the losses anew, after that."
-            ) from error
+        with _explained():
+            if self.function is not None:
+                self.function(loss if weight is None else loss * weight, **keywords)
+            elif weight is None:
+                torch.autograd.backward(loss, **keywords)
+            else:
+                torch.autograd.backward(loss, weight, **keywords)
+
+    def run_all(self, losses: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        """Adds the gradient of the sum of losses times weights to ``.grad``, which nobody has to add up for that.
+
+        Torch's own backward makes the pass.  losses: of one number each, or whole tables; weights: like these.
+        """
+        assert self.function is None
+        with _explained():
+            torch.autograd.backward(losses, weights, retain_graph=self.retain_graph)
 
     def scaled(self, losses: Sequence[L], scaler: Any) -> list[L]:
         """The losses (those that are not None) times the factor of a scaler, if the function does not multiply."""
@@ -74,6 +85,20 @@ class Pass:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pass:
         return self  # a copied optimizer is used in the same trainer, of which there is no copy
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Adds to an error of autograd what its reason is, most probably."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}\nDid the model take a step, or show other parameters (at(), subproblem(), front()), between "
+            "the forward pass and backward()? Then compute the losses anew, after that."
+        ) from error
 
 
 def check_backward(function: Any) -> Backward | None:

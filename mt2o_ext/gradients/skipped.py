@@ -24,6 +24,7 @@ __all__ = [
     "Refuser",
     "SkippedSteps",
     "Skips",
+    "found_in",
     "with_losses",
 ]
 
@@ -120,6 +121,23 @@ def with_losses(found: Tensor, losses: Tensor | None) -> Tensor:
     now, flags = torch.empty_like(found), torch.empty((2, len(found)), dtype=torch.bool, device=found.device)
     judge_(now, flags, losses.contiguous(), None, None, None, None, before=found)
     return now
+
+
+def found_in(losses: Tensor | Sequence[Tensor], rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Looks at the losses of a step, and puts them into a table, in one launch.
+
+    losses: float64 [K, T], or K T scalars, row after row.  rows: K.
+
+    Returns:
+        float32 [K], NONFINITE where a loss of the row is infinite or NaN; and float64 [K, T].
+    """
+    table, scalars = (losses.contiguous(), ()) if isinstance(losses, Tensor) else (None, losses)
+    if table is None:
+        table = torch.empty((rows, len(losses) // rows), dtype=torch.float64, device=device)
+    found = torch.empty(rows, dtype=torch.float32, device=device)
+    flags = torch.empty((2, rows), dtype=torch.bool, device=device)
+    judge_(found, flags, table, None, None, None, None, scalars)
+    return found, table
 
 
 class Refuser(Protocol):

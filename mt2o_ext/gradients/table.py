@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..device import has_addresses, to_device
-from ..ops import address_table, can_read_addresses, combine_, finite_, gram_
+from ..ops import can_read_addresses, combine_, finite_, gram_
+from ..ops.addresses import table_of
 from ..sharding import local_gradient
 from .layout import Layout
 
@@ -68,23 +69,32 @@ class GradientTable:
         self.tensors: list[list[Tensor | None]] = [[None] * len(layout.parameters) for _ in range(self._slots)]
         shape = (layout.num_rows, num_tasks, layout.width)
         self._like = torch.zeros((), dtype=layout.dtype, device=layout.device).expand(shape)
+        self._size = self._like.element_size()
+        self._behind = [offset * self._size for offset in layout.offsets]
         self._flat: Tensor | None = None
         self._views: list[list[Tensor]] = []  # of the buffer, as `tensors`
         self._of_one_step = False  # the buffer was made in a step that is compiled, and ends with it
         self._source: Source | None = None  # until something else goes in
+        self._there: list[list[bool]] | None = None  # likewise
+        self._is_bare = True  # nothing has gone in since the last `forget`
         self._addresses: tuple[list[int], Tensor] | None = None
         self._active: tuple[list[list[bool]], Tensor] | None = None
         self._places: dict[tuple[int, int], Tensor] = {}  # for gradients that lie at odd addresses
         self._grams: dict[bool, tuple[Tensor, Tensor]] = {}  # result and scratch, of squares alone and of all products
 
     # ------------------------------------------------------------------ what goes in
+    def _touch(self) -> None:
+        """Forgets what was found out about the gradients, which change now."""
+        self._source = self._there = None
+        self._is_bare = False
+
     def at(self, row: int, task: int, segment: int) -> Tensor | None:
         """The gradient of one task by one parameter."""
         return self.tensors[row * self.num_tasks + task][segment]
 
     def put(self, row: int, task: int, segment: int, grad: Tensor, *, copy: bool = False) -> None:
         """Takes a gradient over (or a copy of it), or adds it to the one that is there already."""
-        self._source = None
+        self._touch()
         if self.layout.sharded:
             grad = local_gradient(self.layout.parameters[segment], grad)
         tensors = self.tensors[row * self.num_tasks + task]
@@ -128,7 +138,7 @@ class GradientTable:
             TypeError: for gradients that are not dense, before anything is taken.
         """
         grads = [p.grad for p in self.layout.parameters]
-        self._source = None
+        self._touch()
         if torch.compiler.is_compiling():
             before = [None] * len(grads) if keep else self.tensors[row * self.num_tasks + task]
             self.tensors[row * self.num_tasks + task] = [
@@ -149,7 +159,7 @@ class GradientTable:
 
     def leave_out(self, segment: int) -> None:
         """Drops the gradients by one parameter."""
-        self._source = None
+        self._touch()
         for tensors in self.tensors:
             tensors[segment] = None
 
@@ -157,14 +167,17 @@ class GradientTable:
         """Takes the gradients of a parameter from the table that it was in before."""
         if self.num_tasks != other.num_tasks or len(self.tensors) != len(other.tensors):
             return
-        self._source = None
+        self._touch()
         for tensors, before in zip(self.tensors, other.tensors, strict=True):
             grad = before[other_segment]
             tensors[segment] = None if grad is None else self._fitting(segment, grad)
 
     def forget(self, row: int | None = None) -> None:
         """Drops all gradients, or those of one row."""
-        self._source = None
+        if not torch.compiler.is_compiling() and self._is_bare:
+            return
+        self._touch()
+        self._is_bare = row is None
         slots = range(self._slots) if row is None else range(row * self.num_tasks, (row + 1) * self.num_tasks)
         for slot in slots:
             self.tensors[slot] = [None] * len(self.layout.parameters)
@@ -179,11 +192,14 @@ class GradientTable:
 
     def _reached(self) -> list[list[bool]]:
         """For each row (one, if stacked), whether a parameter has a gradient of at least one task."""
-        filled, tasks = self.filled, self.num_tasks
-        if tasks == 1:
-            return filled
-        rows = [filled[first : first + tasks] for first in range(0, len(filled), tasks)]
-        return [list(map(any, zip(*of_tasks, strict=True))) for of_tasks in rows]
+        if self._there is not None and not torch.compiler.is_compiling():
+            return self._there
+        there, tasks = self.filled, self.num_tasks
+        if tasks > 1:
+            rows = [there[first : first + tasks] for first in range(0, len(there), tasks)]
+            there = [list(map(any, zip(*of_tasks, strict=True))) for of_tasks in rows]
+        self._there = there
+        return there
 
     def rows_with_gradients(self) -> list[bool]:
         """For each row, whether it has any gradient."""
@@ -191,7 +207,12 @@ class GradientTable:
 
     def reached(self) -> list[bool]:
         """For each parameter, whether it has a gradient of any row and task."""
-        return list(map(any, zip(*self._reached(), strict=True)))
+        first, *others = self._reached()
+        return list(map(any, zip(first, *others, strict=True))) if others else first.copy()
+
+    def is_empty(self) -> bool:
+        """True if there is no gradient."""
+        return not any(map(any, self._reached()))
 
     def active(self) -> Tensor | None:
         """bool [K, S], where a parameter has a gradient of at least one task; None where all have."""
@@ -219,16 +240,23 @@ class GradientTable:
     def _find_source(self) -> Source:
         if self._flat_only():
             return Source(self.flat(), None)
-        rows, tasks = self._by_row(), self.num_tasks
-        addresses = [0 if grad is None else grad.data_ptr() for grad in chain.from_iterable(rows)]
+        addresses = self._gradients_lie_at()
         if reduce(or_, addresses, 0) % ALIGNMENT:
             self._align()
-            rows = self._by_row()
-            addresses = [0 if grad is None else grad.data_ptr() for grad in chain.from_iterable(rows)]
+            addresses = self._gradients_lie_at()
         if self._addresses is None or self._addresses[0] != addresses:
-            of_rows = [rows[first : first + tasks] for first in range(0, len(rows), tasks)]
-            self._addresses = addresses, address_table(of_rows, self.layout.offsets, self.layout.device)
+            shape = self.layout.num_rows, self.num_tasks, len(self.layout.parameters)
+            self._addresses = addresses, table_of(addresses, self._behind, shape, self.layout.device)
         return Source(self._like, self._addresses[1])
+
+    def _gradients_lie_at(self) -> list[int]:
+        """The address of each gradient (if stacked, of its slice of each row), row after row; 0: there is none."""
+        if not self.layout.stacked:
+            return [0 if grad is None else grad.data_ptr() for grad in chain.from_iterable(self.tensors)]
+        firsts = [0 if grad is None else grad.data_ptr() for grad in chain.from_iterable(self.tensors)]
+        bytes_ = [0 if grad is None else grad.stride(0) * self._size for grad in chain.from_iterable(self.tensors)]
+        rows = range(self.layout.num_rows)
+        return [first + k * size for k in rows for first, size in zip(firsts, bytes_, strict=True)]
 
     def _align(self) -> None:
         """Moves gradients that kernels cannot read where they lie, mostly rows of small tensors of a bank."""
@@ -244,8 +272,9 @@ class GradientTable:
 
     def _lies_apart(self, grad: Tensor) -> bool:
         """True if a gradient, or a row of it, does not begin at a multiple of `ALIGNMENT`."""
-        rows = grad if self.layout.stacked else [grad]
-        return any(row.data_ptr() % ALIGNMENT for row in rows)
+        rows = self.layout.num_rows if self.layout.stacked else 1
+        size = grad.stride(0) * self._size if rows > 1 else 0
+        return any((grad.data_ptr() + k * size) % ALIGNMENT for k in range(rows))
 
     def _place(self, slot: int, segment: int) -> Tensor:
         """Memory of the same form in which every row begins at a multiple of `ALIGNMENT`."""
@@ -268,18 +297,11 @@ class GradientTable:
             for grad, view in zip(tensors, views, strict=True)
         )
 
-    def _by_row(self) -> Sequence[Sequence[Tensor | None]]:
-        """The gradients by each parameter (by its slice of a row, if stacked), for each row and task, row after row."""
-        if not self.layout.stacked:
-            return self.tensors
-        rows = range(self.layout.num_rows)
-        return [[None if grad is None else grad[k] for grad in of_task] for k in rows for of_task in self.tensors]
-
     @torch.no_grad()
     def flat(self) -> Tensor:
         """[K, T, P], all gradients in one buffer, zeros where there is none; ``tensors`` become views of it."""
         buffer = self._buffer()
-        self._source = None
+        self._touch()
         for slot, (views, tensors) in enumerate(zip(self._views, self.tensors, strict=True)):
             pairs = [(view, grad) for view, grad in zip(views, tensors, strict=True) if grad is not view]
             if new := [(view, grad) for view, grad in pairs if grad is not None]:
@@ -305,6 +327,7 @@ class GradientTable:
     def fill(self, filled: Sequence[Sequence[bool]]) -> Tensor:
         """The same buffer, and gradients of zeros where there should be some as well."""
         buffer = self.flat()
+        self._there = None
         for slot, (views, there) in enumerate(zip(self._views, filled, strict=True)):
             self.tensors[slot] = [view if one else None for view, one in zip(views, there, strict=True)]
         return buffer

@@ -44,6 +44,7 @@ class Batch:
     absent: the tasks that no backward had a loss of, in the row that was seen last; absent_of: in each row.
     constant: all losses of a loop over tasks were without a graph, or None, and some were no None.
     left: a loop over tasks was left before its end.  missed: the tasks whose turn did not come.
+    table: float64 [K, T], of which ``losses`` are the rows; None: nobody has put them together.
     """
 
     losses: list[Losses | None] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Batch:
     constant: bool = False
     left: bool = False
     missed: tuple[int, ...] = ()
+    table: Tensor | None = None
 
     def see(self, absent: frozenset[int], row: int = 0) -> None:
         """Notes which tasks the next losses of a row lack, before these are added."""
@@ -68,6 +70,11 @@ class Batch:
         """Adds the losses of a row, float64 [1, T] (or [K, T], if stacked), or T scalars."""
         before = self.losses[row]
         self.losses[row] = losses if before is None else _table(before) + _table(losses)
+        self.table = None
+
+    def drop_losses(self, row: int) -> None:
+        """Forgets the losses of a row."""
+        self.losses[row] = self.table = None
 
     def all_losses(self) -> Tensor | None:
         """float64 [K, T], or None where a row has none yet."""
@@ -79,6 +86,8 @@ class Batch:
 
     def given_losses(self) -> Losses | None:
         """The same, but scalars where nobody has put them into a table yet."""
+        if self.table is not None:
+            return self.table
         there = [losses for losses in self.losses if losses is not None]
         if len(there) < len(self.losses):
             return None
@@ -89,6 +98,7 @@ class Batch:
     def take_table(self, losses: Tensor) -> None:
         """Takes the table [K, T] that was made of the scalars."""
         self.losses = [losses] if len(losses) == 1 else list(losses.split(1))
+        self.table = losses
 
 
 def _table(losses: Losses) -> Tensor:
@@ -154,6 +164,7 @@ class TaskGradients:
         self.slots = TaskSlots(self.tables, self._tasks, self.num_tasks)
         self._scratch: dict[int, Tensor] = {}
         self._present: dict[frozenset[int], Tensor] = {}
+        self._limit = largest_number(table.layout.dtype for table in self.trunks) if self.trunks else 0.0
         if self.tables:
             layouts = [table.layout for table in self.trunks]
             columns = [numel for layout in layouts for numel in layout.numels]
@@ -176,13 +187,17 @@ class TaskGradients:
         """True if the parameters of this table belong to single tasks."""
         return bool(self._tasks[index]) and self._tasks[index][0] is not None
 
-    def collect(self, losses: Sequence[Tensor | None], row: int, way: Pass) -> None:
+    def collect(
+        self, losses: Sequence[Tensor | None], row: int, way: Pass, weights: Sequence[Tensor] | None = None
+    ) -> None:
         """Backward of T scalar losses into the tables; None: of tasks that are absent.
 
         If it fails, what the row had collected before is dropped as well: part of it has been added to.
+
+        weights: like the losses, multiply their gradients; None: nothing does.
         """
         try:
-            self.slots.collect(losses, row, self.collecting, way)
+            self.slots.collect(losses, row, self.collecting, way, weights)
         except BaseException:
             self.slots.forget(row)
             raise
@@ -279,11 +294,14 @@ class TaskGradients:
             return Weighed(ones, ones, with_losses(found, batch.all_losses() if losses is not None else None))
         present = self.present(batch.absent)
         divided, factor = (factor, None) if batch.transformed else (None, factor)
-        measured = Measured(found=found, together=together, again=again)
+        given: dict[str, Any] = {"found": found, "together": together, "again": again}
+        rest = losses
+        if losses is not None and not isinstance(losses, Tensor) and present is None:
+            given["scalars"], rest = losses, None
         if self._reads_squares():
-            limit = largest_number(table.layout.dtype for table in self.trunks)
-            measured = replace(measured, grams=weigher.segment_grams(self.trunks), factor=factor, limit=limit)
-        outcome = weigher.weigh(losses, measured, present=present, preferences=preferences)
+            given |= {"grams": weigher.segment_grams(self.trunks), "factor": factor, "limit": self._limit}
+        measured = Measured(**given)
+        outcome = weigher.weigh(rest, measured, present=present, preferences=preferences)
         if outcome.losses is not None and not isinstance(losses, Tensor):
             batch.take_table(outcome.losses)
         if weigher.due() & GRAMS:

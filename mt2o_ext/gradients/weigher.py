@@ -62,6 +62,11 @@ def _undone_on_error(learners: Sequence[Learner]) -> Iterator[None]:
         raise
 
 
+def accuracies(dtypes: Sequence[torch.dtype]) -> tuple[float, float]:
+    """The relative errors of inner products of gradients of these dtypes, and of |J'w|^2."""
+    return max(map(gram_accuracy, dtypes)), max(map(length_accuracy, dtypes))
+
+
 class Weigher:
     """Gives the weights of T task gradients for K subproblems.
 
@@ -101,7 +106,7 @@ class Weigher:
         self._shape: tuple[int, torch.device] | None = None
         self._columns: list[int] | None = None
         self._widths: list[int] = []
-        self._dtypes: list[torch.dtype] = [torch.float64]
+        self._accuracies = accuracies([torch.float64])
 
     # ------------------------------------------------------------------ where it works
     def bind(
@@ -121,7 +126,7 @@ class Weigher:
         widths: the columns of the buffers.
         forget: at the first time, forget what the weighting remembers of an earlier use.
         """
-        self._dtypes = list(dtypes) or [torch.float64]
+        self._accuracies = accuracies(list(dtypes) or [torch.float64])
         self._widths = list(widths)
         known, self._columns = self._columns, list(columns)
         if known not in (None, self._columns) and self.weighting.forget_columns():
@@ -217,7 +222,7 @@ class Weigher:
                 f"this {type(self.weighting).__name__} was given to another optimizer since, which has made it forget "
                 "what it had learned here: give each optimizer an instance of its own"
             )
-        dtypes = dtypes or self._dtypes
+        of_grams, of_lengths = accuracies(dtypes) if dtypes else self._accuracies
         if self.weighting.needs & (Needs.EPOCHS | Needs.STEPS):
             name = type(self.weighting).__name__
             warn_in_graph(
@@ -228,8 +233,8 @@ class Weigher:
         return WeightingContext(
             preferences=self.preferences if preferences is None else preferences,
             losses=losses,
-            accuracy=max(map(gram_accuracy, dtypes)),
-            length_accuracy=max(map(length_accuracy, dtypes)),
+            accuracy=of_grams,
+            length_accuracy=of_lengths,
             step=self.steps,
             epoch=self.epoch,
             draw=self.keys.draw(self.preferences.device) if Needs.DRAWS in self.weighting.needs else None,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from itertools import chain, repeat
+from math import prod
+from operator import sub
 
 import torch
 from torch import Tensor
 
 from .. import _native
 
-__all__ = ["NO_GRADIENT", "address_table", "can_read_addresses"]
+__all__ = ["NO_GRADIENT", "address_table", "can_read_addresses", "table_of"]
 
 NO_GRADIENT = 1  # in a table of addresses: there is no gradient.  (No address of a gradient is odd.)
 ALIGNMENT = 16  # bytes
@@ -50,18 +53,43 @@ def address_table(
     """
     size = next((g.element_size() for row in gradients for task in row for g in task if g is not None), 1)
     behind = [offset * size for offset in offsets]
-    entries = array("q")
-    for row in gradients:
-        for task in row:
-            entries.extend([NO_GRADIENT if g is None else g.data_ptr() - b for g, b in zip(task, behind, strict=True)])
+    found = [0 if g is None else g.data_ptr() for row in gradients for task in row for g in task]
     shape = len(gradients), len(gradients[0]) if len(gradients) > 0 else 0, len(offsets)
-    table = (
-        torch.frombuffer(entries, dtype=torch.int64).view(shape) if entries else torch.empty(shape, dtype=torch.int64)
-    )
-    if device is None or device.type == "cpu":
-        return table
-    if bool((table % ALIGNMENT).logical_and_(table != NO_GRADIENT).any()):
+    if device is not None and device.type != "cpu" and any(address % ALIGNMENT for address in found):
         raise ValueError(
             f"expected gradients that begin at multiples of {ALIGNMENT} bytes: copy (clone) those that do not"
         )
+    return table_of(found, behind, shape, device)
+
+
+def table_of(
+    addresses: Sequence[int], behind: Sequence[int], shape: Sequence[int], device: torch.device | None = None
+) -> Tensor:
+    """The same table, of addresses that are known.
+
+    Args:
+        addresses: of K T S gradients, in this order; 0: there is none.  On another device than the CPU they are
+            multiples of 16.
+        behind: for each of the S tensors, the number of bytes from column 0 to its first one.
+        shape: K, T, S.
+        device: as of `address_table`.
+
+    Raises:
+        ValueError: for another number of gradients.
+    """
+    if len(addresses) != prod(shape) or len(behind) != shape[-1]:
+        raise ValueError(
+            f"expected addresses of {list(shape)} gradients, got {len(addresses)}: give one of each tensor"
+        )
+    each = chain.from_iterable(repeat(behind, len(addresses) // len(behind))) if behind else ()
+    entries = array("q", map(sub, addresses, each))
+    if 0 in addresses:
+        for place, address in enumerate(addresses):
+            if address == 0:
+                entries[place] = NO_GRADIENT
+    if not entries:
+        return torch.empty(tuple(shape), dtype=torch.int64, device=device)
+    table = torch.frombuffer(entries, dtype=torch.int64).view(tuple(shape))
+    if device is None or device.type == "cpu":
+        return table
     return table.pin_memory().to(device, non_blocking=True)

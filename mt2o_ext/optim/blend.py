@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import capturing, kept_in_place, refuse_in_graph, warn_in_graph
+from ..device import LateFlags, capturing, kept_in_place, refuse_in_graph, warn_in_graph
 from ..entries import member, tensors_of
 from ..ops import MOMENTS, SQUARES, Order, combine_, transfer_
 from ..preferences import check_preferences
@@ -57,9 +57,19 @@ class Blend:
         self.preferences = preferences
         self.steps = 0
         self.initial_lr = 0.0
+        self._lr: tuple[float, Tensor] | None = None  # of the last transfer, and the same on the device
+        self._eye: Tensor | None = None  # [K, K]
+        self._shared_batch: LateFlags | None = None  # until it is known whether the first step had one
+
+    def prefer(self, preferences: Tensor) -> None:
+        """Takes other preferences [K, T]; the rule, which may refuse them, forgets what it has learned."""
+        rule = copy.deepcopy(self.rule)
+        rule.bind(preferences)
+        self.rule, self.preferences = rule, preferences
 
     def to(self, device: torch.device) -> None:
         """Moves preferences and the state of the rule."""
+        self._shared_batch = None
         if device != self.preferences.device:
             state = self.rule.state_dict()
             self.preferences = self.preferences.to(device)
@@ -91,7 +101,7 @@ class Blend:
             return nothing
         before = self.rule.state_dict() if captured else {}
         gram = torch.cat([flat.centred_gram(self._rows(flat)) for flat in flats]) if self.rule.needs_gram else None
-        rate = self.preferences.new_empty(()).fill_(lr.reshape(()) if isinstance(lr, Tensor) else lr)
+        rate = self._rate(lr)
         mix = self.rule.matrix(TransferContext(self.preferences, gram, losses, self.steps, rate, self.initial_lr))
         if mix is None:
             return nothing
@@ -99,6 +109,22 @@ class Blend:
         if before:
             self.rule.load_state_dict(kept_in_place(before, self.rule.state_dict()))
         return list(split_matrices(mix, flats, len(self.preferences)))
+
+    def _rate(self, lr: float | Tensor) -> Tensor:
+        """float64 [], the learning rate where the preferences are; the same tensor for the same number."""
+        if isinstance(lr, Tensor) or torch.compiler.is_compiling() or capturing(self.preferences.device):
+            return self.preferences.new_empty(()).fill_(lr.reshape(()) if isinstance(lr, Tensor) else lr)
+        if self._lr is None or self._lr[0] != lr or self._lr[1].device != self.preferences.device:
+            self._lr = lr, self.preferences.new_full((), lr)
+        return self._lr[1]
+
+    def held(self, mix: Tensor, active: Tensor | None, skipped: Tensor) -> Tensor:
+        """M with rows of the identity where the step touches nothing, as `hold_rows` says."""
+        if torch.compiler.is_compiling() or capturing(mix.device):
+            return hold_rows(mix, active, skipped, torch.eye(mix.shape[-1], dtype=mix.dtype, device=mix.device))
+        if self._eye is None or self._eye.device != mix.device:
+            self._eye = torch.eye(mix.shape[-1], dtype=mix.dtype, device=mix.device)
+        return hold_rows(mix, active, skipped, self._eye)
 
     @property
     def _counts_steps(self) -> bool:
@@ -126,6 +152,32 @@ class Blend:
         """[K, P], what is blended: theta, or its change since the last transfer."""
         return flat.theta - flat.buffers["transfer_base"] if self.rule.relative else flat.theta
 
+    def has_shared_batch(self, losses: Tensor) -> bool:
+        """True, once, if all subproblems started with one mini-batch, as soon as the host knows.
+
+        Transfer by a fixed rule averages gradient noise, of which shared batches leave none.
+
+        losses: float64 [K, T], of each step.
+        """
+        if torch.compiler.is_compiling() or not self.rule.fixed:
+            return False
+        if self.steps == 0:
+            self._shared_batch = LateFlags()
+            self._shared_batch.add((losses == losses[0]).all().float().reshape(1))
+        flags = self._shared_batch
+        if flags is None or not flags.known():
+            return False
+        self._shared_batch = None
+        return bool(flags.raised())
+
+    def about_shared_batch(self) -> str:
+        """The words of a warning of that."""
+        return (
+            f"all {len(self.preferences)} subproblems started with exactly the same losses: they seem to share their "
+            f"mini-batches. Transfer by a fixed rule ({type(self.rule).__name__}) averages gradient noise; shared "
+            "batches leave none: draw one for each subproblem (repeat(loader), stack(...))."
+        )
+
     def before_step(
         self, flats: Sequence[FlatParameters], matrices: list[Tensor | None], skipped: Tensor
     ) -> list[Tensor | None]:
@@ -143,6 +195,11 @@ class Blend:
             blend_moments(flats, matrices, self.moments)
         if self._counts_steps:
             self.steps += 1
+
+    def take_over(self, other: Blend) -> None:
+        """Goes on with the state of another one, as `loaded` gave it."""
+        self.rule, self.preferences = other.rule, other.preferences
+        self.steps, self.initial_lr = other.steps, other.initial_lr
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the transfer rule, the preferences and the count of steps."""
@@ -195,12 +252,12 @@ def split_matrices(mix: Tensor, flats: Sequence[FlatParameters], num_rows: int) 
     )
 
 
-def hold_rows(mix: Tensor, active: Tensor | None, skipped: Tensor) -> Tensor:
+def hold_rows(mix: Tensor, active: Tensor | None, skipped: Tensor, eye: Tensor) -> Tensor:
     """M with rows of the identity where the step touches nothing: skipped subproblems, tensors without a gradient.
 
-    active: bool [K, S], the tensors that are updated; None: all.  skipped: float32 [K], not zero where skipped.
+    active: bool [K, S], the tensors that are updated; None: all.  skipped: float32 [K], not zero where skipped
+    ([1]: of all).  eye: the identity [K, K].
     """
-    eye = torch.eye(mix.shape[-1], dtype=mix.dtype, device=mix.device)
     if active is None:
         return torch.where(skipped.unsqueeze(1) != 0, eye, mix)
     held = ~active | (skipped.unsqueeze(1) != 0)  # [K, S]

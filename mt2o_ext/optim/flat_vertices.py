@@ -85,6 +85,7 @@ class FlatVertices(FlatParameters):
     def adopt_rounded(self, row: int) -> None:
         """Leaves changes of one point until `take_changes`, which looks at all points at once."""
 
+    @torch.no_grad()
     def take_changes(self) -> None:
         """Moves the vertices by what somebody has changed in the points.
 
@@ -97,14 +98,22 @@ class FlatVertices(FlatParameters):
             return
         found: list[tuple[Tensor, Tensor]] = []  # sums of changes, and how many points have some
         for rows, scratch in self._blocks():
-            changes = self._changes(rows, scratch)
-            if changes.numel() == 0 or (host_knows(changes) and not any(map(bool, torch.aminmax(changes)))):
+            if host_knows(self.values) and self._is_unchanged(rows, scratch):
                 continue
-            found.append((changes.sum(0), (changes != 0).any(1).sum()))
+            changes = self._changes(rows, scratch)
+            if changes.numel() > 0:
+                found.append((changes.sum(0), changes.any(1).sum()))
         if found:
-            sums, numbers = (torch.stack(each).sum(0) for each in zip(*found, strict=True))
+            sums, numbers = found[0]
+            if len(found) > 1:
+                sums, numbers = (torch.stack(each).sum(0) for each in zip(*found, strict=True))
             self.theta.add_(sums / numbers.clamp(min=1))
             self.spread()
+
+    def _is_unchanged(self, rows: slice, scratch: Tensor) -> bool:
+        """True if these points are what `spread` wrote there."""
+        before = self._blend_into(scratch, self.points[rows], self.theta)
+        return torch.equal(before.to(self.dtype), self.values[rows])
 
     def _changes(self, rows: slice, out: Tensor) -> Tensor:
         """[N, P]: these points less what was written there; exactly zero where nobody has changed them."""
@@ -113,7 +122,7 @@ class FlatVertices(FlatParameters):
             before = self._blend_into(out, weights, self.theta)
             return values.to(out.dtype) - before.to(values.dtype).to(out.dtype)
         # One pass: minus the products that `spread` summed up, in its order, and then the value.
-        signed = torch.cat([-weights, weights.new_ones(len(values), 1)], 1)
+        signed = torch.nn.functional.pad(-weights, (0, 1), value=1.0)
         like = self.theta[:1].unsqueeze(0).expand(len(values), signed.shape[1], -1)
         combine_(out, like, signed, self.chunks, addresses=self._table[rows])
         return out

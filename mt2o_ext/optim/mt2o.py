@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any, Literal
@@ -11,29 +10,29 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
-from ..device import LateFlags, to_device
-from ..gradients.losses import backward_done, check_losses, check_running_statistics, joined, task_losses
+from ..gradients.losses import backward_done, check_losses, check_running_statistics
 from ..gradients.passes import Backward, Pass
-from ..gradients.skipped import Refuser, with_losses
+from ..gradients.skipped import Refuser
 from ..gradients.table import check_dense
-from ..gradients.tasks import Combination
 from ..gradients.weigher import undone_on_error
 from ..preferences import check_preferences
 from ..ranks import together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
-from ..weighting import Needs, Weighting, as_weighting
+from ..weighting import Weighting, as_weighting
+from ..weighting.judging import as_table
 from .amp import Scaling
 from .asked import Asked, Transfer, listed
 from .base import nothing_left
-from .blend import Blend, hold_rows
 from .branch import branched
 from .buffers import Buffers
 from .groups import listed_of
 from .history import StepHistory
-from .mt2o_options import Front, Inner, blend_of, check_equal_slices, front_of, inner_of, objective_of
+from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics
+from .mt2o_options import Front, Inner, blend_of, check_equal_slices, check_group, front_of, inner_of, objective_of
 from .mt2o_state import Parts
-from .step import Plan, StepInputs, moments_of
+from .mt2o_step import Round, about_missing_rows, check_present, mixed, without_absent
+from .step import Plan, moments_of
 from .subproblems import OneModel
 
 __all__ = ["MT2OFused"]
@@ -200,7 +199,6 @@ class MT2OFused(OneModel):
         self._objective = objective_of(scalarization, inner, made)
         tasks = inner_of(inner, made, self._objective)
         self._blend = blend_of(asked, made)
-        self._late_flags: dict[str, LateFlags] = {}
         base = as_base_rule(base)
         refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
         super().__init__(
@@ -255,7 +253,7 @@ class MT2OFused(OneModel):
     @torch.no_grad()
     def _start(self, start: Callable[[int], None]) -> None:
         if self._buffers.vertices is not None:
-            self._start_vertices(start)
+            self._model.start_vertices(start, self._row)
         else:
             for k in self.subproblems():
                 start(k)
@@ -263,19 +261,6 @@ class MT2OFused(OneModel):
         if self._ranks is not None:
             self._ranks.share_([values for flat in self._buffers.flats for values in (flat.theta, flat.values)])
         self._views.start_copies()
-
-    def _start_vertices(self, start: Callable[[int], None]) -> None:
-        flats = self._vertex_flats()
-        for vertex in range(self._num_tasks):
-            for flat in flats:
-                flat.show(flat.theta[vertex : vertex + 1])
-            start(vertex)
-            for flat in flats:
-                for segment, p in enumerate(flat.parameters):
-                    flat.rows_of(flat.theta, segment)[vertex].copy_(p.data)
-        for flat in flats:
-            flat.spread()
-            flat.activate(self._row)
 
     def _share_draws(self) -> None:
         super()._share_draws()
@@ -286,7 +271,6 @@ class MT2OFused(OneModel):
 
     def _build(self) -> None:
         super()._build()
-        self._late_flags.clear()
         self._blend.to(self._buffers.device)
 
     _family = "mt2o"
@@ -297,19 +281,7 @@ class MT2OFused(OneModel):
         return {} if front.vertices is not None else {"transfer": True}
 
     def __repr__(self) -> str:
-        options = (
-            f"num_tasks={self._num_tasks}, num_subproblems={self._num_subproblems}, "
-            f"scalarization={self._objective.scalarization}, "
-            f"weighting={None if self._tasks is None else type(self._tasks.weigher.weighting).__name__}, "
-            f"ema={self._ema}, "
-        )
-        vertices = self._buffers.vertices
-        if vertices is None:
-            transfer = type(self._blend.rule).__name__
-            options += f"front='rows', transfer={transfer}, order={self._blend.order.name.lower()}"
-        else:
-            options += f"front='vertices', points={vertices.num_points}, concentration={vertices.concentration}"
-        return super().__repr__().replace(" (", f" ({options}", 1)
+        return super().__repr__().replace(" (", f" ({self._parts().named(self._ema)}", 1)
 
     def _works_in_wrapper(self) -> bool:
         return self._tasks is None and self._buffers.vertices is None
@@ -327,33 +299,10 @@ class MT2OFused(OneModel):
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
-        tasks = self._tasks
-        by_points = tasks is not None and tasks.heads == "plain" and Needs.POINTS in tasks.weigher.weighting.needs
-        if by_points and options.get("task") is not None:
-            raise ValueError(
-                'expected heads="weighted" for groups with task= and a weighting by points, without which no share of '
-                'the point would be in the gradients of heads, got heads="plain": pass it, or leave task= out'
-            )
-        if self._buffers.vertices is not None and options.get("transfer") is False:
-            raise ValueError(
-                'expected groups without transfer=False with front="vertices", where no rows are blended, got one: '
-                'leave it out, or take front="rows"'
-            )
+        check_group(options, self._tasks, vertices=self._buffers.vertices is not None)
 
     def _description(self) -> dict[str, Any]:
-        blend = self._blend
-        return {
-            **super()._description(),
-            "front": self._buffers.kind,
-            "scalarization": repr(self._objective.scalarization),
-            "transfer": type(blend.rule).__name__,
-            "order": blend.order.name,
-            "moments": blend.moments.name,
-            "points": None if self._buffers.vertices is None else self._buffers.vertices.num_points,
-            "concentration": None if self._buffers.vertices is None else self._buffers.vertices.concentration,
-            "warm_up": blend.warm_up if self._buffers.vertices is None else self._buffers.vertices.warm_up,
-            "subproblem": [{"preferences": row} for row in blend.preferences.tolist()],
-        }
+        return {**super()._description(), **self._parts().described()}
 
     def _call(self, name: str) -> dict[str, Any]:
         absent = {f"of subproblem {row}": sorted(tasks) for row, tasks in self._now.batch.absent_of.items() if tasks}
@@ -372,7 +321,7 @@ class MT2OFused(OneModel):
 
     @preferences.setter
     def preferences(self, preferences: Tensor | Sequence[Sequence[float]]) -> None:
-        old, blend = self._blend.preferences, self._blend
+        old = self._blend.preferences
         if isinstance(preferences, Tensor):
             preferences = preferences.detach().to("cpu", torch.float64)
         checked = check_preferences(preferences, *old.shape)
@@ -380,18 +329,10 @@ class MT2OFused(OneModel):
             self._ranks.agree(
                 {"call": "preferences =", "subproblem": [{"preferences": row} for row in checked.tolist()]}
             )
-        checked = checked.to(old)
-        rule = copy.deepcopy(blend.rule)
-        rule.bind(checked)  # which may refuse them: nothing is changed then
-        blend.rule, blend.preferences = rule, checked
+        self._blend.prefer(checked.to(old))
         if self._buffers.vertices is not None:
             self._model_buffers.forget_evaluated()
-        self._tell_weigher()
-
-    def _tell_weigher(self) -> None:
-        """Gives the preferences to a weighting that has those of the subproblems."""
-        if self._buffers.vertices is None and self._tasks is not None and self._objective.scalarization is None:
-            self._tasks.weigher.preferences = self._blend.preferences
+        self._parts().tell_weigher()
 
     @property
     def points(self) -> Tensor:
@@ -438,57 +379,27 @@ class MT2OFused(OneModel):
 
     def _take_losses(self, losses: Losses, scaler: Any, way: Pass) -> None:
         """Backward of the losses of the active subproblem, or of all of a bank."""
-        buffers, row = self._buffers, self._row
-        tasks, rows = self._num_tasks, buffers.num_rows
-        given = None if buffers.stacked else task_losses(losses, tasks)
-        stacked = check_losses(losses, tasks, rows) if given is None else joined(losses, given)  # type: ignore[arg-type]
-        absent = frozenset() if given is None else given.absent
+        given = SubproblemLosses.of(losses, self._num_tasks, self._buffers)
         self._check_trained_shown()
         self._look_for_ranks()
-        several = buffers.keeps_rows or (buffers.vertices is not None and not buffers.stacked)
-        if several and not self._model_buffers.shown and not self._now.graph_checked:
-            check_running_statistics(stacked, self._warn_once, self._about_statistics())
-        self._now.graph_checked = True
-        scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._now.batch.see(absent, row)
-        detached = given.values if given is not None and absent else stacked.detach().double()
-        seen = self._seen_by_all(detached)
-        of_row = None if buffers.stacked else row
-        coefficients = self._objective.coefficients(seen, self._current_points(), of_row, absent)
-        if self._tasks is None:
-            factors = coefficients if given is None else given.of_present(coefficients)
-            [total] = way.scaled([(stacked * factors.to(stacked.dtype)).sum()], scaler)
-            self._backward_into_grad(total, way)
-        else:
+        self._look_for_statistics(given)
+        if self._tasks is not None:
             self._read_shown()
             self._tasks.weigher.draw_ahead()
-            if self._objective.scalarization is not None:
-                # Equal weights 1 / T leave the scalarization as it is.
-                coefficients = coefficients * (self._num_tasks - len(absent))
-            if given is None:
-                parts: list[Tensor | None] = [part.sum() for part in (stacked * coefficients.to(stacked)).unbind(1)]
-            else:
-                pairs = zip(given.each, coefficients, strict=True)
-                parts = [part if part is None else part * factor.to(part) for part, factor in pairs]
-            try:
-                self._tasks.collect(way.scaled(parts, scaler), row, way)
-            except BaseException:  # the row has lost the gradients of earlier calls as well
-                self._forget_row(row)
-                raise
-        self._now.batch.add_losses(row, detached if buffers.stacked else detached.unsqueeze(0))
-        self._now.batch.scaler = scaler
-        self._objective.see(seen, of_row, absent)
+        row, batch, points = self._row, self._now.batch, self._current_points()
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        seen = self._seen_by_all(given.values) if self._objective.reads_losses else None
+        backward = SubproblemBackward(self._buffers, self._objective, self._tasks, batch, row, points)
+        backward.run(given, seen, scaler, way)
         if self._ranks is not None:
             self._ranks.count(row)
 
-    def _about_statistics(self) -> str:
-        """What to do about running statistics that all subproblems share."""
-        if self._buffers.vertices is None:
-            return "give each its own with MT2OFused(..., buffers=model.buffers())"
-        return (
-            "they are those of the random points of the steps; pass MT2OFused(..., buffers=model.buffers()), and call "
-            "optimizer.update_buffers(...) before you evaluate or save"
-        )
+    def _look_for_statistics(self, losses: SubproblemLosses) -> None:
+        """Warns once of running statistics that all subproblems share."""
+        several = self._buffers.keeps_rows or (self._buffers.vertices is not None and not self._buffers.stacked)
+        if several and not self._model_buffers.shown and not self._now.graph_checked:
+            check_running_statistics(losses.roots, self._warn_once, about_statistics(self._buffers))
+        self._now.graph_checked = True
 
     def _seen_by_all(self, losses: Tensor) -> Tensor:
         """The losses that coefficients are made of: the means over the ranks, unless they make no difference."""
@@ -497,23 +408,9 @@ class MT2OFused(OneModel):
         self._ranks.agree(self._call(f"backward() of subproblem {self._now.row}"))
         return self._ranks.mean(losses)
 
-    def _backward_into_grad(self, loss: Tensor, way: Pass) -> None:
-        """Backward as torch's own; one that fails leaves no gradient where there was none."""
-        empty = [p for p in self._buffers.parameters() if p.grad is None]
-        try:
-            way.run(loss)
-        except BaseException:
-            for p in empty:
-                p.grad = None
-            raise
-
     def _forget(self) -> None:
         super()._forget()
         self._objective.forget()
-
-    def _forget_row(self, row: int) -> None:
-        self._now.batch.losses[row] = None
-        self._objective.forget(row)
 
     # ------------------------------------------------------------------ the step
     @torch.no_grad()
@@ -537,62 +434,42 @@ class MT2OFused(OneModel):
         self._check_behind_loops()
         if closure is None and self._only_asked_for_state():
             return None
-        result: Tensor | None = None
+        done, result = True, None
         with together(self._ranks):
             if closure is not None:
-                result = self._run(closure)
+                done, result = self._run(closure)
             scaling = self._prepare()
         self._reduce(scaling)
-        losses = self._now.batch.all_losses()
-        losses = None if losses is None else self._joint(losses)
-        blend, tasks = self._blend, self._tasks
-        found = self._find(losses, scaling)
-        if tasks is not None:
-            tasks.transform(
-                self._now.batch, losses, found, self._divisor(scaling), together=self._report.skip_all,
-                preferences=self._points_to_weigh(),
-            )  # fmt: skip
-        with undone_on_error(blend.rule, *([] if tasks is None else [tasks.weigher.weighting])):
-            plan = self._plan(found, losses, scaling)
+        gradients, found = self._gathered(scaling).find(scaling, look=self._look_for_nonfinite)
+        with undone_on_error(self._blend.rule, *([] if self._tasks is None else [self._tasks.weigher.weighting])):
+            plan, weights, losses = gradients.plan(found)
+            if weights is not None:
+                self._now.weights = weights
             if not nothing_left(plan.skipped):
                 self._transfer_and_apply(plan, losses)
         self._await_feedback(losses, plan.skipped)
-        seen = self._without_absent(losses)
-        self._record_step(seen, plan.skipped)
+        seen = without_absent(losses, self._now.batch)
+        if self._step_recorder is not None:
+            self._record_step(seen, plan.skipped.expand(len(self._report.counts)))
         if self._buffers.vertices is not None:
             self._buffers.vertices.advance(self._buffers.flats)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
-        return result if result is None or result.dim() == 0 else seen
+        return result if done else seen
 
-    def _without_absent(self, losses: Tensor | None) -> Tensor | None:
-        """The losses [K, T], NaN of tasks that were absent."""
-        missing = [(row, task) for row, tasks in self._now.batch.absent_of.items() for task in tasks]
-        if losses is None or not missing:
-            return losses
-        mask = torch.zeros(losses.shape, dtype=torch.bool)
-        mask[tuple(zip(*missing, strict=True))] = True
-        return losses.masked_fill(to_device(mask, losses.device), torch.nan)
+    def _run(self, closure: Callable[[], Losses | None]) -> tuple[bool, Tensor | None]:
+        """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself.
 
-    def _check_present(self) -> None:
-        """Checks that a weighting has the same tasks in all subproblems, which it weighs together."""
-        found = set(self._now.batch.absent_of.values())
-        if self._tasks is not None and len(found) > 1:
-            raise ValueError(
-                "expected the same tasks without a loss in all subproblems of a step with weighting=, got "
-                f"{[sorted(tasks) for tasks in self._now.batch.absent_of.values()]}: give each subproblem a mini-batch "
-                "of the same tasks, or leave weighting= out"
-            )
-
-    def _run(self, closure: Callable[[], Losses | None]) -> Tensor | None:
-        """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself."""
+        Returns:
+            Whether it has done so, and what it has returned then.
+        """
         one_gradient = self._buffers.num_rows == 1 and self._tasks is None  # of a sum that the user may have made
         num_tasks = 1 if one_gradient else self._num_tasks
         with torch.enable_grad(), closing(self._rounds()) as rounds:  # closed: back at the subproblem shown before
             next(rounds)
             losses = closure()
             if backward_done(losses, num_tasks):
-                return losses.detach() if isinstance(losses, Tensor) else None
+                return True, losses.detach() if isinstance(losses, Tensor) else None
             self.zero_grad()
             try:
                 self._backward_of(losses, 0)
@@ -601,7 +478,7 @@ class MT2OFused(OneModel):
             except BaseException:
                 self.zero_grad()
                 raise
-        return self._now.batch.all_losses()
+        return False, None
 
     def _backward_of(self, losses: Losses | None, k: int) -> None:
         if backward_done(losses, self._num_tasks):
@@ -612,9 +489,11 @@ class MT2OFused(OneModel):
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
         self._look_for_ranks()
-        self._check_present()
+        if self._tasks is not None:
+            check_present(self._now.batch)
         self._synchronize()
-        self._take_changes()
+        if self._buffers.vertices is not None:
+            self._model.take_changes()
         scaling = Scaling.of(self, self._now.batch.scaler)
         scaling.check_known()
         flats = self._buffers.flats
@@ -626,12 +505,12 @@ class MT2OFused(OneModel):
             check_dense(p.grad for p in self._buffers.parameters())
             for flat in flats:
                 flat.tasks.take(keep=self._buffers.vertices is None)  # a gradient belongs to the points of its step
-        if flats and not self._has_gradients():
+        if flats and all(flat.tasks.is_empty() for flat in flats):
             raise RuntimeError(self._without_gradients())
         if not any(self._now.batch.absent_of.values()):  # whose heads have no gradient, as they should
             self._name_unreached([flat.tasks for flat in flats])
-        if self._buffers.keeps_rows:
-            self._warn_of_missing_rows()
+        if self._buffers.keeps_rows and (text := about_missing_rows(self._buffers)) is not None:
+            self._warn_once("missing rows", text)
         self._buffers.refresh(self.param_groups, self._base, self._ema)
         return scaling
 
@@ -641,90 +520,35 @@ class MT2OFused(OneModel):
             self._check_scaler_of_ranks(scaling)
             self._ranks.reduce_([flat.tasks for flat in self._buffers.flats], self._call("step()"))
 
+    def _gathered(self, scaling: Scaling) -> Round:
+        """The gradients of the step, with losses that are the means over the ranks."""
+        batch = self._now.batch
+        losses = batch.given_losses()
+        if self._ranks is not None and losses is not None:
+            losses = self._joint(as_table(losses, len(batch.losses)) if not isinstance(losses, Tensor) else losses)
+        divisor, points = self._divisor(scaling), self._points_to_weigh()
+        return Round(self._buffers, self._tasks, self._report, batch, losses, divisor, points)
+
     def _divisor(self, scaling: Scaling) -> Tensor | None:
         """float32 [1], what the gradients are divided by, or None."""
         device = self._buffers.device
         factor = scaling.factor(device) if self._tasks is None else scaling.kept_factor(device)
         return self._of_all_ranks(factor)
 
-    def _find(self, losses: Tensor | None, scaling: Scaling) -> Tensor:
-        """float32 [K], what is found in the gradients and losses before anything is weighed."""
-        if self._tasks is None:
-            return self._find_nonfinite([flat.tasks for flat in self._buffers.flats], losses, scaling)
-        found = with_losses(scaling.with_infinities(self._report.nothing_found()), losses)
-        if self._look_for_nonfinite:
-            self._tasks.find_nonfinite(found, self._report.nothing_found)
-        return found
-
-    def _plan(self, found: Tensor, losses: Tensor | None, scaling: Scaling) -> Plan:
-        """The step without its transfer; task gradients are weighed for it."""
-        tasks, tables = self._tasks, [flat.tasks for flat in self._buffers.flats]
-        divisor, rows_to_skip = self._divisor(scaling), self._report.rows_to_skip
-        if tasks is None:
-            combinations = [Combination(table.source(), None) for table in tables]
-        else:
-            points, whole = self._points_to_weigh(), self._report.skip_all
-            weighed = tasks.weigh(self._now.batch, losses, found, divisor, together=whole, preferences=points)
-            self._now.weights, found = weighed.weights, weighed.found
-            combinations = [tasks.combination(index, weighed.applied) for index in range(len(tables))]
-        found = self._report.with_refusals(found)
-        skipped = rows_to_skip(found)
-        inputs = [
-            StepInputs.of(table, gradients, divisor, skipped)
-            for table, gradients in zip(tables, combinations, strict=True)
-        ]
-        return Plan(found, skipped, inputs)
-
     def _transfer_and_apply(self, plan: Plan, losses: Tensor | None) -> None:
-        blend, flats, vertices = self._blend, self._buffers.flats, self._buffers.vertices
+        blend, vertices = self._blend, self._buffers.vertices
         if vertices is not None:
             self._apply([vertices.returned(given) for given in plan.inputs])
-            if self._tasks is not None:
-                self._tasks.weigher.done()
-            return
-        if losses is not None and blend.rule.fixed:
-            self._check_own_batches(losses)
-        matrices = [
-            None if mix is None else hold_rows(mix, given.active, plan.skipped)
-            for mix, given in zip(blend.matrices(flats, losses, self.param_groups[0]["lr"]), plan.inputs, strict=True)
-        ]
-        moments_of(self._buffers, self._base, self.param_groups)  # there is memory for them before theta changes
-        mixes = blend.before_step(flats, matrices, plan.skipped)
-        self._apply([given._replace(mix=mix) for given, mix in zip(plan.inputs, mixes, strict=True)], blend.order)
-        blend.after_step(flats, matrices)
+        else:
+            if losses is not None and blend.has_shared_batch(losses):
+                self._warn_once("shared batch", blend.about_shared_batch())
+            if blend.rule.relative:  # which changes theta before the kernel: there is memory for moments by then
+                moments_of(self._buffers, self._base, self.param_groups)
+            matrices, inputs = mixed(plan, blend, self._buffers, losses, self.param_groups[0]["lr"])
+            self._apply(inputs, blend.order)
+            blend.after_step(self._buffers.flats, matrices)
         if self._tasks is not None:
             self._tasks.weigher.done()
-
-    def _warn_of_missing_rows(self) -> None:
-        """Warns where some subproblems have gradients and others none: their parameters stay as they are."""
-        there = [flat.tasks.rows_with_gradients() for flat in self._buffers.flats]
-        missing = [k for k in range(self._buffers.num_rows) if not any(rows[k] for rows in there)]
-        if missing:
-            vertices = self._buffers.vertices is not None
-            self._warn_once(
-                "missing rows",
-                f"{'points' if vertices else 'subproblems'} {', '.join(map(str, missing))} have no gradients: this "
-                f"step {'goes without them' if vertices else 'leaves them as they are'}. "
-                "Call backward for each, `for k in optimizer.subproblems(): optimizer.backward(losses)`, or pass a "
-                "closure to step().",
-                stacklevel=4,
-            )
-
-    def _check_own_batches(self, losses: Tensor) -> None:
-        """Warns if all subproblems started with one mini-batch, as soon as the host knows."""
-        if torch.compiler.is_compiling():
-            return
-        late = self._late_flags
-        if self._blend.steps == 0:
-            late["shared batch"] = LateFlags()
-            late["shared batch"].add((losses == losses[0]).all().float().reshape(1))
-        if "shared batch" in late and late["shared batch"].known() and late.pop("shared batch").raised():
-            self._warn_once(
-                "shared batch",
-                f"all {self._buffers.num_rows} subproblems started with exactly the same losses: they seem to share "
-                f"their mini-batches. Transfer by a fixed rule ({type(self._blend.rule).__name__}) averages gradient "
-                "noise; shared batches leave none: draw one for each subproblem (repeat(loader), stack(...)).",
-            )
 
     # ------------------------------------------------------------------ what weightings learn from
     @property
@@ -768,8 +592,4 @@ class MT2OFused(OneModel):
         return self._parts().exported()
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:
-        return self._parts().loaded(shared, self._take_blend)
-
-    def _take_blend(self, blend: Blend) -> None:
-        self._blend = blend
-        self._tell_weigher()
+        return self._parts().loaded(shared)

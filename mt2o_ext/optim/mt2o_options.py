@@ -22,7 +22,7 @@ from .blend import Blend
 from .objective import Objective
 from .vertices import Vertices
 
-__all__ = ["Front", "Inner", "blend_of", "check_equal_slices", "front_of", "inner_of", "objective_of"]
+__all__ = ["Front", "Inner", "blend_of", "check_equal_slices", "check_group", "front_of", "inner_of", "objective_of"]
 
 
 class Front(NamedTuple):
@@ -145,6 +145,27 @@ def blend_of(asked: Asked, front: Front) -> Blend:
     if transfer == "auto":
         transfer = Spectral() if len(front.preferences) > 1 else None
     return Blend(as_transfer_rule(transfer), front.preferences, asked.order, asked.moments, asked.warm_up)
+
+
+def check_group(options: dict[str, Any], tasks: TaskGradients | None, *, vertices: bool) -> None:
+    """Checks the options of a group that only some fronts and weightings have.
+
+    vertices: whether the front is on vertices.
+
+    Raises:
+        ValueError: for a head where heads would get no share of the point, and for rows that are not blended.
+    """
+    by_points = tasks is not None and tasks.heads == "plain" and Needs.POINTS in tasks.weigher.weighting.needs
+    if by_points and options.get("task") is not None:
+        raise ValueError(
+            'expected heads="weighted" for groups with task= and a weighting by points, without which no share of '
+            'the point would be in the gradients of heads, got heads="plain": pass it, or leave task= out'
+        )
+    if vertices and options.get("transfer") is False:
+        raise ValueError(
+            'expected groups without transfer=False with front="vertices", where no rows are blended, got one: '
+            'leave it out, or take front="rows"'
+        )
 
 
 def check_equal_slices(params: Sequence[Any], num_models: int) -> None:

@@ -56,12 +56,44 @@ class Parts(NamedTuple):
             state["vertices"] = self.vertices.state_dict()
         return state if self.tasks is None else {**state, "weighting": self.tasks.weigher.state_dict()}
 
-    def loaded(self, shared: Any, take_blend: Callable[[Blend], None]) -> Callable[[], None]:
+    def named(self, ema: float | None) -> str:
+        """Return the options that a ``repr`` shows, but for those of parameter groups."""
+        blend, tasks, vertices = self.blend, self.tasks, self.vertices
+        num_subproblems, num_tasks = blend.preferences.shape
+        weighting = None if tasks is None else type(tasks.weigher.weighting).__name__
+        common = (
+            f"num_tasks={num_tasks}, num_subproblems={num_subproblems}, scalarization={self.objective.scalarization}, "
+            f"weighting={weighting}, ema={ema}"
+        )
+        if vertices is None:
+            return f"{common}, front='rows', transfer={type(blend.rule).__name__}, order={blend.order.name.lower()}"
+        return f"{common}, front='vertices', points={vertices.num_points}, concentration={vertices.concentration}"
+
+    def described(self) -> dict[str, Any]:
+        """Return the options that have to be the same on all ranks when the optimizer is made."""
+        blend, vertices = self.blend, self.vertices
+        return {
+            "front": self.kind,
+            "scalarization": repr(self.objective.scalarization),
+            "transfer": type(blend.rule).__name__,
+            "order": blend.order.name,
+            "moments": blend.moments.name,
+            "points": None if vertices is None else vertices.num_points,
+            "concentration": None if vertices is None else vertices.concentration,
+            "warm_up": blend.warm_up if vertices is None else vertices.warm_up,
+            "subproblem": [{"preferences": row} for row in blend.preferences.tolist()],
+        }
+
+    def tell_weigher(self) -> None:
+        """Gives the preferences to a weighting that has those of the subproblems."""
+        if self.vertices is None and self.tasks is not None and self.objective.scalarization is None:
+            self.tasks.weigher.preferences = self.blend.preferences
+
+    def loaded(self, shared: Any) -> Callable[[], None]:
         """Check what `exported` gave.
 
         Args:
             shared: the state, or None where a dict has none.
-            take_blend: takes the blend with the state of the dict.
 
         Returns:
             A function that takes the state over, and cannot fail.
@@ -87,7 +119,8 @@ class Parts(NamedTuple):
             commits.append(self.vertices.loaded(member_dict(shared, "vertices", "the optimizer"), self.flats))
 
         def commit() -> None:
-            take_blend(blend)
+            self.blend.take_over(blend)
+            self.tell_weigher()
             self.report.counts.copy_(skipped)
             self.objective.load_state_dict(last)
             self.model_buffers.load(shared, self.row)

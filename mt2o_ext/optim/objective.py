@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..device import to_device
+from ..device import capturing, to_device
 from ..gradients.skipped import RefusedLosses
 from ..scalarization import Linear, Scalarization
 from ..weighting.present import selected_share, widened
 
 __all__ = ["Objective"]
+
+
+class _Ready(NamedTuple):
+    """Factors for one backward of each row.
+
+    preferences: that they are of.  key: their dtype, the number that multiplies them, the version of the preferences.
+    table: [K, T].  taken: the rows that have had theirs (None: of all at once).
+    """
+
+    preferences: Tensor
+    key: tuple[torch.dtype, int, int]
+    table: Tensor
+    taken: set[int | None]
 
 
 class Objective:
@@ -31,7 +46,7 @@ class Objective:
         self._narrowed: dict[frozenset[int], tuple[Tensor, Scalarization | None]] = {}
         self.refused = None if scalarization is None else RefusedLosses(scalarization, num_rows)
         self._last: Tensor | None = None  # [K, T], inf: not known
-        self._constant: tuple[Tensor, int, Tensor] | None = None  # preferences, their version, coefficients
+        self._ready: _Ready | None = None
         if scalarization is not None and scalarization.whole_table:
             self._last = torch.full((num_rows, num_tasks), torch.inf, dtype=torch.float64)
 
@@ -39,6 +54,59 @@ class Objective:
     def goes_by_losses(self) -> bool:
         """True if the coefficients depend on the losses."""
         return self.scalarization is not None and not isinstance(self.scalarization, Linear)
+
+    @property
+    def reads_losses(self) -> bool:
+        """True if anything of this object asks for the values of the losses, in backward."""
+        return self.scalarization is not None and (not self._is_constant or torch.compiler.is_compiling())
+
+    @property
+    def _is_constant(self) -> bool:
+        return type(self.scalarization) is Linear
+
+    def factors(
+        self,
+        losses: Tensor | None,
+        preferences: Tensor,
+        row: int | None,
+        absent: frozenset[int] = frozenset(),
+        *,
+        dtype: torch.dtype,
+        times: int = 1,
+    ) -> Tensor | None:
+        """The coefficients for a backward, [T] of one subproblem, [K, T] of all; None: there is no scalarization.
+
+        Nobody else has the tensor: autograd may hand it on as the gradient of a parameter, which others write to.
+
+        Args:
+            losses: as of `coefficients`; None where `reads_losses` says that nobody reads them.
+            preferences: as of `coefficients`.
+            row: as of `coefficients`.
+            absent: as of `coefficients`.
+            dtype: of the result.
+            times: multiplies the coefficients.
+        """
+        if self.scalarization is None:
+            return None
+        if losses is None and not absent:
+            return self._constant_factors(preferences, row, dtype, times)
+        if losses is None:
+            losses = preferences.new_zeros(self._num_tasks)
+        found = self.coefficients(losses, preferences, row, absent)
+        return (found * times if times != 1 else found).to(dtype, copy=True)
+
+    def _constant_factors(self, preferences: Tensor, row: int | None, dtype: torch.dtype, times: int) -> Tensor:
+        """The same of coefficients that no losses change: made once for all rows, which take theirs once each."""
+        assert isinstance(self.scalarization, Linear)
+        ready, key = self._ready, (dtype, times, preferences._version)
+        captured = capturing(preferences.device)  # a replay has to find the preferences of its time
+        if ready is None or ready.key != key or ready.preferences is not preferences or row in ready.taken or captured:
+            table = self.scalarization.weights(preferences)
+            table = (table * times if times != 1 else table).to(dtype, copy=True)
+            ready = _Ready(preferences, key, table, set())
+            self._ready = None if captured else ready
+        ready.taken.add(row)
+        return ready.table if row is None else ready.table[row]
 
     def coefficients(
         self, losses: Tensor, preferences: Tensor, row: int | None, absent: frozenset[int] = frozenset()
@@ -59,9 +127,6 @@ class Objective:
             found = _coefficients(scalarization, losses[present], shares, row, last)
             some = preferences[row].index_select(0, present).sum() > 0
             return widened(torch.where(some, found, 0.0), present, self._num_tasks)
-        if type(self.scalarization) is Linear and not torch.compiler.is_compiling():
-            table = self._constants(self.scalarization, preferences)
-            return table if row is None else table[row]
         return _coefficients(self.scalarization, losses, preferences, row, self._last)
 
     def _of_others(self, absent: frozenset[int], device: torch.device) -> tuple[Tensor, Scalarization | None]:
@@ -72,19 +137,13 @@ class Objective:
             self._narrowed[absent] = to_device(torch.tensor(there, dtype=torch.int64), device), narrow
         return self._narrowed[absent]
 
-    def _constants(self, scalarization: Linear, preferences: Tensor) -> Tensor:
-        """float64 [K, T], coefficients that no losses change (a step of losses that are not finite is not made)."""
-        known = self._constant
-        if known is None or known[0] is not preferences or known[1] != preferences._version:
-            table = scalarization.coefficients(torch.zeros_like(preferences), preferences)
-            known = self._constant = preferences, preferences._version, table
-        return known[2]
-
-    def see(self, losses: Tensor, row: int | None, absent: frozenset[int] = frozenset()) -> None:
+    def see(self, losses: Tensor | None, row: int | None, absent: frozenset[int] = frozenset()) -> None:
         """Notes the losses of a backward: those that the scalarization is not defined for, and the last ones.
 
-        Arguments as of `coefficients`.
+        Arguments as of `factors`.
         """
+        if losses is None:
+            return
         present = self._of_others(absent, losses.device)[0] if absent else None
         if self._last is not None:
             self._last = self._last.to(losses.device)
@@ -98,6 +157,7 @@ class Objective:
 
     def forget(self, row: int | None = None) -> None:
         """Forgets what was refused, in a row or in all."""
+        self._ready = None
         if self.refused is not None:
             self.refused.forget(row)
 

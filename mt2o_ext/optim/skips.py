@@ -46,19 +46,26 @@ class SkipReport:
         return torch.zeros(len(self.counts), dtype=torch.float32, device=self.counts.device)
 
     def rows_to_skip(self, found: Tensor) -> Tensor:
-        """float32 [K], not zero in rows whose step is skipped, from what was found in each row."""
+        """Says which rows skip the step, from what was found in each, float32 [K].
+
+        Returns:
+            float32 [K], not zero in rows that are skipped; [1] where all skip it together.
+        """
         if not self.skip_all or len(self.counts) == 1:
             return found
-        return found.amax().expand_as(found).contiguous()
+        return found.amax(0, keepdim=True)
 
     def with_refusals(self, found: Tensor) -> Tensor:
         """found, with the number of the reason in rows whose losses were refused (a weighting has written its own)."""
-        before = len(REASONS)
-        for refuser in self._refusers:
+        for index, refuser in enumerate(self._refusers):
             if isinstance(refuser, RefusedLosses) and (refusals := refuser.refusals()) is not None:
+                before = len(REASONS) + self._offset_of(index)
                 found = torch.where(refusals[:, 0] > 0, (refusals[:, 0] + before).to(found), found)
-            before += len(refuser.reasons)
         return found
+
+    def _offset_of(self, index: int) -> int:
+        """The number of reasons of the refusers before one of them."""
+        return sum(len(refuser.reasons) for refuser in self._refusers[:index])
 
     def count(
         self,
@@ -75,7 +82,7 @@ class SkipReport:
 
         Args:
             found: float32 [K], the number of what was found in a row, see `_reasons`; 0: nothing.
-            skipped: float32 [K], not zero in rows whose step is skipped.
+            skipped: as `rows_to_skip` gave it.
             expected: infinities are no surprise: a GradScaler looks for them.
             weights: float64 [1, T], with which losses were added up before their backward, or None.
             finite: bool [1], whether these losses were finite, or None.
@@ -97,15 +104,15 @@ class SkipReport:
 
     def _refusals(self) -> Tensor | None:
         """float64 [K, 3], of all who may refuse: the number of the reason, counted through; task and value."""
-        found, offset = None, 0
-        for refuser in self._refusers:
+        found = None
+        for index, refuser in enumerate(self._refusers):
             refusals = refuser.refusals()
-            if refusals is not None and offset > 0:
+            if refusals is not None and index > 0:
                 told = refusals[:, :1] > 0
-                refusals = torch.cat([torch.where(told, refusals[:, :1] + offset, 0.0), refusals[:, 1:]], 1)
+                numbers = torch.where(told, refusals[:, :1] + self._offset_of(index), 0.0)
+                refusals = torch.cat([numbers, refusals[:, 1:]], 1)
                 refusals = refusals if found is None else torch.where(told, refusals, found)
             found = found if refusals is None else refusals
-            offset += len(refuser.reasons)
         return found
 
     def warn(self, *, wait: bool = False, stacklevel: int = 3) -> None:

@@ -25,7 +25,7 @@ class StepInputs(NamedTuple):
     active: bool [K, S], the tensors that are updated; None: all.
     reached: for each tensor, whether it has a gradient in any row.
     divisor: float32 [1], what gradients are divided by, or None.
-    skipped: float32 [K], not zero in rows that are left as they are.
+    skipped: float32 [K], not zero in rows that are left as they are; [1] where all are or none is.
     mix: M [K, K] or [S, K, K] of the transfer, or None where none is due.
     """
 
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     """A step that is ready to be made.
 
     found: float32 [K], the number of what was found in a row, see :mod:`mt2o_ext.gradients.skipped`; 0: nothing.
-    skipped: float32 [K], not zero in rows that are left as they are.
+    skipped: float32 [K], not zero in rows that are left as they are; [1] where all are or none is.
     inputs: of each buffer.
     """
 

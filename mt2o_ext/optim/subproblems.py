@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..pareto import ParetoFront
-from ..pareto.evaluation import Evaluated, Evaluation, states_of_bank
-from ..preferences import check_preferences
+from ..pareto.evaluation import Evaluated, Evaluation, check_trained, states_of_bank
+from ..preferences import check_point
 from .base import FlatOptimizer
-from .flat_vertices import FlatVertices
 from .model_buffers import ModelBuffers
 from .now import Loop
+from .shown_model import ShownModel
 
 __all__ = ["OneModel"]
 
@@ -45,6 +45,10 @@ class OneModel(FlatOptimizer):
             self._model_buffers.share(self._ranks)
 
     @property
+    def _model(self) -> ShownModel:
+        return ShownModel(self._buffers, self._model_buffers, self._now)
+
+    @property
     def _num_subproblems(self) -> int:
         return len(self.preferences)
 
@@ -69,25 +73,6 @@ class OneModel(FlatOptimizer):
         except TypeError:
             self.zero_grad()  # nothing half-stored, and the way back to another subproblem is free
             raise
-
-    @torch.no_grad()
-    def _enter(self, row: int) -> None:
-        for flat in self._buffers.flats:
-            flat.activate(row)
-        torch.clear_autocast_cache()  # it knows tensors by their identity: the parameters show other values now
-        self._model_buffers.show(row)
-        self._now.row = row
-
-    def _return(self, row: int, *, detached: bool) -> None:
-        self._enter(row)
-        if detached:
-            self._detach(None)
-
-    def _detach(self, name: str | None) -> None:
-        with torch.inference_mode(False):  # parameters cannot become inference tensors
-            for flat in self._buffers.flats:
-                flat.detach_values(name, self._now.row)
-        self._now.detached = True
 
     def _rounds(self) -> Generator[int, None, None]:
         """One round for each subproblem; a single one if they are stacked."""
@@ -117,7 +102,7 @@ class OneModel(FlatOptimizer):
                     )
                 if row != self._now.row:
                     self._leave()
-                    self._enter(row)
+                    self._model.enter(row)
                 yield row
         finally:
             self._end(loop)
@@ -133,7 +118,7 @@ class OneModel(FlatOptimizer):
             last = self._now.loops.pop()
         if last is not None and self._now.row != last.before:
             self._leave()
-            self._return(last.before, detached=last.detached)
+            self._model.go_back(last.before, detached=last.detached)
 
     def _check_behind_loops(self) -> None:
         if self._now.loops:
@@ -162,8 +147,8 @@ class OneModel(FlatOptimizer):
             return
         before, detached = self._now.row, self._now.detached
         self._leave()
-        self._enter(k)
-        self._detach("ema" if ema else None)
+        self._model.enter(k)
+        self._model.detach("ema" if ema else None)
         self._now.averaged = ema
         if ema:
             self._model_buffers.show_evaluated("ema", k)
@@ -173,15 +158,11 @@ class OneModel(FlatOptimizer):
             self._now.averaged = False
             if not ema:
                 self._leave()
-            else:
-                self._drop_stored_gradients()
+            elif self._buffers.keeps_rows:  # those of the subproblems are stored
+                for _, p in self._parameters():
+                    p.grad = None
             self._now.detached = False
-            self._return(before, detached=detached)
-
-    def _drop_stored_gradients(self) -> None:
-        if self._buffers.keeps_rows:  # those of the subproblems are stored
-            for _, p in self._parameters():
-                p.grad = None
+            self._model.go_back(before, detached=detached)
 
     @contextmanager
     def at(self, preference: Tensor | Sequence[float], *, ema: bool = False) -> Iterator[None]:
@@ -201,88 +182,32 @@ class OneModel(FlatOptimizer):
         self._check_one_model()
         if self._buffers.vertices is None:
             raise RuntimeError('expected an optimizer with front="vertices" for at(), got K rows: use subproblem(k)')
-        weights = self._checked_preference(preference)
+        weights = check_point(preference, self._num_tasks).to(self._buffers.device)
         if ema:
             self._check_average("ema=True")
         name, outer = "ema" if ema else None, self._now.point
         if outer is None:
             self._leave()
-            self._take_changes()
+            self._model.take_changes()
         kept = [(p, p.grad) for _, p in self._parameters()]
-        self._show_point(name, weights)
+        self._model.show_point(name, weights)
         for p, _ in kept:
             p.grad = None
         try:
             yield
-            self._warn_of_dropped_changes(name, weights)
-            self._warn_of_foreign_statistics()
+            self._warn_of(self._model.lost_changes(name, weights))
         finally:
             for p, grad in kept:  # those made inside are of a point that is in no step
                 p.grad = grad
             self._now.averaged, self._now.point = False, None
             if outer is None:
-                self._return(self._now.row, detached=False)
+                self._model.go_back(self._now.row, detached=False)
             else:
-                self._show_point(*outer)
+                self._model.show_point(*outer)
 
-    def _checked_preference(self, preference: Any) -> Tensor:
-        """float64 [1, T] on the device."""
-        try:
-            weights = torch.as_tensor(preference, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            weights = torch.zeros((), dtype=torch.float64)
-        if weights.shape != (self._num_tasks,):
-            raise ValueError(
-                f"expected a preference for at() as {self._num_tasks} weights of the tasks, got {preference!r:.80}: "
-                "give one number for each task, which sum to 1"
-            )
-        return check_preferences(weights.unsqueeze(0), 1, self._num_tasks).to(self._buffers.device)
-
-    def _show_point(self, name: str | None, weights: Tensor) -> None:
-        with torch.inference_mode(False), torch.no_grad():
-            for flat in self._vertex_flats():
-                flat.show(flat.at(weights, None if name is None else flat.buffers[name]))
-        torch.clear_autocast_cache()
-        self._now.averaged, self._now.point = True, (name, weights)
-
-    def _vertex_flats(self) -> list[FlatVertices]:
-        return [flat for flat in self._buffers.flats if isinstance(flat, FlatVertices)]
-
-    @torch.no_grad()
-    def _take_changes(self) -> None:
-        for flat in self._vertex_flats():
-            flat.take_changes()
-
-    def _warn_of_dropped_changes(self, name: str | None, weights: Tensor) -> None:
-        if any(p.grad is not None for _, p in self._parameters()):
-            self._warn_once(
-                "dropped gradients",
-                'gradients were made inside of at() or subproblem() of front="vertices", at a point that is in no '
-                "step: they are dropped. optimizer.points tells the points of a step, which the model shows outside.",
-                stacklevel=6,
-            )
-        for flat in self._vertex_flats():
-            row = flat.at(weights, None if name is None else flat.buffers[name])
-            views = [flat.rows_of(row, segment)[0] for segment in range(len(flat.parameters))]
-            if not all(torch.equal(p.data, view) for p, view in zip(flat.parameters, views, strict=True)):
-                self._warn_once(
-                    "dropped changes",
-                    'parameters were changed inside of at() or subproblem() of front="vertices", where the model is '
-                    "computed from the vertices: the changes are dropped. Save the model inside of the context, or "
-                    "change it outside, which moves all vertices alike.",
-                    stacklevel=6,
-                )
-
-    def _warn_of_foreign_statistics(self) -> None:
-        if self._model_buffers.shows_those_of_steps():
-            self._warn_once(
-                "foreign statistics",
-                'inside of at(), subproblem() or front() of front="vertices" the model had the buffers (running '
-                "statistics of BatchNorm, say) that the steps have left, which are those of random points and fit no "
-                "single one: call optimizer.update_buffers(...) before subproblem() and front(), and compute them anew "
-                "inside of at(), both with torch.optim.swa_utils.update_bn(loader, model), before you evaluate or save",
-                stacklevel=6,
-            )
+    def _warn_of(self, found: Iterator[tuple[str, str]]) -> None:
+        for key, text in found:
+            self._warn_once(key, text, stacklevel=6)
 
     @contextmanager
     def all_subproblems(self, *, ema: bool = False) -> Iterator[None]:
@@ -309,17 +234,17 @@ class OneModel(FlatOptimizer):
             self._check_average("an average")
         self._synchronize()
         if self._buffers.vertices is None:
-            self._detach(name)
+            self._model.detach(name)
         else:
-            self._take_changes()
-            self._show_point(name, self.preferences.to(self._buffers.device))
+            self._model.take_changes()
+            self._model.show_point(name, self.preferences.to(self._buffers.device))
         self._model_buffers.store(0)
         self._model_buffers.show_evaluated("ema" if name else "theta", 0)
         self._now.averaged = True
         try:
             yield
             if self._buffers.vertices is not None:
-                self._warn_of_foreign_statistics()
+                self._warn_of(self._model.foreign_statistics())
         finally:
             self._now.averaged = self._now.detached = False
             self._now.point = None
@@ -365,15 +290,6 @@ class OneModel(FlatOptimizer):
                     self._model_buffers.keep_evaluated(key, k)
 
     # ------------------------------------------------------------------ the front
-    def _check_model(self, model: nn.Module) -> None:
-        """Checks that a model is the one that is trained."""
-        held = {id(p) for group in self.param_groups for p in group["params"]}
-        if held.isdisjoint(id(p) for p in model.parameters()):
-            raise ValueError(
-                f"expected model= with the parameters of this optimizer, got a {type(model).__name__} with none of "
-                "them, which is the same at each subproblem: pass the model that is trained, not a copy"
-            )
-
     def front(
         self,
         evaluate: Callable[[], Evaluation],
@@ -399,7 +315,7 @@ class OneModel(FlatOptimizer):
         """
         if model is not None:
             model = getattr(model, "_orig_mod", model)  # of torch.compile, which puts it before all names
-            self._check_model(model)
+            check_trained(model, [p for _, p in self._parameters()])
         found = Evaluated(self._num_subproblems, self._num_tasks)
         if self._buffers.stacked:
             trained = not ema and self._buffers.vertices is None

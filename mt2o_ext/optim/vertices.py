@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..device import refuse_in_graph, to_device
-from ..dirichlet import dirichlet
+from ..dirichlet import dirichlet, uniform_on_simplex
 from ..entries import generator_state, member
 from ..gradients.options import own_generator
 from ..gradients.table import Source
@@ -41,6 +41,7 @@ class Vertices:
 
     Attributes:
         points: float64 [K, V] on the simplex, of the step that comes next.
+        shares: float64 [V, K], what each vertex gets of the points' gradients: V / K points^T.
         steps: steps taken.
         own_generator: whether nobody gave a generator.
     """
@@ -60,6 +61,7 @@ class Vertices:
         self.concentration = concentration
         self.steps = 0
         self.points = torch.zeros(num_points, num_vertices, dtype=torch.float64)
+        self.shares = torch.zeros(num_vertices, num_points, dtype=torch.float64)
         self._draw()
 
     @property
@@ -69,22 +71,38 @@ class Vertices:
 
     def to(self, device: torch.device) -> None:
         """Moves the points."""
-        self.points = self.points.to(device)
+        self.points, self.shares = self.points.to(device), self.shares.to(device)
 
     def share(self, ranks: Ranks) -> None:
         """From now on all ranks draw the numbers that the first one would have drawn."""
         self.generator = ranks.generator(self.generator)
         ranks.share_([self.points])
+        self._share_out()
 
-    @torch._disable_dynamo
     def _draw(self) -> None:
         """Draws the points of the next step."""
+        if torch.compiler.is_compiling():
+            self._draw_untraced()
+        else:
+            self._draw_now()
+
+    @torch._disable_dynamo
+    def _draw_untraced(self) -> None:
+        self._draw_now()
+
+    def _draw_now(self) -> None:
         shape = self.points.shape
         if self.steps < self.warm_up:
             points = torch.full(shape, 1 / self.num_vertices, dtype=torch.float64)
+        elif self.concentration == 1.0:
+            points = uniform_on_simplex(shape, self.generator).cpu()
         else:
             points = dirichlet(torch.full(shape, self.concentration, dtype=torch.float64), self.generator).cpu()
         self.points.copy_(to_device(points, self.points.device))
+        self._share_out()
+
+    def _share_out(self) -> None:
+        torch.mul(self.points.T, self.num_vertices / self.num_points, out=self.shares)
 
     def advance(self, flats: Sequence[FlatParameters]) -> None:
         """Counts a step, draws the points of the next one, and lets the parameters show them."""
@@ -113,23 +131,15 @@ class Vertices:
         (grads, addresses), weights = given.gradients
         num_points, tasks, width = grads.shape
         vertices, joined = self.num_vertices, num_points * tasks
-        own = grads.new_ones(num_points, tasks, dtype=torch.float64) if weights is None else weights
-        shares = (self.points.T * (vertices / num_points)).unsqueeze(2)  # [V, K, 1]
-        return StepInputs(
-            Combination(
-                Source(
-                    grads.reshape(1, joined, width).expand(vertices, -1, -1),
-                    None
-                    if addresses is None
-                    else addresses.reshape(1, joined, -1).expand(vertices, -1, -1).contiguous(),
-                ),
-                (shares * own.unsqueeze(0)).reshape(vertices, joined).contiguous(),
-            ),
-            None if given.active is None else given.active.any(0, keepdim=True).expand(vertices, -1).contiguous(),
-            given.reached,
-            given.divisor,
-            given.skipped.amax().expand(vertices).contiguous(),
-        )
+        places = None if addresses is None else addresses.view(1, joined, -1).expand(vertices, -1, -1)
+        source = Source(grads.reshape(1, joined, width).expand(vertices, -1, -1), places)
+        shares = self.shares
+        if weights is not None:  # of the tasks inside of each point
+            shares = (shares.unsqueeze(2) * weights.unsqueeze(0)).view(vertices, joined)
+        active = given.active
+        if active is not None:
+            active = active.any(0, keepdim=True).expand(vertices, -1).contiguous()
+        return given._replace(gradients=Combination(source, shares), active=active)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -161,6 +171,7 @@ class Vertices:
 
         def commit() -> None:
             self.points.copy_(points)
+            self._share_out()
             self.steps, self.concentration = steps, concentration
             self.generator.set_state(numbers)
             self.spread(flats())

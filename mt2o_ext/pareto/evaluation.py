@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..bank import SubproblemBank
 from ..gradients.losses import as_losses
 
-__all__ = ["Evaluated", "states_of_bank"]
+__all__ = ["Evaluated", "check_trained", "states_of_bank"]
 
 Evaluation = Tensor | Sequence[Tensor] | tuple[Tensor | Sequence[Tensor], Mapping[str, Any]]
 
@@ -105,6 +105,23 @@ def _state_of(model: nn.Module) -> Mapping[str, Tensor]:
         if isinstance(tensor, Tensor) and (tensor.data_ptr() in written or tensor.is_shared()):
             state[name] = tensor.clone()
     return state
+
+
+def check_trained(model: nn.Module, parameters: Iterable[Tensor]) -> None:
+    """Checks that a model is the one that an optimizer trains.
+
+    Args:
+        model: of the user's.
+        parameters: of the optimizer.
+
+    Raises:
+        ValueError: for a model without any of them.
+    """
+    if set(map(id, parameters)).isdisjoint(map(id, model.parameters())):
+        raise ValueError(
+            f"expected model= with the parameters of this optimizer, got a {type(model).__name__} with none of "
+            "them, which is the same at each subproblem: pass the model that is trained, not a copy"
+        )
 
 
 def states_of_bank(bank: nn.Module) -> list[Mapping[str, Tensor]]:

@@ -29,3 +29,8 @@ class Linear(Scalarization):
 
     def _gradient(self, losses: Tensor, preferences: Tensor) -> Tensor:
         return preferences
+
+    def weights(self, preferences: Tensor) -> Tensor:
+        """The coefficients of all losses that are finite, whatever they are; like ``preferences``, float64 [..., T]."""
+        scale = self._per_task("loss_scale", preferences)
+        return preferences if isinstance(scale, float) and scale == 1.0 else preferences / scale

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_count, check_mix, check_positive, check_real
+from ..device import capturing
 from .base import TransferContext, TransferRule
 from .polynomial import symmetrized
 from .registry import register
@@ -29,6 +30,7 @@ class FixedMix(TransferRule):
         self.rate = as_schedule(rate)
         self.counts_steps = self.rate.counts_steps
         self._target: Tensor | None = None
+        self._made: tuple[float, Tensor] | None = None  # a rate, and M
 
     @abstractmethod
     def target(self, preferences: Tensor) -> Tensor | None:
@@ -36,7 +38,7 @@ class FixedMix(TransferRule):
 
     def bind(self, preferences: Tensor) -> None:
         super().bind(preferences)
-        self._target = self.target(preferences)
+        self._target, self._made = self.target(preferences), None
         self.nonnegative = self._target is None or not bool((self._target < 0).any())
 
     def matrix(self, context: TransferContext) -> Tensor | None:
@@ -46,7 +48,11 @@ class FixedMix(TransferRule):
         rate = self.rate(context)
         if isinstance(rate, float) and rate == 0:
             return None
-        return mixed(self._target, rate)
+        if isinstance(rate, Tensor) or torch.compiler.is_compiling() or capturing(self._target.device):
+            return mixed(self._target, rate)
+        if self._made is None or self._made[0] != rate:
+            self._made = rate, mixed(self._target, rate)
+        return self._made[1]
 
 
 def mixed(target: Tensor, rate: float | Tensor) -> Tensor:

@@ -138,7 +138,6 @@ class Weighting(Stateful, ABC):
         """bool [K], where the last `weights` were NaN though gradients and losses were finite; None before any."""
         return None if self._last is None else self._last.refused
 
-    @torch.no_grad()
     def refusals(self) -> Tensor | None:
         """Return why that was so, as numbers; None before any weights.
 

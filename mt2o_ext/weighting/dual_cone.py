@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from ..device import capturing
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
@@ -45,7 +47,17 @@ class UPGrad(Weighting):
     """
 
     needs = Needs.GRAM
+    _known: tuple[Tensor, int, Tensor] | None = None  # preferences, their version, and what is made of them
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None
-        return dual_cone(context.gram, context.preferences.diag_embed(), context.gram_rtol()).sum(1)
+        return dual_cone(context.gram, self._corners(context.preferences), context.gram_rtol()).sum(1)
+
+    def _corners(self, preferences: Tensor) -> Tensor:
+        """[K, T, T], u_t e_t for each task; made anew for other preferences only."""
+        known = self._known
+        if torch.compiler.is_compiling() or capturing(preferences.device):
+            return preferences.diag_embed()
+        if known is None or known[0] is not preferences or known[1] != preferences._version:
+            known = self._known = preferences, preferences._version, preferences.diag_embed()
+        return known[2]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mt2o_ext import WeightedFused
+from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext.dirichlet import uniform_on_simplex
+from mt2o_ext.transfer import Hat, Mean
 from support.backends import CPU
 
 pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
@@ -70,7 +74,7 @@ def own(losses: Callable[[], list[Tensor]], *, together: bool) -> Counter[str]:
     return launched(passes)
 
 
-LIMITS = {"cagrad": 8, "mgda": 8, "dualproj": 8, "upgrad": 10, None: 4}
+LIMITS = {"cagrad": 8, "mgda": 8, "dualproj": 8, "upgrad": 9, None: 4}
 
 
 @pytest.mark.parametrize("weighting", LIMITS)
@@ -123,3 +127,67 @@ def test_weights_of_the_losses_cost_two_more_and_their_formula() -> None:
     found = launched(lambda: (optimizer.backward(given), optimizer.step()))
     of_package = {name: count for name, count in found.items() if name.startswith("mt2o_ext")}
     assert sum(of_package.values()) == 4, of_package
+
+
+# ---------------------------------------------------------------------- K subproblems
+K = 4
+ROWS = {"front": "rows", "transfer": None}
+OF_MT2O = {  # options, and the limits of all backwards together and of the step
+    "rows": (ROWS, 1, 4),
+    "rows, no transfer due": ({"front": "rows", "transfer": Hat(every=100)}, 1, 4),
+    "rows, a transfer": ({"front": "rows", "transfer": Mean(0.5)}, 1, 8),
+    "rows that skip together": ({**ROWS, "skip_nonfinite": "all"}, 1, 5),
+    "rows, cagrad": ({**ROWS, "weighting": "cagrad"}, 2, 6),
+    "rows, upgrad": ({**ROWS, "weighting": "upgrad"}, 2, 7),
+    "vertices": ({"front": "vertices"}, 1, 10),
+    "vertices, cagrad": ({"front": "vertices", "weighting": "cagrad"}, 2, 13),
+    "vertices, pamal": ({"front": "vertices", "weighting": "pamal", "scalarization": None}, 0, 12),
+}
+
+
+@pytest.mark.parametrize("name", OF_MT2O)
+def test_a_step_of_several_subproblems(name: str) -> None:
+    """The draw of the points is the host's on every device, and left out."""
+    options, of_backward, of_step = OF_MT2O[name]
+    parameters, of_batch = problem(2)
+    batches = count(1)
+    optimizer = MT2OFused(parameters, num_tasks=2, num_subproblems=K, **options)
+
+    def losses() -> list[Tensor]:
+        batch = next(batches)
+        return [loss * batch for loss in of_batch()]
+
+    found: list[Counter[str]] = []
+    for _ in range(3):
+        backwards: Counter[str] = Counter()
+        for _ in optimizer.subproblems():
+            backwards += launched(partial(optimizer.backward, losses()))
+        found = [backwards, launched(optimizer.step)]
+    optimizer.zero_grad()
+    alone: Counter[str] = Counter()
+    for _ in range(K):
+        alone += own(losses, together="weighting" not in options)
+        optimizer.zero_grad()
+    beyond = found[0] - alone
+    assert sum(beyond.values()) <= of_backward, beyond
+    if options["front"] == "vertices":
+        found[1] -= launched(lambda: uniform_on_simplex((K, 2)))
+    assert sum(found[1].values()) <= of_step, found[1]
+
+
+def test_a_bank_takes_two_for_its_losses_and_as_many_as_rows_for_its_step() -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(40).expand(K, -1).clone()) for _ in range(5)]
+    directions = torch.randn(2, 200)
+    optimizer = MT2OFused(parameters, num_tasks=2, num_subproblems=K, stacked=True, **ROWS)
+
+    def losses() -> Tensor:
+        return (torch.cat(parameters, 1) @ directions.T).square()
+
+    for _ in range(2):
+        backward = launched(partial(optimizer.backward, losses()))
+        step = launched(optimizer.step)
+    given = losses()
+    beyond = backward - launched(lambda: given.backward(torch.ones_like(given)))
+    assert sum(beyond.values()) <= 2, beyond
+    assert sum(step.values()) <= 4, step
