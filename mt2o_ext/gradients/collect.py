@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ..device import to_device
 from ..ops import gram_, plan_layout
@@ -31,6 +32,7 @@ from .table import GradientTable
 __all__ = [
     "Slot",
     "TaskSlots",
+    "batched_backward",
     "collect_batched",
     "collect_gram",
     "collect_sequential",
@@ -235,7 +237,7 @@ def collect_batched(losses: Tensor, slots: Mapping[Tensor, Sequence[tuple[int, S
 
         return take
 
-    _batched_backward(losses, [(p, taker(of_tasks)) for p, of_tasks in slots.items()], retain_graph)
+    batched_backward(losses, [(p, taker(of_tasks)) for p, of_tasks in slots.items()], retain_graph)
 
 
 def collect_gram(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -252,7 +254,7 @@ def collect_gram(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
         return take
 
-    _batched_backward(losses, [(p, taker(segment)) for segment, p in enumerate(parameters)], retain_graph=True)
+    batched_backward(losses, [(p, taker(segment)) for segment, p in enumerate(parameters)], retain_graph=True)
     return result
 
 
@@ -288,19 +290,38 @@ class _Take(torch.autograd.Function):
         return grad.new_zeros(()), None
 
 
-def _batched_backward(
-    losses: Tensor, takers: Sequence[tuple[Tensor, Callable[[Tensor], None]]], retain_graph: bool
-) -> None:
-    live = [(p, take) for p, take in takers if p.requires_grad]
-    if not live:
-        return
-    parameters = [p for p, _ in live]
+def batched_backward(
+    losses: Tensor,
+    takers: Sequence[tuple[Tensor, Callable[[Tensor], None]]],
+    retain_graph: bool,
+    points: Sequence[GradientEdge] = (),
+) -> list[Tensor | None]:
+    """One backward for all losses, [T], through ``torch.func.vmap``.
 
-    def vector_jacobian(vector: Tensor) -> None:
-        torch.autograd.grad(losses, parameters, vector, retain_graph=retain_graph, allow_unused=True)
+    Args:
+        losses: [T], of one graph.
+        takers: parameters, and the function that each one's gradients [T, *shape] are given to when they are complete.
+        retain_graph: as in ``torch.autograd.backward``.
+        points: places of the graph.
+
+    Returns:
+        The gradients [T, *shape] by each point, None where no loss depends on it.
+    """
+    live = [(p, take) for p, take in takers if p.requires_grad]
+    if not live and not points:
+        return []
+    inputs: list[Any] = [*points, *(p for p, _ in live)]
+    reached: list[bool] = []
+
+    def vector_jacobian(vector: Tensor) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(losses, inputs, vector, retain_graph=retain_graph, allow_unused=True)
+        reached[:] = [grad is not None for grad in found[: len(points)]]
+        return tuple(grad for grad in found[: len(points)] if grad is not None)
 
     with _taking(live, len(losses)):
-        torch.func.vmap(vector_jacobian, out_dims=None)(torch.eye(len(losses), dtype=losses.dtype).to(losses))
+        found = torch.func.vmap(vector_jacobian)(torch.eye(len(losses), dtype=losses.dtype).to(losses))
+    there = iter(found)
+    return [next(there) if one else None for one in reached]
 
 
 @contextmanager
