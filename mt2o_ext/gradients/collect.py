@@ -89,6 +89,7 @@ class TaskSlots:
     def __init__(self, tables: Sequence[GradientTable], tasks: Sequence[Sequence[int | None]], num_tasks: int) -> None:
         self._tables, self._tasks, self._num_tasks = list(tables), list(tasks), num_tasks
         self._rows: dict[int, list[list[Slot]]] = {}
+        self._heads: dict[int, list[list[Slot]]] = {}
 
     def of_row(self, row: int) -> list[list[Slot]]:
         """For each task, the slots of this row: shared parameters and the task's own heads."""
@@ -109,7 +110,9 @@ class TaskSlots:
 
     def heads(self, row: int) -> list[list[Slot]]:
         """For each task, the slots of its heads."""
-        return [[slot for slot in slots if slot.head] for slots in self.of_row(row)]
+        if row not in self._heads:
+            self._heads[row] = [[slot for slot in slots if slot.head] for slots in self.of_row(row)]
+        return self._heads[row]
 
     def head_parameters(self) -> list[Tensor]:
         """The parameters that belong to a head."""

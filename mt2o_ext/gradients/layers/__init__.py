@@ -13,4 +13,5 @@ from .normalization import LayerNormKind as LayerNormKind
 from .terms import Dense as Dense
 from .terms import Outer as Outer
 from .terms import Picked as Picked
+from .terms import Shift as Shift
 from .terms import Term as Term

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .kind import LayerKind, register
-from .terms import Dense, Outer, Term
+from .terms import Outer, Shift, Term
 
 __all__ = ["LinearKind"]
 
@@ -33,9 +33,10 @@ class LinearKind(LayerKind):
 
     def terms(self, module: Any, x: Tensor, grad: Tensor, wanted: Collection[str]) -> Mapping[str, Term]:
         left, right = (side.reshape(len(side), 1, -1, side.shape[-1]) for side in (x, grad))
+        outer = Outer(left, right, x.shape[-1])
         found: dict[str, Term] = {}
         if "weight" in wanted:
-            found["weight"] = Outer(left, right, x.shape[-1])
+            found["weight"] = outer
         if "bias" in wanted:
-            found["bias"] = Dense(right.sum((1, 2)))
+            found["bias"] = Shift(outer)
         return found

@@ -50,6 +50,7 @@ class OfSamples:
                     "batch_dim= out"
                 )
         self._scalars = scalars
+        self._present = [sample for sample, loss in enumerate(scalars) if loss is not None]
         self._size = self._samples(trace)
         uses = trace.usable(self._fits)
         self._uses = {p: uses[p] for p in wanted if p in uses}
@@ -63,9 +64,10 @@ class OfSamples:
 
     def _samples(self, trace: Trace) -> int:
         """The size of the batch: T, or less where the last tasks are absent."""
-        present = [sample for sample, loss in enumerate(self._scalars) if loss is not None]
         sizes = {call.shape[self._dim] for _, call in trace.calls if len(call.shape) > self._dim}
-        return max((size for size in sizes if present[-1] < size <= len(self._scalars)), default=len(self._scalars))
+        return max(
+            (size for size in sizes if self._present[-1] < size <= len(self._scalars)), default=len(self._scalars)
+        )
 
     def _fits(self, call: Call) -> bool:
         place = self._dim == 0 or call.kind.batch_anywhere
@@ -93,8 +95,7 @@ class OfSamples:
     def add_others(self, sums: GramSums, *, batched: bool) -> None:
         """Add the Gram matrices by parameters without a formula."""
         there = [loss for loss in self._scalars if loss is not None]
-        present = [sample for sample, loss in enumerate(self._scalars) if loss is not None]
-        tasks = torch.tensor(present, device=sums.values.device)
+        tasks = torch.tensor(self._present, device=sums.values.device)
         through_autograd(there, self._others, (), lambda p, gram: sums.add(p, gram, "autograd", tasks), batched=batched)
 
     def backward(self, outputs: Sequence[Tensor], *, retain_graph: bool) -> None:
@@ -122,8 +123,7 @@ class OfSamples:
         Raises:
             ValueError: if they are not: then a loss depends on another sample than its own.
         """
-        present = [sample for sample, loss in enumerate(self._scalars) if loss is not None]
-        each = factors if len(outputs) == 1 and outputs[0].dim() == 1 else factors[present]
+        each = factors if len(outputs) == 1 and outputs[0].dim() == 1 else factors[self._present]
         given = [each] if outputs[0].dim() == 1 else each.unbind()
         mixed = self._pass(outputs, [f.to(output) for f, output in zip(given, outputs, strict=True)], retain_graph)
         wrong = []

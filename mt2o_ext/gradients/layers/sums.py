@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from ..collect import batched_backward, gram_of
+from ..collect import batched_backward
+from .terms import gram_of_rows
 
 __all__ = ["GramSums", "through_autograd"]
 
@@ -70,7 +71,7 @@ def through_autograd(
     if batched:
 
         def taker(p: Tensor) -> Callable[[Tensor], None]:
-            return lambda grads: take(p, gram_of(grads))
+            return lambda grads: take(p, gram_of_rows(grads))
 
         return batched_backward(torch.stack(list(losses)), [(p, taker(p)) for p in parameters], True, points)
     inputs: list[Any] = [*points, *parameters]
@@ -78,7 +79,7 @@ def through_autograd(
     columns = [_stacked(grads) for grads in zip(*passes, strict=True)]
     for p, grads in zip(parameters, columns[len(points) :], strict=True):
         if grads is not None:
-            take(p, gram_of(grads))
+            take(p, gram_of_rows(grads))
     return columns[: len(points)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -15,12 +16,23 @@ from torch import Tensor
 
 from ..collect import gram_of
 
-__all__ = ["Dense", "Outer", "Picked", "Term", "joined"]
+__all__ = ["Dense", "Outer", "Picked", "Shift", "Term", "gram_of_rows", "joined"]
 
 WORKSPACE = 1 << 20
 """Numbers that a piece of a table may have: what is larger is gone through in pieces."""
 
+NARROW = 128  # columns up to which float64 products of torch take less time than the kernel
+
 T = TypeVar("T", bound="Term")
+
+
+def gram_of_rows(rows: Tensor) -> Tensor:
+    """float64 [N, N], inner products of rows [N, ...]."""
+    flat = rows.flatten(1)
+    if flat.shape[1] > NARROW:
+        return gram_of(flat)
+    flat = flat.double()
+    return flat @ flat.T
 
 
 class Term(ABC):
@@ -62,7 +74,7 @@ class Dense(Term):
         self._values = values.flatten(1)
 
     def gram(self) -> Tensor:
-        return gram_of(self._values)
+        return gram_of_rows(self._values)
 
     def rows(self) -> Tensor:
         return self._values
@@ -115,14 +127,19 @@ class Outer(Term):
         flat = left.transpose(0, 1).reshape(1, groups, samples * positions, self._width)
         return Outer(flat, right.reshape(tasks, groups, samples * positions, height), self._width)
 
+    @cached_property
+    def gram_of_right(self) -> Tensor:
+        """float64 [N, N], inner products of the right factors where there is one position."""
+        return gram_of_rows(self.right)
+
     def gram(self) -> Tensor:
         if self._by_rows:
-            return gram_of(self.rows())
+            return gram_of_rows(self.rows())
         _, groups, positions, _ = self.right.shape
         if self._shared:
             return self._gram_of_shared()
         if groups == positions == 1:
-            return gram_of(self.left().flatten(1)) * gram_of(self.right.flatten(1))
+            return gram_of_rows(self.left()) * self.gram_of_right
         return sum((self._gram_of_pairs(group) for group in range(1, groups)), self._gram_of_pairs(0))
 
     def _gram_of_pairs(self, group: int) -> Tensor:
@@ -172,6 +189,21 @@ class Outer(Term):
             return None
         left = torch.cat([term.left() for term in terms], 2)
         return Outer(left, torch.cat([term.right for term in terms], 2), self._width)
+
+
+class Shift(Dense):
+    """What is added at each position, a bias: rows are sums of the right factors of a matrix that acts beside it.
+
+    Args:
+        outer: the term of that matrix, with G = 1.
+    """
+
+    def __init__(self, outer: Outer) -> None:
+        super().__init__(outer.right.sum((1, 2)))
+        self._outer = outer
+
+    def gram(self) -> Tensor:
+        return self._outer.gram_of_right if self._outer.right.shape[2] == 1 else super().gram()
 
 
 class Picked(Term):
