@@ -21,13 +21,13 @@ from mt2o_ext.gradients.layers import LayerEngine
 from mt2o_ext.weighting import Needs, UPGrad, Weighting, WeightingContext
 
 NOTES = (
-    "One thread. T losses, one for each sample of a batch of T; ms of forward pass, Gram matrix and combined gradient in "
-    "`.grad`, medians, all ways in turn. even: weights 1 / T, so that the time is that of the Gram matrix; upgrad: with "
-    "the solver, TorchJD's for TorchJD. ours: LayerEngine(batch_dim=0); x sum: to one backward of the losses' sum. TorchJD "
-    "/ ours: autogram.Engine(batch_dim=0) of TorchJD 0.18; stored / ours: WeightedBackward without engine; medians of "
-    "per-round ratios. MiB: largest allocation beyond that of making the model, of the second call. mlp: 784, 512, 512, "
-    "10; small mlp: 10, 5, 1, as in TorchJD's documentation; cnn: 32 and 64 filters of 3 x 3 on 3 x 32 x 32, pooling, two "
-    "linear layers; seq: 32 positions, embedding, two linear layers of 256, norm. float32."
+    "One thread, float32. T losses, one for each sample of a batch of T; ms of forward pass, Gram matrix and "
+    "combined gradient in `.grad`: medians, all ways in turn. even: weights of 1 / T, so that the time is that of the "
+    "Gram matrix and the gradient; upgrad: with the solver, each package's own. Ours: LayerEngine(batch_dim=0); x sum: "
+    "to one backward of the sum of the losses. TorchJD / ours: autogram.Engine(batch_dim=0) of TorchJD 0.18; stored / "
+    "ours: WeightedBackward without engine; medians of per-round ratios. MiB: largest allocation of two calls beyond "
+    "the model and the batch. small mlp: 10, 5, 10 wide; mlp: 784, 512, 512, 10; cnn: 32 and 64 filters of 3 x 3 on "
+    "3 x 32 x 32, pooling, two linear layers; seq: 32 positions, embedding, two linear layers of 256, a norm."
 )
 Step = Callable[[], object]
 

@@ -128,8 +128,8 @@ def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int,
         )
     if isinstance(losses, Tensor) or not isinstance(losses, Sequence):
         each = as_list(check_losses(losses, num_tasks, None, graph=graph))
-        scalars = losses.detach().reshape(-1).unbind() if isinstance(losses, Tensor) else [one.detach() for one in each]
-        return TaskLosses(list(each), tuple(scalars), frozenset())
+        plain = losses.detach().reshape(-1).unbind() if isinstance(losses, Tensor) else [one.detach() for one in each]
+        return TaskLosses(list(each), tuple(plain), frozenset())
     there = [loss for loss in losses if isinstance(loss, Tensor) and (loss.requires_grad or not graph)]
     if not there and any(loss is None for loss in losses):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from .kind import kind_of
 from .record import record_call
 from .samples import ApartCheck, OfSamples
 from .sums import GramSums
-from .trace import traced
+from .trace import Trace, traced
 
 __all__ = ["LayerEngine", "Measurement", "check_engine"]
 
@@ -84,6 +85,7 @@ class LayerEngine:
                 self._hooks.append(layer.register_forward_hook(record_call, prepend=True, with_kwargs=True))
         self._check = ApartCheck()
         self._ways: dict[str, str] = {}
+        self._warned = False
 
     @property
     def ways(self) -> Mapping[str, str]:
@@ -122,16 +124,12 @@ class LayerEngine:
             retain_graph: keep the graph in any case.
 
         Raises:
-            RuntimeError: for a graph that hides parameters.
+            RuntimeError: for a graph that hides parameters, or is freed.
             ValueError: for losses that do not keep samples apart, with ``batch_dim``.
         """
         outputs = [losses] if isinstance(losses, Tensor) else [loss for loss in losses if loss is not None]
         trace = traced(outputs)
-        if trace.unseen is not None:
-            raise RuntimeError(
-                "expected a graph that shows its parameters, got layers under checkpoint(..., use_reentrant=True): "
-                "take use_reentrant=False, or leave engine= out"
-            )
+        self._check_graph(trace)
         wanted = [p for p in parameters if p in trace.leaves]
         sums = GramSums(parameters, len(scalars), apart=apart)
         with torch.autocast(sums.values.device.type, enabled=False):
@@ -147,6 +145,26 @@ class LayerEngine:
             trace.forget()
         self._ways = {self._names.get(p, "?"): way for p, way in sums.ways.items()}
         return Measurement(sums.values, found)
+
+    def _check_graph(self, trace: Trace) -> None:
+        if trace.hidden:
+            raise RuntimeError(
+                "expected a graph that shows its parameters, got layers under checkpoint(..., use_reentrant=True): "
+                "take use_reentrant=False, or leave engine= out"
+            )
+        if trace.freed:
+            raise RuntimeError(
+                "expected a graph that no backward has gone through, got one a second time, whose layers' inputs are "
+                "freed: pass retain_graph=True the first time"
+            )
+        if self._hooks and not trace.calls and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "no layer of the engine has a part in the losses, so all gradients are found one by one: "
+                "make the LayerEngine before the forward pass, for the plain model (not for a compiled one)",
+                UserWarning,
+                stacklevel=6,
+            )
 
     def _measure_samples(
         self,

@@ -12,7 +12,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from .kind import LayerKind, kind_of
 
-__all__ = ["Call", "call_at", "forget_call", "record_call"]
+__all__ = ["Call", "call_at", "forget_call", "record_call", "was_forgotten"]
 
 KEY = "mt2o_ext.gradients.layers"
 
@@ -98,4 +98,9 @@ def call_at(node: Node) -> Call | None:
 
 def forget_call(node: Node) -> None:
     """Drop the record, and with it the memory of the input."""
-    _notes(node).pop(KEY, None)
+    _notes(node)[KEY] = None
+
+
+def was_forgotten(node: Node) -> bool:
+    """True if there was a record that is dropped."""
+    return _notes(node).get(KEY, node) is None

@@ -28,7 +28,7 @@ T = TypeVar("T", bound="Term")
 
 def gram_of_rows(rows: Tensor) -> Tensor:
     """float64 [N, N], inner products of rows [N, ...]."""
-    flat = rows.flatten(1)
+    flat = rows.reshape(len(rows), -1)
     if flat.shape[1] > NARROW:
         return gram_of(flat)
     flat = flat.double()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from .record import Call, call_at, forget_call
+from .record import Call, call_at, forget_call, was_forgotten
 
 __all__ = ["Trace", "traced"]
 
@@ -23,13 +23,15 @@ class Trace:
         calls: recorded calls and the nodes of their outputs.
         uses: for each parameter, the calls and the name that it has there, if all of its gradient goes through them.
         leaves: all leaves that the losses depend on.
-        unseen: the name of an operation whose backward reaches parameters that the graph does not show, or None.
+        hidden: the graph has an operation whose backward reaches parameters that it does not show.
+        freed: an earlier backward dropped the records.
     """
 
     calls: list[tuple[Node, Call]]
     uses: dict[Tensor, list[tuple[int, str]]] = field(default_factory=dict)
     leaves: set[Tensor] = field(default_factory=set)
-    unseen: str | None = None
+    hidden: bool = False
+    freed: bool = False
 
     def usable(self, fits: Callable[[Call], bool]) -> dict[Tensor, list[tuple[int, str]]]:
         """The parameters all of whose calls have a formula and are such, and their uses."""
@@ -69,8 +71,8 @@ def traced(losses: Iterable[Tensor]) -> Trace:
             if (parent in inner or parent in leaf_of) and (node, parent) not in allowed:
                 outside |= _leaves_below(parent, inner, graph, leaf_of)
     uses = {p: found for p, found in uses.items() if p not in outside}
-    unseen = next((node.name() for node in graph if node.name() == "CheckpointFunctionBackward"), None)
-    return Trace(calls, uses, set(leaf_of.values()), unseen)
+    hidden = any(node.name() == "CheckpointFunctionBackward" for node in graph)
+    return Trace(calls, uses, set(leaf_of.values()), hidden, any(map(was_forgotten, graph)))
 
 
 def _graph(losses: Iterable[Tensor]) -> dict[Node, list[Node]]:
