@@ -39,7 +39,7 @@ class GramSums:
         """Add the inner products by a parameter: of these tasks, or of the first ones."""
         out = self.values[self._place[p]]
         if tasks is None:
-            out[: len(gram), : len(gram)] += gram
+            out[: len(gram), : len(gram)].add_(gram)
         else:
             out[tasks.unsqueeze(1), tasks] += gram
         self.ways[p] = way

@@ -139,7 +139,7 @@ class Outer(Term):
         if self._shared:
             return self._gram_of_shared()
         if groups == positions == 1:
-            return gram_of_rows(self.left()) * self.gram_of_right
+            return gram_of_rows(self.left()).mul_(self.gram_of_right)
         return sum((self._gram_of_pairs(group) for group in range(1, groups)), self._gram_of_pairs(0))
 
     def _gram_of_pairs(self, group: int) -> Tensor:
