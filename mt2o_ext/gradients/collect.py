@@ -265,8 +265,12 @@ def gram_of(grads: Tensor) -> Tensor:
     """float64 [T, T], inner products of gradients [T, *shape]."""
     tasks, numel = len(grads), grads[0].numel()
     _, row, chunks = plan_layout([numel])
-    rows = grads.new_zeros(1, tasks, row)
-    rows[0, :, :numel] = grads.reshape(tasks, numel)
+    flat = grads.reshape(1, tasks, numel)
+    if row == numel and flat.is_contiguous():
+        rows = flat
+    else:
+        rows = grads.new_zeros(1, tasks, row)
+        rows[0, :, :numel] = flat[0]
     table = to_device(torch.tensor(chunks, dtype=torch.int64).reshape(-1, 3), grads.device)
     out = grads.new_empty(1, 1, tasks, tasks, dtype=torch.float64)
     gram_(out, out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2), rows, None, table)

@@ -40,6 +40,10 @@ class Term(ABC):
 
     Attributes:
         way: the formula in a word, for reports.
+
+    Example:
+        >>> isinstance(Dense(torch.ones(3, 2)), Term)
+        True
     """
 
     way: str
@@ -66,6 +70,11 @@ class Dense(Term):
 
     Args:
         values: [N, ...].
+
+    Example:
+        >>> Dense(torch.tensor([[1.0, 2.0], [0.0, 3.0]])).gram()
+        tensor([[5., 6.],
+                [6., 9.]], dtype=torch.float64)
     """
 
     way = "rows"
@@ -91,6 +100,12 @@ class Outer(Term):
             (first, end) that makes it for some of the N.
         right: [N, G, L, B], gradients of what came out.
         width: A.  The parameter has G B A elements in this order.
+
+    Example:
+        >>> left, right = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0], [-1.0]])
+        >>> Outer(left.view(2, 1, 1, 2), right.view(2, 1, 1, 1), width=2).gram()
+        tensor([[ 5., -3.],
+                [-3.,  9.]], dtype=torch.float64)
     """
 
     def __init__(self, left: Tensor | Callable[[int, int], Tensor], right: Tensor, width: int) -> None:
@@ -192,10 +207,15 @@ class Outer(Term):
 
 
 class Shift(Dense):
-    """What is added at each position, a bias: rows are sums of the right factors of a matrix that acts beside it.
+    """A bias, which is added at each position: rows are sums of the right factors of the matrix beside it.
 
     Args:
         outer: the term of that matrix, with G = 1.
+
+    Example:
+        >>> Shift(Outer(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 5), width=4)).rows()
+        tensor([[3., 3., 3., 3., 3.],
+                [3., 3., 3., 3., 3.]])
     """
 
     def __init__(self, outer: Outer) -> None:
@@ -214,6 +234,11 @@ class Picked(Term):
         values: [N, L, D], gradients of what was picked.
         height: V.
         ignored: a number whose row gets no gradient, or None.
+
+    Example:
+        >>> Picked(torch.tensor([[0, 1], [1, 1]]), torch.ones(2, 2, 3), height=4).gram()
+        tensor([[ 6.,  6.],
+                [ 6., 12.]], dtype=torch.float64)
     """
 
     way = "picked rows"
