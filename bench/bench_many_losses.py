@@ -139,7 +139,7 @@ def memory(way: str, name: str, tasks: int) -> float:
 
 
 def measure(name: str, tasks: int, upgrad: bool, rounds: int) -> dict[str, Any]:
-    ways = [way for way in WAYS if way != "stored" or tasks <= 64]
+    ways = [way for way in WAYS if way != "stored" or tasks <= 32]
     steps = {way: WAYS[way](Problem(name, tasks), upgrad) for way in ways}
     seconds = interleaved(steps, rounds)
     row: dict[str, Any] = {"model": name, "T": tasks, "weights": "upgrad" if upgrad else "even"}
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="T = 16 only, two rounds, nothing is written")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)  # else the threads of the one spin while the other is timed
-    sizes, rounds = ((16,), 2) if quick else ((32, 64, 128, 256), 9)
+    sizes, rounds = ((16,), 2) if quick else ((32, 64, 128, 256), 5)
     rows = []
     for name in MODELS:
         for tasks in sizes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -12,6 +13,7 @@ from .record import Call, call_at, forget_call, was_forgotten
 
 __all__ = ["Trace", "traced"]
 
+LEAF = "torch::autograd::AccumulateGrad"
 LARGEST = 32  # nodes of one call of a layer; more are no layer
 
 
@@ -52,7 +54,7 @@ def traced(losses: Iterable[Tensor]) -> Trace:
     """
     graph = _graph(losses)
     calls = [(node, call) for node in graph if (call := call_at(node)) is not None]
-    leaf_of = {node: leaf for node in graph if isinstance(leaf := getattr(node, "variable", None), Tensor)}
+    leaf_of: dict[Node, Tensor] = {node: cast(Any, node).variable for node in graph if node.name() == LEAF}
     inner: set[Node] = set()  # inside of calls
     allowed: set[tuple[Node, Node]] = set()  # edges inside of calls, or from there to the layer's own parameters
     uses: dict[Tensor, list[tuple[int, str]]] = {}
