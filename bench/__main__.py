@@ -15,6 +15,7 @@ NAMES = [
     "bench_optimizer",
     "bench_weightings",
     "bench_training",
+    "bench_many_losses",
 ]
 
 for name in NAMES:

@@ -15,7 +15,19 @@ import pytest
 import torch
 
 import mt2o_ext
-from mt2o_ext import contrib, masks, models, pareto, priority, scalarization, transfer, variational, weighting
+from mt2o_ext import (
+    WeightedBackward,
+    contrib,
+    masks,
+    models,
+    pareto,
+    priority,
+    scalarization,
+    transfer,
+    variational,
+    weighting,
+)
+from mt2o_ext.gradients import layers
 from mt2o_ext.pareto import learned
 
 PACKAGES: list[ModuleType] = [
@@ -29,6 +41,7 @@ PACKAGES: list[ModuleType] = [
     models,
     variational,
     masks,
+    layers,
 ]
 
 
@@ -50,6 +63,7 @@ CLASSES = [(package, name, member) for package, name, member in MEMBERS if inspe
 
 def namespace(package: ModuleType) -> dict[str, Any]:
     around = exported(weighting) if package is contrib else {}
+    around |= {"WeightedBackward": WeightedBackward} if package is layers else {}
     return {"torch": torch, "mt2o_ext": mt2o_ext} | around | exported(package)
 
 

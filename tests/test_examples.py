@@ -289,6 +289,14 @@ def each_task_has_its_part(names: Names) -> None:
     assert nobodys.any() and (now[nobodys] == before[nobodys]).float().mean() > 0.9  # but for what has left a mask
 
 
+def the_layers_had_formulas(names: Names) -> None:
+    the_model_has_trained(names)
+    assert (
+        names["losses"].shape == (8,) and names["engine"].ways.keys() == dict(names["model"].named_parameters()).keys()
+    )
+    assert "autograd" not in names["engine"].ways.values()
+
+
 # Of each section with Python: what the reader has, and what is true afterwards.
 SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], None]]] = {
     ("CONTRIBUTING.md", "A new weighting, transfer rule or scalarization"): (two_models, pieces_of_ones_own_train),
@@ -311,6 +319,7 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("docs/mt2o.md", "The front"): (dict, the_model_came_back_from_the_file),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),
     ("docs/one_model.md", "One model, T task gradients"): (two_models, both_have_trained),
+    ("docs/one_model.md", "Many losses, and the losses of single samples"): (reader, the_layers_had_formulas),
     ("docs/one_model.md", "A mini-batch for each task, and tasks without data"): (
         a_stream_of_each_task,
         the_first_head_has_made_the_last_step,

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ..device import to_device
 from ..ops import gram_, plan_layout
@@ -31,6 +32,7 @@ from .table import GradientTable
 __all__ = [
     "Slot",
     "TaskSlots",
+    "batched_backward",
     "collect_batched",
     "collect_gram",
     "collect_sequential",
@@ -87,6 +89,7 @@ class TaskSlots:
     def __init__(self, tables: Sequence[GradientTable], tasks: Sequence[Sequence[int | None]], num_tasks: int) -> None:
         self._tables, self._tasks, self._num_tasks = list(tables), list(tasks), num_tasks
         self._rows: dict[int, list[list[Slot]]] = {}
+        self._heads: dict[int, list[list[Slot]]] = {}
 
     def of_row(self, row: int) -> list[list[Slot]]:
         """For each task, the slots of this row: shared parameters and the task's own heads."""
@@ -107,7 +110,9 @@ class TaskSlots:
 
     def heads(self, row: int) -> list[list[Slot]]:
         """For each task, the slots of its heads."""
-        return [[slot for slot in slots if slot.head] for slots in self.of_row(row)]
+        if row not in self._heads:
+            self._heads[row] = [[slot for slot in slots if slot.head] for slots in self.of_row(row)]
+        return self._heads[row]
 
     def head_parameters(self) -> list[Tensor]:
         """The parameters that belong to a head."""
@@ -257,7 +262,7 @@ def collect_batched(losses: Tensor, slots: Mapping[Tensor, Sequence[tuple[int, S
 
         return take
 
-    _batched_backward(losses, [(p, taker(of_tasks)) for p, of_tasks in slots.items()], retain_graph)
+    batched_backward(losses, [(p, taker(of_tasks)) for p, of_tasks in slots.items()], retain_graph)
 
 
 def collect_gram(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -274,7 +279,7 @@ def collect_gram(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
         return take
 
-    _batched_backward(losses, [(p, taker(segment)) for segment, p in enumerate(parameters)], retain_graph=True)
+    batched_backward(losses, [(p, taker(segment)) for segment, p in enumerate(parameters)], retain_graph=True)
     return result
 
 
@@ -282,8 +287,12 @@ def gram_of(grads: Tensor) -> Tensor:
     """float64 [T, T], inner products of gradients [T, *shape]."""
     tasks, numel = len(grads), grads[0].numel()
     _, row, chunks = plan_layout([numel])
-    rows = grads.new_zeros(1, tasks, row)
-    rows[0, :, :numel] = grads.reshape(tasks, numel)
+    flat = grads.reshape(1, tasks, numel)
+    if row == numel and flat.is_contiguous():
+        rows = flat
+    else:
+        rows = grads.new_zeros(1, tasks, row)
+        rows[0, :, :numel] = flat[0]
     table = to_device(torch.tensor(chunks, dtype=torch.int64).reshape(-1, 3), grads.device)
     out = grads.new_empty(1, 1, tasks, tasks, dtype=torch.float64)
     gram_(out, out.new_empty(1, len(chunks), tasks * (tasks + 1) // 2), rows, None, table)
@@ -310,19 +319,38 @@ class _Take(torch.autograd.Function):
         return grad.new_zeros(()), None
 
 
-def _batched_backward(
-    losses: Tensor, takers: Sequence[tuple[Tensor, Callable[[Tensor], None]]], retain_graph: bool
-) -> None:
-    live = [(p, take) for p, take in takers if p.requires_grad]
-    if not live:
-        return
-    parameters = [p for p, _ in live]
+def batched_backward(
+    losses: Tensor,
+    takers: Sequence[tuple[Tensor, Callable[[Tensor], None]]],
+    retain_graph: bool,
+    points: Sequence[GradientEdge] = (),
+) -> list[Tensor | None]:
+    """One backward for all losses, [T], through ``torch.func.vmap``.
 
-    def vector_jacobian(vector: Tensor) -> None:
-        torch.autograd.grad(losses, parameters, vector, retain_graph=retain_graph, allow_unused=True)
+    Args:
+        losses: [T], of one graph.
+        takers: parameters, and the function that each one's gradients [T, *shape] are given to when they are complete.
+        retain_graph: as in ``torch.autograd.backward``.
+        points: places of the graph.
+
+    Returns:
+        The gradients [T, *shape] by each point, None where no loss depends on it.
+    """
+    live = [(p, take) for p, take in takers if p.requires_grad]
+    if not live and not points:
+        return []
+    inputs: list[Any] = [*points, *(p for p, _ in live)]
+    reached: list[bool] = []
+
+    def vector_jacobian(vector: Tensor) -> tuple[Tensor, ...]:
+        found = torch.autograd.grad(losses, inputs, vector, retain_graph=retain_graph, allow_unused=True)
+        reached[:] = [grad is not None for grad in found[: len(points)]]
+        return tuple(grad for grad in found[: len(points)] if grad is not None)
 
     with _taking(live, len(losses)):
-        torch.func.vmap(vector_jacobian, out_dims=None)(torch.eye(len(losses), dtype=losses.dtype).to(losses))
+        found = torch.func.vmap(vector_jacobian)(torch.eye(len(losses), dtype=losses.dtype).to(losses))
+    there = iter(found)
+    return [next(there) if one else None for one in reached]
 
 
 @contextmanager

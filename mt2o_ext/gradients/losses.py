@@ -130,7 +130,8 @@ def task_losses(losses: Tensor | Sequence[Tensor | None] | None, num_tasks: int,
         )
     if isinstance(losses, Tensor) or not isinstance(losses, Sequence):
         each = as_list(check_losses(losses, num_tasks, None, graph=graph))
-        return TaskLosses(list(each), tuple(loss.detach() for loss in each), frozenset())
+        plain = losses.detach().reshape(-1).unbind() if isinstance(losses, Tensor) else [one.detach() for one in each]
+        return TaskLosses(list(each), tuple(plain), frozenset())
     there = [loss for loss in losses if isinstance(loss, Tensor) and (loss.requires_grad or not graph)]
     if not there and any(loss is None for loss in losses):
         raise ValueError(
@@ -194,7 +195,8 @@ def as_list(losses: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
     From a sequence they are the user's own tensors: the graph of a stacked tensor leads from each of them to all.
     """
-    return [loss.reshape(()) for loss in (losses.unbind() if isinstance(losses, Tensor) else losses)]
+    each = losses.unbind() if isinstance(losses, Tensor) else losses
+    return [loss if loss.dim() == 0 else loss.reshape(()) for loss in each]
 
 
 def check_running_statistics(losses: Sequence[Tensor], warn_once: Callable[[str, str], None], advice: str) -> None:

@@ -170,8 +170,8 @@ def check_ways_of_shards(parameters: Sequence[Tensor], weighting: Weighting, *, 
         return
     if collect != "sequential" or not store:
         raise ValueError(
-            'expected collect="sequential" and store=True for sharded parameters, whose gradients are complete after '
-            "an ordinary backward only: leave both options out"
+            'expected collect="sequential", store=True and no engine= for sharded parameters, whose gradients are '
+            "complete after an ordinary backward only: leave these options out"
         )
     if Needs.ROWS in weighting.needs:
         raise ValueError(

@@ -16,6 +16,7 @@ from .averaged import Averages
 from .collect import collect_gram, collect_sequential, grads_kept, weighted_sum
 from .features import FeatureGradients, check_features
 from .into_grad import IntoGrad
+from .layers.engine import LayerEngine, check_engine
 from .layout import Layout
 from .losses import TaskLosses, task_losses
 from .options import check_one_row, check_task_options, check_ways_of_shards, members_of
@@ -41,6 +42,7 @@ def weighted_backward(
     heads: str = "plain",
     collect: str = "sequential",
     store: bool = True,
+    engine: LayerEngine | None = None,
     features: Tensor | Sequence[Tensor] = (),
     generator: torch.Generator | None = None,
     scaler: Any = None,
@@ -63,7 +65,7 @@ def weighted_backward(
         )
     into_grad = WeightedBackward(
         params, num_tasks=count, weighting=weighting, preferences=preferences, heads=heads, collect=collect,
-        store=store, generator=generator, forget=False, backward=backward,
+        store=store, engine=engine, generator=generator, forget=False, backward=backward,
     )  # fmt: skip
     return into_grad(losses, features=features, scaler=scaler, retain_graph=retain_graph)
 
@@ -85,6 +87,9 @@ class WeightedBackward:
             added up parameter by parameter in one batched backward, and a second backward of the weighted sum gives the
             gradient: memory for T gradients of one parameter only, but graphs must be such as ``collect="batched"``
             takes, and the weighting one of Gram matrix and losses (with a process group: of losses only).
+        engine: a :class:`mt2o_ext.gradients.layers.LayerEngine` of the model, for many tasks or the losses of single
+            samples: the Gram matrix comes from the layers' inputs and output gradients, and nothing is stored.  In
+            other respects as ``store=False``; ``collect`` says how gradients are taken that no formula covers.
         forget: start with a fresh state of the weighting; False: go on from the one that the instance has.
         process_group: data parallelism, as of :class:`WeightedFused`: what comes into ``.grad`` is averaged over the
             ranks, and all ranks start from the first one's parameters.
@@ -108,6 +113,7 @@ class WeightedBackward:
         heads: str = "plain",
         collect: str = "sequential",
         store: bool = True,
+        engine: LayerEngine | None = None,
         generator: torch.Generator | None = None,
         forget: bool = True,
         process_group: Any = None,
@@ -115,10 +121,12 @@ class WeightedBackward:
     ) -> None:
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
+        self._engine, self._unstored = check_engine(engine), "store=False" if engine is None else "engine="
+        store = store and engine is None
         if not store and (weighting.per_segment or Needs.ROWS in weighting.needs):
             raise ValueError(
-                f"expected a weighting of the Gram matrix or losses for store=False, got {type(weighting).__name__}: "
-                "take store=True"
+                f"expected a weighting of the Gram matrix or losses for {self._unstored}, got "
+                f"{type(weighting).__name__}: leave {self._unstored} out"
             )
         self._pass = Pass(check_backward(backward))
         self._pass.check_sequential('collect="batched"' if collect == "batched" else None)
@@ -227,7 +235,7 @@ class WeightedBackward:
         if points:
             weights = self._through(points, scalars, table, absent, factor, way)
         elif not self._store or not weigher.reads_gradients():
-            weights = self._in_two_passes(given, scalars, table, way)
+            weights = self._in_two_passes(given, scalars, table, way, losses if scaler is None else scalars, factor)
         else:
             with together(self._averages.ranks):
                 self._tasks.collect(scalars, 0, way)
@@ -264,7 +272,7 @@ class WeightedBackward:
         """
         check_alone(self._visit)
         if not self._store or not self._weigher.reads_gradients():
-            what = type(self._weigher.weighting).__name__ if self._store else "store=False"
+            what = type(self._weigher.weighting).__name__ if self._store else self._unstored
             raise RuntimeError(
                 f"expected a weighting of stored gradients for tasks(), got {what}: pass the losses of all tasks in "
                 "one call, because the weights come first"
@@ -382,14 +390,36 @@ class WeightedBackward:
         self._into_grad.add_shared(applied)
         return weighed.weights
 
-    def _in_two_passes(self, given: TaskLosses, losses: Sequence[Tensor | None], table: Tensor, way: Pass) -> Tensor:
-        """The weights first (of the losses, or of a Gram matrix that is added up on the way), then one backward."""
+    def _in_two_passes(
+        self,
+        given: TaskLosses,
+        losses: Sequence[Tensor | None],
+        table: Tensor,
+        way: Pass,
+        whole: Losses | None,
+        factor: Tensor | None,
+    ) -> Tensor:
+        """The weights first (of the losses, or of a Gram matrix that is added up on the way), then one backward.
+
+        whole: the losses, as they came or with the factor of a scaler.
+        """
         segments = None
-        if self._weigher.due() & READS_GRADIENTS:
+        reads, samples = bool(self._weigher.due() & READS_GRADIENTS), None
+        if reads and self._engine is not None:
+            assert whole is not None
+            segments, samples = self._engine.measure(
+                whole, losses, self._shared(),
+                apart=Needs.SEGMENTS in self._weigher.due(), batched=self._tasks.collecting == "batched",
+                alone=not self._tasks.slots.head_parameters(), retain_graph=way.retain_graph,
+            )  # fmt: skip
+        elif reads:
             there = torch.stack([loss for loss in given.each if loss is not None])
             segments = collect_gram(there, [p for table in self._tasks.trunks for p in table.layout.parameters])
             segments = self._of_all_tasks(segments, given.absent)
-        weights = self._weigh(table, given.absent, segments, None)
+        weights = self._weigh(table, given.absent, segments, None if self._engine is None else factor)
+        if samples is not None:
+            samples.add_to_grad(weights[0])
+            return weights
         parameters = self._shared()
         with self._averages.of_grad(parameters):
             if any(self._tasks.slots.heads(0)):
@@ -444,14 +474,14 @@ class WeightedBackward:
             return 'collect="batched"'
         if points:
             return "features="
-        return "store=False" if not self._store and self._weigher.due() & READS_GRADIENTS else None
+        return self._unstored if not self._store and self._weigher.due() & READS_GRADIENTS else None
 
     def _check_way(self, points: Sequence[Tensor]) -> None:
         weighting = self._weigher.weighting
         if self._averages.ranks is not None and not self._store and not points and weighting.needs & READS_GRADIENTS:
             raise ValueError(
-                "expected a weighting of the losses, or features=, for store=False with process_group=, got "
-                f"{type(weighting).__name__}: take store=True, because it needs the averaged gradients"
+                f"expected a weighting of the losses, or features=, for {self._unstored} with process_group=, got "
+                f"{type(weighting).__name__}: leave {self._unstored} out, because it needs the averaged gradients"
             )
         if points and (weighting.per_segment or Needs.ROWS in weighting.needs):
             raise ValueError(
