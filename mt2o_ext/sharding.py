@@ -10,8 +10,9 @@ the user (``.grad``, ``optimizer.state``) is a DTensor like the parameter, over 
 
 from __future__ import annotations
 
-import copy
+import gc
 import sys
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
+    "Gathered",
     "any_nonzero",
     "group_of_shards",
     "is_sharded",
@@ -109,10 +111,40 @@ def _placements(p: DTensor, leading: int) -> tuple[Any, ...]:
         if placement.is_replicate():
             moved.append(placement)
             continue
-        shifted = copy.copy(placement)  # of the same kind: of two shardings of one dimension one is strided
-        object.__setattr__(shifted, "dim", placement.dim + leading)  # type: ignore[attr-defined]
-        moved.append(shifted)
+        kind: Any = type(placement)  # where two mesh dimensions share one of the tensor, one of the kinds is strided
+        factor = getattr(placement, "split_factor", None)
+        options = {} if factor is None else {"split_factor": factor}
+        moved.append(kind(placement.dim + leading, **options))  # type: ignore[attr-defined]
     return tuple(moved)
+
+
+class Gathered:
+    """The modules of FSDP2 that may hold whole parameters, gathered from shards as they were.
+
+    (Outside of a backward pass the root of a model keeps what its forward pass has gathered.)
+
+    Args:
+        parameters: whose modules these are.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._modules: list[weakref.ref[Any]] = []
+        fsdp = sys.modules.get("torch.distributed.fsdp")
+        kind = None if fsdp is None or not any(map(is_sharded, parameters)) else getattr(fsdp, "FSDPModule", None)
+        if kind is None:
+            return
+        known = set(map(id, parameters))
+        for found in gc.get_objects():  # once in the life of the buffers: no parameter tells whose it is
+            if not issubclass(type(found), kind):
+                continue
+            if any(id(p) in known or not is_sharded(p) for p in found.parameters()):  # the latter: gathered now
+                self._modules.append(weakref.ref(found))
+
+    def drop(self) -> None:
+        """Lets the next forward pass gather the shards anew, after a change of these."""
+        for reference in self._modules:
+            if (module := reference()) is not None:
+                module.reshard()
 
 
 # ---------------------------------------------------------------------- what all shards have to know

@@ -18,7 +18,7 @@ from ..device import in_shared_memory, with_own_storage
 from ..gradients.layout import Layout
 from ..gradients.table import GradientTable
 from ..ops import FIELDS, NUM_CONSTANTS, gram_
-from ..sharding import is_sharded, local_of, sum_shards
+from ..sharding import Gathered, is_sharded, local_of, sum_shards
 
 __all__ = ["FlatParameters"]
 
@@ -42,6 +42,7 @@ class FlatParameters(Layout):
         tasks: the gradients of T tasks.
         combined: one gradient of all of them, where it was combined before the step.
         buffers: further [K, P] like ``theta``: moments, running average, ...
+        gathered: what was made of shards and has to be made anew after a change of these; None: nothing.
         step: float32 [K, S], the number of steps that each row of each tensor has taken.
         segments: float64 [S, fields], the hyper-parameters.
         transfer_chunks: int64 [C, 3], the chunks of the tensors that take part in the transfer.
@@ -74,6 +75,7 @@ class FlatParameters(Layout):
         self._partials: Tensor | None = None
         self._shards = [segment for segment, p in enumerate(self.parameters) if is_sharded(p)]
         self._shown_row = row
+        self.gathered: Gathered | None = None
         self._outside: list[tuple[Tensor, Tensor]] = []  # parameters in shared memory, and their places in the row
         self._value_views = self.views(self.values)
         self._shown = [list(map(with_own_storage, views)) for views in self._value_views]  # what parameters become
@@ -133,6 +135,11 @@ class FlatParameters(Layout):
             shards = self.local_shards()
             with torch.no_grad():
                 torch._foreach_copy_(shards, [self._value_views[self._shown_row][segment] for segment in self._shards])
+            self._drop_gathered()
+
+    def _drop_gathered(self) -> None:
+        if self.gathered is not None:
+            self.gathered.drop()
 
     def local_shards(self) -> list[Tensor]:
         """The local memory of those parameters that are sharded."""
@@ -186,6 +193,7 @@ class FlatParameters(Layout):
                 p.data.copy_(values)
                 continue
             p.data = values.to(self.dtype, copy=True, memory_format=torch.preserve_format)
+        self._drop_gathered()
 
     def load_theta(self, segment: int, rows: Tensor, *, keep_values: bool) -> None:
         """Sets all rows of one parameter, or (keep_values) only the float32 masters of its 16-bit values."""

@@ -21,6 +21,7 @@ from ..gradients.weigher import undone_on_error
 from ..preferences import check_preferences
 from ..ranks import together
 from ..scalarization import Linear, Scalarization, as_scalarization
+from ..sharding import local_of
 from ..transfer.moments import Moments
 from ..weighting import Needs, Weighting, as_weighting
 from .amp import Scaling
@@ -260,7 +261,7 @@ class MT2OFused(OneModel):
             for k in self.subproblems():
                 start(k)
                 self._synchronize()
-        if self._ranks is not None:
+        if self._ranks is not None and not self._ranks.of_shards:
             self._ranks.share_([values for flat in self._buffers.flats for values in (flat.theta, flat.values)])
         self._views.start_copies()
 
@@ -272,7 +273,7 @@ class MT2OFused(OneModel):
             start(vertex)
             for flat in flats:
                 for segment, p in enumerate(flat.parameters):
-                    flat.rows_of(flat.theta, segment)[vertex].copy_(p.data)
+                    flat.rows_of(flat.theta, segment)[vertex].copy_(local_of(p.data))
         for flat in flats:
             flat.spread()
             flat.activate(self._row)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..pareto import ParetoFront
 from ..pareto.evaluation import Evaluated, Evaluation, states_of_bank
 from ..preferences import check_preferences
+from ..sharding import local_of
 from .base import FlatOptimizer
 from .flat_vertices import FlatVertices
 from .model_buffers import ModelBuffers
@@ -264,7 +265,7 @@ class OneModel(FlatOptimizer):
         for flat in self._vertex_flats():
             row = flat.at(weights, None if name is None else flat.buffers[name])
             views = [flat.rows_of(row, segment)[0] for segment in range(len(flat.parameters))]
-            if not all(torch.equal(p.data, view) for p, view in zip(flat.parameters, views, strict=True)):
+            if not all(torch.equal(local_of(p.data), view) for p, view in zip(flat.parameters, views, strict=True)):
                 self._warn_once(
                     "dropped changes",
                     'parameters were changed inside of at() or subproblem() of front="vertices", where the model is '
