@@ -133,12 +133,10 @@ class Gathered:
         kind = None if fsdp is None or not any(map(is_sharded, parameters)) else getattr(fsdp, "FSDPModule", None)
         if kind is None:
             return
-        known = set(map(id, parameters))
-        for found in gc.get_objects():  # once in the life of the buffers: no parameter tells whose it is
-            if not issubclass(type(found), kind):
-                continue
-            if any(id(p) in known or not is_sharded(p) for p in found.parameters()):  # the latter: gathered now
-                self._modules.append(weakref.ref(found))
+        known, kinds = set(map(id, parameters)), kind.__subclasses__()  # fully_shard makes one for each kind of module
+        for found in gc.get_referrers(*kinds):  # no parameter tells whose it is
+            if type(found) in kinds and any(id(p) in known or not is_sharded(p) for p in found.parameters()):
+                self._modules.append(weakref.ref(found))  # (one that is not sharded is gathered now)
 
     def drop(self) -> None:
         """Lets the next forward pass gather the shards anew, after a change of these."""

@@ -20,7 +20,7 @@ from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, TaskGradients
 from ..ops import FIELDS, Order
 from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_draws, warning_of_drift
-from ..sharding import is_sharded
+from ..sharding import is_sharded, local_of
 from ..weighting import Needs
 from ..weighting.refusal import Outcome
 from .amp import Scaling
@@ -296,13 +296,15 @@ class FlatOptimizer(SavedState):
 
     def _rebuild_buffers(self) -> None:
         before = {p: (flat, segment) for flat in self._buffers.flats for segment, p in enumerate(flat.parameters)}
-        present = {p: p.data for _, p in self._parameters()}
+        present = {p: local_of(p).clone() if is_sharded(p) else p.data for _, p in self._parameters()}
         kept = {p: dict(state) for p, state in self.state.items() if isinstance(p, Tensor)}
         self._build()
         self._views.import_(self.state, kept, self.param_groups)
         for flat in self._buffers.flats:
             for segment, p in enumerate(flat.parameters):
-                if not is_sharded(p):  # of the row that they show, the parameters themselves are the truth
+                if is_sharded(p):  # of the row that they show, the parameters themselves are the truth
+                    local_of(p).copy_(present[p])
+                else:
                     p.data = present[p]
                 if p in before:
                     old, place = before[p]

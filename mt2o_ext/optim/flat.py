@@ -127,29 +127,31 @@ class FlatParameters(Layout):
         self.write_back()
         self.mark_changed()  # backward through a graph of another row would use this row's values
 
-    def write_back(self) -> None:
-        """Copies the values of the active row to the parameters that do not lie in it."""
+    def write_back(self, segments: Sequence[int] | None = None) -> None:
+        """Copies the values of the active row to the parameters (or some of them) that do not lie in it."""
+        wanted = None if segments is None else {id(self.parameters[segment]) for segment in segments}
         for p, view in self._outside:
-            p.data.copy_(view)
-        if self._shards:
-            shards = self.local_shards()
+            if wanted is None or id(p) in wanted:
+                p.data.copy_(view)
+        shards = self._shards if segments is None else [segment for segment in segments if segment in self._shards]
+        if shards:
             with torch.no_grad():
-                torch._foreach_copy_(shards, [self._value_views[self._shown_row][segment] for segment in self._shards])
+                torch._foreach_copy_(self._local(shards), [self._value_views[self._shown_row][i] for i in shards])
             self._drop_gathered()
 
     def _drop_gathered(self) -> None:
         if self.gathered is not None:
             self.gathered.drop()
 
-    def local_shards(self) -> list[Tensor]:
-        """The local memory of those parameters that are sharded."""
-        return [local_of(self.parameters[segment]) for segment in self._shards]
+    def _local(self, segments: Sequence[int]) -> list[Tensor]:
+        return [local_of(self.parameters[segment]) for segment in segments]
 
     @torch.no_grad()
     def adopt_shards(self, row: int) -> None:
         """Takes the present values of shards into this row, whether or not anybody has changed them."""
         if self._shards:
-            torch._foreach_copy_([self._value_views[row][segment] for segment in self._shards], self.local_shards())
+            views = [self._value_views[row][segment] for segment in self._shards]
+            torch._foreach_copy_(views, self._local(self._shards))
 
     def adopt(self, row: int) -> None:
         """Takes the present values of the parameters into this row (into all rows, if stacked)."""
@@ -201,12 +203,13 @@ class FlatParameters(Layout):
         theta.copy_(rows)
         if keep_values:
             yield_to_(theta, self.rows_of(self.values, segment))
-        elif self.values is not self.theta:
+            return
+        if self.values is not self.theta:
             self.rows_of(self.values, segment).copy_(theta)
+        self.write_back([segment])
 
     def rows_loaded(self) -> None:
-        """Called when `load_theta` has set all that is to be set: parameters that lie elsewhere get it, too."""
-        self.write_back()
+        """Called when `load_theta` has set all that is to be set; the parameters show it already."""
 
     def replaced(self, row: int) -> bool:
         """True if a parameter is no longer the view that this row gave it."""
