@@ -18,7 +18,7 @@ from support.sharded_runs import SHARDINGS, Net, batch_of, fully_sharded, losses
 from support.worlds import Check
 
 STEPS = 3
-PREFERENCES = [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.4, 0.3, 0.3], [0.2, 0.4, 0.4]]
+PREFERENCES = [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
 SAME_DATA = ("tensor parallel", "both")  # shardings whose ranks have the same data, or some of them
 WEIGHTINGS = {"per tensor": lambda: PerSegment(UPGrad())}
 
@@ -162,7 +162,7 @@ def front(rank: int, ranks: int, sharding: str, **options: Any) -> dict[str, Any
     if options.get("front") == "vertices":
         options["generator"] = torch.Generator().manual_seed(5)
     optimizer = MT2OFused(
-        net.parameters(), num_tasks=3, num_subproblems=5, preferences=PREFERENCES, lr=1e-2, ema=0.9, **options
+        net.parameters(), num_tasks=3, num_subproblems=3, preferences=PREFERENCES, lr=1e-2, ema=0.9, **options
     )
     for number in range(2):
         for k in optimizer.subproblems():
@@ -315,10 +315,12 @@ def refused(rank: int, ranks: int, what: str) -> None:
     elif what == "batched":
         weighted(net, collect="batched")
     elif what == "rows":
-        MT2OFused(net.parameters(), num_tasks=3, weighting="graddrop")
+        MT2OFused(net.parameters(), num_tasks=3, num_subproblems=3, preferences=PREFERENCES, weighting="graddrop")
     elif what == "later":
         plain = nn.Linear(3, 3).double()
-        WeightedFused(plain.parameters(), num_tasks=3, process_group=False).add_param_group({"params": net.parameters()})
+        WeightedFused(plain.parameters(), num_tasks=3, process_group=False).add_param_group(
+            {"params": net.parameters()}
+        )
 
 
 DIFFERENCES = {
