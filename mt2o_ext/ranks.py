@@ -9,6 +9,7 @@ the same exchange: then they tell one another everything, and each raises an err
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from hashlib import blake2b
@@ -237,6 +238,10 @@ class RanksOfShards(Ranks):
 
     of_shards = True
 
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        super().__init__(group)
+        self._looked = False  # at the gradients of parameters that are not sharded
+
     @property
     def summed(self) -> int:
         """1: the gradients are those of all ranks."""
@@ -257,11 +262,34 @@ class RanksOfShards(Ranks):
         """
         filled = [there for table in tables for there in table.filled]
         union = self.merge(call, filled)
-        if union == filled:
+        if union != filled:
+            pairs = iter(union)
+            for table in tables:
+                table.fill([next(pairs) for _ in table.filled])
+        if not self._looked:
+            self._look_at_others(tables)
+
+    def _look_at_others(self, tables: Sequence[GradientTable]) -> None:
+        """Warns at the first gradients where those of parameters that are not sharded differ between the ranks."""
+        self._looked = True
+        others = [
+            grad
+            for table in tables
+            for grads in table.tensors
+            for p, grad in zip(table.layout.parameters, grads, strict=True)
+            if grad is not None and not is_sharded(p)
+        ]
+        if not others:
             return
-        pairs = iter(union)
-        for table in tables:
-            table.fill([next(pairs) for _ in table.filled])
+        sums = self._exchange([_digest(checksums(others))])
+        if any(one != sums[0] for one in sums):
+            warnings.warn(
+                "the gradients of parameters that are not sharded differ between the ranks, beside sharded ones, which "
+                "alone are averaged: these parameters drift apart. Shard the whole model after its layers, "
+                "fully_shard(model)",
+                UserWarning,
+                stacklevel=5,
+            )
 
 
 def together(ranks: Ranks | None) -> AbstractContextManager[None]:

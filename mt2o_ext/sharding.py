@@ -44,10 +44,13 @@ def is_sharded(tensor: Any) -> bool:
 
 
 # ---------------------------------------------------------------------- one rank's part, and the whole
-@torch.no_grad()
 def local_of(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, the same memory; the tensor itself, where it is not sharded."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        local: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        return local
 
 
 @torch.no_grad()

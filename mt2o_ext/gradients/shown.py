@@ -96,10 +96,10 @@ class ShownGradients:
                 assert grad is not None
                 given = self._given.get(id(p))
                 if given is not None and given is not grad and (first or apart):
-                    grad.add_(local_gradient(p, given))
+                    grad.add_(local_gradient(p, given) if table.layout.sharded else given)
                 # A parameter that was converted since the buffers were made wants a gradient like itself.
-                same = (p.dtype, p.device) == (grad.dtype, grad.device)
-                p.grad = like_parameter(p, grad if same else grad.to(p.device, p.dtype))
+                like = grad if (p.dtype, p.device) == (grad.dtype, grad.device) else grad.to(p.device, p.dtype)
+                p.grad = like_parameter(p, like) if table.layout.sharded else like
                 if not torch.compiler.is_compiling():
                     p.grad._used = None  # type: ignore[attr-defined]
                 self._written.append((p, p.grad, p.grad._version if apart else None))

@@ -116,6 +116,13 @@ def test_ranks_that_differ_are_an_error_on_all_of_them(what: str, two: Results) 
         assert DIFFERENCES[what] in str(error)
 
 
+def test_parameters_that_nobody_averages_are_told_of(two: Results) -> None:
+    for result in two:
+        assert result["partly sharded"] is None
+        [text] = result["partly sharded: warnings"]
+        assert "not sharded differ between the ranks" in text
+
+
 @pytest.mark.parametrize("what", REFUSALS)
 def test_what_cannot_be_is_refused_with_a_remedy(what: str, two: Results) -> None:
     kind, text = REFUSALS[what]

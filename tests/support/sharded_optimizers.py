@@ -300,6 +300,13 @@ def differs(rank: int, ranks: int, what: str) -> None:
     optimizer.step()
 
 
+def partly_sharded(rank: int, ranks: int) -> None:
+    """The trunk alone, of a model whose ranks have data of their own."""
+    net = Net()
+    fully_sharded(net.trunk, ranks)  # type: ignore[arg-type]
+    by_backward(weighted(net), net, data(0, rank, ranks, "root"))
+
+
 def refused(rank: int, ranks: int, what: str) -> None:
     from mt2o_ext import ConnectionStrengthFused
 
@@ -365,6 +372,7 @@ TWO_MESHES: dict[str, Check] = {
 ALONE: dict[str, Check] = {
     "not finite": not_finite,
     "sixteen bits": sixteen_bits,
+    "partly sharded": partly_sharded,
     **{f"differs: {what}": partial(differs, what=what) for what in DIFFERENCES},
     **{f"refused: {what}": partial(refused, what=what) for what in REFUSALS},
 }
