@@ -1,4 +1,4 @@
-"""A model that FSDP2 has sharded: task gradients are weighted where their shards lie.
+"""A model that FSDP2 has sharded: task gradients, moments and the fused step stay where the shards lie.
 
 torchrun --nproc-per-node 2 examples/fsdp.py
 """
@@ -11,7 +11,7 @@ from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 
-from mt2o_ext import WeightedBackward
+from mt2o_ext import WeightedFused
 
 
 def main(epochs: int = 10) -> list[float]:
@@ -25,14 +25,11 @@ def main(epochs: int = 10) -> list[float]:
     torch.manual_seed(0)  # the shards of one model
     model = Model().to(DEVICE)
     fully_shard(model)
-    backward = WeightedBackward(model.parameters(), num_tasks=2, weighting="upgrad")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = WeightedFused(model.parameters(), num_tasks=2, weighting="upgrad", lr=3e-3, max_norm=1.0)
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
         for x, y in batches:
-            optimizer.zero_grad()
-            backward(task_losses(model, x, y))
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.backward(task_losses(model, x, y))
             optimizer.step()
     found = accuracies(model, test)  # on every rank, since a forward pass gathers the layers
     if rank == 0:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .base import BASE_RULES
 from .ops import SQUARES
+from .sharding import local_of
 
 __all__ = ["ENTRIES", "check_entry", "generator_state", "member", "member_dict", "tensors_of"]
 
@@ -106,7 +107,9 @@ def check_entry(key: str, value: Any, shape: Sequence[int] | None, where: str) -
 def _check_numbers(entry: Entry, value: Tensor, expected: str) -> None:
     if value.numel() == 0:
         return
-    numbers = value.detach()
+    numbers = local_of(value.detach())
+    if numbers.numel() == 0:
+        return
     if numbers.is_floating_point() and bool(numbers.isnan().any()):
         raise ValueError(f"{expected}, got NaN")
     if entry.kind == "count" and numbers.is_floating_point() and bool((numbers != numbers.floor()).any()):

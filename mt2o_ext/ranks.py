@@ -9,6 +9,7 @@ the same exchange: then they tell one another everything, and each raises an err
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from hashlib import blake2b
@@ -19,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .gradients.table import GradientTable
+from .sharding import group_of_shards, is_sharded
 
-__all__ = ["Ranks", "RanksError", "as_ranks", "checksums", "describe", "together", "warning_of_drift"]
+__all__ = ["Ranks", "RanksError", "RanksOfShards", "as_ranks", "checksums", "describe", "together", "warning_of_drift"]
 
 Pattern = list[list[bool]]
 
@@ -37,8 +39,11 @@ class Ranks:
 
     Attributes:
         size: how many there are.
+        of_shards: the parameters are sharded over them.
         calls: how many ``backward`` calls of each subproblem this rank has made since the last step.
     """
+
+    of_shards = False
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
@@ -49,6 +54,15 @@ class Ranks:
         self._first = self._members[0]
         self._hosts = _group_of_hosts(group)
         self._told: Exception | None = None
+
+    @property
+    def summed(self) -> int:
+        """The number of gradients that are added up in the sums of `reduce_`."""
+        return self.size
+
+    def same_as(self, other: Ranks) -> bool:
+        """True if these are the same ranks."""
+        return sorted(self._members) == sorted(other._members)
 
     # ------------------------------------------------------------------ numbers where they lie
     def add_(self, tensor: Tensor) -> Tensor:
@@ -212,7 +226,70 @@ class Ranks:
                 "expected the default process group in an optimizer that is copied or pickled, got one of its own: "
                 "use process_group=True"
             )
-        return Ranks, (None,)
+        return type(self), (None,)
+
+
+class RanksOfShards(Ranks):
+    """The ranks that hold the shards of DTensor parameters, whose gradients backward itself averages over them.
+
+    Each has its own mini-batch, or (of tensor parallelism) the same as others.  Parameters that are not sharded have
+    the same gradients on all ranks, which is up to the user: tensor parallelism makes them so.
+    """
+
+    of_shards = True
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        super().__init__(group)
+        self._looked = False  # at the gradients of parameters that are not sharded
+
+    @property
+    def summed(self) -> int:
+        """1: the gradients are those of all ranks."""
+        return 1
+
+    def share_parameters_(self, parameters: Sequence[Tensor]) -> None:
+        """Shares the first rank's values of those parameters that are not sharded; raises as of `Ranks`."""
+        super().share_parameters_([p for p in parameters if not is_sharded(p)])
+
+    def compare_values(self, parameters: Sequence[Tensor]) -> None:
+        """Compares the values of those parameters that are not sharded; raises as of `Ranks`."""
+        super().compare_values([p for p in parameters if not is_sharded(p)])
+
+    def reduce_(self, tables: Sequence[GradientTable], call: dict[str, Any]) -> None:
+        """Leaves the gradients as they are, after a look at whether all ranks have the same ones.
+
+        What is there on some ranks only is zero on the others afterwards.
+        """
+        filled = [there for table in tables for there in table.filled]
+        union = self.merge(call, filled)
+        if union != filled:
+            pairs = iter(union)
+            for table in tables:
+                table.fill([next(pairs) for _ in table.filled])
+        if not self._looked:
+            self._look_at_others(tables)
+
+    def _look_at_others(self, tables: Sequence[GradientTable]) -> None:
+        """Warns at the first gradients where those of parameters that are not sharded differ between the ranks."""
+        self._looked = True
+        others = [
+            grad
+            for table in tables
+            for grads in table.tensors
+            for p, grad in zip(table.layout.parameters, grads, strict=True)
+            if grad is not None and not is_sharded(p)
+        ]
+        if not others:
+            return
+        sums = self._exchange([_digest(checksums(others))])
+        if any(one != sums[0] for one in sums):
+            warnings.warn(
+                "the gradients of parameters that are not sharded differ between the ranks, beside sharded ones, which "
+                "alone are averaged: these parameters drift apart. Shard the whole model after its layers, "
+                "fully_shard(model)",
+                UserWarning,
+                stacklevel=5,
+            )
 
 
 def together(ranks: Ranks | None) -> AbstractContextManager[None]:
@@ -231,11 +308,13 @@ def _telling(ranks: Ranks) -> Iterator[None]:
         raise
 
 
-def as_ranks(process_group: Any) -> Ranks | None:
-    """The ranks of a process group.
+def as_ranks(process_group: Any, parameters: Sequence[Tensor] = ()) -> Ranks | None:
+    """The ranks of a process group, or those that the parameters are sharded over.
 
     Args:
-        process_group: a group, or True for the default one; None or False for no data parallelism.
+        process_group: a group, or True for the default one; None or False for no data parallelism.  Where parameters
+            are sharded, None (their device mesh tells the ranks), or the group of these ranks.
+        parameters: of which some may be DTensors.
 
     Returns:
         The ranks; None where there is no data parallelism.
@@ -243,8 +322,24 @@ def as_ranks(process_group: Any) -> Ranks | None:
     Raises:
         TypeError: for anything but a process group, a bool or None.
         RuntimeError: if torch.distributed was not set up.
-        ValueError: if this process is not in the group.
+        ValueError: if this process is not in the group, or parameters are sharded over other ranks.
     """
+    given, shards = _ranks_of(process_group), group_of_shards(parameters)
+    if shards is None:
+        return given
+    ranks = RanksOfShards(None if shards is dist.group.WORLD else shards)
+    if process_group is None or (given is not None and given.same_as(ranks)):
+        return ranks
+    got = process_group if isinstance(process_group, bool) else "a group of others"
+    raise ValueError(
+        "expected process_group=None for sharded parameters, whose device mesh tells the ranks, or the group of these "
+        f"{ranks.size}, got {got}: leave it out (for replicas of a sharded model, shard it with a mesh of two "
+        "dimensions)"
+    )
+
+
+def _ranks_of(process_group: Any) -> Ranks | None:
+    """The ranks of a process group; arguments and errors as of `as_ranks`."""
     if process_group is None or process_group is False:
         return None
     if not dist.is_available() or not dist.is_initialized():
@@ -345,6 +440,8 @@ def describe(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
         names = group.get("param_names", [None] * len(group["params"]))
         for name, p in zip(names, group["params"], strict=True):
             kind = {"shape": list(p.shape), "dtype": str(p.dtype), "requires_grad": p.requires_grad}
+            if is_sharded(p):
+                kind["placements"] = str(p.placements)
             parameters.append({"name": name, **kind} if name else kind)
     return {"number of parameters": len(parameters), "parameter": parameters, "parameter group": of_groups}
 

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from ..ranks import Ranks, as_ranks, describe, together, warning_of_drift
-from ..sharding import group_of_shards
 from .table import GradientTable
 from .weigher import Weigher
 
@@ -31,12 +30,9 @@ class Averages:
     """
 
     def __init__(self, process_group: Any, members: Sequence[tuple[Tensor, int | None]], weigher: Weigher) -> None:
-        self.ranks: Ranks | None = as_ranks(process_group)
-        shards = group_of_shards([p for p, _ in members])
-        if shards is not None and process_group is None:
-            self.ranks = Ranks(shards)
-        self.sharded = shards is not None
-        self._alone = process_group is None and shards is None  # as far as was said
+        self.ranks: Ranks | None = as_ranks(process_group, [p for p, _ in members])
+        self.sharded = self.ranks is not None and self.ranks.of_shards
+        self._alone = process_group is None and not self.sharded  # as far as was said
         self._looked = False
         self._members = members
         self._weigher = weigher
@@ -47,8 +43,7 @@ class Averages:
             return
         groups = [{"params": [p], "task": task} for p, task in self._members]
         self.ranks.agree({"call": "WeightedBackward", **options, **self._weigher.description(), **describe(groups)})
-        if not self.sharded:
-            self.ranks.share_parameters_([p for p, _ in self._members])
+        self.ranks.share_parameters_([p for p, _ in self._members])
         self._weigher.share(self.ranks)
 
     def look_once(self) -> None:
@@ -60,7 +55,7 @@ class Averages:
         if self._looked:
             return
         self._looked = True
-        if self.ranks is not None and not self.sharded:
+        if self.ranks is not None:
             self.ranks.compare_values([p for p, _ in self._members])
         if self._alone and (text := warning_of_drift(None, "WeightedBackward", wrapper=False)):
             warnings.warn(text, UserWarning, stacklevel=4)
@@ -81,10 +76,10 @@ class Averages:
 
     def of_tables_(self, tables: Sequence[GradientTable]) -> None:
         """Averages the gradients in these tables."""
-        if self.ranks is not None and not self.sharded:
+        if self.ranks is not None:
             self.ranks.reduce_(tables, self._described("gradients"))
-            for table in tables:
-                table.flat().div_(self.ranks.size)
+            for table in tables if self.ranks.summed > 1 else ():
+                table.flat().div_(self.ranks.summed)
 
     @contextmanager
     def of_grad(self, parameters: Sequence[Tensor]) -> Iterator[None]:

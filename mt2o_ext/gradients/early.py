@@ -36,6 +36,7 @@ class EarlySum:
     ) -> None:
         self._slots = TaskSlots(tables, tasks, num_tasks)
         self._weighted_heads = weighted_heads
+        self._sharded = any(table.layout.sharded for table in tables)
 
     def collect(self, losses: Sequence[Tensor | None], weights: Tensor, way: Pass) -> None:
         """One backward of T scalars times weights [T]; heads that are not weighted first, on their own short ways.
@@ -48,7 +49,9 @@ class EarlySum:
             collect_sum(total, [*trunk, *chain.from_iterable(heads)], way=way)
             return
         if any(heads):
-            collect_sequential(losses, heads, short=True, way=way.keeping())
+            short = not self._sharded  # whose shards a whole backward completes only
+            others = () if short else [slot.parameter for slot in trunk]
+            collect_sequential(losses, heads, others, short=short, way=way.keeping())
         collect_sum(total, trunk, self._slots.head_parameters(), way=way)
 
 

@@ -160,8 +160,10 @@ def members_of(params: Any, num_tasks: int) -> Iterator[tuple[Tensor, int | None
             yield p, task
 
 
-def check_ways_of_shards(parameters: Sequence[Tensor], weighting: Weighting, *, collect: str, store: bool) -> None:
-    """Checks the options of a `WeightedBackward` whose parameters are sharded.
+def check_ways_of_shards(
+    parameters: Sequence[Tensor], weighting: Weighting, *, collect: str, store: bool = True
+) -> None:
+    """Checks options where parameters are sharded.
 
     Raises:
         ValueError: for a batched backward, and for a weighting that changes the gradients themselves.
@@ -169,12 +171,14 @@ def check_ways_of_shards(parameters: Sequence[Tensor], weighting: Weighting, *, 
     if not any(map(is_sharded, parameters)):
         return
     if collect != "sequential" or not store:
+        got = f"collect={collect!r}" if store else "store=False"
         raise ValueError(
-            'expected collect="sequential", store=True and no engine= for sharded parameters, whose gradients are '
-            "complete after an ordinary backward only: leave these options out"
+            "expected a backward pass for each loss with sharded parameters, whose gradients are complete after an "
+            f"ordinary one only, got {got}: leave it out"
         )
     if Needs.ROWS in weighting.needs:
         raise ValueError(
             "expected a weighting of the Gram matrix or losses for sharded parameters, got "
-            f"{type(weighting).__name__}, which changes the gradients of whole tensors: take another one"
+            f"{type(weighting).__name__}, which changes the gradients of whole tensors: take another one, or leave the "
+            "model whole and pass process_group=True"
         )

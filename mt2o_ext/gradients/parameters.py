@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..sharding import is_sharded, local_of
+
 __all__ = ["check_memory", "check_parameters"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_parameters(
-    tensors: Sequence[Any], device: torch.device | None, num_rows: int | None, *, shards: bool = False
+    tensors: Sequence[Any], device: torch.device | None, num_rows: int | None, *, whole: str | None = None
 ) -> None:
     """Checks that these tensors can be optimized.
 
@@ -22,22 +24,18 @@ def check_parameters(
         tensors: dense, float32, float64, bfloat16 or float16.
         device: where the other parameters are; None: there are no others.
         num_rows: K, where every parameter has a leading dimension K; None elsewhere.
-        shards: parameters may be sharded (DTensors).
+        whole: why parameters must not be sharded; None: they may be DTensors.
 
     Raises:
-        TypeError: for anything but such tensors, and for parameters that are sharded.
+        TypeError: for anything but such tensors, and for parameters that are sharded where they must not be.
         ValueError: for parameters without values, on different devices, expanded, without the leading dimension, or
             given twice.
     """
     for p in tensors:
         if not isinstance(p, Tensor):
             raise TypeError(f"expected tensors to optimize, got {type(p).__name__}")
-        if hasattr(p, "device_mesh") and not shards:
-            raise TypeError(
-                f"expected parameters that lie in this process whole, got one of type {type(p).__name__}: for a model "
-                "sharded by FSDP2 (fully_shard) or tensor parallelism take WeightedBackward and an optimizer of "
-                "torch.optim; for data parallelism leave the model as it is and pass process_group="
-            )
+        if is_sharded(p):
+            _check_shard(p, "the slices of a bank are models of their own" if num_rows is not None else whole)
         if isinstance(p, torch.nn.parameter.UninitializedParameter):
             raise ValueError(
                 "expected initialized parameters, got a lazy one: run the model once before making the optimizer"
@@ -65,6 +63,22 @@ def check_parameters(
         raise ValueError("expected every parameter once, got one twice in the same group")
 
 
+def _check_shard(p: Any, whole: str | None) -> None:
+    if whole is not None:
+        raise TypeError(
+            f"expected parameters that lie in this process whole, because {whole}, got one of type {type(p).__name__}: "
+            "for data parallelism leave the model as it is and pass process_group=True; a model that is sharded by "
+            "FSDP2 (fully_shard) or tensor parallelism takes WeightedFused, MT2OFused of one model, or WeightedBackward"
+        )
+    if any(placement.is_partial() for placement in p.placements):
+        raise TypeError(f"expected parameters that are sharded or replicated, got one of placements {p.placements}")
+    if p.device.type not in ("meta", p.device_mesh.device_type):
+        raise ValueError(
+            f"expected shards on the device of their mesh, {p.device_mesh.device_type}, got one on {p.device}: leave "
+            "the offload_policy= of fully_shard out"
+        )
+
+
 def check_memory(parameters: Sequence[Tensor]) -> None:
     """Checks that no two parameters have elements in common.
 
@@ -72,7 +86,8 @@ def check_memory(parameters: Sequence[Tensor]) -> None:
         ValueError: if two of them have.
     """
     reaching: list[Tensor] = []  # may reach beyond the start of the next one
-    for p in sorted((p for p in parameters if p.numel() > 0), key=Tensor.data_ptr):
+    here = map(local_of, parameters)
+    for p in sorted((p for p in here if p.numel() > 0), key=Tensor.data_ptr):
         reaching = [other for other in reaching if _end(other) > p.data_ptr()]
         for other in reaching:
             if bool(torch.isin(_addresses(p), _addresses(other)).any()):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..sharding import any_nonzero, like_parameter, local_gradient
 from .table import GradientTable
 
 __all__ = ["ShownGradients", "is_used"]
@@ -60,7 +61,7 @@ class ShownGradients:
         if any(p.grad is None for p, _, _ in self._written):
             return True
         changed = any(version not in (None, grad._version) for _, grad, version in self._written)
-        return changed and not any(bool(grad.any()) for _, grad, _ in self._written)
+        return changed and not any_nonzero([grad for _, grad, _ in self._written])
 
     def check_unchanged(self) -> None:
         """Checks that ``.grad`` is as the last backward left it, before another is added.
@@ -95,9 +96,10 @@ class ShownGradients:
                 assert grad is not None
                 given = self._given.get(id(p))
                 if given is not None and given is not grad and (first or apart):
-                    grad.add_(given)
+                    grad.add_(local_gradient(p, given) if table.layout.sharded else given)
                 # A parameter that was converted since the buffers were made wants a gradient like itself.
-                p.grad = grad if (p.dtype, p.device) == (grad.dtype, grad.device) else grad.to(p)
+                like = grad if (p.dtype, p.device) == (grad.dtype, grad.device) else grad.to(p.device, p.dtype)
+                p.grad = like_parameter(p, like) if table.layout.sharded else like
                 if not torch.compiler.is_compiling():
                     p.grad._used = None  # type: ignore[attr-defined]
                 self._written.append((p, p.grad, p.grad._version if apart else None))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..device import has_addresses, to_device
 from ..ops import can_read_addresses, combine_, finite_, gram_
 from ..ops.addresses import table_of
-from ..sharding import local_gradient
+from ..sharding import local_gradient, of_all_shards_
 from .layout import Layout
 
 __all__ = ["GradientTable", "Source", "check_dense"]
@@ -148,6 +148,9 @@ class GradientTable:
             return
         check_dense(grads)
         if keep:
+            if self.layout.sharded:
+                pairs = zip(self.layout.parameters, grads, strict=True)
+                grads = [None if grad is None else local_gradient(p, grad) for p, grad in pairs]
             self.tensors[row * self.num_tasks + task] = [
                 None if grad is None else self._fitting(segment, grad) for segment, grad in enumerate(grads)
             ]
@@ -334,9 +337,11 @@ class GradientTable:
 
     # ------------------------------------------------------------------ kernels
     def find_nonfinite(self, found: Tensor) -> None:
-        """Sets found[k] = 1 (float32 [K]) where a gradient of row k is infinite or NaN."""
+        """Sets found[k] = 1 (float32 [K]) where a gradient of row k is infinite or NaN, in the shards of any rank."""
         grads, addresses = self.source()
         finite_(found, grads, self.layout.chunks, addresses=addresses)
+        if self.layout.sharded:
+            of_all_shards_(found, self.layout.parameters)
 
     def combine(self, out: Tensor, weights: Tensor) -> None:
         """out [K, P] <- gradients combined with weights, float64 [K, T]; of each tensor, [K, S, T]."""

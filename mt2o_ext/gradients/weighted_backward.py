@@ -134,7 +134,7 @@ class WeightedBackward:
         self._weigher = Weigher(weighting, table, generator)
         self._tasks = TaskGradients(self._weigher, num_tasks, heads, collect)
         self._members = list(members_of(params, num_tasks))
-        check_parameters([p for p, _ in self._members], None, None, shards=True)
+        check_parameters([p for p, _ in self._members], None, None)
         check_ways_of_shards([p for p, _ in self._members], weighting, collect=collect, store=store)
         if not self._members:
             raise ValueError("expected parameters, got none: pass those that the losses depend on")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..base import BaseRule
 from ..checks import check_count, check_positive
 from ..device import host_knows
-from ..gradients.options import check_given
+from ..gradients.options import check_given, check_ways_of_shards
 from ..gradients.parameters import check_memory, check_parameters
 from ..gradients.passes import Backward, Pass, check_backward
 from ..gradients.skipped import Refuser, with_losses
@@ -20,6 +20,7 @@ from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, TaskGradients
 from ..ops import FIELDS, Order
 from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_draws, warning_of_drift
+from ..sharding import is_sharded, local_of
 from ..weighting import Needs
 from ..weighting.refusal import Outcome
 from .amp import Scaling
@@ -60,6 +61,7 @@ class FlatOptimizer(SavedState):
     """
 
     _num_tasks: int
+    _needs_whole: str | None = None  # why parameters must not be sharded; None: they may be
     _step_supports_amp_scaling = True  # GradScaler leaves the division to the step, see `Scaling`
 
     def __new__(cls, *args: Any, **options: Any) -> FlatOptimizer:
@@ -106,6 +108,7 @@ class FlatOptimizer(SavedState):
         self._ranks = as_ranks(process_group)
         self._said = [process_group]  # of data parallelism, until it was looked into
         super().__init__(params, defaults)
+        self._ranks = as_ranks(process_group, [p for _, p in self._parameters()])
         check_memory(self._held_parameters())
         if self._ranks is not None:
             self._ranks.agree({**self._description(), **describe(self.param_groups)})
@@ -155,6 +158,7 @@ class FlatOptimizer(SavedState):
             self._read_shown()
             known = set(self._buffers.parameters())
             check_memory([*known, *(p for p in tensors if self._is_held(p) and p not in known)])
+            self._check_added(tensors)
             if self._ranks is not None:
                 self._ranks.agree(
                     {"call": "add_param_group()", **describe([{**self.defaults, **group, "params": tensors}])}
@@ -178,9 +182,27 @@ class FlatOptimizer(SavedState):
         of_any_kind = [p for p in tensors if isinstance(p, Tensor) and not self._is_held(p)]
         frozen = set(map(id, of_any_kind))
         held = [p for p in tensors if id(p) not in frozen]
-        check_parameters(held, None if other is None else other.device, num_rows)
+        check_parameters(held, None if other is None else other.device, num_rows, whole=self._needs_whole)
+        if self._tasks is not None:
+            check_ways_of_shards(held, self._tasks.weigher.weighting, collect=self._tasks.collecting)
         if len(set(map(id, tensors))) < len(tensors):
             raise ValueError("expected every parameter once, got one twice in the same group")
+
+    def _check_added(self, tensors: Sequence[Tensor]) -> None:
+        """Checks that sharded parameters come to others of the same ranks.
+
+        Raises:
+            ValueError: for sharded ones where none was when the optimizer was made, or on a larger mesh.
+        """
+        if not any(map(is_sharded, tensors)):
+            return
+        own = [p for _, p in self._parameters()]
+        before, after = as_ranks(None, own), as_ranks(None, [*own, *tensors])
+        if before is None or after is None or not before.same_as(after):
+            raise ValueError(
+                "expected parameters that lie where the others do, got sharded ones of other ranks: make one optimizer "
+                "for all of them, behind fully_shard or parallelize_module"
+            )
 
     def _is_held(self, p: Tensor) -> bool:
         """True if a parameter needs a place in the buffers: it is trained, or was."""
@@ -255,6 +277,7 @@ class FlatOptimizer(SavedState):
                     flat.adopt(row)
                     flat.activate(row)
         for flat in flats:
+            flat.adopt_shards(row)
             flat.adopt_rounded(row)
 
     # ------------------------------------------------------------------ buffers
@@ -279,13 +302,16 @@ class FlatOptimizer(SavedState):
 
     def _rebuild_buffers(self) -> None:
         before = {p: (flat, segment) for flat in self._buffers.flats for segment, p in enumerate(flat.parameters)}
-        present = {p: p.data for _, p in self._parameters()}
+        present = {p: local_of(p).clone() if is_sharded(p) else p.data for _, p in self._parameters()}
         kept = {p: dict(state) for p, state in self.state.items() if isinstance(p, Tensor)}
         self._build()
         self._views.import_(self.state, kept, self.param_groups)
         for flat in self._buffers.flats:
             for segment, p in enumerate(flat.parameters):
-                p.data = present[p]  # of the row that they show, the parameters themselves are the truth
+                if is_sharded(p):  # of the row that they show, the parameters themselves are the truth
+                    local_of(p).copy_(present[p])
+                else:
+                    p.data = present[p]
                 if p in before:
                     old, place = before[p]
                     flat.tasks.take_over(segment, old.tasks, place)
@@ -293,7 +319,8 @@ class FlatOptimizer(SavedState):
             flat.adopt(self._row)
             flat.activate(self._row)
         for p in before.keys() - set(self._buffers.parameters()):  # tensors of its own, out of the old buffer
-            p.data = p.data.clone()
+            if not is_sharded(p):
+                p.data = p.data.clone()
             if p in self.state:
                 self.state[p] = cloned(self.state[p])
 
@@ -348,7 +375,7 @@ class FlatOptimizer(SavedState):
             if vertices is not None and self._tasks is None:
                 what = f"the gradients of {name} at random points"
             check_not_wrapped(self._buffers.parameters(), what, "" if vertices is None else ', or take front="rows"')
-        text = warning_of_drift(said, name, wrapper=wrapper)
+        text = None if self._ranks is not None else warning_of_drift(said, name, wrapper=wrapper)
         if text is None and vertices is not None and vertices.own_generator:
             text = warning_of_draws(said)
         if text is not None:
@@ -362,9 +389,9 @@ class FlatOptimizer(SavedState):
 
     def _of_all_ranks(self, factor: Tensor | None) -> Tensor | None:
         """The divisor of sums over the ranks, from that of one rank's gradients."""
-        if self._ranks is None:
+        if self._ranks is None or self._ranks.summed == 1:
             return factor
-        size = torch.full((1,), float(self._ranks.size), dtype=torch.float32, device=self._buffers.device)
+        size = torch.full((1,), float(self._ranks.summed), dtype=torch.float32, device=self._buffers.device)
         return size if factor is None else size * factor
 
     # ------------------------------------------------------------------ the step
@@ -387,7 +414,8 @@ class FlatOptimizer(SavedState):
             return "step() needs gradients: call optimizer.backward(losses) first, or step(closure)"
         return (
             "step() needs gradients, but backward() reached none of this optimizer's parameters: were they replaced in "
-            "the model since it was made (load_state_dict(assign=True), another model)? Then make a new optimizer"
+            "the model since it was made (by fully_shard, load_state_dict(assign=True), another model)? Then make a "
+            "new optimizer"
         )
 
     def _apply(self, inputs: Sequence[StepInputs], order: Order = Order.CONSENSUS) -> None:
@@ -442,7 +470,8 @@ class FlatOptimizer(SavedState):
         self._tasks.weigher.learn(self._joint(losses))
 
     def _check_scaler_of_ranks(self, scaling: Scaling) -> None:
-        if scaling.under_scaler and scaling.scaler is None:
+        shards = self._ranks is not None and self._ranks.of_shards  # of which the scaler itself asks all ranks
+        if scaling.under_scaler and scaling.scaler is None and not shards:
             raise RuntimeError(
                 "with process_group= a scaler has to know what other ranks find: optimizer.backward(losses, "
                 "scaler=scaler)"

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..base import BaseRule
 from ..device import to_device
 from ..ops import FIELDS
+from ..sharding import Gathered
 from .flat import FlatParameters
 from .flat_vertices import FlatVertices
 
@@ -99,6 +100,10 @@ class Buffers:
             self._flat([p for _, p in members], 1 if head else self.num_tasks, row)
             for (_, head), members in kinds.items()
         ]
+        if any(flat.sharded for flat in self.flats):
+            gathered = Gathered(self.parameters())
+            for flat in self.flats:
+                flat.gathered = gathered
         self.groups = [[index for index, _ in members] for members in kinds.values()]
         self.tasks = [[param_groups[index].get("task") for index in groups] for groups in self.groups]
         self._tables = []

@@ -158,6 +158,7 @@ class ConnectionStrengthFused(ConnectionSteps):
         return [c for c in connections if id(c.weight) in groups and self._is_held(c.weight)]
 
     _family = "connection_strength"
+    _needs_whole = "the strength of a connection is that of its whole weight"
 
     def __repr__(self) -> str:
         options = (

@@ -3,7 +3,7 @@
 The user's ``nn.Parameter`` objects stay the truth: they lie in the row that is active, each with a storage of its own
 over that memory.  Their addresses are compared at every step (cheap integers); a parameter that was replaced in the
 meantime is copied into the buffer and put there again.  One that lies in shared memory stays there, where other
-processes look for it: it is copied in before a step and back after it.
+processes look for it: it is copied in before a step and back after it.  So is the shard of a DTensor.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..device import in_shared_memory, with_own_storage
 from ..gradients.layout import Layout
 from ..gradients.table import GradientTable
 from ..ops import FIELDS, NUM_CONSTANTS, gram_
+from ..sharding import Gathered, is_sharded, local_of, sum_shards
 
 __all__ = ["FlatParameters"]
 
@@ -41,6 +42,7 @@ class FlatParameters(Layout):
         tasks: the gradients of T tasks.
         combined: one gradient of all of them, where it was combined before the step.
         buffers: further [K, P] like ``theta``: moments, running average, ...
+        gathered: what was made of shards and has to be made anew after a change of these; None: nothing.
         step: float32 [K, S], the number of steps that each row of each tensor has taken.
         segments: float64 [S, fields], the hyper-parameters.
         transfer_chunks: int64 [C, 3], the chunks of the tensors that take part in the transfer.
@@ -71,10 +73,13 @@ class FlatParameters(Layout):
         self.constants = torch.zeros(trained, num_segments, NUM_CONSTANTS, dtype=torch.float64, device=self.device)
         self.segments = torch.zeros(num_segments, len(FIELDS), dtype=torch.float64, device=self.device)
         self._partials: Tensor | None = None
+        self._shards = [segment for segment, p in enumerate(self.parameters) if is_sharded(p)]
+        self._shown_row = row
+        self.gathered: Gathered | None = None
         self._outside: list[tuple[Tensor, Tensor]] = []  # parameters in shared memory, and their places in the row
         self._value_views = self.views(self.values)
         self._shown = [list(map(with_own_storage, views)) for views in self._value_views]  # what parameters become
-        self._places = [_places(views) for views in self._value_views]
+        self._places = [self._inside(_places(views)) for views in self._value_views]
         self._begin()
         self.activate(row)
 
@@ -110,23 +115,50 @@ class FlatParameters(Layout):
         shown = self._shown[row]
         self._outside = []
         for segment, (p, view) in enumerate(zip(self.parameters, self._value_views[row], strict=True)):
+            if is_sharded(p):
+                continue
             if in_shared_memory(p):
                 self._outside.append((p, view))
                 continue
             if shown[segment].data_ptr() != view.data_ptr():  # share_memory() moves the storage itself
                 shown[segment] = with_own_storage(view)
             p.data = shown[segment]
+        self._shown_row = row
         self.write_back()
         self.mark_changed()  # backward through a graph of another row would use this row's values
 
-    def write_back(self) -> None:
-        """Copies the values of the active row to the parameters that do not lie in it."""
+    def write_back(self, segments: Sequence[int] | None = None) -> None:
+        """Copies the values of the active row to the parameters (or some of them) that do not lie in it."""
+        wanted = None if segments is None else {id(self.parameters[segment]) for segment in segments}
         for p, view in self._outside:
-            p.data.copy_(view)
+            if wanted is None or id(p) in wanted:
+                p.data.copy_(view)
+        shards = self._shards if segments is None else [segment for segment in segments if segment in self._shards]
+        if shards:
+            with torch.no_grad():
+                torch._foreach_copy_(self._local(shards), [self._value_views[self._shown_row][i] for i in shards])
+            self._drop_gathered()
+
+    def _drop_gathered(self) -> None:
+        if self.gathered is not None:
+            self.gathered.drop()
+
+    def _local(self, segments: Sequence[int]) -> list[Tensor]:
+        return [local_of(self.parameters[segment]) for segment in segments]
+
+    @torch.no_grad()
+    def adopt_shards(self, row: int) -> None:
+        """Takes the present values of shards into this row, whether or not anybody has changed them."""
+        if self._shards:
+            views = [self._value_views[row][segment] for segment in self._shards]
+            torch._foreach_copy_(views, self._local(self._shards))
 
     def adopt(self, row: int) -> None:
         """Takes the present values of the parameters into this row (into all rows, if stacked)."""
+        self.adopt_shards(row)
         for p, view in zip(self.parameters, self._value_views[row], strict=True):
+            if self._shards and is_sharded(p):
+                continue
             if p.data_ptr() != view.data_ptr():
                 view.copy_(p.data)
             elif p.stride() != view.stride():  # `p.data = p.data.T`: the same memory in another order
@@ -155,10 +187,15 @@ class FlatParameters(Layout):
         for segment, p in enumerate(self.parameters):
             own = self.rows_of(rows, segment, int(rows.storage_offset()))
             values = own if self.stacked else own[0]
+            if is_sharded(p):
+                with torch.no_grad():
+                    local_of(p).copy_(values)
+                continue
             if in_shared_memory(p):
                 p.data.copy_(values)
                 continue
             p.data = values.to(self.dtype, copy=True, memory_format=torch.preserve_format)
+        self._drop_gathered()
 
     def load_theta(self, segment: int, rows: Tensor, *, keep_values: bool) -> None:
         """Sets all rows of one parameter, or (keep_values) only the float32 masters of its 16-bit values."""
@@ -166,23 +203,32 @@ class FlatParameters(Layout):
         theta.copy_(rows)
         if keep_values:
             yield_to_(theta, self.rows_of(self.values, segment))
-        elif self.values is not self.theta:
+            return
+        if self.values is not self.theta:
             self.rows_of(self.values, segment).copy_(theta)
+        self.write_back([segment])
 
     def rows_loaded(self) -> None:
         """Called when `load_theta` has set all that is to be set; the parameters show it already."""
 
     def replaced(self, row: int) -> bool:
         """True if a parameter is no longer the view that this row gave it."""
-        return _places(self.parameters) != self._places[row]
+        return self._inside(_places(self.parameters)) != self._places[row]
 
     def reshaped(self) -> tuple[list[int], list[int]] | None:
         """The old and the new shape of a parameter that has changed it."""
         lead = (self.num_rows,) if self.stacked else ()
-        for p, shape in zip(self.parameters, self.shapes, strict=True):
+        for p, shape in zip(map(local_of, self.parameters), self.shapes, strict=True):
             if p.shape != (*lead, *shape):
                 return [*lead, *shape], list(p.shape)
         return None
+
+    def _inside(self, places: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The places of parameters that lie in the buffer: not those of shards."""
+        if not self._shards:
+            return places
+        shards = set(self._shards)
+        return [place for segment, place in enumerate(places) if segment not in shards]
 
     def moved(self) -> bool:
         """True if a parameter has changed its dtype or device."""
@@ -215,7 +261,7 @@ class FlatParameters(Layout):
         )
         values = (self.theta if rows is None else rows).unsqueeze(0)
         gram_(out, self._partials, values, None, chunks, centre=True)
-        return out[0]
+        return sum_shards(out, self.parameters)[0] if self.sharded else out[0]
 
 
 def yield_to_(master: Tensor, low: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..device import has_addresses, host_knows
 from ..ops import can_read_addresses, combine_
+from ..sharding import local_of
 from .flat import FlatParameters
 
 __all__ = ["FlatVertices"]
@@ -45,7 +46,7 @@ class FlatVertices(FlatParameters):
     def _begin(self) -> None:
         for p, views in zip(self.parameters, zip(*self._value_views, strict=True), strict=True):
             for view in views:
-                view.copy_(p.data)
+                view.copy_(local_of(p.data))
         self.theta.copy_(self.values[:1].expand_as(self.theta))
         self._table = self._rows_table()
         self.spread()

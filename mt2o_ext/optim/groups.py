@@ -12,6 +12,7 @@ from ..base import BaseRule
 from ..device import host_knows
 from ..gradients.options import check_task
 from ..gradients.table import GradientTable
+from ..sharding import is_sharded
 
 __all__ = ["about_unreached", "check_options", "listed_of"]
 
@@ -75,7 +76,7 @@ def about_unreached(groups: Sequence[dict[str, Any]], tables: Sequence[GradientT
     left = []
     for label, p, task in _labelled(groups):
         found = grads.get(p, [])
-        if task is not None:
+        if task is not None and not is_sharded(p):  # whose shard here may well be zeros, or empty
             found = [grad for grad in found if not host_knows(grad) or bool(grad.any())]
         if p.requires_grad and not found:
             left.append((label, task))

@@ -258,7 +258,7 @@ class MT2OFused(OneModel):
             for k in self.subproblems():
                 start(k)
                 self._synchronize()
-        if self._ranks is not None:
+        if self._ranks is not None and not self._ranks.of_shards:
             self._ranks.share_([values for flat in self._buffers.flats for values in (flat.theta, flat.values)])
         self._views.start_copies()
 

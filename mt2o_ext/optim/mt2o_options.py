@@ -15,6 +15,7 @@ from ..gradients.weigher import Weigher
 from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..preferences import check_preferences, default_preferences
 from ..scalarization import Scalarization
+from ..sharding import is_sharded
 from ..transfer import Spectral, as_transfer_rule
 from ..weighting import Needs, Weighting
 from .asked import Asked
@@ -179,7 +180,7 @@ def check_equal_slices(params: Sequence[Any], num_models: int) -> None:
     for p in params:
         tensor = p[1] if isinstance(p, tuple) else p
         if isinstance(tensor, Tensor) and tensor.shape[:1] == (num_models,) and tensor.requires_grad:
-            if tensor.device.type == "meta":
+            if tensor.device.type == "meta" or is_sharded(tensor):
                 continue
             values = tensor.detach()
             if bool((values != values[:1]).any()):

@@ -13,6 +13,7 @@ from ..base import BaseRule
 from ..entries import check_entry, member_dict
 from ..gradients.parameters import check_parameters
 from ..gradients.tasks import Batch
+from ..sharding import any_nonzero
 from .buffers import Buffers
 from .now import Now
 from .state import StateViews, cloned
@@ -120,8 +121,9 @@ class SavedState(torch.optim.Optimizer):
             return False
         if self._has_gradients() or any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
-        grads = [p.grad for _, p in self._parameters() if p.requires_grad]
-        if any(grad is None or grad.layout != torch.strided or bool(grad.any()) for grad in grads):
+        trained = [p for _, p in self._parameters() if p.requires_grad]
+        grads = [p.grad for p in trained if p.grad is not None and p.grad.layout == torch.strided]
+        if len(grads) < len(trained) or any_nonzero(grads):
             return False
         self._views.attach_all(self.state, self.param_groups)
         return True

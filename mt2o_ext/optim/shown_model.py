@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..sharding import local_of
 from .buffers import Buffers
 from .flat_vertices import FlatVertices
 from .model_buffers import ModelBuffers
@@ -93,7 +94,7 @@ class ShownModel(NamedTuple):
         for flat in self.flats():
             row = flat.at(weights, None if name is None else flat.buffers[name])
             views = [flat.rows_of(row, segment)[0] for segment in range(len(flat.parameters))]
-            if not all(torch.equal(p.data, view) for p, view in zip(flat.parameters, views, strict=True)):
+            if not all(torch.equal(local_of(p.data), view) for p, view in zip(flat.parameters, views, strict=True)):
                 return True
         return False
 
@@ -122,7 +123,7 @@ class ShownModel(NamedTuple):
             start(vertex)
             for flat in flats:
                 for segment, p in enumerate(flat.parameters):
-                    flat.rows_of(flat.theta, segment)[vertex].copy_(p.data)
+                    flat.rows_of(flat.theta, segment)[vertex].copy_(local_of(p.data))
         for flat in flats:
             flat.spread()
             flat.activate(row)

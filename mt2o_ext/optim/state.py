@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..base import BaseRule
 from ..entries import ENTRIES, check_entry
+from ..sharding import like_parameter, local_values
 from .buffers import Buffers
 from .flat import FlatParameters
 
@@ -71,9 +72,13 @@ class StateViews:
             return self._buffers.rows_key
         return None if flat.values is flat.theta else "master"
 
-    def _view(self, flat: FlatParameters, buffer: Tensor, segment: int) -> Tensor:
+    def _local_view(self, flat: FlatParameters, buffer: Tensor, segment: int) -> Tensor:
         rows = flat.rows_of(buffer, segment)
         return rows[0] if self._buffers.num_trained == 1 and not self._buffers.stacked else rows
+
+    def _view(self, flat: FlatParameters, buffer: Tensor, segment: int) -> Tensor:
+        """The place of a parameter in a buffer as the state shows it: of a DTensor, a DTensor."""
+        return like_parameter(flat.parameters[segment], self._local_view(flat, buffer, segment))
 
     def _step_view(self, flat: FlatParameters, segment: int) -> Tensor:
         return flat.step[:, segment] if self._buffers.num_trained > 1 else flat.step[0, segment]
@@ -224,13 +229,14 @@ class StateViews:
             flat.step[:, segment] = value.to(flat.step).reshape(-1)
             return self._step_view(flat, segment)
         if key == self._rows_key(flat):
-            flat.load_theta(segment, value, keep_values=self._buffers.rows_key is None)
+            local = local_values(flat.parameters[segment], value)
+            flat.load_theta(segment, local, keep_values=self._buffers.rows_key is None)
             return self._view(flat, flat.theta, segment)
-        view = self._view(flat, flat.buffer(buffers[key]), segment)
-        view.copy_(value)
+        buffer = flat.buffer(buffers[key])
+        self._local_view(flat, buffer, segment).copy_(local_values(flat.parameters[segment], value))
         if key in self._base.counted_by:  # torch.optim.SGD does not count: enough that the next step is not the first
             flat.step[:, segment].clamp_(min=1)
-        return view
+        return self._view(flat, buffer, segment)
 
     def _start_anew(self, flat: FlatParameters, segment: int, key: str, buffers: dict[str, str]) -> None:
         if key == self._rows_key(flat):

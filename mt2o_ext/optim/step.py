@@ -12,6 +12,7 @@ from ..base import BaseRule
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
 from ..ops import MOMENTS, Order, combine_, step_
+from ..sharding import sum_shards
 from .buffers import Buffers
 from .flat import FlatParameters
 
@@ -101,6 +102,15 @@ def combined_gradient(flat: FlatParameters, gradients: Combination) -> Tensor:
     return out.unsqueeze(1)
 
 
+def _squares(flat: FlatParameters, combined: Tensor) -> Tensor:
+    """float64 [K], the squared length of each row of gradients [K, P], of all shards."""
+    if not flat.sharded:
+        return torch.linalg.vector_norm(combined, dim=1, dtype=torch.float64).square()
+    rows = [flat.rows_of(combined, segment, int(combined.storage_offset())) for segment in range(len(flat.parameters))]
+    squares = [torch.linalg.vector_norm(row.flatten(1), dim=1, dtype=torch.float64).square() for row in rows]
+    return sum_shards(torch.stack(squares, 1), flat.parameters).sum(1)
+
+
 def clip(buffers: Buffers, inputs: Sequence[StepInputs], max_norm: float) -> Clipped:
     """The same step with gradients of at most this length, all tensors of a row as one vector.
 
@@ -112,7 +122,7 @@ def clip(buffers: Buffers, inputs: Sequence[StepInputs], max_norm: float) -> Cli
         (grads, addresses), weights = given.gradients
         ready = weights is None and addresses is None
         combined = grads if ready else combined_gradient(flat, given.gradients)
-        squares = squares + torch.linalg.vector_norm(combined[:, 0], dim=1, dtype=torch.float64).square()
+        squares = squares + _squares(flat, combined[:, 0])
         rows.append(combined)
     divisor = next((given.divisor for given in inputs), None)
     norm = squares.sqrt() if divisor is None else squares.sqrt() / divisor.double()

@@ -157,6 +157,7 @@ class TaskBackward(FlatOptimizer):
             batch.constant = visit.constant
             return
         batch.left, batch.missed = not visit.complete, visit.missed
+        losses = self._met(losses, visit.absent)
         batch.see(visit.absent)
         batch.add_losses(0, losses)
         batch.scaler = visit.scaler
@@ -173,11 +174,12 @@ class TaskBackward(FlatOptimizer):
     def _shows(self) -> bool:
         """True if backward leaves the combined gradient in ``.grad``.
 
-        Not where it is that of several ranks, nor of task gradients that are kept together for a weighting which
-        changes them (and remembers): these are combined in the step.
+        Not where it is that of several ranks (of sharded parameters backward itself makes it so), nor of task gradients
+        that are kept together for a weighting which changes them (and remembers): these are combined in the step.
         """
         several = self._accumulate and Needs.ROWS in self._weigher.weighting.needs
-        return self._show_grad and self._ranks is None and not several
+        apart = self._ranks is not None and not self._ranks.of_shards
+        return self._show_grad and not apart and not several
 
     def _collect(self, losses: TaskLosses, scaler: Any, way: Pass) -> None:
         """Backward of T losses into the tables."""
@@ -188,6 +190,8 @@ class TaskBackward(FlatOptimizer):
         scalars = way.scaled(losses.each, scaler)
         self._weigher.draw_ahead()
         batch = self._now.batch
+        if isinstance(own, Tensor):
+            own = self._met(own, losses.absent)
         if self._round.weighs_early:
             own = self._weigh_early(own, losses.absent)
         batch.see(losses.absent)
@@ -203,14 +207,25 @@ class TaskBackward(FlatOptimizer):
         if self._ranks is not None:
             self._ranks.count(0)
 
+    def _met(self, losses: Tensor, absent: frozenset[int]) -> Tensor:
+        """The losses of this backward: of sharded parameters, whose ranks meet in it, the means over the ranks."""
+        if self._ranks is None or not self._ranks.of_shards:
+            return losses
+        self._ranks.agree({**self._call("backward()"), "tasks without a loss": sorted(absent)})
+        return self._ranks.mean(losses)
+
+    def _joint_at_step(self, losses: Tensor) -> Tensor:
+        """The means over the ranks of what `_met` has left as it is."""
+        return losses if self._ranks is not None and self._ranks.of_shards else self._joint(losses)
+
     def _weigh_early(self, losses: GivenLosses, absent: frozenset[int]) -> GivenLosses:
         """Makes the weights at the first backward; returns the losses, in a table if one was made of them."""
         batch, name = self._now.batch, type(self._weigher.weighting).__name__
         if batch.early is None:
             batch.see(absent)
-            if self._ranks is not None:
+            if self._ranks is not None and not self._ranks.of_shards:
                 self._ranks.agree(self._call("backward()"))
-            seen = losses if not isinstance(losses, Tensor) else self._joint(losses)
+            seen = losses if not isinstance(losses, Tensor) else self._joint_at_step(losses)
             single = not isinstance(seen, Tensor) and seen[0].dtype == torch.float32
             dtype = torch.float32 if single else torch.float64
             batch.early = self._weigher.weigh_early(seen, self._tasks.present(absent), dtype)

@@ -83,7 +83,8 @@ class WeightedFused(TaskBackward):
             its random numbers and skip a step that one of them has to skip; every rank calls ``backward`` and ``step``
             as often as the others, which is checked at each step, as is whether the ranks have the same model and
             options: an error on all of them names what differs.  None: no data parallelism, with a warning where
-            torch.distributed has several ranks.  False: without that warning.
+            torch.distributed has several ranks.  False: without that warning.  Sharded parameters (DTensors, as
+            ``fully_shard`` makes them) need no group: their device mesh tells the ranks, and backward averages.
         backward: the backward of a trainer that wants to make it itself (``fabric.backward``, ``accelerator.backward``,
             ``self.manual_backward``), or None: that of torch.  It is called with one scalar after the other, and with
             those keywords of ``Tensor.backward`` that are needed (``retain_graph``, ``inputs``).  A trainer that scales
@@ -219,7 +220,7 @@ class WeightedFused(TaskBackward):
         self._reduce(scaling)
         batch = self._now.batch
         given = batch.given_losses()
-        given = self._joint(given) if isinstance(given, Tensor) else given
+        given = self._joint_at_step(given) if isinstance(given, Tensor) else given
         gradients = self._round.gradients(batch, given, scaling, self._divisor(scaling))
         with undone_on_error(self._weigher.weighting):
             plan, weights = gradients.plan(self._tasks, self._report)

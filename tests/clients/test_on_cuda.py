@@ -229,7 +229,27 @@ def test_a_model_that_fsdp_has_sharded() -> None:
             optimizer.zero_grad()
             backward(losses(net, x, y))
             optimizer.step()
-    for sharded, plain in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+    check_same_as_sharded(*nets)
+
+
+@pytest.mark.usefixtures("_one_rank")
+@pytest.mark.parametrize("front", [False, True], ids=["weighted", "front"])
+def test_fused_optimizers_of_a_model_that_fsdp_has_sharded(front: bool) -> None:
+    nets = [Net().cuda(), Net().cuda()]
+    fully_shard(nets[0])
+    for net in nets:
+        optimizer: Any = (
+            MT2OFused(net.parameters(), num_tasks=2, num_subproblems=2, front="rows", lr=1e-2)
+            if front
+            else WeightedFused(net.parameters(), num_tasks=2, weighting="upgrad", max_norm=0.5, lr=1e-2)
+        )
+        for x, y in batches():
+            optimizer.step(lambda net=net, x=x, y=y: losses(net, x, y))
+    check_same_as_sharded(*nets)
+
+
+def check_same_as_sharded(first: Net, second: Net) -> None:
+    for sharded, plain in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(sharded.full_tensor(), plain.detach(), rtol=1e-5, atol=1e-6)  # type: ignore[operator]
 
 

@@ -94,11 +94,6 @@ def test_ranks_that_drift_are_warned_of(name: str, results: Results) -> None:
 
 
 @pytest.mark.parametrize("name", WAYS["sharded"][1])
-def test_sharded_parameters_are_trained_or_refused_by_name(name: str, results: Results) -> None:
-    for result in results:
-        found = result[f"sharded: {name}"]
-        if isinstance(found, Exception):
-            assert isinstance(found, (TypeError, ValueError))
-            assert any(word in str(found) for word in ("DTensor", "sharded", "FSDP")), str(found)
-        else:
-            assert found["moved"]
+def test_sharded_parameters_are_trained(name: str, results: Results) -> None:
+    for found in of_all(results, "sharded", name):
+        assert found["moved"]

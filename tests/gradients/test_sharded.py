@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import distributed as dist
 
 from support.optim.problems import assert_same
-from support.sharded_runs import REFUSED, RUNS, Net, checks_of
-from support.worlds import once, world
+from support.sharded_runs import REFUSED, RUNS, Net
+from support.sharded_worlds import Results, of_all_ranks, results_of
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["two ranks", "four ranks"])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.getbasetemp()
-    if hasattr(request.config, "workerinput"):  # of pytest-xdist, whose workers have one folder in common
-        folder = folder.parent
-    found: list[dict[str, Any]] = once(
-        folder, f"sharded{request.param}", lambda: world(checks_of(request.param), request.param)
-    )
-    if isinstance(found, Exception):
-        raise found
-    return found
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return results_of(request.param, request, tmp_path_factory)[0]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_sharded_is_one_process_on_the_joined_batch(name: str, results: list[dict[str, Any]]) -> None:
+def test_sharded_is_one_process_on_the_joined_batch(name: str, results: Results) -> None:
     if name not in results[0]:
-        assert len(results) == 4  # see `checks_of`
+        assert len(results) == 4  # see `sharded_runs.checks_of`
         return
-    for rank, result in enumerate(results):
-        if isinstance(result[name], Exception):
-            raise AssertionError(f"{name} failed on rank {rank}") from result[name]
     alone = RUNS[name](0, 1)
-    first, *others = [result[name] for result in results]
+    first, *others = of_all_ranks(results, name)
     for other in others:
         assert_same(other["weights"], first["weights"])
         assert_same(other["values"], first["values"])
@@ -50,7 +37,7 @@ def test_sharded_is_one_process_on_the_joined_batch(name: str, results: list[dic
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_ways_without_an_ordinary_backward_are_refused(name: str, results: list[dict[str, Any]]) -> None:
+def test_ways_without_an_ordinary_backward_are_refused(name: str, results: Results) -> None:
     for result in results if len(results) == 2 else ():
         assert isinstance(result[name], ValueError)
         assert "sharded" in str(result[name])
