@@ -388,6 +388,7 @@ class MT2OFused(OneModel):
             self._tasks.weigher.draw_ahead()
         row, batch, points = self._row, self._now.batch, self._current_points()
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        batch.see(given.absent, row)
         seen = self._seen_by_all(given.values) if self._objective.reads_losses else None
         backward = SubproblemBackward(self._buffers, self._objective, self._tasks, batch, row, points)
         backward.run(given, seen, scaler, way)

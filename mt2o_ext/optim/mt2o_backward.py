@@ -113,7 +113,6 @@ class SubproblemBackward(NamedTuple):
             way: of the backward passes.
         """
         row = None if self.buffers.stacked else self.row
-        self.batch.see(losses.absent, self.row)
         if self.tasks is None:
             self._into_grad(losses, self._factors(losses, seen, row, 1), scaler, way)
         else:

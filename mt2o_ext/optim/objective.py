@@ -102,7 +102,10 @@ class Objective:
         captured = capturing(preferences.device)  # a replay has to find the preferences of its time
         if ready is None or ready.key != key or ready.preferences is not preferences or row in ready.taken or captured:
             table = self.scalarization.weights(preferences)
-            table = (table * times if times != 1 else table).to(dtype, copy=True)
+            if times == 1:
+                table = table.to(dtype, copy=True)
+            else:  # multiplied in float64, and rounded once
+                table = torch.mul(table, times, out=torch.empty_like(table, dtype=dtype))
             ready = _Ready(preferences, key, table, set())
             self._ready = None if captured else ready
         ready.taken.add(row)

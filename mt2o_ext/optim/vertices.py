@@ -9,9 +9,11 @@ it updates it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..device import refuse_in_graph, to_device
 from ..dirichlet import dirichlet, uniform_on_simplex
@@ -60,9 +62,14 @@ class Vertices:
         self.warm_up = warm_up
         self.concentration = concentration
         self.steps = 0
-        self.points = torch.zeros(num_points, num_vertices, dtype=torch.float64)
-        self.shares = torch.zeros(num_vertices, num_points, dtype=torch.float64)
+        self._lay(torch.zeros(2, num_points * num_vertices, dtype=torch.float64), num_points)
         self._draw()
+
+    def _lay(self, tables: Tensor, num_points: int) -> None:
+        """Puts points and shares side by side: they come to the device in one copy."""
+        self._tables = tables
+        self.points = tables[0].view(num_points, self.num_vertices)
+        self.shares = tables[1].view(self.num_vertices, num_points)
 
     @property
     def num_points(self) -> int:
@@ -71,13 +78,13 @@ class Vertices:
 
     def to(self, device: torch.device) -> None:
         """Moves the points."""
-        self.points, self.shares = self.points.to(device), self.shares.to(device)
+        if device != self._tables.device:
+            self._lay(self._tables.to(device), self.num_points)
 
     def share(self, ranks: Ranks) -> None:
         """From now on all ranks draw the numbers that the first one would have drawn."""
         self.generator = ranks.generator(self.generator)
-        ranks.share_([self.points])
-        self._share_out()
+        ranks.share_([self._tables])
 
     def _draw(self) -> None:
         """Draws the points of the next step."""
@@ -98,11 +105,14 @@ class Vertices:
             points = uniform_on_simplex(shape, self.generator).cpu()
         else:
             points = dirichlet(torch.full(shape, self.concentration, dtype=torch.float64), self.generator).cpu()
-        self.points.copy_(to_device(points, self.points.device))
-        self._share_out()
+        self._set(points)
 
-    def _share_out(self) -> None:
-        torch.mul(self.points.T, self.num_vertices / self.num_points, out=self.shares)
+    def _set(self, points: Tensor) -> None:
+        """points: float64 [K, V] on the host."""
+        rows, factor = points.tolist(), self.num_vertices / self.num_points
+        shares = [share * factor for of_vertex in zip(*rows, strict=True) for share in of_vertex]
+        tables = torch.tensor([[*chain.from_iterable(rows)], shares], dtype=torch.float64)
+        self._tables.copy_(to_device(tables, self._tables.device))
 
     def advance(self, flats: Sequence[FlatParameters]) -> None:
         """Counts a step, draws the points of the next one, and lets the parameters show them."""
@@ -164,14 +174,13 @@ class Vertices:
             ValueError: for a state of other numbers of points or vertices.
         """
         where = "the vertices"
-        points = member(state, "points", self.points.shape, where).to(self.points)
+        points = member(state, "points", self.points.shape, where).to("cpu", torch.float64)
         steps = int(member(state, "steps", (), where))
         concentration = float(member(state, "concentration", (), where))
         numbers = generator_state(state, self.generator, where)
 
         def commit() -> None:
-            self.points.copy_(points)
-            self._share_out()
+            self._set(points)
             self.steps, self.concentration = steps, concentration
             self.generator.set_state(numbers)
             self.spread(flats())

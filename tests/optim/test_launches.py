@@ -137,11 +137,11 @@ OF_MT2O = {  # options, and the limits of all backwards together and of the step
     "rows, no transfer due": ({"front": "rows", "transfer": Hat(every=100)}, 1, 4),
     "rows, a transfer": ({"front": "rows", "transfer": Mean(0.5)}, 1, 8),
     "rows that skip together": ({**ROWS, "skip_nonfinite": "all"}, 1, 5),
-    "rows, cagrad": ({**ROWS, "weighting": "cagrad"}, 2, 6),
-    "rows, upgrad": ({**ROWS, "weighting": "upgrad"}, 2, 7),
-    "vertices": ({"front": "vertices"}, 1, 10),
-    "vertices, cagrad": ({"front": "vertices", "weighting": "cagrad"}, 2, 13),
-    "vertices, pamal": ({"front": "vertices", "weighting": "pamal", "scalarization": None}, 0, 12),
+    "rows, cagrad": ({**ROWS, "weighting": "cagrad"}, 1, 6),
+    "rows, upgrad": ({**ROWS, "weighting": "upgrad"}, 1, 7),
+    "vertices": ({"front": "vertices"}, 1, 9),
+    "vertices, cagrad": ({"front": "vertices", "weighting": "cagrad"}, 1, 12),
+    "vertices, pamal": ({"front": "vertices", "weighting": "pamal", "scalarization": None}, 0, 11),
 }
 
 
