@@ -39,6 +39,11 @@ SHORT = {
         tuple({"method": "UPGrad", "T": tasks, "P": "1e7"} for tasks in (2, 3, 8, 16)),
         ("T", "ms", "TorchJD / ours"),
     ),
+    "many_losses_short": Selection(
+        "many_losses",
+        tuple({"model": model, "T": tasks, "weights": "even"} for model in ("mlp", "cnn") for tasks in (32, 256)),
+        ("model", "T", "ms", "x sum", "TorchJD / ours", "MiB, ours", "MiB, TorchJD"),
+    ),
 }
 
 

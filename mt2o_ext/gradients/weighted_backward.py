@@ -121,7 +121,7 @@ class WeightedBackward:
     ) -> None:
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
-        self._engine, self._unstored = check_engine(engine), "store=False" if engine is None else "engine="
+        self._engine, self._unstored = check_engine(engine, weighting), "store=False" if engine is None else "engine="
         store = store and engine is None
         if not store and (weighting.per_segment or Needs.ROWS in weighting.needs):
             raise ValueError(

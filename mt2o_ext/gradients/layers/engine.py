@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...weighting import Weighting
+from ..weigher import READS_GRADIENTS
 from .batches import of_batches
 from .kind import kind_of
 from .record import record_call
@@ -187,14 +189,19 @@ class LayerEngine:
             samples.forget()
 
 
-def check_engine(engine: Any) -> LayerEngine | None:
+def check_engine(engine: Any, weighting: Weighting) -> LayerEngine | None:
     """Checks an argument ``engine``.
 
     Raises:
         TypeError: for anything but an engine or None.
+        ValueError: for an engine that would have no effect, because the weighting reads no gradients.
     """
     if engine is not None and not isinstance(engine, LayerEngine):
         raise TypeError(
             f"expected engine= as a LayerEngine, got {engine!r:.80}: pass mt2o_ext.gradients.layers.LayerEngine(model)"
+        )
+    if engine is not None and not (weighting.needs & READS_GRADIENTS or weighting.per_segment):
+        raise ValueError(
+            f"expected no engine= with {type(weighting).__name__}, which reads no gradients, got one: leave it out"
         )
     return engine

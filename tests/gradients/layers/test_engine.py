@@ -315,3 +315,33 @@ def test_inputs_are_freed_with_the_graph() -> None:
     losses = model(x).square()
     del x, losses
     assert memory() is None
+
+
+def test_scaled_gradients_of_16_bits_do_not_overflow_in_the_check() -> None:
+    model = model_of("perceptron", torch.float16)
+    x, y = batch_of(SIZE, torch.float16)
+    losses = (model(x) - y).square().float()
+    [largest] = torch.autograd.grad(losses.sum(), [model.last.bias], retain_graph=True)
+    engine = LayerEngine(model, batch_dim=0)
+    losses = (model(x) - y).square().float()
+    scaler = torch.amp.GradScaler("cpu", init_scale=3e4 / float(largest.abs()))
+    weighted_backward(losses, model.parameters(), weighting=Watched(), engine=engine, scaler=scaler)
+    assert "autograd" not in engine.ways.values()
+
+
+def test_the_size_of_a_smaller_batch_is_that_of_most_layers() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.other = nn.Linear(6, 4), nn.Linear(4, 1), nn.Linear(2, 1)
+            self.words = torch.ones(6, 2, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.first(x))).squeeze(1) * self.other(self.words).sum()
+
+    model = Model().double()
+    expected = outcome(model, lambda model: [*model(batch_of(5)[0]).square(), None, None], None)
+    engine = LayerEngine(model, batch_dim=0)
+    found = outcome(model, lambda model: [*model(batch_of(5)[0]).square(), None, None], engine)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert engine.ways["first.weight"] == "pairs" and engine.ways["other.weight"] == "autograd"

@@ -137,6 +137,8 @@ def test_arguments() -> None:
     with pytest.raises(TypeError, match="engine="):
         WeightedBackward(model.parameters(), num_tasks=2, weighting="upgrad", engine="layers")  # type: ignore[arg-type]
     engine = LayerEngine(model)
+    with pytest.raises(ValueError, match="no engine= with UncertaintyWeighting"):
+        WeightedBackward(model.parameters(), num_tasks=2, weighting="uw", engine=engine)
     for weighting in (GradDrop(), PerSegment(UPGrad())):
         with pytest.raises(ValueError, match="for engine="):
             WeightedBackward(model.parameters(), num_tasks=2, weighting=weighting, engine=engine)
