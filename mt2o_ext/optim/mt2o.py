@@ -28,6 +28,7 @@ from .branch import branched
 from .buffers import Buffers
 from .groups import listed_of
 from .history import StepHistory
+from .model_buffers import ModelBuffers
 from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics
 from .mt2o_options import Front, Inner, blend_of, check_equal_slices, check_group, front_of, inner_of, objective_of
 from .mt2o_state import Parts
@@ -199,13 +200,16 @@ class MT2OFused(OneModel):
         self._objective = objective_of(scalarization, inner, made)
         tasks = inner_of(inner, made, self._objective)
         self._blend = blend_of(asked, made)
+        places = Buffers(made.num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=made.vertices)
+        own_rows = made.num_rows if places.keeps_rows and made.vertices is None else 1
+        self._model_buffers = ModelBuffers(buffers, own_rows, len(self._blend.preferences))
         base = as_base_rule(base)
         refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
         super().__init__(
             params,
             {"lr": base.lr if lr is None else lr, **self._of_rows(made), **base.defaults()},
             base,
-            Buffers(made.num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=made.vertices),
+            places,
             tasks=tasks,
             heads_of=None if tasks is None else num_tasks,
             ema=ema,
@@ -219,7 +223,6 @@ class MT2OFused(OneModel):
             backward=backward,
         )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
-        self._keep_buffers(buffers)
         if start is not None:
             self._start(start)
 
@@ -268,6 +271,7 @@ class MT2OFused(OneModel):
             self._buffers.vertices.share(self._ranks)
         if self._ranks is not None:
             self._blend.share(self._ranks)
+            self._model_buffers.share(self._ranks)
 
     def _build(self) -> None:
         super()._build()
