@@ -10,8 +10,8 @@ from .linear import LinearKind as LinearKind
 from .normalization import BatchNormKind as BatchNormKind
 from .normalization import GroupNormKind as GroupNormKind
 from .normalization import LayerNormKind as LayerNormKind
+from .picked import Picked as Picked
 from .terms import Dense as Dense
 from .terms import Outer as Outer
-from .terms import Picked as Picked
 from .terms import Shift as Shift
 from .terms import Term as Term

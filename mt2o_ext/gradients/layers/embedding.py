@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .kind import LayerKind, register
-from .terms import Picked, Term
+from .picked import Picked
+from .terms import Term
 
 __all__ = ["EmbeddingKind"]
 

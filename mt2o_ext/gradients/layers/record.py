@@ -68,7 +68,7 @@ def record_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         return
     parameters = {name: p for name, p in own.items() if p is not None and p.requires_grad}
     mixes = kind.mixes(module)
-    if not (parameters or mixes) or any(not p.is_leaf for p in parameters.values()):
+    if not (parameters or mixes) or any(not p.is_leaf or type(p) is not nn.Parameter for p in parameters.values()):
         return
     behind = get_gradient_edge(x).node if x.requires_grad else None
     if any(behind is get_gradient_edge(p).node for p in parameters.values() if p is x):

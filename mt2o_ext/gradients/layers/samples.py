@@ -210,7 +210,7 @@ class ApartCheck:
         generator, size = torch.Generator().manual_seed(self._calls), (samples.count,)
         signs = torch.randint(0, 2, size, generator=generator, dtype=torch.int64).double() * 2 - 1
         if samples.in_16_bits:  # powers of two, which leave the rounding of a backward pass as it is
-            return signs * 2.0 ** -torch.randint(0, 5, size, generator=generator, dtype=torch.int64).double()
+            return signs * 2.0 ** -torch.randint(0, 8, size, generator=generator, dtype=torch.int64).double()
         return signs * (1 - 0.75 * torch.rand(size, generator=generator, dtype=torch.float64))  # nothing overflows
 
     def passed(self, samples: OfSamples) -> None:

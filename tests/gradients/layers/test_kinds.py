@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2o_ext.gradients.layers import Dense, LayerKind, Outer, kind_of, register
+from mt2o_ext.gradients.layers import picked as picked_module
 from mt2o_ext.gradients.layers import terms as terms_module
 from mt2o_ext.gradients.layers.terms import joined
 
@@ -81,7 +82,8 @@ def test_rows_products_and_sums(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     found = kind.terms(layer, x, grad, wanted)
     assert sorted(found) == sorted(expected)
     for workspace in (1 << 20, 1):  # at once, and in the smallest pieces
-        monkeypatch.setattr(terms_module, "WORKSPACE", workspace)
+        for module in (terms_module, picked_module):
+            monkeypatch.setattr(module, "WORKSPACE", workspace)
         for key, rows in expected.items():
             torch.testing.assert_close(found[key].rows().view_as(rows), rows)
             torch.testing.assert_close(found[key].total().view_as(rows[0]), rows.sum(0))
