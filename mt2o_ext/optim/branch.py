@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..base import BASE_RULES, BaseRule, as_base_rule
 from ..scalarization import as_scalarization
+from ..sharding import like_parameter, local_of
 from ..weighting import as_weighting
 from .asked import Asked
 from .base import FlatOptimizer
@@ -101,9 +102,10 @@ def _take(made: FlatOptimizer, p: Tensor, saved: dict[str, Any], front: str | No
     own = made.state[p]
     if front is not None and made._buffers.vertices is None:
         preferences = made.preferences  # type: ignore[attr-defined]
-        rows = torch.tensordot(preferences, saved[front].to(preferences), 1)
+        vertices = local_of(saved[front])
+        rows = torch.tensordot(preferences, vertices.to(preferences), 1)
         for key in ("subproblems", *made._copies):
-            own[key] = rows.to(saved[front].dtype)
+            own[key] = like_parameter(p, rows.to(vertices.dtype))
         return
     if front is not None:  # the same vertices go on, as they are
         saved = {**dict.fromkeys(made._copies, saved["vertices"]), **saved}

@@ -13,8 +13,9 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import state_dict as api
 
 from mt2o_ext import MT2OFused
-from support.sharded_optimizers import PREFERENCES, by_backward, data, model, values, weighted
+from support.sharded_optimizers import PREFERENCES
 from support.sharded_runs import Net, fully_sharded, losses_of
+from support.sharded_steps import by_backward, data, model, values, weighted
 
 OPTIMIZERS = {
     "weighted": {"weighting": "dwa", "accumulate": True, "ema": 0.9, "history": 2},
