@@ -11,21 +11,20 @@ from torch import Tensor
 
 from ..ranks import together
 from ..weighting import Needs, Weighting, as_weighting
-from ..weighting.judging import Measured
 from .averaged import Averages
-from .collect import collect_gram, collect_sequential, grads_kept, weighted_sum
-from .features import FeatureGradients, check_features
+from .features import check_features
 from .into_grad import IntoGrad
 from .layers.engine import LayerEngine, check_engine
 from .layout import Layout
-from .losses import TaskLosses, task_losses
+from .losses import task_losses
 from .options import check_one_row, check_task_options, check_ways_of_shards, members_of
 from .parameters import check_parameters
 from .passes import Backward, Pass, check_backward
 from .skipped import RefusedCalls
 from .table import GradientTable
-from .tasks import Batch, TaskGradients
+from .tasks import TaskGradients
 from .visit import TaskVisit, check_alone, words_about
+from .ways import Ways
 from .weigher import READS_GRADIENTS, Weigher
 
 __all__ = ["WeightedBackward", "weighted_backward"]
@@ -162,7 +161,8 @@ class WeightedBackward:
             forget=self._forget,
         )
         self._forget = False
-        self._into_grad = IntoGrad(self._tasks, copies=self._averages.ranks is not None)
+        into_grad = IntoGrad(self._tasks, copies=self._averages.ranks is not None)
+        self._ways = Ways(self._tasks, self._averages, into_grad, self._engine)
 
     def _tables(self, *, head: bool) -> list[tuple[GradientTable, list[int | None]]]:
         """Gradients of shared parameters or of heads, a table for each dtype, and the tasks of the parameters."""
@@ -233,20 +233,22 @@ class WeightedBackward:
         table, absent = self._averages.of_losses(own, call), given.absent
         weigher = self._weigher
         if points:
-            weights = self._through(points, scalars, table, absent, factor, way)
+            weights = self._ways.through(points, scalars, table, absent, factor, way)
         elif not self._store or not weigher.reads_gradients():
-            weights = self._in_two_passes(given, scalars, table, way, losses if scaler is None else scalars, factor)
+            weights = self._ways.in_two_passes(
+                given, scalars, table, way, losses if scaler is None else scalars, factor
+            )
         else:
             with together(self._averages.ranks):
                 self._tasks.collect(scalars, 0, way)
                 self._check_reached()
-            weights = self._from_buffer(table, absent, factor)
+            weights = self._ways.from_buffer(table, absent, factor)
         return self._done(weights, table)
 
     def _done(self, weights: Tensor, table: Tensor) -> Tensor:
         """Counts the call with these weights and losses; returns the weights."""
         weigher = self._weigher
-        self._into_grad.add_heads(weights)
+        self._ways.into_grad.add_heads(weights)
         self._forget_gradients()
         self._refused.look(weigher.weighting, weights.device)
         weigher.await_feedback(table)
@@ -312,7 +314,7 @@ class WeightedBackward:
         table = self._averages.of_losses(losses, f"tasks(){lacking}")
         scaler = visit.scaler
         factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=losses.device))
-        self._done(self._from_buffer(table, absent, factor), table)
+        self._done(self._ways.from_buffer(table, absent, factor), table)
 
     def _check_reached(self) -> None:
         """Refuses gradients of none of the parameters: then ``.grad`` would hold a plain sum, which nothing weights."""
@@ -358,115 +360,6 @@ class WeightedBackward:
             ValueError: for a state that does not fit; nothing is changed then.
         """
         self._weigher.loaded(state)()
-
-    # ------------------------------------------------------------------ three ways
-    @torch.no_grad()
-    def _weigh(
-        self,
-        table: Tensor,
-        absent: frozenset[int],
-        segments: Tensor | None,
-        factor: Tensor | None,
-        dtypes: Sequence[torch.dtype] = (),
-    ) -> Tensor:
-        """float64 [1, T] or [1, S, T], from losses [1, T] and Gram matrices [S, T, T] of scaled gradients.
-
-        dtypes: of the gradients, where they are not the parameters'.
-        """
-        grams = None if segments is None else segments.unsqueeze(0)
-        measured = Measured(grams=grams, factor=None if factor is None else factor.reshape(1).float())
-        context = self._weigher.context(table, dtypes, measured=measured, present=self._tasks.present(absent))
-        return self._weigher.weighting.weights(context)
-
-    def _from_buffer(self, table: Tensor, absent: frozenset[int], factor: Tensor | None) -> Tensor:
-        """T gradients in the buffer, their Gram matrix, their combination."""
-        self._averages.of_tables_(self._tasks.tables)
-        with torch.no_grad():
-            batch = Batch(absent=absent)
-            factor = None if factor is None else factor.reshape(1)
-            self._tasks.transform(batch, table, None, factor)
-            weighed = self._tasks.weigh(batch, table, None, factor)
-            applied = torch.where(weighed.weights.isnan(), torch.nan, weighed.applied)  # nothing is hidden
-        self._into_grad.add_shared(applied)
-        return weighed.weights
-
-    def _in_two_passes(
-        self,
-        given: TaskLosses,
-        losses: Sequence[Tensor | None],
-        table: Tensor,
-        way: Pass,
-        whole: Losses | None,
-        factor: Tensor | None,
-    ) -> Tensor:
-        """The weights first (of the losses, or of a Gram matrix that is added up on the way), then one backward.
-
-        whole: the losses, as they came or with the factor of a scaler.
-        """
-        segments = None
-        reads, samples = bool(self._weigher.due() & READS_GRADIENTS), None
-        if reads and self._engine is not None:
-            assert whole is not None
-            segments, samples = self._engine.measure(
-                whole, losses, self._shared(),
-                apart=Needs.SEGMENTS in self._weigher.due(), batched=self._tasks.collecting == "batched",
-                alone=not self._tasks.slots.head_parameters(), retain_graph=way.retain_graph,
-            )  # fmt: skip
-        elif reads:
-            there = torch.stack([loss for loss in given.each if loss is not None])
-            segments = collect_gram(there, [p for table in self._tasks.trunks for p in table.layout.parameters])
-            segments = self._of_all_tasks(segments, given.absent)
-        weights = self._weigh(table, given.absent, segments, None if self._engine is None else factor)
-        if samples is not None:
-            samples.add_to_grad(weights[0])
-            return weights
-        parameters = self._shared()
-        with self._averages.of_grad(parameters):
-            if any(self._tasks.slots.heads(0)):
-                short = not self._averages.sharded  # whose shards a whole backward completes only
-                heads = self._tasks.slots.heads(0)
-                collect_sequential(losses, heads, () if short else parameters, short=short, way=way.keeping())
-            if parameters:
-                total = weighted_sum(losses, weights[0])
-                with grads_kept(self._tasks.slots.head_parameters()):
-                    way.run(total)
-        self._averages.of_tables_(self._heads)
-        return weights
-
-    def _through(
-        self,
-        points: Sequence[Tensor],
-        losses: Sequence[Tensor | None],
-        table: Tensor,
-        absent: frozenset[int],
-        factor: Tensor | None,
-        way: Pass,
-    ) -> Tensor:
-        """Weights by the gradients of a representation, whose combination then goes through the trunk."""
-        with together(self._averages.ranks):
-            gradients = FeatureGradients(points, losses, self._tasks.slots.heads(0), retain_graph=way.retain_graph)
-        self._averages.agree("gradients by features")
-        weights = self._weigh(table, absent, gradients.grams(self._averages.ranks), factor, gradients.dtypes)
-        with self._averages.of_grad(self._shared()):
-            gradients.backward(weights[0], retain_graph=way.retain_graph)
-        self._averages.of_tables_(self._heads)
-        return weights
-
-    def _of_all_tasks(self, grams: Tensor, absent: frozenset[int]) -> Tensor:
-        """float64 [S, T, T] from the Gram matrices [S, P, P] of the others; zeros for those that are absent."""
-        present = self._tasks.present(absent)
-        if present is None:
-            return grams
-        wide = grams.new_zeros(len(grams), len(present), self._num_tasks).index_copy(2, present, grams)
-        return grams.new_zeros(len(grams), self._num_tasks, self._num_tasks).index_copy(1, present, wide)
-
-    def _shared(self) -> list[Tensor]:
-        """The shared parameters that are trained."""
-        return [p for table in self._tasks.trunks for p in table.layout.parameters if p.requires_grad]
-
-    @property
-    def _heads(self) -> list[GradientTable]:
-        return self._tasks.tables[len(self._tasks.trunks) :]
 
     def _without_pass(self, points: Sequence[Tensor]) -> str | None:
         """The option that leaves no backward pass to a trainer, or None."""
