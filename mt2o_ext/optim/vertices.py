@@ -71,6 +71,16 @@ class Vertices:
         self.points = tables[0].view(num_points, self.num_vertices)
         self.shares = tables[1].view(self.num_vertices, num_points)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy, in which points and shares would no longer lie in one table."""
+        num_points = {"num_points": self.num_points}
+        return {key: one for key, one in self.__dict__.items() if key not in ("points", "shares")} | num_points
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        num_points = state.pop("num_points")
+        self.__dict__.update(state)
+        self._lay(self._tables, num_points)
+
     @property
     def num_points(self) -> int:
         """K."""
