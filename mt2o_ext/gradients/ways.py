@@ -1,4 +1,4 @@
-"""Three ways from T losses to their weighted gradient in ``.grad``."""
+"""The ways from T losses to their weighted gradient in ``.grad``."""
 
 from __future__ import annotations
 

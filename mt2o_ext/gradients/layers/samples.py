@@ -208,7 +208,7 @@ class ApartCheck:
         if not again and samples.structure in self._seen:
             return None
         generator, size = torch.Generator().manual_seed(self._calls), (samples.count,)
-        if samples.in_16_bits:  # powers of two, which leave the rounding of a backward pass as it is; no two of 16 alike
+        if samples.in_16_bits:  # powers of two leave rounding as it is; no two of 16 are alike
             order = torch.randperm(samples.count, generator=generator, dtype=torch.int64)
             return (1 - 2 * (order % 2)).double() * 2.0 ** -(order // 2 % 8).double()
         signs = torch.randint(0, 2, size, generator=generator, dtype=torch.int64).double() * 2 - 1
