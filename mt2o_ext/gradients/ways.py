@@ -28,7 +28,7 @@ Losses = Tensor | Sequence[Tensor | None]
 
 
 class Ways(NamedTuple):
-    """What a `WeightedBackward` is made of; each way returns the weights, float64 [1, T] or [1, S, T].
+    """The parts of a `WeightedBackward`; each way returns the weights, float64 [1, T] or [1, S, T].
 
     tasks: the task gradients, with their weigher.  averages: over the ranks.  into_grad: adds what was combined.
     engine: of the Gram matrix by layers, or None.
