@@ -28,6 +28,7 @@ from .branch import branched
 from .buffers import Buffers
 from .groups import listed_of
 from .history import StepHistory
+from .model_buffers import ModelBuffers
 from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics
 from .mt2o_options import Front, Inner, blend_of, check_equal_slices, check_group, front_of, inner_of, objective_of
 from .mt2o_state import Parts
@@ -199,6 +200,8 @@ class MT2OFused(OneModel):
         self._objective = objective_of(scalarization, inner, made)
         tasks = inner_of(inner, made, self._objective)
         self._blend = blend_of(asked, made)
+        kept_rows = 1 if stacked or made.vertices is not None else made.num_rows
+        self._model_buffers = ModelBuffers(buffers, kept_rows, num_subproblems)
         base = as_base_rule(base)
         refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
         super().__init__(
@@ -219,7 +222,8 @@ class MT2OFused(OneModel):
             backward=backward,
         )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
-        self._keep_buffers(buffers)
+        if self._ranks is not None:
+            self._model_buffers.share(self._ranks)
         if start is not None:
             self._start(start)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -37,12 +37,6 @@ class OneModel(FlatOptimizer):
     @preferences.setter
     def preferences(self, preferences: Tensor | Sequence[Sequence[float]]) -> None:
         raise NotImplementedError
-
-    def _keep_buffers(self, buffers: Iterable[Tensor]) -> None:
-        num_rows = self._buffers.num_rows if self._buffers.keeps_rows and self._buffers.vertices is None else 1
-        self._model_buffers = ModelBuffers(buffers, num_rows, self._num_subproblems)
-        if self._ranks is not None:
-            self._model_buffers.share(self._ranks)
 
     @property
     def _model(self) -> ShownModel:
