@@ -200,16 +200,15 @@ class MT2OFused(OneModel):
         self._objective = objective_of(scalarization, inner, made)
         tasks = inner_of(inner, made, self._objective)
         self._blend = blend_of(asked, made)
-        places = Buffers(made.num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=made.vertices)
-        own_rows = made.num_rows if places.keeps_rows and made.vertices is None else 1
-        self._model_buffers = ModelBuffers(buffers, own_rows, len(self._blend.preferences))
+        kept_rows = 1 if stacked or made.vertices is not None else made.num_rows
+        self._model_buffers = ModelBuffers(buffers, kept_rows, num_subproblems)
         base = as_base_rule(base)
         refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
         super().__init__(
             params,
             {"lr": base.lr if lr is None else lr, **self._of_rows(made), **base.defaults()},
             base,
-            places,
+            Buffers(made.num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=made.vertices),
             tasks=tasks,
             heads_of=None if tasks is None else num_tasks,
             ema=ema,
@@ -223,6 +222,8 @@ class MT2OFused(OneModel):
             backward=backward,
         )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
+        if self._ranks is not None:
+            self._model_buffers.share(self._ranks)
         if start is not None:
             self._start(start)
 
@@ -271,7 +272,6 @@ class MT2OFused(OneModel):
             self._buffers.vertices.share(self._ranks)
         if self._ranks is not None:
             self._blend.share(self._ranks)
-            self._model_buffers.share(self._ranks)
 
     def _build(self) -> None:
         super()._build()
