@@ -15,7 +15,7 @@ NATIVE      := build/.native
 SOURCES     := setup.py sources.json $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PRESETS     := release asan tsan
-PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+PYTEST      := MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
