@@ -7,6 +7,7 @@ TORCHES ?= $(TORCH)# that `make wheels` imports the wheels with
 OUT    ?= bench/results# where `make gpu-check` writes
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := flock $(VENV) $(BIN)/python -m pip# one at a time, whatever else make does meanwhile
 
 # Stamp files say what is done.  The environment's lie in it, the build's in build/.
 TORCH_STAMP := $(VENV)/.$(firstword $(TORCH))
@@ -14,11 +15,11 @@ NATIVE      := build/.native
 SOURCES     := setup.py sources.json $(shell find csrc -type f)
 CXX_SOURCES := $(shell find csrc tests tools -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PRESETS     := release asan tsan
-PYTEST      := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+PYTEST      := MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-clients test-docs test-cpp test-emulator emulator floor bench pareto pareto-quick pareto-report pareto-data wheels gpu-check lint format clean
+.PHONY: help install demo test test-clients test-docs test-cpp test-emulator test-native emulator clients cuda floor-cuda floor bench pareto pareto-quick pareto-report pareto-data wheels gpu-check lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,9 +29,11 @@ install: $(NATIVE)  ## the package, in place, in .venv
 demo: $(NATIVE) $(VENV)/.extra-demo  ## train a Pareto front on real data, plot it (demo_out/)
 	$(BIN)/python -m mt2o_ext.demo
 
-test: $(NATIVE) $(VENV)/.extra-test emulator-release  ## the whole Python test suite, CUDA kernels emulated
-	@$(MAKE) $(VENV)/.extra-clients || echo "make: not all of other people's libraries are here: their tests are skipped"
+test: $(NATIVE) $(VENV)/.extra-test clients emulator-release  ## the whole Python test suite, CUDA kernels emulated
 	$(PYTEST)
+
+clients: $(VENV)/.extra-test
+	@$(MAKE) $(VENV)/.extra-clients || echo "make: not all of other people's libraries are here: their tests are skipped"
 
 test-clients: $(NATIVE) $(VENV)/.extra-test $(VENV)/.extra-clients  ## the loops of Lightning, Accelerate, transformers, peft, ...
 	$(PYTEST) tests/clients
@@ -61,6 +64,25 @@ TORCH_PATH = $(shell $(BIN)/python -c 'from importlib.util import find_spec; pri
 emulator-%: $(VENV)/.cmake $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH"; $(CONFIGURE) -DMT2O_TORCH="$(TORCH_PATH)" && \
 	  cmake --build --preset $* --target emulator && $(CTEST) -R '^emulator/'
+
+# Both of the above, where no build and no test waits for another's last one.
+test-native: $(PRESETS:%=test-native-%)
+
+test-native-%: $(VENV)/.cmake $(NATIVE)
+	PATH="$(CURDIR)/$(BIN):$$PATH"; $(CONFIGURE) -DMT2O_TORCH="$(TORCH_PATH)" && \
+	  cmake --build --preset $* --target mt2o_tests emulator && $(CTEST)
+
+# Code for the oldest and the newest GPU, with a torch that needs no CUDA, and what nvcc made of it.
+ARCHS := 7.5;12.0+PTX
+
+cuda: $(NATIVE)
+	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(ARCHS)" $(BIN)/python setup.py build_ext --build-lib build/cuda
+	@if $(PIP) install --quiet nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm; \
+	  then $(BIN)/python tools/sass_gate.py build/cuda/mt2o_ext/_C_cuda*.so; \
+	  else echo "machine code not checked: cuobjdump and nvdisasm could not be installed"; fi
+
+floor-cuda: cuda  # links the objects of `cuda`
+	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(ARCHS)" $(BIN)/python -m tools.floor
 
 floor: $(NATIVE)  ## compile for the oldest torch that pyproject.toml allows, whose headers are downloaded (80 MB each)
 	$(BIN)/python -m tools.floor
@@ -126,24 +148,24 @@ $(BIN)/python:
 
 # torch first, so that nothing else chooses one; then what setup.py builds with.
 $(TORCH_STAMP): | $(BIN)/python
-	$(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install "setuptools>=64" pybind11 ninja
+	$(PIP) install $(TORCH)
+	$(PIP) install "setuptools>=64" pybind11 ninja
 	rm -f $(VENV)/.torch*
 	touch $@
 
 # The Python side of the package, in place, alone or with one of pyproject's extras.
 $(VENV)/.package: pyproject.toml $(TORCH_STAMP)
-	MT2O_NO_EXT=1 $(BIN)/python -m pip install --no-build-isolation --editable .
+	MT2O_NO_EXT=1 $(PIP) install --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/.extra-%: pyproject.toml $(TORCH_STAMP)
-	MT2O_NO_EXT=1 $(BIN)/python -m pip install --no-build-isolation --editable ".[$*]"
+	MT2O_NO_EXT=1 $(PIP) install --no-build-isolation --editable ".[$*]"
 	touch $@
 
 # Of timm the tests want schedulers and wrappers only, and not the torchvision that its models need.
 $(VENV)/.extra-clients: pyproject.toml $(TORCH_STAMP)
-	MT2O_NO_EXT=1 $(BIN)/python -m pip install --no-build-isolation --editable ".[clients]"
-	$(BIN)/python -m pip install --no-deps timm river==0.26.1
+	MT2O_NO_EXT=1 $(PIP) install --no-build-isolation --editable ".[clients]"
+	$(PIP) install --no-deps timm river==0.26.1
 	touch $@
 
 $(NATIVE): $(SOURCES) $(VENV)/.package
@@ -151,5 +173,5 @@ $(NATIVE): $(SOURCES) $(VENV)/.package
 	touch $@
 
 $(VENV)/.cmake: | $(BIN)/python
-	$(BIN)/python -m pip install cmake ninja
+	$(PIP) install cmake ninja
 	touch $@

@@ -48,7 +48,7 @@ def is_set(variable: str) -> bool:
     return os.environ.get(variable, "0") not in ("", "0")
 
 
-OPTIMIZE = ["-O0", "-g"] if is_set("MT2O_DEBUG") else ["-O3", "-DNDEBUG"]
+OPTIMIZE = ("-O0", "-g") if is_set("MT2O_DEBUG") else ("-O3", "-DNDEBUG")
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -207,6 +207,7 @@ class Plan:
     torch_version: str  # of the headers
     version: str  # of this package
     cuda: Cuda | None
+    optimize: tuple[str, ...] = OPTIMIZE
 
     def library(self, library: str, file_name: str) -> str:
         text, objects = "", []
@@ -233,7 +234,7 @@ class Plan:
         return text + f"  compiler = {command_line(self.compiler)}\n  flags = {command_line(flags)}\n"
 
     def cxx_flags(self, group: dict[str, Any]) -> list[str]:
-        flags = [*SOURCES["flags"], *group.get("flags", []), *OPTIMIZE]
+        flags = [*SOURCES["flags"], *group.get("flags", []), *self.optimize]
         headers = {}  # by the name that stands for their path in messages
         if group.get("torch"):
             headers["torch"], flags = self.headers["torch"], flags + STABLE_ABI
@@ -250,7 +251,7 @@ class Plan:
 
     def nvcc_flags(self, group: dict[str, Any], cuda: Cuda) -> list[str]:
         host = f"-fPIC,-fvisibility=hidden,-ffile-prefix-map={ROOT}=."
-        return [*group.get("flags", []), *OPTIMIZE, *cuda.arch_flags(), "-Xcompiler", host]
+        return [*group.get("flags", []), *self.optimize, *cuda.arch_flags(), "-Xcompiler", host]
 
 
 def groups_of(library: str) -> list[dict[str, Any]]:

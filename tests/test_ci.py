@@ -31,9 +31,17 @@ def test_stages_run_alone(stages) -> None:
     assert stages("python") == (0, ["make test"])
 
 
-@pytest.mark.parametrize(("fails", "made"), [("lint", ["make lint", "make test"]), ("test", None)])
-def test_a_stage_that_fails_ends_itself_and_fails_the_whole(stages, fails: str, made: list[str] | None) -> None:
-    assert stages("lint", "python", fails=fails) == (1, made or ["make lint", "make test-docs", "make test"])
+def test_a_whole_run_tests_the_pages_once(stages) -> None:
+    assert stages("lint", "python") == (0, ["make lint", "make test"])
+
+
+@pytest.mark.parametrize("fails", ["lint", "test"])
+def test_a_stage_that_fails_stops_no_other_and_fails_the_whole(stages, fails: str) -> None:
+    assert stages("lint", "python", fails=fails) == (1, ["make lint", "make test"])
+
+
+def test_a_stage_that_fails_ends_itself(stages) -> None:
+    assert stages("lint", fails="lint") == (1, ["make lint"])
 
 
 def test_an_unknown_stage_is_refused_before_any_runs(stages) -> None:

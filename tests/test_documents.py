@@ -220,6 +220,6 @@ def test_the_number_of_weightings() -> None:
 def test_the_architectures_that_are_compiled() -> None:
     archs = {arch.removesuffix("+PTX") for variant in MATRIX if variant.archs for arch in variant.archs.split(";")}
     assert counted(PAGES["docs/performance.md"].text, "architectures of the wheels") == [len(archs)]
-    [in_ci] = re.findall(r'TORCH_CUDA_ARCH_LIST=([^"]*)"', (ROOT / ".ci/run").read_text())
+    [in_ci] = re.findall(r"^ARCHS := (.*)", (ROOT / "Makefile").read_text(), re.M)
     [named] = re.findall(r"compiled for\s+(sm_\d+)\s+and\s+(sm_\d+)\s+in\s+CI", PAGES["docs/performance.md"].text)
     assert list(named) == [f"sm_{arch.removesuffix('+PTX').replace('.', '')}" for arch in in_ci.split(";")]

@@ -4,7 +4,8 @@ What is compiled elsewhere sees the headers of the torch that is installed, whic
 pyproject.toml allows.  So this builds both libraries again, in build/floor, with torch's headers out of a wheel of that
 version (of any platform: nothing of it is installed, and the smallest is a tenth of Linux's), and once more as a GPU
 machine would.  Objects that would be the same are those of the last build in place.  A library for this interpreter
-is then loaded, and its kernels are checked, with the torch that is installed.
+is then loaded, and its kernels are checked, with the torch that is installed.  What is compiled here is not optimized:
+headers compile or they do not, whatever is made of them, and what they leave undefined is no less.
 
 With FORCE_CUDA=1 (and the TORCH_CUDA_ARCH_LIST of that build) _C_cuda is linked too; without, its operators are
 compiled.  Exits with 1 if something does not compile, link, load or work, or if the headers cannot be had.
@@ -119,7 +120,7 @@ def build(target: Target, cuda: setup.Cuda | None) -> Path:
     libraries = Path(setup.find_torch().__file__).parent / "lib"
     version = importlib.metadata.version("mt2o_ext").partition("+")[0]
     both = {"torch": torch_headers(torch), "python": headers}
-    plan = setup.Plan(setup.find_compiler(), both, libraries, torch, version, cuda)
+    plan = setup.Plan(setup.find_compiler(), both, libraries, torch, version, cuda, optimize=("-O0", "-DNDEBUG"))
     directory = FLOOR / f"torch-{torch}-cpython-{python}"
     setup.run_ninja(directory, statements(plan, python))
     return directory

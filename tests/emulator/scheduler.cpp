@@ -15,7 +15,8 @@ Scheduler scheduler;
 std::mutex one_launch;  // at a time, whoever calls
 
 bool same(const Site& a, const Site& b) {
-  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
+  return a.line() == b.line() && a.column() == b.column() &&
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 std::string text(const Site& site) { return std::string(site.file_name()) + ":" + std::to_string(site.line()); }
 uint3 position(unsigned number, const dim3& size) {
@@ -82,10 +83,20 @@ Lanes Scheduler::meet_warp(unsigned mask, uint64_t value, bool fence, const Site
   ++self.arrivals;
   if (fence) sanitizers::release(&self.order[self.arrivals & 1]);
   Fiber::suspend();
-  if (fence)
-    for (unsigned i = 0; i < 32; ++i)
-      if (mask >> i & 1) sanitizers::acquire(warp.order[i]);
+  if (fence) see_lanes(warp, mask);
   return {warp.values, mask};
+}
+
+// Everything that the lanes did before they met happens before what the running thread does next.  The first lane that
+// goes on gathers it, and the others take it from there: 32 lanes that each ask 32 others cost more than the kernels.
+// All of them go on before any of them meets others again.
+void Scheduler::see_lanes(Warp& warp, unsigned mask) {
+  char*& gathered = warp.gathered[__builtin_ctz(mask)];
+  if (gathered) return sanitizers::acquire(gathered);
+  for (unsigned i = 0; i < 32; ++i)
+    if (mask >> i & 1) sanitizers::acquire(warp.order[i]);
+  gathered = &running_->gathered;
+  sanitizers::release(gathered);
 }
 
 void* Scheduler::shared_object(const void* key, size_t size, size_t alignment) {
@@ -180,6 +191,7 @@ bool Scheduler::open_warp(unsigned warp) {
     const Thread& first = at(warp * 32 + i);
     if (first.state != Thread::at_warp_barrier || !all_there(warp, first)) continue;
     const unsigned mask = first.mask;
+    team_->warps[warp].gathered[__builtin_ctz(mask)] = nullptr;
     for (unsigned j = 0; j < lanes_of(warp); ++j) {
       if (!(mask >> j & 1)) continue;
       Thread& thread = at(warp * 32 + j);

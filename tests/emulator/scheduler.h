@@ -24,12 +24,14 @@ struct Thread {
   unsigned mask = 0;      // for which lanes,
   uint64_t value = 0;     // and what it tells them
   unsigned arrivals = 0;  // at warp barriers
-  char order[2] = {};     // for ThreadSanitizer: its odd and its even arrivals
+  char order[2] = {};     // for ThreadSanitizer: its odd and its even arrivals,
+  char gathered = 0;      // and those of all lanes that it met last, if it was the first to go on
 };
 
 struct Warp {
   uint64_t values[32];  // what the lanes told each other last
   char* order[32];      // with which arrivals
+  char* gathered[32];   // by the first lane of a mask: where the arrivals of all in it were gathered, or nullptr
 };
 
 // The fibers and what they share.  ThreadSanitizer sees fibers, not CUDA threads: neighbouring blocks run on different
@@ -60,6 +62,7 @@ class Scheduler {
   void run_warp(unsigned warp);
   bool open_warp(unsigned warp);
   bool open_block();
+  void see_lanes(Warp& warp, unsigned mask);
   bool all_there(unsigned warp, const Thread& first) const;
   [[noreturn]] void stuck(const char* what) const;
   Thread& at(unsigned number) const { return *team_->threads[number]; }

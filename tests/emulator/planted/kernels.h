@@ -19,6 +19,7 @@ enum class Bug {
   no_barrier_before_read,
   no_barrier_before_reuse,
   no_warp_barrier,
+  barriers_of_half_warps,
   // shuffles
   divergent_shuffle,
   caller_not_in_mask,
@@ -103,7 +104,10 @@ __global__ void reverse_warps(const float* x, float* y, Bug bug) {
   Columns& columns = block_shared<Columns>();
   const int lane = threadIdx.x % 32, other = int(threadIdx.x) ^ 31;
   columns.of[threadIdx.x] = x[threadIdx.x];
-  if (bug != Bug::no_warp_barrier) __syncwarp();
+  if (bug == Bug::barriers_of_half_warps)  // each half then reads what the other has written
+    __syncwarp(lane < 16 ? 0xffffu : 0xffff0000u);
+  else if (bug != Bug::no_warp_barrier)
+    __syncwarp();
   unsigned mask = all_lanes;
   if (bug == Bug::caller_not_in_mask) mask = 0x7fffffffu;
   if (bug == Bug::source_not_in_mask) mask = lane < 16 ? 0xffffu : 0xffff0000u;

@@ -42,6 +42,7 @@ const Expectation expectations[] = {
     {Bug::no_barrier_before_read, "no_barrier_before_read", wrong, wrong, race},
     {Bug::no_barrier_before_reuse, "no_barrier_before_reuse", wrong, wrong, race},
     {Bug::no_warp_barrier, "no_warp_barrier", wrong, wrong, race},
+    {Bug::barriers_of_half_warps, "barriers_of_half_warps", nullptr, nullptr, race},
     {Bug::divergent_shuffle, "divergent_shuffle", diverged, diverged, diverged},
     {Bug::caller_not_in_mask, "caller_not_in_mask", "not in the mask", "not in the mask", "not in the mask"},
     {Bug::source_not_in_mask, "source_not_in_mask", "not in its mask", "not in its mask", "not in its mask"},
