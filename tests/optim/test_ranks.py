@@ -14,11 +14,12 @@ from mt2o_ext.weighting import CAGrad
 from support.optim.problems import assert_same
 from support.optim.rank_checks import CALLS, CHECKS, DIFFERENT, KINDS, RUNS, one_batch_less
 from support.optim.towers import Towers, weighted
-from support.worlds import once, world
+from support.worlds import SILENCE, once, world
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
 Results = list[dict[str, Any]]
+WAIT = SILENCE.total_seconds() / 2  # an error within it has not waited for the timeout
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["two ranks", "four ranks"])
@@ -73,7 +74,7 @@ def test_what_one_rank_does_in_another_way_is_an_error_on_all(name: str, results
     for rank, result in enumerate(results):
         error = result[name]
         assert isinstance(error, Exception), f"no error on rank {rank}"
-        assert result[f"{name}: seconds"] < 10.0
+        assert result[f"{name}: seconds"] < WAIT
         _, parts = DIFFERENT[name]
         if parts[0].startswith("failed") and rank == last:  # which has its own error
             assert parts[0].removeprefix("failed: ") in f"{type(error).__name__}: {error}"
@@ -157,7 +158,7 @@ def test_a_rank_that_has_ended_is_an_error_on_the_others() -> None:
     """One mini-batch less: where its process ends nobody waits for it until the timeout."""
     first, last = world({"steps": one_batch_less}, 2)
     assert last["steps"] == 2
-    assert isinstance(first["steps"], RanksError) and first["steps: seconds"] < 10.0
+    assert isinstance(first["steps"], RanksError) and first["steps: seconds"] < WAIT
     assert "did one of them end, or get fewer mini-batches?" in str(first["steps"])
 
 

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import distributed as dist
 
 LIMIT = 240.0  # seconds that a world may take
-SILENCE = timedelta(seconds=20)  # that a rank waits for another one: more is a hang
+SILENCE = timedelta(seconds=60)  # that a rank waits for another one: more is a hang
 
 Check = Callable[[int, int], Any]  # of rank and number of ranks
 
