@@ -19,7 +19,7 @@ from .layout import Layout
 from .losses import task_losses
 from .options import check_one_row, check_task_options, check_ways_of_shards, members_of
 from .parameters import check_parameters
-from .passes import Backward, Pass, check_backward
+from .passes import Backward, Pass, check_backward, scaler_in_use
 from .skipped import RefusedCalls
 from .table import GradientTable
 from .tasks import TaskGradients
@@ -223,9 +223,10 @@ class WeightedBackward:
         with together(self._averages.ranks):
             given = task_losses(losses, self._num_tasks)
             self._check_way(points)
+            scaler = scaler_in_use(scaler, None, begun=False)
             self._build()
         self._forget_gradients()
-        scalars = way.scaled(given.each, scaler if scaler is not None and scaler.is_enabled() else None)
+        scalars = way.scaled(given.each, scaler)
         own = given.values.unsqueeze(0)
         factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=own.device))
         lacking = f" without tasks {sorted(given.absent)}" if given.absent else ""

@@ -410,7 +410,7 @@ class FlatOptimizer(SavedState):
                 "step() needs gradients, but no loss of the loop over tasks() had a graph: were they detached, or "
                 "computed under no_grad?"
             )
-        if all(losses is None for losses in self._now.batch.losses):
+        if not self._now.batch.begun:
             return "step() needs gradients: call optimizer.backward(losses) first, or step(closure)"
         return (
             "step() needs gradients, but backward() reached none of this optimizer's parameters: were they replaced in "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..device import refuse_in_graph
 from ..gradients.losses import takes_task, task_loss
-from ..gradients.passes import Backward, Pass
+from ..gradients.passes import Backward, Pass, scaler_in_use
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
 from ..gradients.visit import ALONE
@@ -102,7 +102,7 @@ class ConnectionSteps(FlatOptimizer):
 
         Raises:
             TypeError: for a loss that is no tensor.
-            ValueError: for a loss that is no scalar.
+            ValueError: for a loss that is no scalar, and another scaler than in calls before.
             RuntimeError: outside of a loop over `tasks`.
         """
         if self._now.turns is None or self._now.turns.task is None:
@@ -119,7 +119,7 @@ class ConnectionSteps(FlatOptimizer):
         scalar = task_loss(loss, turns.task)
         if scalar is None:
             return
-        turns.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        turns.scaler = scaler_in_use(scaler, turns.scaler, begun=bool(turns.losses))
         [scaled] = way.scaled([scalar], turns.scaler)
         try:
             way.run(scaled)
