@@ -362,6 +362,14 @@ class WeightedBackward:
         """
         self._weigher.loaded(state)()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: without gradients and a loop that goes on; buffers are made anew."""
+        return {**{key: value for key, value in self.__dict__.items() if key != "_ways"}, "_kinds": [], "_visit": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._build()
+
     def _without_pass(self, points: Sequence[Tensor]) -> str | None:
         """The option that leaves no backward pass to a trainer, or None."""
         if self._tasks.collecting == "batched":
