@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_flag
 from ..ranks import together
 from ..weighting import Needs, Weighting, as_weighting
 from .averaged import Averages
@@ -118,6 +119,8 @@ class WeightedBackward:
         process_group: Any = None,
         backward: Backward | None = None,
     ) -> None:
+        check_flag("store", store)
+        check_flag("forget", forget)
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
         self._engine, self._unstored = check_engine(engine, weighting), "store=False" if engine is None else "engine="
@@ -210,7 +213,7 @@ class WeightedBackward:
             ValueError: for losses or features that do not fit, before any gradient is computed.
             RuntimeError: if the losses reach none of the parameters, for a weighting of gradients that are stored.
         """
-        points = [features] if isinstance(features, Tensor) else list(features)
+        points = check_features(features)
         way = self._pass.of_call(backward, retain_graph)
         way.check_sequential(self._without_pass(points))
         if self._visit is not None:
@@ -395,4 +398,3 @@ class WeightedBackward:
                 "expected no features= with sharded parameters, got some: leave them out, because the gradients of "
                 "heads are complete after an ordinary backward only"
             )
-        check_features(points)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_function
 from ..device import refuse_in_graph
 from ..gradients.losses import takes_task, task_loss
 from ..gradients.passes import Backward, Pass, scaler_in_use
@@ -183,6 +184,7 @@ class ConnectionSteps(FlatOptimizer):
                 "optimizer.step(lambda task: task_loss(model, x, y, task))"
             )
         if closure is not None:
+            check_function("closure", closure, "pass a function task -> loss")
             self._run(closure)
         turns = self._now.turns
         assert turns is not None

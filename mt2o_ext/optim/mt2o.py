@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
+from ..checks import check_flag, check_function
 from ..gradients.losses import backward_done, check_losses, check_running_statistics
 from ..gradients.passes import Backward, Pass, scaler_in_use
 from ..gradients.skipped import Refuser
@@ -185,6 +186,9 @@ class MT2OFused(OneModel):
             raise ValueError(
                 f'expected skip_nonfinite="subproblem", "all" or False, got {skip_nonfinite!r}: choose one'
             )
+        check_flag("stacked", stacked)
+        if start is not None:
+            check_function("start", start, "pass a function of the subproblem's number, or None")
         if start is not None and stacked:
             raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
         params = listed(params)
@@ -443,6 +447,7 @@ class MT2OFused(OneModel):
         done, result = True, None
         with together(self._ranks):
             if closure is not None:
+                check_function("closure", closure, "pass a function that returns the losses, or nothing")
                 done, result = self._run(closure)
             scaling = self._prepare()
         self._reduce(scaling)

@@ -317,3 +317,20 @@ def test_a_copy_goes_on_from_where_it_was(
         weights = backward(model.losses(batch_of(seed)))
         assert_same(again(other.losses(batch_of(seed))), weights)
         assert_same(gradients(other), gradients(model))
+
+
+def test_arguments_of_another_kind() -> None:
+    model = Towers()
+    for options, words in (
+        ({"store": "no"}, "expected store as True or False"),
+        ({"forget": 0}, "expected forget as True or False"),
+        ({"preferences": 1.0}, "expected preferences as a list"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            WeightedBackward(model.groups(), num_tasks=3, **options)
+    backward = WeightedBackward(model.groups(), num_tasks=3, weighting=MGDA())
+    with pytest.raises(TypeError, match=r"expected features as a list.*got int"):
+        backward(model.losses(batch_of(0)), features=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected the state of the weighting MGDA as a dict, got list"):
+        backward.load_state_dict([])  # type: ignore[arg-type]
+    assert gradients(model) == [None] * len(gradients(model))

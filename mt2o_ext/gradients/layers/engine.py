@@ -166,8 +166,8 @@ class LayerEngine:
             self._warned = True
             warnings.warn(
                 "no layer of the engine has a part in the losses, so all gradients are found one by one: "
-                "make the LayerEngine before the forward pass, for the plain model (not for a compiled one); if the model "
-                "has no layers with a formula, leave engine= out",
+                "make the LayerEngine before the forward pass, for the plain model (not for a compiled one); if the "
+                "model has no layers with a formula, leave engine= out",
                 UserWarning,
                 stacklevel=6,
             )
