@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checks import check_index
+
 __all__ = ["SubproblemBank"]
 
 
@@ -98,8 +100,7 @@ class SubproblemBank(nn.Module):
     @contextmanager
     def subproblem(self, k: int) -> Iterator[nn.Module]:
         """An ordinary model with the parameters and buffers of copy k, for evaluation and for saving; itself a copy."""
-        if not 0 <= k < self.num_subproblems:
-            raise IndexError(f"expected a subproblem 0 .. {self.num_subproblems - 1}, got {k}")
+        k = check_index("subproblem", k, self.num_subproblems)
         model = copy.deepcopy(self._template)
         rows = self._tensors()
         with torch.no_grad():

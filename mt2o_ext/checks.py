@@ -8,8 +8,9 @@ came, and what to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ __all__ = [
     "PerTask",
     "check_choice",
     "check_count",
+    "check_flag",
+    "check_function",
+    "check_index",
+    "check_list",
     "check_mix",
     "check_per_task",
     "check_positive",
@@ -25,6 +30,9 @@ __all__ = [
     "check_simplex",
     "per_task",
 ]
+
+E = TypeVar("E")
+F = TypeVar("F", bound=Callable[..., Any])
 
 PerTask = float | tuple[float, ...]
 """A number for all tasks, or one for each: what `check_per_task` returns."""
@@ -41,6 +49,17 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f"expected {name} >= {minimum}, got {value}: raise it")
     return value
+
+
+def check_index(name: str, value: Any, size: int) -> int:
+    """Return ``value`` as an int if it is one of 0 .. size - 1; raise IndexError for another number."""
+    try:
+        index = operator.index(value)
+    except TypeError:
+        raise TypeError(f"expected {name} as an int, got {value!r:.80}: pass its number, 0 .. {size - 1}") from None
+    if not 0 <= index < size:
+        raise IndexError(f"expected a {name} 0 .. {size - 1}, got {index}: take one of them")
+    return index
 
 
 def check_real(name: str, value: float, minimum: float = 0.0, maximum: float = math.inf) -> float:
@@ -64,11 +83,35 @@ def check_positive(name: str, value: float, advice: str = "choose a positive val
     return value
 
 
+def check_flag(name: str, value: bool) -> bool:
+    """Return ``value`` if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"expected {name} as True or False, got {value!r:.80}: pass one of them")
+    return value
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     """Return ``value`` if it is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"expected {name} as one of {', '.join(map(repr, choices))}, got {value!r}: take one of them")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"expected {name} as one of {', '.join(map(repr, choices))}, got {value!r:.80}: take one of them"
+        )
     return value
+
+
+# ---------------------------------------------------------------------- functions and lists
+def check_function(name: str, value: F, advice: str = "pass a function") -> F:
+    """Return ``value`` if it can be called; ``advice`` ends the message otherwise."""
+    if not callable(value):
+        raise TypeError(f"expected {name} as a function, got {type(value).__name__}: {advice}")
+    return value
+
+
+def check_list(name: str, value: Iterable[E], advice: str) -> list[E]:
+    """Return the items of ``value`` as a list, unless it is a tensor or a string; ``advice`` ends the message then."""
+    if isinstance(value, (Tensor, str)) or not isinstance(value, Iterable):
+        raise TypeError(f"expected {name} as a list or another iterable, got {type(value).__name__}: {advice}")
+    return list(value)
 
 
 # ---------------------------------------------------------------------- numbers of each task

@@ -7,22 +7,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checks import check_list
 from ..ranks import Ranks
 from .collect import Slot, gram_of
 
 __all__ = ["FeatureGradients", "check_features"]
 
 
-def check_features(points: Sequence[Tensor]) -> None:
-    """Checks that a representation is part of a graph.
+def check_features(features: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """The tensors of a representation, each of which has to be part of a graph.
 
     Raises:
+        TypeError: for anything but a tensor or several.
         ValueError: for anything but tensors with a graph.
     """
+    advice = "pass the tensor that the trunk returns, or a list of tensors"
+    points = [features] if isinstance(features, Tensor) else check_list("features", features, advice)
     if any(not isinstance(z, Tensor) or not z.requires_grad for z in points):
         raise ValueError(
             "expected features as tensors of the losses' graph, got others: pass them as the trunk returns them"
         )
+    return points
 
 
 class FeatureGradients:

@@ -228,15 +228,20 @@ def as_losses(losses: Tensor | Sequence[Tensor], shape: tuple[int, ...]) -> Tens
     """The losses of an evaluation, float64 on the host.
 
     Raises:
+        TypeError: for anything but numbers.
         ValueError: for losses of another shape.
     """
-    values = (
-        losses
-        if isinstance(losses, Tensor)
-        else torch.stack([torch.as_tensor(loss, dtype=torch.float64) for loss in losses])
-    )
+    try:
+        given = [] if isinstance(losses, Tensor) else [torch.as_tensor(loss, dtype=torch.float64) for loss in losses]
+        values = losses if isinstance(losses, Tensor) else torch.stack(given or [torch.zeros(0, dtype=torch.float64)])
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"expected losses as a tensor or a sequence of numbers from evaluate(), got {losses!r:.80}: return one "
+            "loss for each task"
+        ) from None
     if tuple(values.shape) != shape:
         raise ValueError(
-            f"expected losses of shape {list(shape)} from evaluate(), got {list(values.shape)}: one loss per task"
+            f"expected losses of shape {list(shape)} from evaluate(), got {list(values.shape)}: return one "
+            "loss for each task"
         )
     return values.detach().to("cpu", torch.float64)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_count
+from ..checks import check_choice, check_count, check_list
 from ..preferences import check_preferences
 from ..sharding import is_sharded
 from ..weighting import Needs, Weighting, as_weighting
@@ -94,7 +94,8 @@ def check_one_row(preferences: Tensor | Sequence[float] | None, num_tasks: int) 
     check_count("num_tasks", num_tasks)
     if preferences is None:
         return torch.full((1, num_tasks), 1 / num_tasks, dtype=torch.float64)
-    given = preferences.tolist() if isinstance(preferences, Tensor) else list(preferences)
+    advice = "pass one number for each task"
+    given = preferences.tolist() if isinstance(preferences, Tensor) else check_list("preferences", preferences, advice)
     return check_preferences([given], 1, num_tasks)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Backward", "Pass", "check_backward"]
+__all__ = ["Backward", "Pass", "check_backward", "scaler_in_use"]
 
 Backward = Callable[..., Any]  # (loss, **keywords of Tensor.backward)
 
@@ -114,3 +114,30 @@ def check_backward(function: Any) -> Backward | None:
         )
     result: Backward | None = function
     return result
+
+
+def scaler_in_use(scaler: Any, before: Any, *, begun: bool) -> Any:
+    """The ``scaler`` of a call of backward; None if it is None, or is not enabled.
+
+    Args:
+        scaler: as the user has given it.
+        before: that of the calls before, in the same step, as it was returned here.
+        begun: whether there were such calls.
+
+    Raises:
+        TypeError: for anything but a GradScaler or None.
+        ValueError: for another one than before: a step divides all of its gradients by one factor.
+    """
+    if scaler is not None and not all(callable(getattr(scaler, name, None)) for name in ("scale", "is_enabled")):
+        raise TypeError(
+            f"expected scaler= as a torch.amp.GradScaler, got {type(scaler).__name__}: pass the scaler itself, or None"
+        )
+    used = scaler if scaler is not None and scaler.is_enabled() else None
+    if begun and used is not before:
+        expected, got = ("a GradScaler" if each is not None else "none" for each in (before, used))
+        another = "another one" if before is not None and used is not None else got
+        raise ValueError(
+            f"expected the same scaler= in all calls of backward of a step, got {another} after {expected}: pass it in "
+            "each call, or in none, because the step divides all gradients by one factor (zero_grad() begins anew)"
+        )
+    return used

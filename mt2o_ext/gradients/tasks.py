@@ -72,6 +72,11 @@ class Batch:
         self.losses[row] = losses if before is None else _table(before) + _table(losses)
         self.table = None
 
+    @property
+    def begun(self) -> bool:
+        """True if a backward has left losses for this step."""
+        return any(losses is not None for losses in self.losses)
+
     def drop_losses(self, row: int) -> None:
         """Forgets the losses of a row."""
         self.losses[row] = self.table = None

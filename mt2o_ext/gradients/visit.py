@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .collect import TaskSlots
 from .losses import task_loss
-from .passes import Pass
+from .passes import Pass, scaler_in_use
 
 __all__ = ["ALONE", "TaskVisit", "check_alone", "words_about"]
 
@@ -70,13 +70,13 @@ class TaskVisit:
 
         Raises:
             TypeError: for anything but a tensor or None, before any gradient is computed.
-            ValueError: for anything but one number, before any gradient is computed.
+            ValueError: for anything but one number, and another scaler than before, before any gradient is computed.
         """
         scalar = task_loss(loss, self.task)
         if scalar is None:
             self.constant = self.constant or loss is not None
             return None
-        self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self.scaler = scaler_in_use(scaler, self.scaler, begun=bool(self._losses))
         [scaled] = way.scaled([scalar], self.scaler)
         try:
             self._slots.collect_one(scaled, 0, self.task, way)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import count
@@ -350,6 +350,8 @@ class Weigher:
             ValueError: for the state of another weighting.
         """
         where = f"the weighting {type(self.weighting).__name__}"
+        if not isinstance(state, Mapping):
+            raise TypeError(f"expected the state of {where} as a dict, got {type(state).__name__}: pass state_dict()")
         given = tensors_of(state, "weighting", where)
         numbers = generator_state(state, self.keys.generator, where)
         steps, epoch = (int(member(state, key, (), where)) for key in ("steps", "epoch"))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_flag
 from ..ranks import together
 from ..weighting import Needs, Weighting, as_weighting
 from .averaged import Averages
@@ -19,7 +20,7 @@ from .layout import Layout
 from .losses import task_losses
 from .options import check_one_row, check_task_options, check_ways_of_shards, members_of
 from .parameters import check_parameters
-from .passes import Backward, Pass, check_backward
+from .passes import Backward, Pass, check_backward, scaler_in_use
 from .skipped import RefusedCalls
 from .table import GradientTable
 from .tasks import TaskGradients
@@ -118,6 +119,8 @@ class WeightedBackward:
         process_group: Any = None,
         backward: Backward | None = None,
     ) -> None:
+        check_flag("store", store)
+        check_flag("forget", forget)
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
         self._engine, self._unstored = check_engine(engine, weighting), "store=False" if engine is None else "engine="
@@ -210,7 +213,7 @@ class WeightedBackward:
             ValueError: for losses or features that do not fit, before any gradient is computed.
             RuntimeError: if the losses reach none of the parameters, for a weighting of gradients that are stored.
         """
-        points = [features] if isinstance(features, Tensor) else list(features)
+        points = check_features(features)
         way = self._pass.of_call(backward, retain_graph)
         way.check_sequential(self._without_pass(points))
         if self._visit is not None:
@@ -223,9 +226,10 @@ class WeightedBackward:
         with together(self._averages.ranks):
             given = task_losses(losses, self._num_tasks)
             self._check_way(points)
+            scaler = scaler_in_use(scaler, None, begun=False)
             self._build()
         self._forget_gradients()
-        scalars = way.scaled(given.each, scaler if scaler is not None and scaler.is_enabled() else None)
+        scalars = way.scaled(given.each, scaler)
         own = given.values.unsqueeze(0)
         factor = None if scaler is None else scaler.scale(torch.ones((), dtype=torch.float32, device=own.device))
         lacking = f" without tasks {sorted(given.absent)}" if given.absent else ""
@@ -361,6 +365,14 @@ class WeightedBackward:
         """
         self._weigher.loaded(state)()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: without gradients and a loop that goes on; buffers are made anew."""
+        return {**{key: value for key, value in self.__dict__.items() if key != "_ways"}, "_kinds": [], "_visit": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._build()
+
     def _without_pass(self, points: Sequence[Tensor]) -> str | None:
         """The option that leaves no backward pass to a trainer, or None."""
         if self._tasks.collecting == "batched":
@@ -386,4 +398,3 @@ class WeightedBackward:
                 "expected no features= with sharded parameters, got some: leave them out, because the gradients of "
                 "heads are complete after an ordinary backward only"
             )
-        check_features(points)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import BaseRule
-from ..checks import check_count, check_positive
+from ..checks import check_count, check_positive, check_real
 from ..device import host_knows
 from ..gradients.options import check_given, check_ways_of_shards
 from ..gradients.parameters import check_memory, check_parameters
@@ -89,8 +89,8 @@ class FlatOptimizer(SavedState):
         backward: Backward | None = None,
     ) -> None:
         check_count("history", history, 0)
-        if ema is not None and not 0.0 <= ema < 1.0:
-            raise ValueError(f"ema must be in [0, 1), not {ema}")
+        if ema is not None and check_real("ema", ema, 0.0, 1.0) == 1.0:
+            raise ValueError("expected ema < 1, got 1.0: choose a smaller decay, 0.98, say, or None for no average")
         self._max_norm = None if max_norm is None else check_positive("max_norm", max_norm)
         self._base = base
         self._buffers = buffers
@@ -410,7 +410,7 @@ class FlatOptimizer(SavedState):
                 "step() needs gradients, but no loss of the loop over tasks() had a graph: were they detached, or "
                 "computed under no_grad?"
             )
-        if all(losses is None for losses in self._now.batch.losses):
+        if not self._now.batch.begun:
             return "step() needs gradients: call optimizer.backward(losses) first, or step(closure)"
         return (
             "step() needs gradients, but backward() reached none of this optimizer's parameters: were they replaced in "

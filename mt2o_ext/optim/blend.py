@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from ..device import LateFlags, capturing, kept_in_place, refuse_in_graph, warn_in_graph
 from ..entries import member, tensors_of
 from ..ops import MOMENTS, SQUARES, Order, combine_, transfer_
@@ -38,8 +39,9 @@ class Blend:
     """
 
     def __init__(self, rule: TransferRule, preferences: Tensor, order: str, moments: Moments, warm_up: int = 0) -> None:
-        if order not in ("consensus", "adapt_then_combine"):
-            raise ValueError(f'order must be "consensus" or "adapt_then_combine", not {order!r}')
+        check_choice("order", order, ("consensus", "adapt_then_combine"))
+        if not isinstance(moments, Moments):
+            raise TypeError(f"expected moments as one of Moments, got {moments!r:.80}: pass Moments.KEEP, say")
         self.rule = rule
         self.moments = moments.check(rule)
         self.warm_up = warm_up

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_function
 from ..device import refuse_in_graph
 from ..gradients.losses import takes_task, task_loss
-from ..gradients.passes import Backward, Pass
+from ..gradients.passes import Backward, Pass, scaler_in_use
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
 from ..gradients.visit import ALONE
@@ -102,7 +103,7 @@ class ConnectionSteps(FlatOptimizer):
 
         Raises:
             TypeError: for a loss that is no tensor.
-            ValueError: for a loss that is no scalar.
+            ValueError: for a loss that is no scalar, and another scaler than in calls before.
             RuntimeError: outside of a loop over `tasks`.
         """
         if self._now.turns is None or self._now.turns.task is None:
@@ -119,7 +120,7 @@ class ConnectionSteps(FlatOptimizer):
         scalar = task_loss(loss, turns.task)
         if scalar is None:
             return
-        turns.scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        turns.scaler = scaler_in_use(scaler, turns.scaler, begun=bool(turns.losses))
         [scaled] = way.scaled([scalar], turns.scaler)
         try:
             way.run(scaled)
@@ -183,6 +184,7 @@ class ConnectionSteps(FlatOptimizer):
                 "optimizer.step(lambda task: task_loss(model, x, y, task))"
             )
         if closure is not None:
+            check_function("closure", closure, "pass a function task -> loss")
             self._run(closure)
         turns = self._now.turns
         assert turns is not None

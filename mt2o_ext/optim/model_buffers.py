@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_list
 from ..ranks import Ranks
 
 __all__ = ["ModelBuffers"]
@@ -32,7 +33,7 @@ class ModelBuffers:
     """
 
     def __init__(self, buffers: Iterable[Tensor], num_rows: int, num_subproblems: int) -> None:
-        self.shown = list(buffers)
+        self.shown = check_list("buffers=", buffers, "pass model.buffers()")
         if any(not isinstance(buffer, Tensor) for buffer in self.shown):
             raise TypeError("expected buffers= as tensors, got other things: pass model.buffers()")
         self._first = self._copied()  # as they were before the first step

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
+from ..checks import check_flag, check_function
 from ..gradients.losses import backward_done, check_losses, check_running_statistics
-from ..gradients.passes import Backward, Pass
+from ..gradients.passes import Backward, Pass, scaler_in_use
 from ..gradients.skipped import Refuser
 from ..gradients.table import check_dense
 from ..gradients.weigher import undone_on_error
@@ -185,6 +186,9 @@ class MT2OFused(OneModel):
             raise ValueError(
                 f'expected skip_nonfinite="subproblem", "all" or False, got {skip_nonfinite!r}: choose one'
             )
+        check_flag("stacked", stacked)
+        if start is not None:
+            check_function("start", start, "pass a function of the subproblem's number, or None")
         if start is not None and stacked:
             raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
         params = listed(params)
@@ -374,7 +378,8 @@ class MT2OFused(OneModel):
 
         Raises:
             TypeError: for losses that are no tensors, before any gradient is computed.
-            ValueError: for another number of losses or no graph, before any gradient is computed.
+            ValueError: for another number of losses, no graph, or another scaler than in calls before, before any
+                gradient is computed.
             RuntimeError: inside of `at`, or of a context that shows running averages: there the gradient would be
                 that of other parameters than those that a step trains.
         """
@@ -385,13 +390,13 @@ class MT2OFused(OneModel):
         """Backward of the losses of the active subproblem, or of all of a bank."""
         given = SubproblemLosses.of(losses, self._num_tasks, self._buffers)
         self._check_trained_shown()
+        scaler = scaler_in_use(scaler, self._now.batch.scaler, begun=self._now.batch.begun)
         self._look_for_ranks()
         self._look_for_statistics(given)
         if self._tasks is not None:
             self._read_shown()
             self._tasks.weigher.draw_ahead()
         row, batch, points = self._row, self._now.batch, self._current_points()
-        scaler = scaler if scaler is not None and scaler.is_enabled() else None
         batch.see(given.absent, row)
         seen = self._seen_by_all(given.values) if self._objective.reads_losses else None
         backward = SubproblemBackward(self._buffers, self._objective, self._tasks, batch, row, points)
@@ -442,6 +447,7 @@ class MT2OFused(OneModel):
         done, result = True, None
         with together(self._ranks):
             if closure is not None:
+                check_function("closure", closure, "pass a function that returns the losses, or nothing")
                 done, result = self._run(closure)
             scaling = self._prepare()
         self._reduce(scaling)

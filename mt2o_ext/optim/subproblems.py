@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_function, check_index
 from ..pareto import ParetoFront
 from ..pareto.evaluation import Evaluated, Evaluation, check_trained, states_of_bank
 from ..preferences import check_point
@@ -130,8 +131,7 @@ class OneModel(FlatOptimizer):
         dropped.  With ``front="vertices"`` it is the point of the front at ``preferences[k]``, see `at`.
         """
         self._check_one_model()
-        if not 0 <= k < self._num_subproblems:
-            raise IndexError(f"expected a subproblem 0 .. {self._num_subproblems - 1}, got {k}")
+        k = check_index("subproblem", k, self._num_subproblems)
         if ema:
             self._check_average("ema=True")
         if self._buffers.vertices is not None:
@@ -262,12 +262,14 @@ class OneModel(FlatOptimizer):
             ema: for the running averages; by default if there are any.
 
         Raises:
+            TypeError: for anything but a function.
             RuntimeError: if the optimizer was made without ``buffers=``.
         """
         if not self._model_buffers.shown:
             raise RuntimeError(
                 f"expected {type(self).__name__}(..., buffers=model.buffers()) for update_buffers(), got none"
             )
+        check_function("update", update, "pass one that computes the buffers of the model as it is")
         averages = self._ema is not None if ema is None else ema
         key = "ema" if averages else "theta"
         trained = not averages and self._buffers.vertices is None
@@ -305,8 +307,10 @@ class OneModel(FlatOptimizer):
             task_names: for plots and tables.
 
         Raises:
+            TypeError: for anything but a function, before anything is evaluated.
             ValueError: for a model with none of the optimizer's parameters, before anything is evaluated.
         """
+        check_function("evaluate", evaluate, "pass a function that returns the losses of the model as it is")
         if model is not None:
             model = getattr(model, "_orig_mod", model)  # of torch.compile, which puts it before all names
             check_trained(model, [p for _, p in self._parameters()])

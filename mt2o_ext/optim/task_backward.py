@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..gradients.losses import TaskLosses, task_losses
-from ..gradients.passes import Backward, Pass
+from ..gradients.passes import Backward, Pass, scaler_in_use
 from ..gradients.tasks import Losses as GivenLosses
 from ..gradients.tasks import TaskGradients
 from ..gradients.visit import TaskVisit, check_alone
@@ -79,7 +79,8 @@ class TaskBackward(FlatOptimizer):
 
         Raises:
             TypeError: for losses that are no tensors, before any gradient is computed.
-            ValueError: for another number of losses or no graph, before any gradient is computed.
+            ValueError: for another number of losses, no graph, or another scaler than in calls before, before any
+                gradient is computed.
             RuntimeError: for a second call before ``step`` if the weighting needs ``accumulate=True`` for it, or
                 ``.grad`` was changed since the first.
         """
@@ -89,6 +90,7 @@ class TaskBackward(FlatOptimizer):
     def _take_losses(self, losses: Losses | None, scaler: Any, way: Pass) -> None:
         """Backward of the losses of all tasks, or of the one whose turn it is."""
         if self._now.visit is not None:
+            scaler = scaler_in_use(scaler, self._now.batch.scaler, begun=self._now.batch.begun)
             self._now.visit.backward(losses, scaler, way, drop=self._drop)
             return
         given = task_losses(losses, self._num_tasks)
@@ -183,10 +185,10 @@ class TaskBackward(FlatOptimizer):
 
     def _collect(self, losses: TaskLosses, scaler: Any, way: Pass) -> None:
         """Backward of T losses into the tables."""
+        scaler = scaler_in_use(scaler, self._now.batch.scaler, begun=self._now.batch.begun)
         self._look_for_ranks()
         self._read_shown()
         own: GivenLosses = losses.scalars if self._ranks is None else losses.values.unsqueeze(0)
-        scaler = scaler if scaler is not None and scaler.is_enabled() else None
         scalars = way.scaled(losses.each, scaler)
         self._weigher.draw_ahead()
         batch = self._now.batch

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
+from ..checks import check_flag, check_function
 from ..device import host_knows
 from ..gradients.losses import backward_done, task_losses
 from ..gradients.options import check_one_row, check_task_options
@@ -116,8 +117,9 @@ class WeightedFused(TaskBackward):
         process_group: Any = None,
         backward: Backward | None = None,
     ) -> None:
-        if not isinstance(skip_nonfinite, bool):
-            raise TypeError(f"expected skip_nonfinite as True or False, got {skip_nonfinite!r:.80}: pass one of them")
+        check_flag("skip_nonfinite", skip_nonfinite)
+        check_flag("show_grad", show_grad)
+        check_flag("accumulate", accumulate)
         table = check_one_row(preferences, num_tasks)
         weighting = check_task_options(weighting, heads, collect)
         keeps_tasks = accumulate or weighting.per_segment or bool(weighting.needs & READS_GRADIENTS)
@@ -213,6 +215,7 @@ class WeightedFused(TaskBackward):
         done, result = True, None
         with together(self._ranks):
             if closure is not None:
+                check_function("closure", closure, "pass a function that returns the losses, or nothing")
                 done, result = self._run(closure)
             scaling = self._prepare()
             if self._now.batch.missed:

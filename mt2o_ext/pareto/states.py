@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from ..checks import check_index
+
 __all__ = ["States", "checked_states", "restored"]
 
 States: TypeAlias = "Sequence[Mapping[str, Tensor]]"
@@ -64,8 +66,7 @@ def restored(states: States, k: int, template: nn.Module) -> nn.Module:
         raise TypeError(
             f"expected template as an nn.Module, got {type(template).__name__}: give a model of the same architecture"
         )
-    if not 0 <= k < len(states):
-        raise IndexError(f"expected a subproblem 0 .. {len(states) - 1}, got {k}: take one of them")
+    k = check_index("subproblem", k, len(states))
     model = copy.deepcopy(template)
     model.load_state_dict(states[k])
     return model

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_list
 from .task_norm import TaskBatchNorm, TaskNorm
 
 __all__ = ["ChannelRange", "Connection", "check_connections"]
@@ -200,7 +201,7 @@ def check_connections(connections: Iterable[Connection], num_tasks: int) -> list
         ValueError: for connections that do not fit the optimizer.
     """
     seen: dict[int, str] = {}
-    checked = list(connections)
+    checked = check_list("connections", connections, "pass find_connections(model)")
     for connection in checked:
         if not isinstance(connection, Connection):
             raise TypeError(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_count
+from ..checks import check_count, check_flag, check_function
 from ..entries import generator_state, member
 from ..ranks import Ranks
 
@@ -38,9 +38,12 @@ class PhaseDraw:
         shuffle: bool,
         seed: int,
     ) -> None:
+        check_function("schedule", schedule, "pass a function of the progress, mt2o_ext.priority.schedule.mixed, say")
         check_count("total_steps", total_steps)
         if steps_per_epoch is not None:
             check_count("steps_per_epoch", steps_per_epoch)
+        check_flag("shuffle", shuffle)
+        check_count("seed", seed, -(2**63))
         self.schedule = schedule
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch or 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -292,3 +294,43 @@ def test_heads_of_no_group_are_trained_behind_a_frozen_trunk_too() -> None:
     backward(model.losses(batch_of(0)))
     grads = gradients(model)
     assert grads[0] is None and grads[-1] is not None
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("method", [MoCo, UPGrad, lambda: Every(NashMTL(), 3)])
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_goes_on_from_where_it_was(
+    twin: Callable[[Any], Any], method: Callable[[], Weighting], way: str
+) -> None:
+    """Copies had no buffers, and failed at their first call."""
+    model = Towers()
+    if way == "not stored" and method is MoCo:
+        pytest.skip("a weighting that changes stored gradients")
+    backward = WeightedBackward(model.groups(), num_tasks=3, weighting=method(), **WAYS[way])
+    for seed in range(2):
+        model.zero_grad()
+        backward(model.losses(batch_of(seed)))
+    other, again = twin((model, backward))
+    for seed in (2, 3):
+        model.zero_grad()
+        other.zero_grad()
+        weights = backward(model.losses(batch_of(seed)))
+        assert_same(again(other.losses(batch_of(seed))), weights)
+        assert_same(gradients(other), gradients(model))
+
+
+def test_arguments_of_another_kind() -> None:
+    model = Towers()
+    for options, words in (
+        ({"store": "no"}, "expected store as True or False"),
+        ({"forget": 0}, "expected forget as True or False"),
+        ({"preferences": 1.0}, "expected preferences as a list"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            WeightedBackward(model.groups(), num_tasks=3, **options)
+    backward = WeightedBackward(model.groups(), num_tasks=3, weighting=MGDA())
+    with pytest.raises(TypeError, match=r"expected features as a list.*got int"):
+        backward(model.losses(batch_of(0)), features=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected the state of the weighting MGDA as a dict, got list"):
+        backward.load_state_dict([])  # type: ignore[arg-type]
+    assert gradients(model) == [None] * len(gradients(model))

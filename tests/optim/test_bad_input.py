@@ -28,13 +28,20 @@ def make(params: Any = None, **options: Any) -> MT2OFused:
 CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no subproblem": (lambda: make(num_subproblems=0), ValueError, ">= 1"),
     "no task": (lambda: make(num_tasks=0), ValueError, ">= 1"),
-    "order": (lambda: make(order="other"), ValueError, "order must be"),
+    "order": (lambda: make(order="other"), ValueError, "expected order as one of"),
     "relative order": (
         lambda: make(num_subproblems=5, transfer=Spectral(relative=True), order="adapt_then_combine"),
         ValueError,
         "relative",
     ),
-    "ema": (lambda: make(ema=1.0), ValueError, "ema must be"),
+    "order of another type": (lambda: make(order=1), ValueError, "expected order as one of"),
+    "word for ema": (lambda: make(ema="0.9"), TypeError, "expected ema as a float"),
+    "number for stacked": (lambda: make(stacked=1), TypeError, "expected stacked as True or False"),
+    "start": (lambda: make(transfer=None, start=3), TypeError, "expected start as a function, got int"),
+    "no choice of moments": (lambda: make(moments="mix"), TypeError, "expected moments as one of Moments, got 'mix'"),
+    "buffers of no kind": (lambda: make(buffers=None), TypeError, "expected buffers= as a list.*pass model.buffers"),
+    "one buffer": (lambda: make(buffers=torch.ones(2)), TypeError, "expected buffers= as a list.*got Tensor"),
+    "ema": (lambda: make(ema=1.0), ValueError, "expected ema < 1"),
     "skip": (lambda: make(skip_nonfinite="no"), ValueError, "skip_nonfinite"),
     "lr": (lambda: make(lr=-1.0), ValueError, "expected lr finite"),
     "lr of nan": (lambda: make(lr=float("nan")), ValueError, "expected lr finite"),
@@ -84,6 +91,28 @@ def test_construction(name: str) -> None:
     function, error, text = CONSTRUCTION[name]
     with pytest.raises(error, match=text):
         function()
+
+
+@pytest.mark.parametrize("front", ["vertices", "rows"])
+def test_functions_and_numbers_of_calls(front: str) -> None:
+    p = P(torch.ones(3))
+    optimizer = MT2OFused([p], num_tasks=2, num_subproblems=5, front=front, buffers=[torch.zeros(1)])
+    before = snapshot(optimizer)
+    calls: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: optimizer.step(3), TypeError, "expected closure as a function, got int"),
+        (lambda: optimizer.front([1.0, 2.0]), TypeError, "expected evaluate as a function, got list"),
+        (lambda: optimizer.front(lambda: 3), TypeError, "expected losses as a tensor or a sequence"),
+        (lambda: optimizer.update_buffers(None), TypeError, "expected update as a function"),
+        (lambda: optimizer.subproblem("x").__enter__(), TypeError, "expected subproblem as an int, got 'x'"),
+        (lambda: optimizer.subproblem(0.5).__enter__(), TypeError, "expected subproblem as an int, got 0.5"),
+        (lambda: optimizer.subproblem(-1).__enter__(), IndexError, r"expected a subproblem 0 \.\. 4, got -1"),
+    ]
+    for call, error, words in calls:
+        with pytest.raises(error, match=words):
+            call()
+    assert_same(snapshot(optimizer), before)
+    with optimizer.subproblem(torch.tensor(1)):
+        pass
 
 
 def test_a_parameter_given_twice() -> None:

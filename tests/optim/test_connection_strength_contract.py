@@ -250,6 +250,10 @@ BAD: dict[str, tuple[Callable[[Network], dict[str, Any]], type[Exception], str]]
     "number of tasks": (lambda m: {"num_tasks": 0}, ValueError, "expected num_tasks >= 1, got 0"),
     "number of steps": (lambda m: {"total_steps": 0}, ValueError, "expected total_steps >= 1, got 0"),
     "steps per epoch": (lambda m: {"steps_per_epoch": 0}, ValueError, "steps_per_epoch >= 1"),
+    "no connections": (lambda m: {"connections": None}, TypeError, r"expected connections as a list.*find_connections"),
+    "no schedule": (lambda m: {"schedule": 0.5}, TypeError, "expected schedule as a function, got float"),
+    "word for shuffle": (lambda m: {"shuffle": "no"}, TypeError, "expected shuffle as True or False"),
+    "no seed": (lambda m: {"seed": None}, TypeError, "expected seed as an int, got None"),
     "mode": (lambda m: {"mode": "paper"}, ValueError, "expected mode as one of 'faithful', 'general', got 'paper'"),
     "not there": (
         lambda m: {"params": [*m.heads.parameters()]},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext import ConnectionStrengthFused, MT2OFused, WeightedBackward, WeightedFused
 from mt2o_ext.weighting import CAGrad
 from support.optim.problems import Batches, assert_same, make_model, rows, several, task_losses, train
 from support.optim.towers import WEIGHTINGS, Towers, batch_of, run, values, weighted
@@ -189,3 +189,60 @@ def test_a_scale_of_the_users_own_is_multiplied() -> None:
     scaler.step(scaled)
     run(plain, models[1], range(1))
     torch.testing.assert_close(values(models[0]), values(models[1]), rtol=1e-6, atol=1e-7)
+
+
+def twice(optimizer: Any, *scalers: Any) -> None:
+    """Calls backward once with each scaler; in the loop over tasks, subproblems or none, as the optimizer has it."""
+    p = optimizer.param_groups[0]["params"][0]
+    if isinstance(optimizer, MT2OFused):
+        for _, scaler in zip(optimizer.subproblems(), scalers, strict=True):
+            optimizer.backward([(p - 1).square().sum(), (p + 1).square().sum()], scaler=scaler)
+    elif isinstance(optimizer, ConnectionStrengthFused):
+        for _, scaler in zip(optimizer.tasks(), scalers, strict=True):
+            optimizer.backward((p - 1).square().sum(), scaler=scaler)
+    else:
+        for scaler in scalers:
+            optimizer.backward([(p - 1).square().sum(), (p + 1).square().sum()], scaler=scaler)
+
+
+def turns(optimizer: WeightedFused | WeightedBackward, *scalers: Any) -> None:
+    """The same in the loop over tasks of one model."""
+    p = optimizer.param_groups[0]["params"][0] if isinstance(optimizer, WeightedFused) else optimizer._members[0][0]
+    call: Any = optimizer.backward if isinstance(optimizer, WeightedFused) else optimizer
+    for _, scaler in zip(optimizer.tasks(), scalers, strict=True):
+        call((p - 1).square().sum(), scaler=scaler)
+
+
+MIXED: dict[str, Any] = {
+    "weighted": (lambda p: WeightedFused([p], num_tasks=2, weighting="upgrad"), twice),
+    "tasks": (lambda p: WeightedFused([p], num_tasks=2, weighting="upgrad"), turns),
+    "backward": (lambda p: WeightedBackward([p], num_tasks=2, weighting="upgrad"), turns),
+    "vertices": (lambda p: MT2OFused([p], num_tasks=2, num_subproblems=2, front="vertices"), twice),
+    "rows": (lambda p: MT2OFused([p], num_tasks=2, num_subproblems=2, transfer=None), twice),
+    "weighted rows": (lambda p: MT2OFused([p], num_tasks=2, num_subproblems=2, weighting="cagrad"), twice),
+    "priority": (lambda p: ConnectionStrengthFused([p], connections=[], num_tasks=2, total_steps=4), twice),
+}
+
+
+@pytest.mark.filterwarnings("ignore:no connections")
+@pytest.mark.filterwarnings("ignore:tasks 1 have no gradients")
+@pytest.mark.parametrize("name", MIXED)
+def test_one_scaler_in_all_calls_of_a_step(name: str) -> None:
+    """Gradients with the factor and gradients without it were divided by the factor together."""
+    make, calls = MIXED[name]
+    p = torch.nn.Parameter(torch.tensor([0.3, -0.2]))
+    optimizer, scaler = make(p), scaler_of()
+    for pair, words in (
+        ((scaler, None), "got none after a GradScaler"),
+        ((None, scaler), "got a GradScaler after none"),
+        ((scaler, scaler_of()), "got another one after a GradScaler"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            calls(optimizer, *pair)
+        getattr(optimizer, "zero_grad", lambda: None)()
+        with pytest.raises(TypeError, match=r"expected scaler= as a torch\.amp\.GradScaler, got float"):
+            calls(optimizer, 1024.0, 1024.0)
+        getattr(optimizer, "zero_grad", lambda: None)()
+    calls(optimizer, None, scaler_of(enabled=False))  # which is none
+    getattr(optimizer, "step", lambda: None)()
+    calls(optimizer, scaler, scaler)

@@ -47,7 +47,12 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "negative task": (lambda: make(head(-1)), ValueError, "task in 0 .. 2"),
     "task of another type": (lambda: make(head("a")), TypeError, "number of a task"),
     "true task": (lambda: make(head(True)), TypeError, "number of a task"),
-    "ema": (lambda: make(ema=1.0), ValueError, "ema must be"),
+    "no preferences": (lambda: make(preferences=0.5), TypeError, "expected preferences as a list.*got float"),
+    "word for show_grad": (lambda: make(show_grad="no"), TypeError, "expected show_grad as True or False, got 'no'"),
+    "number for accumulate": (lambda: make(accumulate=4), TypeError, "expected accumulate as True or False, got 4"),
+    "word for ema": (lambda: make(ema="0.9"), TypeError, "expected ema as a float"),
+    "no closure": (lambda: make().step([]), TypeError, "expected closure as a function, got list"),
+    "ema": (lambda: make(ema=1.0), ValueError, "expected ema < 1"),
     "base": (lambda: make(base="lamb"), ValueError, "expected base as"),
     "no parameter": (lambda: make([]), ValueError, "empty parameter list"),
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ...weighting import Weighting
 from ..weigher import READS_GRADIENTS
@@ -77,14 +79,16 @@ class LayerEngine:
             raise ValueError(f"expected batch_dim >= 0 or None, got {batch_dim!r}: pass 0 for layers of [batch, ...]")
         self._batch_dim = batch_dim
         self._names: dict[object, str] = {}
-        self._hooks = []
+        self._hooks: list[RemovableHandle] = []
+        self._records = True
         for number, module in enumerate(modules):
             prefix = f"{number}." if len(modules) > 1 else ""
             self._names |= {each: prefix + name for name, each in module.named_modules()}
             self._names |= {p: prefix + name for name, p in module.named_parameters()}
         for layer in [each for each in self._names if isinstance(each, nn.Module) and kind_of(each) is not None]:
-            if record_call not in layer._forward_hooks.values():
-                self._hooks.append(layer.register_forward_hook(record_call, prepend=True, with_kwargs=True))
+            # A hook of its own, also where another engine has one, which may be removed first.
+            self._hooks.append(layer.register_forward_hook(record_call, prepend=True, with_kwargs=True))
+        weakref.finalize(self, _remove, self._hooks).atexit = False
         self._check = ApartCheck()
         self._ways: dict[str, str] = {}
         self._warned = False
@@ -98,10 +102,9 @@ class LayerEngine:
         return dict(self._ways)
 
     def remove(self) -> None:
-        """Takes the hooks away from the modules."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        """Takes the engine's hooks away from the modules, as its end does too; autograd finds all gradients then."""
+        self._records = False
+        _remove(self._hooks)
 
     def measure(
         self,
@@ -159,11 +162,12 @@ class LayerEngine:
                 "expected a graph that no backward has gone through, got one a second time, whose layers' inputs are "
                 "freed: pass retain_graph=True the first time"
             )
-        if self._hooks and not trace.calls and not self._warned:
+        if self._records and not trace.calls and not self._warned:
             self._warned = True
             warnings.warn(
                 "no layer of the engine has a part in the losses, so all gradients are found one by one: "
-                "make the LayerEngine before the forward pass, for the plain model (not for a compiled one)",
+                "make the LayerEngine before the forward pass, for the plain model (not for a compiled one); if the "
+                "model has no layers with a formula, leave engine= out",
                 UserWarning,
                 stacklevel=6,
             )
@@ -187,6 +191,12 @@ class LayerEngine:
         samples.add_grams(sums)
         if not direct:
             samples.forget()
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
+    hooks.clear()
 
 
 def check_engine(engine: Any, weighting: Weighting) -> LayerEngine | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -293,6 +294,48 @@ def test_copies_and_removal() -> None:
     assert not model.first._forward_hooks
     outcome(model, single, engine)  # without a warning, because it was asked for
     assert set(engine.ways.values()) == {"autograd"}
+
+
+def test_engines_of_one_model_end_one_by_one() -> None:
+    """The second engine had no hooks of its own, and went on without layers, and without a word."""
+    model = Perceptron().double()
+    first, second = LayerEngine(model, batch_dim=0), LayerEngine(model, batch_dim=0)
+    first.remove()
+    outcome(model, single, second)
+    assert "autograd" not in second.ways.values()
+    copied = copy.deepcopy(model)
+    third = LayerEngine(copied, batch_dim=0)
+    outcome(copied, single, third)
+    assert "autograd" not in third.ways.values()
+    for _ in range(3):
+        outcome(model, single, LayerEngine(model, batch_dim=0))  # one for each call
+    assert len(model.first._forward_hooks) == 1
+    del second
+    assert not model.first._forward_hooks
+
+
+def test_an_engine_without_layers_says_so() -> None:
+    p = nn.Parameter(torch.tensor([1.0, 2.0]))
+    engine = LayerEngine(nn.Tanh(), batch_dim=0)
+    with pytest.warns(UserWarning, match="no layers with a formula"):
+        weighted_backward([p.square().sum(), p.sum()], [p], weighting=UPGrad(), engine=engine)
+
+
+def test_a_copy_of_model_and_engine_together() -> None:
+    model = Perceptron().double()
+    backward = WeightedBackward(
+        model.parameters(), num_tasks=SIZE, weighting=UPGrad(), engine=LayerEngine(model, batch_dim=0)
+    )
+    x, _ = batch_of(SIZE)
+    for twin, again in (copy.deepcopy((model, backward)), pickle.loads(pickle.dumps((model, backward)))):
+        weights = again(twin(x).square())
+        assert twin.first.weight.grad is not None and model.first.weight.grad is None
+        engine = again._engine
+        assert engine is not None and engine is not backward._engine and "autograd" not in engine.ways.values()
+        engine.remove()
+        assert not twin.first._forward_hooks and len(model.first._forward_hooks) == 1
+        torch.testing.assert_close(weights, backward(model(x).square()))
+        model.zero_grad()
 
 
 def test_inputs_are_freed_with_the_graph() -> None:
