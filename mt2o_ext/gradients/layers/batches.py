@@ -33,7 +33,9 @@ def of_batches(
     parameters; all others are gradients by the parameters.
     """
     there = [loss for loss in scalars if loss is not None]
-    tasks = torch.tensor([task for task, loss in enumerate(scalars) if loss is not None], device=sums.values.device)
+    tasks = torch.tensor(
+        [task for task, loss in enumerate(scalars) if loss is not None], dtype=torch.int64, device=sums.values.device
+    )
     uses = trace.usable(_is_small)
     uses = {p: uses[p] for p in wanted if p in uses}
     numbers = sorted({number for found in uses.values() for number, _ in found})

@@ -37,7 +37,7 @@ class Picked(Term):
     def gram(self) -> Tensor:
         """The inner products: only gradients of the same number meet, after each loss has added up its own."""
         count, _, width = self.values.shape
-        loss = torch.arange(count, device=self.index.device).unsqueeze(1)
+        loss = torch.arange(count, dtype=torch.int64, device=self.index.device).unsqueeze(1)
         pairs, place = torch.unique(self.index * count + loss, return_inverse=True)
         sums = self.values.new_zeros(len(pairs), width, dtype=torch.float64)
         sums.index_add_(0, place.flatten(), self.values.reshape(-1, width).double())
@@ -50,7 +50,7 @@ class Picked(Term):
             among = (sizes > smallest) & (sizes <= most)
             step = max(1, WORKSPACE // (most * max(width, most)))
             for start, size in zip(first[among].split(step), sizes[among].split(step), strict=True):
-                offset = torch.arange(most, device=sizes.device)
+                offset = torch.arange(most, dtype=torch.int64, device=sizes.device)
                 there = offset < size.unsqueeze(1)
                 at = torch.where(there, start.unsqueeze(1) + offset, 0)
                 block = sums[at] * there.unsqueeze(-1)
@@ -62,7 +62,9 @@ class Picked(Term):
     def rows(self) -> Tensor:
         count, _, width = self.values.shape
         out = self.values.new_zeros(count * self._height, width)
-        place = self.index + self._height * torch.arange(count, device=self.index.device).unsqueeze(1)
+        place = self.index + self._height * torch.arange(count, dtype=torch.int64, device=self.index.device).unsqueeze(
+            1
+        )
         return out.index_add_(0, place.flatten(), self.values.reshape(-1, width)).view(count, -1)
 
     def total(self) -> Tensor:

@@ -100,7 +100,7 @@ class OfSamples:
     def add_others(self, sums: GramSums, *, batched: bool) -> None:
         """Add the Gram matrices by parameters without a formula."""
         there = [loss for loss in self._scalars if loss is not None]
-        tasks = torch.tensor(self._present, device=sums.values.device)
+        tasks = torch.tensor(self._present, dtype=torch.int64, device=sums.values.device)
         through_autograd(there, self._others, (), lambda p, gram: sums.add(p, gram, "autograd", tasks), batched=batched)
 
     def backward(self, outputs: Sequence[Tensor], *, retain_graph: bool) -> None:
