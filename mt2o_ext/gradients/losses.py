@@ -50,9 +50,11 @@ def check_losses(
         _check_tensors(losses)
         stacked = torch.stack(list(losses)) if len(losses) > 0 else torch.zeros(0, dtype=torch.float32)
     if tuple(stacked.shape) != expected:
+        fewer = num_rows is None and stacked.dim() == 1 and len(stacked) < num_tasks
+        absent = "; of fewer tasks or samples a list, with None for each that has no data" if fewer else ""
         raise ValueError(
             f"expected losses of shape {list(expected)} (num_tasks={num_tasks}), got {list(stacked.shape)}: pass one "
-            "number for each task, a mean over its mini-batch"
+            f"number for each task, a mean over its mini-batch{absent}"
         )
     _check_graph([stacked], graph)
     return stacked

@@ -138,6 +138,7 @@ def scaler_in_use(scaler: Any, before: Any, *, begun: bool) -> Any:
         another = "another one" if before is not None and used is not None else got
         raise ValueError(
             f"expected the same scaler= in all calls of backward of a step, got {another} after {expected}: pass it in "
-            "each call, or in none, because the step divides all gradients by one factor (zero_grad() begins anew)"
+            "each call, or in none, because the step divides all gradients by one factor (optimizer.zero_grad() begins "
+            "anew)"
         )
     return used

@@ -74,6 +74,10 @@ class Asked(NamedTuple):
                 f'{", ".join(given)} would have no effect with front="vertices": leave it out, or take front="rows"'
             )
 
+    @property
+    def _automatic(self) -> bool:
+        return isinstance(self.transfer, str) and self.transfer == "auto"
+
     def _of_vertices(self) -> list[str]:
         """The arguments that have no meaning for rows."""
         return ["points="] * (self.points is not None) + ["concentration="] * (self.concentration != 1.0)
@@ -81,7 +85,7 @@ class Asked(NamedTuple):
     def _of_rows(self) -> list[str]:
         """The arguments that have no meaning for vertices."""
         idle = {
-            "transfer=": self.transfer not in ("auto", None, False),
+            "transfer=": not (self._automatic or self.transfer is None or self.transfer is False),
             "order=": self.order != "consensus",
             "moments=": self.moments is not Moments.KEEP,
             "groups with transfer=False": isinstance(self.params, Iterable)
@@ -93,7 +97,7 @@ class Asked(NamedTuple):
     def _asks_for_rows(self) -> bool:
         """True if an argument that both fronts could have is about single models that are trained."""
         return (
-            self.transfer != "auto"
+            not self._automatic
             or self.preferences is not None
             or self.start is not None
             or self.process_group is False  # somebody averages the gradients over ranks that draw points of their own

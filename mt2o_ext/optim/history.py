@@ -33,8 +33,8 @@ class StepHistory:
         weights: float64 [N, K, T] (per tensor: [N, K, S, T]), of the task gradients; None without a weighting.
         cosines: float64 [N, K, T, T], between the task gradients, from the Gram matrix that the weighting needed
             anyway; None where it needs none.
-        grad_norm: float64 [N, K], of the combined gradients, before ``max_norm`` shortened them; None without
-            ``max_norm``, which measures it.
+        grad_norm: float64 [N, K] (of vertices [N, T]), of the combined gradients, before ``max_norm`` shortened them;
+            None without ``max_norm``, which measures it.
         skipped: bool [N, K], whether the step was skipped.
         points: float64 [N, K, T], on the simplex, where the losses were computed; None where these are fixed
             (``optimizer.preferences``).
@@ -70,7 +70,8 @@ class StepHistory:
     def columns(self) -> dict[str, Tensor]:
         """Tensors [N] by a name for each number, as loggers take them: "loss 0", "weight 1", "cosine 0 1", ...
 
-        With several subproblems the names end in theirs: "loss 0, subproblem 3".
+        With several subproblems the names end in theirs: "loss 0, subproblem 3"; of vertices there is "grad_norm,
+        vertex 0", whatever the number of points.
         """
         found = {"step": self.steps}
         for k in range(self.skipped.shape[1]):
@@ -82,8 +83,10 @@ class StepHistory:
             if self.cosines is not None:
                 pairs = combinations(range(self.cosines.shape[2]), 2)
                 found |= {f"cosine {i} {j}{of}": self.cosines[:, k, i, j] for i, j in pairs}
-            if self.grad_norm is not None:
+            if self.grad_norm is not None and self.points is None:
                 found[f"grad_norm{of}"] = self.grad_norm[:, k]
+        if self.grad_norm is not None and self.points is not None:  # of vertices, of which there are T
+            found |= {f"grad_norm, vertex {t}": norms for t, norms in enumerate(self.grad_norm.unbind(1))}
         return found
 
     def to_frame(self) -> pandas.DataFrame:

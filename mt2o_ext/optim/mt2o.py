@@ -582,7 +582,7 @@ class MT2OFused(OneModel):
         losses: T scalars or [T]; [K, T] of several subproblems.
         """
         if self._tasks is None:
-            raise RuntimeError("this optimizer learns nothing from feedback: it has no weighting")
+            raise RuntimeError("expected a weighting that learns from feedback(), got none: leave the call out")
         self._tasks.weigher.check_feedback()
         num_rows = self._buffers.num_rows if self._buffers.num_rows > 1 else None
         self._learn_from(check_losses(losses, self._num_tasks, num_rows, graph=False).detach().double())

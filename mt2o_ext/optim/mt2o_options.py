@@ -143,7 +143,7 @@ def blend_of(asked: Asked, front: Front) -> Blend:
     if front.vertices is not None:
         return Blend(as_transfer_rule(None), front.preferences, asked.order, asked.moments)
     transfer = asked.transfer
-    if transfer == "auto":
+    if isinstance(transfer, str) and transfer == "auto":
         transfer = Spectral() if len(front.preferences) > 1 else None
     return Blend(as_transfer_rule(transfer), front.preferences, asked.order, asked.moments, asked.warm_up)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_function, check_index
+from ..checks import check_flag, check_function, check_index
 from ..pareto import ParetoFront
 from ..pareto.evaluation import Evaluated, Evaluation, check_trained, states_of_bank
 from ..preferences import check_point
@@ -132,8 +132,7 @@ class OneModel(FlatOptimizer):
         """
         self._check_one_model()
         k = check_index("subproblem", k, self._num_subproblems)
-        if ema:
-            self._check_average("ema=True")
+        self._check_average(ema)
         if self._buffers.vertices is not None:
             with self.at(self.preferences[k], ema=ema):
                 self._model_buffers.show_evaluated("ema" if ema else "theta", k)
@@ -177,8 +176,7 @@ class OneModel(FlatOptimizer):
         if self._buffers.vertices is None:
             raise RuntimeError('expected an optimizer with front="vertices" for at(), got K rows: use subproblem(k)')
         weights = check_point(preference, self._num_tasks).to(self._buffers.device)
-        if ema:
-            self._check_average("ema=True")
+        self._check_average(ema)
         name, outer = "ema" if ema else None, self._now.point
         if outer is None:
             self._leave()
@@ -218,14 +216,14 @@ class OneModel(FlatOptimizer):
         """
         if not self._buffers.stacked:
             raise RuntimeError("all_subproblems() is for stacked=True: use subproblem(k)")
-        with self._all_shown("ema" if ema else None):
+        with self._all_shown(ema):
             yield
 
     @contextmanager
-    def _all_shown(self, name: str | None) -> Iterator[None]:
+    def _all_shown(self, ema: bool) -> Iterator[None]:
         """In this context a bank shows all subproblems, those of the running averages or of theta."""
-        if name is not None:
-            self._check_average("an average")
+        self._check_average(ema)
+        name = "ema" if ema else None
         self._synchronize()
         if self._buffers.vertices is None:
             self._model.detach(name)
@@ -274,7 +272,7 @@ class OneModel(FlatOptimizer):
         key = "ema" if averages else "theta"
         trained = not averages and self._buffers.vertices is None
         if self._buffers.stacked:
-            with nullcontext() if trained else self._all_shown("ema" if averages else None):
+            with nullcontext() if trained else self._all_shown(averages):
                 update()
                 if not trained:
                     self._model_buffers.keep_evaluated(key, 0)
@@ -310,6 +308,7 @@ class OneModel(FlatOptimizer):
             TypeError: for anything but a function, before anything is evaluated.
             ValueError: for a model with none of the optimizer's parameters, before anything is evaluated.
         """
+        self._check_average(ema)
         check_function("evaluate", evaluate, "pass a function that returns the losses of the model as it is")
         if model is not None:
             model = getattr(model, "_orig_mod", model)  # of torch.compile, which puts it before all names
@@ -317,7 +316,7 @@ class OneModel(FlatOptimizer):
         found = Evaluated(self._num_subproblems, self._num_tasks)
         if self._buffers.stacked:
             trained = not ema and self._buffers.vertices is None
-            with nullcontext() if trained else self._all_shown("ema" if ema else None), torch.no_grad():
+            with nullcontext() if trained else self._all_shown(ema), torch.no_grad():
                 found.add_all(evaluate())
                 found.states += [] if model is None else states_of_bank(model)
         else:
@@ -337,9 +336,12 @@ class OneModel(FlatOptimizer):
                 "first"
             )
 
-    def _check_average(self, what: str) -> None:
-        if self._ema is None:
-            raise ValueError(f"{what} needs an optimizer with a running average: MT2OFused(..., ema=0.98)")
+    def _check_average(self, ema: bool) -> None:
+        if check_flag("ema", ema) and self._ema is None:
+            raise ValueError(
+                "expected an optimizer with a running average for ema=True, got one without: make MT2OFused(..., "
+                "ema=0.98), or leave ema= out"
+            )
 
     def _check_one_model(self) -> None:
         if self._buffers.stacked:

@@ -333,4 +333,6 @@ def test_arguments_of_another_kind() -> None:
         backward(model.losses(batch_of(0)), features=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected the state of the weighting MGDA as a dict, got list"):
         backward.load_state_dict([])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of fewer tasks or samples a list, with None for each"):
+        backward(torch.stack(model.losses(batch_of(0))[:2]))
     assert gradients(model) == [None] * len(gradients(model))

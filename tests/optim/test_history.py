@@ -236,3 +236,20 @@ def test_connection_strength_records_nothing_by_default() -> None:
     optimizer.step(PriorityBatches(0).loss(model))
     assert optimizer.history().last is None
     assert "last_steps" not in optimizer.state_dict()["param_groups"][0]["connection_strength"]
+
+
+@pytest.mark.parametrize("count", [{"points": 1}, {"num_subproblems": 2}, {"num_subproblems": 5}])
+def test_norms_of_vertices_have_columns_of_their_own(count: dict[str, int]) -> None:
+    """There are T norms and K points: columns of each point ended in an IndexError, or left norms out."""
+    model = make_model()
+    optimizer = points(model, max_norm=1.0, **count)
+    train(optimizer, model, 3)
+    history = optimizer.history()
+    columns = history.columns()
+    assert history.grad_norm is not None and optimizer.grad_norm is not None
+    assert [name for name in columns if "norm" in name] == ["grad_norm, vertex 0", "grad_norm, vertex 1"]
+    for vertex, norm in enumerate(optimizer.grad_norm):
+        assert columns[f"grad_norm, vertex {vertex}"][-1] == norm
+    rows = subproblems(model := make_model(), max_norm=1.0)
+    train(rows, model, 2)
+    assert "grad_norm, subproblem 4" in rows.history().columns()
