@@ -16,6 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+if dist.is_available():
+    # Its functions have the default group of the time of its import as a default argument.  torch.compile's machinery
+    # imports it at the first step of any optimizer; a group that is there by then outlives destroy_process_group(), and
+    # gloo's threads abort the process now and then when Python ends.  Imported before the group, it holds none.
+    import torch.distributed.nn.functional
+
 from ..gradients.table import GradientTable
 from .differences import checksums, difference, digest
 

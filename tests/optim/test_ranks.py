@@ -3,6 +3,10 @@ the whole batch; an error on all of them where one is not like the others."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,6 +156,36 @@ def test_a_group_of_some_ranks(results: Results) -> None:
     assert_same(last, first)
     for text in between:
         assert "expected a process_group with this rank in it" in text
+
+
+ENDING = """
+import contextlib, os, pathlib, torch
+import mt2o_ext
+from torch import distributed as dist
+
+def threads():
+    names = []
+    for path in pathlib.Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # of a thread that has ended meanwhile
+            names.append(path.read_text().strip())
+    return names
+
+dist.init_process_group("gloo", init_method="file://" + os.environ["STORE"], rank=0, world_size=1)
+assert any("gloo" in name for name in threads())
+p = torch.nn.Parameter(torch.ones(3))
+optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting="upgrad", process_group=True)
+optimizer.step(lambda: [p.sum(), p.square().sum()])
+dist.destroy_process_group()
+assert not any("gloo" in name for name in threads()), threads()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the threads of a process are looked up in /proc")
+def test_a_destroyed_group_leaves_no_threads(tmp_path: Path) -> None:
+    """Else they abort the process at its end, in a race with Python."""
+    environment = {**os.environ, "STORE": str(tmp_path / "store")}
+    done = subprocess.run([sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_rank_that_has_ended_is_an_error_on_the_others() -> None:
