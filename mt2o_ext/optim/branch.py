@@ -24,6 +24,11 @@ def branched(kind: type[Kind], optimizer: torch.optim.Optimizer, options: dict[s
     """An optimizer of this kind that goes on from another optimizer; see the `branch_from` of both kinds."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"expected an optimizer to branch from, got {type(optimizer).__name__}")
+    if isinstance(optimizer, FlatOptimizer) and (optimizer._now.averaged or optimizer._now.loops):
+        raise RuntimeError(
+            "expected branch_from(optimizer) outside of its at(), subproblem() and loops, got it inside: leave them "
+            "first, because they put the parameters back that were there before"
+        )
     if options.get("stacked") or (isinstance(optimizer, FlatOptimizer) and optimizer._buffers.stacked):
         raise ValueError("expected stacked=False: a bank has other parameters than the model that was trained")
     front = _front_of(optimizer)

@@ -255,6 +255,7 @@ class MT2OFused(OneModel):
             TypeError: for anything but an optimizer, before anything is changed.
             ValueError: for an optimizer of several subproblems, or of a rule that this package does not have, before
                 anything is changed.
+            RuntimeError: inside of a context or loop of the optimizer, before anything is changed.
         """
         return branched(cls, optimizer, options)
 

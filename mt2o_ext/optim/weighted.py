@@ -172,6 +172,7 @@ class WeightedFused(TaskBackward):
             TypeError: for anything but an optimizer, before anything is changed.
             ValueError: for an optimizer of several subproblems or vertices, or of a rule that this package does not
                 have, before anything is changed.
+            RuntimeError: inside of a context or loop of the optimizer, before anything is changed.
         """
         if isinstance(optimizer, WeightedFused):
             own = {"num_tasks": optimizer._num_tasks, "weighting": copy.deepcopy(optimizer.weighting)}

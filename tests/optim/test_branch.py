@@ -68,6 +68,26 @@ def test_the_running_average_goes_on(front: str) -> None:
         assert_same(optimizer.state[p]["ema"].clone(), average.expand(trained, *p.shape).clone())
 
 
+@pytest.mark.parametrize("way", ["at", "subproblem", "loop"])
+def test_inside_of_a_context_nothing_branches(way: str) -> None:
+    """At its end the old optimizer would put its own parameters back."""
+    model = make_model()
+    front = MT2OFused(model.parameters(), num_tasks=2)
+    before = copy.deepcopy(front.state_dict())
+    contexts = {"at": lambda: front.at([0.5, 0.5]), "subproblem": lambda: front.subproblem(1)}
+    if way == "loop":
+        loop = front.subproblems()
+        next(loop)
+        with pytest.raises(RuntimeError, match="outside of its at"):
+            MT2OFused.branch_from(front, num_tasks=2)
+        loop.close()
+    else:
+        with contexts[way](), pytest.raises(RuntimeError, match="outside of its at"):
+            MT2OFused.branch_from(front, num_tasks=2)
+    assert_same(front.state_dict(), before)
+    MT2OFused.branch_from(front, num_tasks=2)
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_points_of_a_front_are_set_free(ema: float | None, dtype: torch.dtype) -> None:
