@@ -56,7 +56,7 @@ class UPGrad(Weighting):
     def _corners(self, preferences: Tensor) -> Tensor:
         """[K, T, T], u_t e_t for each task; made anew for other preferences only."""
         known = self._known
-        if torch.compiler.is_compiling() or capturing(preferences.device):
+        if torch.compiler.is_compiling() or preferences.is_inference() or capturing(preferences.device):
             return preferences.diag_embed()
         if known is None or known[0] is not preferences or known[1] != preferences._version:
             known = self._known = preferences, preferences._version, preferences.diag_embed()

@@ -122,6 +122,27 @@ def test_a_loop_that_is_left_makes_no_step(way: str) -> None:
     assert same_parameters(*models)
 
 
+@pytest.mark.parametrize("schedule", PHASES)
+def test_a_backward_that_fails_drops_what_its_task_has_given(schedule: Callable[[float], float]) -> None:
+    """Its own error comes out, and whoever goes on has the bits of a loop in which nothing failed."""
+    models = [network(), network()]
+    undisturbed, disturbed = (optimizer_of(model, schedule=schedule) for model in models)
+    loss, other = (Batches().loss(model) for model in models)
+    loop(undisturbed, loss)
+    for task in disturbed.tasks():
+        if task == 1:
+            models[1].eval()  # statistics of the norms move with each forward pass
+            value = other(task)
+            disturbed.backward(value)
+            with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+                disturbed.backward(value)
+            assert all(p.grad is None for p in models[1].parameters())
+            models[1].train()
+        disturbed.backward(other(task))
+    assert torch.equal(disturbed.step(), undisturbed.step())
+    assert same_parameters(*models)
+
+
 def test_calls_at_the_wrong_time_are_refused() -> None:
     model = network()
     optimizer, loss = optimizer_of(model), Batches().loss(model)

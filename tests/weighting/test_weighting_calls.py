@@ -46,6 +46,22 @@ def test_what_is_not_needed_is_not_read(make):
 
 
 @every_weighting()
+def test_inference_mode_changes_nothing(make):
+    """Whose tensors count no versions."""
+    rows = normal(3, 3, 7)[0]
+    given = {"losses": torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64), "gram": rows @ rows.mT}
+    given |= {"segments": torch.stack([part @ part.mT for part in rows.chunk(2, -1)]), "cross": rows @ rows.mT}
+    plain, inside = make(), make()
+    expected = [plain(**given, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    with torch.inference_mode():
+        found = [
+            inside(**{name: one.clone() for name, one in given.items()}, generator=torch.Generator().manual_seed(0))
+            for _ in range(2)
+        ]
+    assert_close(torch.stack(found), torch.stack(expected))
+
+
+@every_weighting()
 def test_an_unbound_weighting_says_so(make):
     context = WeightingContext(preferences=torch.ones(1, 2, dtype=torch.float64) / 2)
     with pytest.raises(RuntimeError, match="call bind"):
