@@ -43,8 +43,8 @@ class SubproblemLosses(NamedTuple):
             checked = cls(given, losses if isinstance(losses, Tensor) else None)
         if wrong := [root.device for root in checked.roots if buffers.flats and root.device != buffers.device]:
             raise ValueError(
-                f"expected losses on {buffers.device}, where the parameters are, got one on {wrong[0]}: compute them "
-                "there"
+                f"expected losses on {buffers.device}, the device that the parameters had when the optimizer was made, "
+                f"got one on {wrong[0]}: compute them there, or move the model before the optimizer is made"
             )
         return checked
 

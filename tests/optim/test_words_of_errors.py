@@ -39,6 +39,25 @@ def test_a_step_between_forward_and_backward() -> None:
         optimizer.backward(stale)
 
 
+@pytest.mark.parametrize("front", ["vertices", "rows"])
+@pytest.mark.parametrize("weighting", [None, "upgrad"])
+def test_losses_on_another_device(front: Any, weighting: str | None) -> None:
+    """Nothing is changed: the step after it has the bits of one without it."""
+    models = [Towers(), Towers()]
+    same: Any = {"num_tasks": 3, "num_subproblems": 3, "front": front, "weighting": weighting}
+    same |= {"transfer": None} if front == "rows" else {}
+    optimizers = []
+    for model in models:
+        torch.manual_seed(0)  # of the points
+        optimizers.append(MT2OFused(model.parameters(), **same))
+    away = [loss.to("meta") for loss in models[1].losses(batch_of(0))]
+    with pytest.raises(ValueError, match=r"losses on cpu, the device .* got one on meta: .* or move the model before"):
+        optimizers[1].step(lambda: away)
+    for optimizer, model in zip(optimizers, models, strict=True):
+        optimizer.step(lambda model=model: model.losses(batch_of(0)))
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
 def test_a_loop_over_losses_without_graphs() -> None:
     model = Towers()
     optimizer = WeightedFused(model.parameters(), num_tasks=3, weighting="upgrad")
