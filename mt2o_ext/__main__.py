@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _native, ops
-from .ops import FIELDS, NUM_CONSTANTS, Order, Rule, reference
+from .ops import FIELDS, NUM_CONSTANTS, Order, Rule, reference, reference_elements
 
 K, T = 5, 3
 NUMELS = (1, 17, 4097, 20_000)
@@ -117,6 +117,49 @@ def check_finite(p: Problem) -> tuple[float, float]:
     return largest(found - torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0], dtype=torch.float32, device=p.device)), 0.0
 
 
+def check_track(p: Problem) -> tuple[float, float]:
+    """Checks `ops.track_`."""
+    grads, memory, keep, fresh = p.rows(K, T), p.rows(K, T), p.weights(T), p.weights(T)
+    expected, finite = wide(memory), torch.arange(K, dtype=torch.int64, device=p.device) != 1
+    reference_elements.track_(wide(grads), expected, keep, fresh, finite, p.chunks, shown=False)
+    ops.track_(grads, memory, keep, fresh, finite, p.chunks, shown=False)
+    return largest(memory - expected), 6 * UNIT
+
+
+def check_feed(p: Problem) -> tuple[float, float]:
+    """Checks `ops.feed_`."""
+    grads, last, memory, weights = p.rows(K, T), p.rows(K), p.rows(K, T), p.weights(T)
+    factors = p.weights(1)[:, 0].contiguous(), p.weights(1)[:, 0].contiguous()
+    finite = torch.ones(K, dtype=torch.bool, device=p.device)
+    expected, expected_last = wide(grads), wide(last)
+    rest = *factors, finite, p.chunks
+    reference_elements.feed_(expected, expected_last, wide(memory), weights, *rest, beta=0.5)
+    ops.feed_(grads, last, memory, weights, *rest, beta=0.5)
+    return max(largest(grads - expected), largest(last - expected_last)), 4 * (T + 6) * UNIT
+
+
+def check_excess(p: Problem) -> tuple[float, float]:
+    """Checks `ops.excess_`."""
+    grads, squares, segments = p.rows(K, T), p.rows(K, T).abs(), len(NUMELS)
+    finite = torch.ones(K, dtype=torch.bool, device=p.device)
+    out = torch.zeros(K, segments, T, dtype=torch.float64, device=p.device)
+    partials = torch.zeros(K, len(p.chunks), T, dtype=torch.float64, device=p.device)
+    expected, expected_squares = out.clone(), wide(squares)
+    reference_elements.excess_(expected, partials, expected_squares, wide(grads), finite, p.chunks)
+    ops.excess_(out, partials, squares, grads, finite, p.chunks)
+    return max(largest((out - expected) / expected.clamp_min(1)), largest(squares - expected_squares)), 2 * UNIT
+
+
+def check_drop_signs(p: Problem) -> tuple[float, float]:
+    """Checks `ops.drop_signs_`."""
+    grads, key = p.rows(K, T), torch.tensor(7, dtype=torch.int64, device=p.device)
+    finite = torch.ones(K, dtype=torch.bool, device=p.device)
+    expected = wide(grads)
+    reference_elements.drop_signs_(expected, key, finite, p.chunks, stream=0, leak=0.5)
+    ops.drop_signs_(grads, key, finite, p.chunks, stream=0, leak=0.5)
+    return largest(grads - expected), UNIT
+
+
 def check_judge(p: Problem) -> tuple[float, float]:
     """Checks `ops.judge_`: sums of Gram matrices, and a row that is not finite."""
     grams = p.rows(K, T).double()[..., :T].unsqueeze(1).repeat(1, 3, 1, 1).contiguous()
@@ -209,6 +252,10 @@ CHECKS: dict[str, Callable[[Problem], tuple[float, float]]] = {
     "priority": check_priority,
     "transfer": check_transfer,
     "finite": check_finite,
+    "track": check_track,
+    "feed": check_feed,
+    "excess": check_excess,
+    "drop_signs": check_drop_signs,
     "judge": check_judge,
     "settle": check_settle,
     "count": check_count,
@@ -232,7 +279,7 @@ def self_check(device: torch.device) -> bool:
         right = error <= allowed
         all_right &= right
         verdict = "ok" if right else "WRONG"
-        print(f"{name:<10}{device!s:<8}{kind:<11}error {error:8.2e}   allowed {allowed:8.2e}   {verdict}")
+        print(f"{name:<12}{device!s:<8}{kind:<11}error {error:8.2e}   allowed {allowed:8.2e}   {verdict}")
     return all_right
 
 

@@ -260,7 +260,8 @@ def test_the_answer_about_a_gpu_is_a_constant_for_compilers_as_torch_marks_one()
 
 
 # ---------------------------------------------------------------------- python -m mt2o_ext
-FAMILIES = ("combine", "gram", "priority", "transfer", "finite", "judge", "settle", "count", "step", "solve")
+ELEMENTS = ("track", "feed", "excess", "drop_signs")
+FAMILIES = ("combine", "gram", "priority", "transfer", "finite", *ELEMENTS, "judge", "settle", "count", "step", "solve")
 
 
 def checked(output: str) -> list[str]:

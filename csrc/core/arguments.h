@@ -140,6 +140,54 @@ struct Finite {
   const Chunk* chunks;
 };
 
+// Task gradients [K][T][P] in one buffer, changed by a weighting in the rows that are finite.  What it keeps of them is
+// float, or double for gradients of double: the type that they are computed in.
+struct Elements {
+  int64_t rows, tasks;
+  void* grads;
+  Type type;
+  int64_t row, task;   // grads[k][t] begins at k * row + t * task
+  const bool* finite;  // [K]
+  const Chunk* chunks;
+};
+
+// memory <- keep memory + fresh grads; grads <- memory
+struct Track {
+  Elements of;
+  void* memory;
+  int64_t memory_row, memory_task;
+  const double *keep, *fresh;  // [K][T]
+  bool shown;                  // grads are written to
+};
+
+// direction = sum_t weights[t] memory[t]; grads <- (fed(direction, last), 0, ..., 0); last <- direction
+struct Feed {
+  Elements of;
+  const void* memory;
+  int64_t memory_row, memory_task;
+  void* last;  // [K]
+  int64_t last_row;
+  const double *weights, *now, *before;  // [K][T], [K], [K]
+  double beta;
+};
+
+// squares <- squares + grads^2; partials = the sums over a chunk of excess_of(); grads are only read
+struct Excess {
+  Elements of;
+  void* squares;
+  int64_t squares_row, squares_task;
+  double* partials;  // [K][C][T]; of rows that are not finite as well
+  int64_t num_chunks;
+};
+
+// grads <- grads times kept_signs() of their column, whose chance has the ids (row, column) in a stream
+struct DropSigns {
+  Elements of;
+  const int64_t* key;  // []
+  int64_t stream;
+  double leak;
+};
+
 // Columns of one tensor by channel: run r of channel q is offset + (r channels + q) length, `length` columns of it.
 // Records of layer -1 belong to no channel.
 struct PriorityRecord {

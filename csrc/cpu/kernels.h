@@ -14,6 +14,10 @@ struct Kernels {
   void (*finite)(const Finite&, int64_t first_chunk, int64_t last_chunk);
   void (*priority_dots)(const Priority&, int64_t first_chunk, int64_t last_chunk);
   void (*priority_combine)(const Priority&, int64_t first_chunk, int64_t last_chunk);
+  void (*track)(const Track&, int64_t first_chunk, int64_t last_chunk);
+  void (*feed)(const Feed&, int64_t first_chunk, int64_t last_chunk);
+  void (*excess)(const Excess&, int64_t first_chunk, int64_t last_chunk);
+  void (*drop_signs)(const DropSigns&, int64_t first_chunk, int64_t last_chunk);
 };
 
 namespace isa_default {

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 #endif
 #include "../core/blend.h"
+#include "../core/elements.h"
 #include "../core/gradients.h"
 #include "../core/gram.h"
 #include "../core/priority.h"
@@ -16,6 +17,7 @@ namespace {
 #include "simd.h"
 
 #include "combine.h"
+#include "elements.h"
 #include "finite.h"
 #include "gram_blocks.h"
 
@@ -25,5 +27,6 @@ namespace {
 
 #include "step.h"
 }  // namespace
-extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram, transfer, step, finite, priority_dots, priority_combine};
+extern const Kernels kernels = {MT2O_ISA_NAME, combine,       gram,             transfer, step, finite,
+                                priority_dots, priority_combine, track,    feed, excess, drop_signs};
 }  // namespace mt2o::MT2O_ISA

@@ -23,6 +23,10 @@ Problem gram(const Gram&, double* out, int64_t segments, Stream);
 Problem finite(const Finite&, Extent, Stream);
 Problem transfer(const Transfer&, const DenseMix&, Extent, Stream);  // the packed mix is not looked at
 Problem priority(const Priority&, int64_t layers, Extent, Stream);
+Problem track(const Track&, Extent, Stream);
+Problem feed(const Feed&, Extent, Stream);
+Problem excess(const Excess&, double* out, int64_t segments, Stream);  // out: [K][S][T], of the partial sums
+Problem drop_signs(const DropSigns&, Extent, Stream);
 Problem step(const Step&, const StepCounters&, const DenseMix&, Extent, Stream);
 
 Problem judge(const Losses&, Stream);  // gathers them only

@@ -22,6 +22,19 @@ MT2O_DEFINE(MT2O_LIBRARY, m) {
       "Tensor chunks) -> ()");
   m.def("finite_(Tensor(a!) found_inf, Tensor grads, Tensor chunks, Tensor? addresses=None) -> ()");
 
+  // Family `elements`: rows of J that a weighting changes, where finite bool [K] is true.
+  m.def(
+      "track_(Tensor(a!) grads, Tensor(b!) memory, Tensor keep, Tensor fresh, Tensor finite, Tensor chunks, *, "
+      "bool shown) -> ()");
+  m.def(
+      "feed_(Tensor(a!) grads, Tensor(b!) last, Tensor memory, Tensor weights, Tensor now, Tensor before, "
+      "Tensor finite, Tensor chunks, *, float beta) -> ()");
+  m.def(
+      "excess_(Tensor(a!) out, Tensor(b!) partials, Tensor(c!) squares, Tensor grads, Tensor finite, Tensor chunks) "
+      "-> ()");
+  m.def(
+      "drop_signs_(Tensor(a!) grads, Tensor key, Tensor finite, Tensor chunks, *, int stream, float leak) -> ()");
+
   // Family `judge`: flags bool [2, K]; with scalars the losses are gathered from them.
   m.def(
       "judge_(Tensor(a!) found, Tensor(b!) flags, Tensor(c!)? losses, Tensor(d!)? sums, Tensor(e!)? filled, "

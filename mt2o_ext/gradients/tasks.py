@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..device import to_device
 from ..weighting import Needs
+from ..weighting.context import Columns
 from ..weighting.judging import Measured, as_table
 from ..weighting.refusal import Outcome
 from .collect import TaskSlots
@@ -265,6 +266,8 @@ class TaskGradients:
         present = self.present(batch.absent)
         table = losses if losses is None or isinstance(losses, Tensor) else batch.all_losses()
         context = weigher.context(table, present=present, preferences=preferences)
+        columns = [Columns(each.layout.chunks, len(each.layout.parameters)) for each in self.trunks]
+        context = replace(context, columns=columns)
         if found is not None:
             finite = found == 0
             context = replace(context, finite=finite.all().expand_as(finite) if together else finite)

@@ -17,6 +17,7 @@ then tells the shape, the dtype and the device alone: ``torch.empty(1, dtype=...
 
 from .addresses import NO_GRADIENT, address_table, can_read_addresses
 from .combine import combine_
+from .elements import drop_signs_, excess_, feed_, track_
 from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
 from .judge import count_, judge_, settle_
@@ -52,8 +53,11 @@ __all__ = [
     "count_",
     "cut_chunks",
     "descent_",
+    "drop_signs_",
     "dual_cone_",
     "eigen_",
+    "excess_",
+    "feed_",
     "finite_",
     "gram_",
     "gram_accuracy",
@@ -67,6 +71,7 @@ __all__ = [
     "project_",
     "settle_",
     "step_",
+    "track_",
     "transfer_",
     "workspace_size",
 ]

@@ -14,6 +14,7 @@ from ..checks import PerTask, per_task
 from ..loss_domain import LossDomain, Reason
 from .context import Needs, WeightingContext
 from .draw import Draw
+from .elements import finite_rows
 from .judging import Judged, as_table, judged, settled
 from .refusal import Outcome, overflow
 from .state import Stateful
@@ -154,8 +155,8 @@ class Weighting(Stateful, ABC):
         """Changes the task gradients J in place, before their Gram matrix is taken (`Needs.ROWS`).
 
         Args:
-            rows: one [K, T, P] for each dtype of the model; padding columns must be finite. Subproblems with a
-                non-finite gradient or loss are left as they are.
+            rows: one [K, T, P] for each dtype of the model; where ``context.columns`` is None, padding counts as well.
+                Subproblems with a non-finite gradient or loss are left as they are.
             context: of this step; it holds no Gram matrix yet.
         """
         self._check(context, only=Needs.LOSSES | Needs.DRAWS)
@@ -166,10 +167,7 @@ class Weighting(Stateful, ABC):
             for matrix, part in zip(rows, parts, strict=True):
                 matrix.index_copy_(1, context.present, part)
             return
-        rows_are_finite = [matrix.reshape(len(matrix), -1).isfinite().all(1) for matrix in rows]
-        if context.finite is not None:
-            rows_are_finite.append(context.finite)
-        finite = torch.stack(rows_are_finite).all(0)
+        finite = finite_rows(rows, context)
         seen = self._judge(replace(context, finite=finite), look=True).context
         finite = finite if seen.finite is None else seen.finite
         before = dict(self._state)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -10,6 +12,17 @@ from .draw import Draw
 from .judging import Measured
 from .needs import Needs as Needs
 from .present import selected, selected_share
+
+
+class Columns(NamedTuple):
+    """Places of tensors in rows [K, T, P] of one dtype, for the kernels that change such rows.
+
+    chunks: int64 [C, 3], see :mod:`mt2o_ext.ops`.
+    num_segments: the number of tensors.
+    """
+
+    chunks: Tensor
+    num_segments: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +48,8 @@ class WeightingContext:
             numbers of the others are not looked at, and their weights are 0.
         largest: [K, T], the largest weights with which the gradients still add up to finite numbers of their type;
             None: those of float64. Larger ones are refused.
+        columns: for each dtype of the rows that `Weighting.transform_` changes, where their tensors lie; then the rows
+            are such as compiled kernels take.  None: nothing is known of them, and plain torch changes them.
         measured: of an optimizer, numbers that nobody has looked at yet, see `Measured`: losses and Gram matrices are
             made of these then.
 
@@ -61,6 +76,7 @@ class WeightingContext:
     tasks: Tensor | None = None
     largest: Tensor | None = None
     present: Tensor | None = None
+    columns: Sequence[Columns] | None = None
     measured: Measured | None = None
 
     def of_present(self) -> WeightingContext:

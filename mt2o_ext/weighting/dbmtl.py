@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import check_real
 from ..loss_domain import LossDomain
 from .context import Needs, WeightingContext
-from .memory import MemoryWeighting, update_
+from .memory import MemoryWeighting
 from .registry import register
 from .solvers import inverse, row_norms
 from .state import State
@@ -49,12 +49,8 @@ class DBMTL(MemoryWeighting):
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.losses is not None and context.finite is not None
         self._state["steps"] = self._state["steps"] + 1
-        keep = (self.beta * self._state["steps"] ** -self.beta_decay)[..., None]
-        fresh = (1 - keep) / context.losses[..., None]
-        for average, matrix in zip(self._remembered("average", rows), rows, strict=True):
-            new = average * keep.to(average) + matrix * fresh.to(average)
-            update_(average, new, context.finite)
-            update_(matrix, average, context.finite)
+        keep = self.beta * self._state["steps"] ** -self.beta_decay
+        self._track_(rows, "average", keep, (1 - keep) / context.losses, context)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None

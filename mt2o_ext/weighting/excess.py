@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..checks import check_count, check_real
 from .context import Needs, WeightingContext
-from .memory import MemoryWeighting, blocks, update_
+from .elements import kernels_of
+from .memory import MemoryWeighting
 from .registry import register
 from .state import State
 
@@ -50,14 +51,14 @@ class ExcessMTL(MemoryWeighting):
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.finite is not None
         excess = torch.zeros_like(context.preferences)
-        for squares, matrix in zip(self._remembered("squares", rows), rows, strict=True):
-            for block in blocks(matrix.shape[-1]):
-                gradient, total = matrix[..., block].double(), squares[..., block]
-                squared = gradient * gradient
-                new = total + squared
-                root = new.sqrt()
-                excess = excess + torch.where(root > 0, squared / torch.where(root > 0, root, 1.0), 0.0).sum(-1)
-                update_(total, new, context.finite)
+        kernels, columns = kernels_of(rows, context)
+        for squares, matrix, (chunks, num_segments) in zip(
+            self._remembered("squares", rows), rows, columns, strict=True
+        ):
+            out = excess.new_empty(len(matrix), num_segments, matrix.shape[1])
+            partials = excess.new_empty(len(matrix), len(chunks), matrix.shape[1])
+            kernels.excess_(out, partials, squares, matrix, context.finite, chunks)
+            excess = excess + out.sum(1)
         if context.epoch < self.warmup_epochs:
             self._average_excess(excess)
             return

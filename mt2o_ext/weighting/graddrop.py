@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..checks import check_real
+from ..device import to_device
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .draw import drawn
-from .memory import blocks, update_
+from .elements import kernels_of
 from .registry import register
 
 
@@ -46,17 +47,10 @@ class GradDrop(Weighting):
 
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.finite is not None
-        subproblem = torch.arange(len(rows[0]), dtype=torch.int64, device=rows[0].device)[:, None]
-        for stream, matrix in enumerate(rows):
-            columns = torch.arange(matrix.shape[-1], dtype=torch.int64, device=matrix.device)
-            for block in blocks(matrix.shape[-1]):
-                uniform = drawn(context).uniform(stream, subproblem, columns[block][None])
-                gradient = matrix[..., block].double()
-                size = gradient.abs().sum(1)
-                purity = (1 + gradient.sum(1) / torch.where(size > 0, size, 1.0)) / 2
-                positive, negative = (purity > uniform)[:, None], (purity < uniform)[:, None]
-                kept = ((gradient > 0) & positive) | ((gradient < 0) & negative)
-                update_(matrix[..., block], torch.where(kept, gradient, self.leak * gradient), context.finite)
+        kernels, columns = kernels_of(rows, context)
+        key = to_device(drawn(context).key, rows[0].device)
+        for stream, (matrix, (chunks, _)) in enumerate(zip(rows, columns, strict=True)):
+            kernels.drop_signs_(matrix, key, context.finite, chunks, stream=stream, leak=self.leak)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         return torch.ones_like(context.preferences)

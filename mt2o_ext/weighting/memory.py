@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from .base import Weighting
+from .context import WeightingContext
+from .elements import kernels_of
 from .present import selected
 from .state import State
 
 _PREFIX = "memory."
-# Columns that are worked on at a time: what is needed beside the gradients stays small.
-_BLOCK = 1 << 18
 
 
 class MemoryWeighting(Weighting):
     """Base of weightings with memory [K, T, P] (or [K, P]) beside the gradients, one tensor for each dtype.
 
     The memory begins as zeros with the first step, and is changed in place: a subproblem that skips a step keeps it
-    through ``torch.where``. So does a task that is absent, whose rows are left where they are: those of the others are
+    So does a task that is absent, whose rows are left where they are: those of the others are
     copied for the step then. It is float32, or float64 for float64 gradients. In the state: ``memory.<name>.<i>``.
     """
 
@@ -87,6 +87,26 @@ class MemoryWeighting(Weighting):
         """The memory of this name, one tensor beside each of the rows [K, T, P], or [K, P] if not ``per_task``."""
         return [self._one(f"{name}.{i}", matrix if per_task else matrix[:, 0]) for i, matrix in enumerate(rows)]
 
+    def _track_(
+        self,
+        rows: Sequence[Tensor],
+        name: str,
+        keep: Tensor,
+        fresh: Tensor,
+        context: WeightingContext,
+        *,
+        shown: bool = True,
+    ) -> list[Tensor]:
+        """Renews the memory of this name, keep times itself + fresh times the rows, which become it where ``shown``.
+
+        keep, fresh: float64 [K, T].
+        """
+        assert context.finite is not None
+        memory, (kernels, columns) = self._remembered(name, rows), kernels_of(rows, context)
+        for one, matrix, (chunks, _) in zip(memory, rows, columns, strict=True):
+            kernels.track_(matrix, one, keep, fresh, context.finite, chunks, shown=shown)
+        return memory
+
     def _one(self, key: str, like: Tensor) -> Tensor:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         found = self._memory.get(key)
@@ -98,29 +118,3 @@ class MemoryWeighting(Weighting):
                 f"{like.dtype} {list(like.shape)}: bind it again, or load the state of the same model"
             )
         return found
-
-
-def update_(table: Tensor, new: Tensor, finite: Tensor) -> None:
-    """table [K, ...] <- new where ``finite`` [K]."""
-    table.copy_(torch.where(finite.view(-1, *[1] * (table.ndim - 1)), new.to(table.dtype), table))
-
-
-def blocks(num_columns: int) -> list[slice]:
-    """Return slices that cover the columns, a block at a time."""
-    return [slice(begin, begin + _BLOCK) for begin in range(0, num_columns, _BLOCK)]
-
-
-def norms_of(rows: Sequence[Tensor]) -> Tensor:
-    """|g_t| over all dtypes, float64 [K, T]: squares of float32 numbers neither vanish nor overflow."""
-    parts = [torch.linalg.vector_norm(matrix, dim=-1, dtype=torch.float64) for matrix in rows]
-    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
-
-
-def gram_of(rows: Sequence[Tensor]) -> Tensor:
-    """float64 [K, T, T], summed in float64."""
-    total = rows[0].new_zeros((*rows[0].shape[:2], rows[0].shape[1]), dtype=torch.float64)
-    for matrix in rows:
-        for block in blocks(matrix.shape[-1]):
-            part = matrix[..., block].double()
-            total = total + part @ part.mT
-    return total

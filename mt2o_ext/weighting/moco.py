@@ -10,7 +10,8 @@ from torch import Tensor
 from ..checks import check_choice, check_real
 from ..loss_domain import LossDomain
 from .context import Needs, WeightingContext
-from .memory import MemoryWeighting, norms_of, update_
+from .elements import gram_of
+from .memory import MemoryWeighting
 from .registry import register
 from .solvers import inverse, mean_diagonal, onto_simplex, times
 from .state import State
@@ -74,12 +75,9 @@ class MoCo(MemoryWeighting):
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.losses is not None and context.finite is not None
         self._state["steps"] = self._state["steps"] + 1
-        rate = (self.beta * self._state["steps"] ** -self.beta_decay)[..., None]
-        length = (context.losses * inverse(norms_of(rows)))[..., None]
-        for tracked, matrix in zip(self._remembered("tracked", rows), rows, strict=True):
-            new = tracked * (1 - rate).to(tracked) + matrix * (rate * length).to(tracked)
-            update_(tracked, new, context.finite)
-            update_(matrix, tracked, context.finite)
+        rate = self.beta * self._state["steps"] ** -self.beta_decay
+        length = context.losses * inverse(gram_of(rows, context, diagonal=True).sqrt())
+        self._track_(rows, "tracked", 1 - rate, rate * length, context)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..checks import check_real
 from .config import conflict_free
 from .context import Needs, WeightingContext
-from .memory import MemoryWeighting, gram_of, update_
+from .elements import gram_of, kernels_of
+from .memory import MemoryWeighting
 from .registry import register
 from .solvers import scaled
 from .state import State
@@ -57,25 +58,21 @@ class MomentumConFIG(MemoryWeighting):
         assert context.finite is not None
         finite, steps = context.finite, self._state["steps"] + 1
         self._state.update({"steps": steps, "task_steps": self._state["task_steps"] + 1})
-        moments = self._remembered("moment", rows)
-        for moment, matrix in zip(moments, rows, strict=True):
-            update_(moment, self.beta * moment + (1 - self.beta) * matrix.to(moment.dtype), finite)
+        keep = torch.full_like(context.preferences, self.beta)
+        moments = self._track_(rows, "moment", keep, 1 - keep, context, shown=False)
         # The correction of the bias: ConFIG's weights do not depend on a common factor of the rows, so that of the task
         # with the most steps comes last, and the others' own factors, 1 where they have as many, before.
         grown = 1 - self.beta ** self._state["task_steps"]
         most = grown.amax(-1, keepdim=True)
-        weights = conflict_free(scaled(gram_of(moments), most / grown), context.preferences, context.rtol(self.rtol))
+        gram = scaled(gram_of(moments, context), most / grown)
+        weights = conflict_free(gram, context.preferences, context.rtol(self.rtol))
         weights = weights * (most / grown) / most
         weights = torch.where(finite[:, None], weights, 0.0)
         now, before = (1 - self.beta**count for count in (steps, steps - 1))
         previous = self._remembered("previous", rows, per_task=False)
-        for moment, matrix, last in zip(moments, rows, previous, strict=True):
-            direction = (weights.to(moment)[:, None] @ moment)[:, 0]
-            fed = (direction * now[:, None].to(last) - self.beta * last * before[:, None].to(last)) / (1 - self.beta)
-            first = torch.zeros_like(moment)
-            first[:, 0] = fed
-            update_(matrix, first, finite)
-            update_(last, direction, finite)
+        kernels, columns = kernels_of(rows, context)
+        for moment, matrix, last, (chunks, _) in zip(moments, rows, previous, columns, strict=True):
+            kernels.feed_(matrix, last, moment, weights, now, before, finite, chunks, beta=self.beta)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         weights = torch.zeros_like(context.preferences)

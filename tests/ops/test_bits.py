@@ -22,6 +22,24 @@ pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
 ISAS = ("default", "avx2", "avx512")
 
 
+def elements(sampler: Sampler, dtype: torch.dtype) -> Iterator[Tensor]:
+    layout, wide = sampler.layout, torch.float64 if dtype == torch.float64 else torch.float32
+    finite = torch.tensor([True, False, True])
+    grads, memory, last = sampler.rows(3, 4, dtype=dtype), sampler.rows(3, 4, dtype=wide), sampler.rows(3, dtype=wide)
+    CPU.track_(grads, memory, sampler.weights(3, 4), sampler.weights(3, 4), finite, layout.chunks, shown=True)
+    yield from (grads.clone(), memory.clone())
+    now, before = sampler.uniform(3), sampler.uniform(3)
+    CPU.feed_(grads, last, memory, sampler.weights(3, 4), now, before, finite, layout.chunks, beta=0.9)
+    yield from (grads, last)
+    grads, squares = sampler.rows(3, 4, dtype=dtype), sampler.positive_rows(3, 4, dtype=wide)
+    out = torch.zeros(3, len(layout.numels), 4, dtype=torch.float64)
+    partials = torch.zeros(3, len(layout.chunks), 4, dtype=torch.float64)
+    CPU.excess_(out, partials, squares, grads, finite, layout.chunks)
+    yield from (out, squares)
+    CPU.drop_signs_(grads, torch.tensor(17), finite, layout.chunks, stream=2, leak=0.3)
+    yield grads
+
+
 def results() -> Iterator[Tensor]:
     """Every kernel on every type, on tensors with tails and more chunks than threads."""
     layout = Layout((9000, 1, 4097, 33))
@@ -40,6 +58,7 @@ def results() -> Iterator[Tensor]:
         found = torch.zeros(5)
         CPU.finite_(found, grads, layout.chunks)
         yield found
+        yield from elements(sampler, dtype)
     for dtype in FLOATS:
         theta = sampler.rows(6, dtype=dtype)
         CPU.transfer_(theta, sampler.mix(6, 6, density=0.7), layout.chunks)

@@ -75,6 +75,24 @@ def stepped(backend: Backend, rule: Rule, order: Order) -> Iterator[Tensor]:
                 yield from problem.run(backend, rule, order).tensors().values()
 
 
+def elementwise(backend: Backend) -> Iterator[Tensor]:
+    sampler, finite = Sampler(LAYOUT, seed=7), torch.tensor([True, False, True])
+    for dtype in FLOATS + HALVES:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        for tasks in (1, 2, 5):
+            grads, memory = sampler.rows(3, tasks, dtype=dtype), sampler.rows(3, tasks, dtype=wide)
+            keep, fresh, weights = (sampler.weights(3, tasks) for _ in range(3))
+            for shown in (False, True):
+                backend.track_(grads, memory, keep, fresh, finite, LAYOUT.chunks, shown=shown)
+                yield from (grads.clone(), memory.clone())
+            last, now, before = sampler.rows(3, dtype=wide), sampler.uniform(3), sampler.uniform(3)
+            backend.feed_(grads, last, memory, weights, now, before, finite, LAYOUT.chunks, beta=0.9)
+            yield from (grads, last)
+            grads = sampler.rows(3, tasks, dtype=dtype)
+            backend.drop_signs_(grads, torch.tensor(-5), finite, LAYOUT.chunks, stream=1, leak=0.3)
+            yield grads
+
+
 def test_priority_with_the_same_coefficients(other: Backend) -> None:
     """Products of small integers have exact sums, in any order: then all is the same."""
     for dtype in FLOATS + HALVES:
@@ -96,6 +114,10 @@ def test_solvers(other: Backend, name: str) -> None:
 
 def test_combine(other: Backend) -> None:
     assert_same(combined(CPU), combined(other))
+
+
+def test_elements(other: Backend) -> None:
+    assert_same(elementwise(CPU), elementwise(other))
 
 
 def test_transfer(other: Backend) -> None:

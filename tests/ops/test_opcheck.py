@@ -84,7 +84,7 @@ def test_what_was_written_to_has_a_new_version(case: str) -> None:
     for argument, version in zip(positional, before, strict=True):
         if isinstance(argument, Tensor) and any(argument is a for a in written):
             assert argument._version > version
-        elif isinstance(argument, Tensor) and argument.shape[-1] != ops.NUM_CONSTANTS:
+        elif isinstance(argument, Tensor) and argument.shape[-1:] != (ops.NUM_CONSTANTS,):
             assert argument._version == version
 
 
@@ -123,6 +123,16 @@ WRONG: dict[str, tuple[str, int, Callable[[Tensor], Tensor], str]] = {
     "transfer: shape of mix": ("transfer", 1, lambda mix: mix[:2], "mix must be contiguous, of shape [3, 3]"),
     "transfer: dtype of theta": ("transfer", 0, Tensor.half, "theta must be float32 or float64"),
     "finite: shape of flags": ("finite", 0, lambda flags: flags[:2], "found_inf must be contiguous, of shape [3]"),
+    "track: shape of memory": ("track", 1, lambda m: m[:, :1], "memory must be [K, T, P] where grads are [K, T, P]"),
+    "track: memory of 16 bits": ("track", 1, Tensor.half, "float32, or float64 as grads"),
+    "track: dtype of keep": ("track", 2, Tensor.float, "keep must be contiguous, of shape [3, 2]"),
+    "track: a row too few": ("track", 4, lambda f: f[:2], "finite must be contiguous, of shape [3]"),
+    "feed: last of tasks": ("feed", 1, lambda m: m[:, None], "last must have 2 dimensions, not 3"),
+    "feed: shape of now": ("feed", 4, lambda n: n[:2], "now must be contiguous, of shape [3]"),
+    "excess: shape of out": ("excess", 0, lambda out: out[:, 0], "out must be [K, S, T]"),
+    "excess: a segment too few": ("excess", 0, lambda out: out[:, :1].contiguous(), "out of order or out of range"),
+    "drop signs: two keys": ("drop signs", 1, lambda k: k.repeat(2), "key must be one int64"),
+    "drop signs: float key": ("drop signs", 1, Tensor.float, "key must be one int64"),
     "priority: shape of out": ("priority", 0, lambda out: out[:16], "out must be [P]"),
     "priority: dtype of out": ("priority", 0, Tensor.double, "out must have the dtype of grads, or float32"),
     "priority: shape of dots": ("priority", 1, lambda dots: dots[:, :2].contiguous(), "dots must be contiguous"),

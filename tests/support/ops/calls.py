@@ -68,6 +68,33 @@ def finite_arguments(sampler: Sampler) -> Arguments:
     return [torch.zeros(3), clean(sampler.rows(3, 2)), sampler.layout.chunks], {}
 
 
+FINITE = (True, False, True)
+
+
+def track_arguments(sampler: Sampler, *, shown: bool = True) -> Arguments:
+    grads, memory = clean(sampler.rows(3, 2)), clean(sampler.rows(3, 2))
+    tables = [sampler.weights(3, 2), sampler.weights(3, 2), torch.tensor(FINITE), sampler.layout.chunks]
+    return [grads, memory, *tables], {"shown": shown}
+
+
+def feed_arguments(sampler: Sampler) -> Arguments:
+    grads, last, memory = clean(sampler.rows(3, 2)), clean(sampler.rows(3)), clean(sampler.rows(3, 2))
+    tables = [sampler.weights(3, 2), sampler.uniform(3), sampler.uniform(3), torch.tensor(FINITE)]
+    return [grads, last, memory, *tables, sampler.layout.chunks], {"beta": 0.9}
+
+
+def excess_arguments(sampler: Sampler) -> Arguments:
+    out = torch.zeros(3, len(sampler.layout.numels), 2, dtype=torch.float64)
+    partials = torch.zeros(3, len(sampler.layout.chunks), 2, dtype=torch.float64)
+    squares, grads = clean(sampler.positive_rows(3, 2)), clean(sampler.rows(3, 2))
+    return [out, partials, squares, grads, torch.tensor(FINITE), sampler.layout.chunks], {}
+
+
+def drop_signs_arguments(sampler: Sampler) -> Arguments:
+    grads, key = clean(sampler.rows(3, 2)), torch.tensor(-(2**62) + 12345)
+    return [grads, key, torch.tensor(FINITE), sampler.layout.chunks], {"stream": 1, "leak": 0.25}
+
+
 def priority_arguments(sampler: Sampler) -> Arguments:
     layout = sampler.layout
     records = [
@@ -110,6 +137,10 @@ CASES: dict[str, tuple[str, Callable[[Sampler], Arguments]]] = {
     "transfer": ("transfer_", transfer_arguments),
     "finite": ("finite_", finite_arguments),
     "priority": ("priority_", priority_arguments),
+    "track": ("track_", track_arguments),
+    "feed": ("feed_", feed_arguments),
+    "excess": ("excess_", excess_arguments),
+    "drop signs": ("drop_signs_", drop_signs_arguments),
     "step": ("step_", step_arguments),
     "plain step": ("step_", plain_step_arguments),
     "combine by address": ("combine_", partial(by_address, "combine_", combine_arguments)),
