@@ -14,6 +14,7 @@ NAMES = [
     "bench_priority",
     "bench_optimizer",
     "bench_weightings",
+    "bench_row_methods",
     "bench_training",
     "bench_many_losses",
 ]

@@ -40,6 +40,10 @@ RULES = {
     r"find_nonfinite<.*, true>": Rule(loads=False, stores=False),
     r"find_nonfinite<.*>": Rule(stores=False),
     r"step_rows<.*>": Rule(whole=True),
+    r"(track_rows|feed_rows)<.*>": Rule(whole=True),
+    # Sums over tasks and columns, in float64.
+    r"excess_chunks<.*>": Rule(float64=FLOAT64),
+    r"drop_signs_of<.*>": Rule(float64=FLOAT64, whole=True),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
     # Four columns of float or two of double for each thread; as many of 16 bits as of float, so that sums are the same.
     r"sum_rows<float, .*>": Rule(stores=False, read_only=128, float64=FLOAT64),

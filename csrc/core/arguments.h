@@ -168,7 +168,7 @@ struct Feed {
   void* last;  // [K]
   int64_t last_row;
   const double *weights, *now, *before;  // [K][T], [K], [K]
-  double beta;
+  double beta, inverse;                  // 1 / (1 - beta)
 };
 
 // squares <- squares + grads^2; partials = the sums over a chunk of excess_of(); grads are only read

@@ -12,10 +12,10 @@ MT2O_HD N tracked(N memory, N gradient, N keep, N fresh) {
 }
 
 // The gradient whose own running average with decay beta goes from `last` to `direction`, where these are divided by
-// before = 1 - beta^(n - 1) and now = 1 - beta^n; rest = 1 - beta.
+// before = 1 - beta^(n - 1) and now = 1 - beta^n; inverse = 1 / (1 - beta).
 template <class N>
-MT2O_HD N fed(N direction, N last, N now, N before, N beta, N rest) {
-  return (direction * now - last * beta * before) / rest;
+MT2O_HD N fed(N direction, N last, N now, N before, N beta, N inverse) {
+  return (direction * now - last * beta * before) * inverse;
 }
 
 // g^2 / sqrt(A + g^2), 0 where both are 0; A becomes `squares` + g^2.  A root that is not 0 is far above 2^-1022.

@@ -49,7 +49,7 @@ void feed(const Feed& s, int64_t first, int64_t last) {
         direction = fma(set1(S(weights[t])), load(memory + t * s.memory_task + i, left), direction);
       store(grads + i,
             fed(direction, load(before + i, left), set1(S(s.now[k])), set1(S(s.before[k])), set1(S(s.beta)),
-                set1(S(1. - s.beta))),
+                set1(S(s.inverse))),
             left);
       store(before + i, direction, left);
       for (int64_t t = 1; t < s.of.tasks; ++t) store(grads + t * s.of.task + i, direction - direction, left);

@@ -27,6 +27,6 @@ namespace {
 
 #include "step.h"
 }  // namespace
-extern const Kernels kernels = {MT2O_ISA_NAME, combine,       gram,             transfer, step, finite,
-                                priority_dots, priority_combine, track,    feed, excess, drop_signs};
+extern const Kernels kernels = {MT2O_ISA_NAME, combine,          gram,  transfer, step,   finite,
+                                priority_dots, priority_combine, track, feed,     excess, drop_signs};
 }  // namespace mt2o::MT2O_ISA

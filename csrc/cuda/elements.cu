@@ -7,14 +7,6 @@ namespace mt2o::cuda {
 
 constexpr int threads = 256;
 
-template <class T, int V>
-__device__ __forceinline__ Pack<T, V> all_of(T x) {
-  Pack<T, V> pack;
-#pragma unroll
-  for (int i = 0; i < V; ++i) pack.of[i] = x;
-  return pack;
-}
-
 // A block takes one row of one task of one part.
 template <class G>
 __global__ void __launch_bounds__(threads) track_rows(Track s, Parts parts) {
@@ -47,13 +39,14 @@ __global__ void __launch_bounds__(threads) feed_rows(Feed s, Parts parts) {
   const S* const memory = static_cast<const S*>(s.memory) + k * s.memory_row;
   S* const last = static_cast<S*>(s.last) + k * s.last_row;
   const double* const weights = s.weights + k * s.of.tasks;
-  const S now = S(s.now[k]), before = S(s.before[k]), beta = S(s.beta), rest = S(1. - s.beta);
+  const S now = S(s.now[k]), before = S(s.before[k]), beta = S(s.beta), inverse = S(s.inverse);
   for_columns<wide<G>>(part.begin, part.end, [&](auto width, int64_t p) {
     constexpr int V = decltype(width)::columns;
     Pack<S, V> direction = load<V>(memory + p), given;
     const S first = S(weights[0]);
 #pragma unroll
     for (int i = 0; i < V; ++i) direction.of[i] = first * direction.of[i];
+#pragma unroll 1
     for (int64_t t = 1; t < s.of.tasks; ++t) {
       const Pack<S, V> moment = load<V>(memory + t * s.memory_task + p);
       const S weight = S(weights[t]);
@@ -62,7 +55,7 @@ __global__ void __launch_bounds__(threads) feed_rows(Feed s, Parts parts) {
     }
     const Pack<S, V> old = load<V>(last + p);
 #pragma unroll
-    for (int i = 0; i < V; ++i) given.of[i] = fed(direction.of[i], old.of[i], now, before, beta, rest);
+    for (int i = 0; i < V; ++i) given.of[i] = fed(direction.of[i], old.of[i], now, before, beta, inverse);
     store_whole(grads + p, given);
     store_whole(last + p, direction);
 #pragma unroll

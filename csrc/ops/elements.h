@@ -52,7 +52,7 @@ inline Feed feed_arguments(const Tensor& grads, const Tensor& last, const Tensor
   check_table(before, "before", ScalarType::Double, {s.of.rows});
   STD_TORCH_CHECK(beta >= 0. && beta < 1., "mt2o_ext: beta must be in [0, 1), not ", beta);
   s.weights = const_data<double>(weights), s.now = const_data<double>(now), s.before = const_data<double>(before);
-  s.beta = beta;
+  s.beta = beta, s.inverse = 1. / (1. - beta);
   return s;
 }
 

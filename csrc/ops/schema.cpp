@@ -32,8 +32,7 @@ MT2O_DEFINE(MT2O_LIBRARY, m) {
   m.def(
       "excess_(Tensor(a!) out, Tensor(b!) partials, Tensor(c!) squares, Tensor grads, Tensor finite, Tensor chunks) "
       "-> ()");
-  m.def(
-      "drop_signs_(Tensor(a!) grads, Tensor key, Tensor finite, Tensor chunks, *, int stream, float leak) -> ()");
+  m.def("drop_signs_(Tensor(a!) grads, Tensor key, Tensor finite, Tensor chunks, *, int stream, float leak) -> ()");
 
   // Family `judge`: flags bool [2, K]; with scalars the losses are gathered from them.
   m.def(

@@ -35,10 +35,10 @@ def plan_layout(numels: Sequence[int]) -> tuple[list[int], int, list[tuple[int, 
     return offsets, row, chunks
 
 
-def _segments(chunks: Tensor) -> list[tuple[int, int, int]]:
+def joined_chunks(chunks: Tensor | Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Chunks joined to (segment, begin, end)."""
     joined: list[tuple[int, int, int]] = []
-    for segment, begin, end in chunks.tolist():
+    for segment, begin, end in chunks.tolist() if isinstance(chunks, Tensor) else chunks:
         if joined and joined[-1][0] == segment and joined[-1][2] == begin:
             joined[-1] = (segment, joined[-1][1], end)
         else:
@@ -54,7 +54,7 @@ def combine_(out: Tensor, grads: Tensor, weights: Tensor, chunks: Tensor, addres
     """The operator of :func:`mt2o_ext.ops.combine_`."""
     grads = gathered(grads, addresses, chunks)
     dtype = _wide(grads.dtype)
-    for _, begin, end in _segments(chunks):
+    for _, begin, end in joined_chunks(chunks):
         out[:, begin:end] = torch.einsum("kt,ktp->kp", weights.to(dtype), grads[..., begin:end].to(dtype)).to(out.dtype)
 
 
@@ -79,7 +79,7 @@ def gram_(
         raise RuntimeError("rows behind addresses are neither centred nor multiplied with others")
     rows = gathered(rows, addresses, chunks)
     out.zero_()
-    for segment, begin, end in _segments(chunks):
+    for segment, begin, end in joined_chunks(chunks):
         x = prepared(rows[..., begin:end])
         y = x if others is None else prepared(others[..., begin:end])
         if diagonal:
@@ -93,7 +93,7 @@ def gram_(
 
 def transfer_(theta: Tensor, mix: Tensor, chunks: Tensor) -> None:
     """The operator of :func:`mt2o_ext.ops.transfer_`."""
-    for segment, begin, end in _segments(chunks):
+    for segment, begin, end in joined_chunks(chunks):
         values = theta[:, begin:end]
         values.copy_(_blended(values, values, mix, segment))
 
@@ -112,7 +112,7 @@ def _blended(values: Tensor, base: Tensor, mix: Tensor, segment: int) -> Tensor:
 def finite_(found_inf: Tensor, grads: Tensor, chunks: Tensor, addresses: Tensor | None = None) -> None:
     """The operator of :func:`mt2o_ext.ops.finite_`."""
     grads = gathered(grads, addresses, chunks)
-    for _, begin, end in _segments(chunks):
+    for _, begin, end in joined_chunks(chunks):
         bad = ~torch.isfinite(grads[..., begin:end]).all(dim=2).all(dim=1)
         found_inf.masked_fill_(bad, 1.0)
 
@@ -188,7 +188,7 @@ def step_(
     scale = 1.0 if grad_scale is None else grad_scale.to(theta.dtype)
     if weights is None:
         weights = torch.ones(rows, 1, dtype=torch.float64, device=theta.device)
-    for segment, begin, end in _segments(chunks):
+    for segment, begin, end in joined_chunks(chunks):
         at = slice(begin, end)
         # In float64 (1 - beta2 of a float32 is wrong by 1e-5); a 0-d tensor does not widen what it is multiplied with.
         field = dict(zip(FIELDS, segments[segment], strict=True))

@@ -7,18 +7,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .reference import joined_chunks
+
 COLUMNS = 1 << 18  # that are worked on at a time: what is needed beside the gradients stays small
 
 
 def _blocks(chunks: Tensor) -> Iterator[tuple[int, slice]]:
     """The segment and the columns of neighbouring chunks, COLUMNS at a time."""
-    segment, begin, end = -1, 0, 0
-    for of, first, last in [*chunks.tolist(), (-1, -1, -1)]:
-        if of == segment and first == end:
-            end = last
-            continue
-        yield from ((segment, slice(at, min(at + COLUMNS, end))) for at in range(begin, end, COLUMNS))
-        segment, begin, end = of, first, last
+    for segment, begin, end in joined_chunks(chunks):
+        for first in range(begin, end, COLUMNS):
+            yield segment, slice(first, min(first + COLUMNS, end))
 
 
 def _set(table: Tensor, new: Tensor, finite: Tensor) -> None:

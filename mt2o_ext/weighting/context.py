@@ -17,11 +17,11 @@ from .present import selected, selected_share
 class Columns(NamedTuple):
     """Places of tensors in rows [K, T, P] of one dtype, for the kernels that change such rows.
 
-    chunks: int64 [C, 3], see :mod:`mt2o_ext.ops`.
+    chunks: int64 [C, 3], see :mod:`mt2o_ext.ops`; or a list of such triples, for plain torch.
     num_segments: the number of tensors.
     """
 
-    chunks: Tensor
+    chunks: Tensor | list[tuple[int, int, int]]
     num_segments: int
 
 

@@ -33,8 +33,7 @@ def kernels_of(
     """
     if context.columns is not None:
         return ops, context.columns
-    ends = [torch.tensor([[0, 0, matrix.shape[-1]]], dtype=torch.int64, device=matrix.device) for matrix in rows]
-    return PLAIN, [Columns(chunks, 1) for chunks in ends]
+    return PLAIN, [Columns([(0, 0, matrix.shape[-1])], 1) for matrix in rows]
 
 
 def gram_of(rows: Sequence[Tensor], context: WeightingContext, *, diagonal: bool = False) -> Tensor:
