@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _native, ops
-from .ops import FIELDS, NUM_CONSTANTS, Order, Rule, reference, reference_elements
+from .ops import FIELDS, NUM_CONSTANTS, Order, Rule, reference, reference_draw, reference_elements
 
 K, T = 5, 3
 NUMELS = (1, 17, 4097, 20_000)
@@ -160,6 +160,16 @@ def check_drop_signs(p: Problem) -> tuple[float, float]:
     return largest(grads - expected), UNIT
 
 
+def check_draw(p: Problem) -> tuple[float, float]:
+    """Checks `ops.draw_`, whose every bit counts."""
+    ids = torch.arange(1000, dtype=torch.int64, device=p.device)
+    numbers, expected = torch.zeros_like(ids), torch.zeros_like(ids)
+    key = torch.tensor(-7, dtype=torch.int64, device=p.device)
+    ops.draw_(numbers, key, [ids], stream=1)
+    reference_draw.draw_(expected, key, [ids], stream=1)
+    return float((numbers != expected).sum()), 0.0
+
+
 def check_judge(p: Problem) -> tuple[float, float]:
     """Checks `ops.judge_`: sums of Gram matrices, and a row that is not finite."""
     grams = p.rows(K, T).double()[..., :T].unsqueeze(1).repeat(1, 3, 1, 1).contiguous()
@@ -256,6 +266,7 @@ CHECKS: dict[str, Callable[[Problem], tuple[float, float]]] = {
     "feed": check_feed,
     "excess": check_excess,
     "drop_signs": check_drop_signs,
+    "draw": check_draw,
     "judge": check_judge,
     "settle": check_settle,
     "count": check_count,

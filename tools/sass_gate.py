@@ -57,6 +57,7 @@ RULES = {
     r"(all_products|own_products)<.*>": Rule(stores=False, float64=FLOAT64),
     r"layer_coefficients": Rule(loads=False, stores=False, float64=FLOAT64),
     r"corrected_sum<.*>": Rule(float64=FLOAT64, whole=True),
+    r"draw_numbers": Rule(loads=False, stores=False, float64=FLOAT64),
     # Few numbers of small tables, in float64.
     r"gather_scalars|judge_rows|settle_rows|count_rows": Rule(loads=False, stores=False, float64=FLOAT64),
     r"(solve_problems|solve_alone)<.*>": Rule(loads=False, stores=False, float64=FLOAT64),  # small problems, in float64

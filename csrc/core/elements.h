@@ -2,6 +2,7 @@
 // squares (ExcessMTL), and signs that are dropped at random (GradDrop).
 #pragma once
 #include "arguments.h"
+#include "draw.h"
 
 namespace mt2o {
 
@@ -26,20 +27,6 @@ MT2O_HD N excess_of(N gradient, N& squares, N least_root) {
   return square / max(sqrt(squares), least_root);
 }
 constexpr double least_root = 0x1p-1022;
-
-// SplitMix64 (Steele, Lea and Flood 2014): weighting/draw.py's numbers, which are functions of a key, a stream and ids.
-MT2O_HD uint64_t mixed_bits(uint64_t bits) {
-  bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9u;
-  bits = (bits ^ bits >> 27) * 0x94D049BB133111EBu;
-  return bits ^ bits >> 31;
-}
-constexpr uint64_t golden = 0x9E3779B97F4A7C15u;
-MT2O_HD uint64_t with_stream(int64_t key, int64_t stream) {
-  return mixed_bits(uint64_t(key) + golden * (uint64_t(stream) + 1));
-}
-MT2O_HD uint64_t with_id(uint64_t bits, int64_t id) { return mixed_bits((uint64_t(id) + 1) * golden + bits); }
-// In (0, 1), never 0 or 1.
-MT2O_HD double uniform(uint64_t bits) { return (double(int64_t(bits >> 12)) + 0.5) * 0x1p-52; }
 
 // What the gradients of one element are multiplied by: one sign stays, of the other `leak` is left.
 template <class S>

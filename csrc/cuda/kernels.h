@@ -5,6 +5,7 @@
 // went wrong.  Without columns nothing is launched.
 #pragma once
 #include "../core/arguments.h"
+#include "../core/draw.h"
 #include "../core/judge.h"
 #include "../core/solve/arguments.h"
 
@@ -27,6 +28,7 @@ Problem track(const Track&, Extent, Stream);
 Problem feed(const Feed&, Extent, Stream);
 Problem excess(const Excess&, double* out, int64_t segments, Stream);  // out: [K][S][T], of the partial sums
 Problem drop_signs(const DropSigns&, Extent, Stream);
+Problem draw(const Draws&, Stream);
 Problem step(const Step&, const StepCounters&, const DenseMix&, Extent, Stream);
 
 Problem judge(const Losses&, Stream);  // gathers them only

@@ -34,6 +34,8 @@ MT2O_DEFINE(MT2O_LIBRARY, m) {
       "-> ()");
   m.def("drop_signs_(Tensor(a!) grads, Tensor key, Tensor finite, Tensor chunks, *, int stream, float leak) -> ()");
 
+  m.def("draw_(Tensor(a!) out, Tensor key, Tensor[] ids, *, int stream) -> ()");
+
   // Family `judge`: flags bool [2, K]; with scalars the losses are gathered from them.
   m.def(
       "judge_(Tensor(a!) found, Tensor(b!) flags, Tensor(c!)? losses, Tensor(d!)? sums, Tensor(e!)? filled, "

@@ -17,6 +17,7 @@ then tells the shape, the dtype and the device alone: ``torch.empty(1, dtype=...
 
 from .addresses import NO_GRADIENT, address_table, can_read_addresses
 from .combine import combine_
+from .draw import draw_
 from .elements import drop_signs_, excess_, feed_, track_
 from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
@@ -53,6 +54,7 @@ __all__ = [
     "count_",
     "cut_chunks",
     "descent_",
+    "draw_",
     "drop_signs_",
     "dual_cone_",
     "eigen_",

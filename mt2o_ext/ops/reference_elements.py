@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .reference import joined_chunks
+from .reference_draw import draw_
 
 COLUMNS = 1 << 18  # that are worked on at a time: what is needed beside the gradients stays small
 
@@ -73,12 +74,11 @@ def excess_(out: Tensor, partials: Tensor, squares: Tensor, grads: Tensor, finit
 
 def drop_signs_(grads: Tensor, key: Tensor, finite: Tensor, chunks: Tensor, *, stream: int, leak: float) -> None:
     """The operator of :func:`mt2o_ext.ops.drop_signs_`."""
-    from ..weighting.draw import Draw
-
-    draw, row = Draw(key.reshape(())), torch.arange(len(grads), dtype=torch.int64, device=grads.device)[:, None]
+    row = torch.arange(len(grads), dtype=torch.int64, device=grads.device)[:, None]
     for _, block in _blocks(chunks):
         column = torch.arange(block.start, block.stop, dtype=torch.int64, device=grads.device)[None]
-        uniform = draw.uniform(stream, row, column)
+        uniform = torch.empty(len(row), column.shape[1], dtype=torch.float64, device=grads.device)
+        draw_(uniform, key, [row, column], stream=stream)
         gradient = grads[..., block].to(torch.promote_types(grads.dtype, torch.float32))
         sums, size = gradient.double().sum(1), gradient.double().abs().sum(1)
         purity = (1 + sums / torch.where(size > 0, size, 1.0)) / 2

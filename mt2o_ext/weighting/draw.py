@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..device import to_device
+from ..ops import draw_
+
 if TYPE_CHECKING:
     from .context import WeightingContext
-
-# SplitMix64 (Steele, Lea and Flood 2014) in signed 64-bit integers, which wrap the same on every device.
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_FIRST = 0xBF58476D1CE4E5B9 - 2**64
-_SECOND = 0x94D049BB133111EB - 2**64
 
 
 class Draw:
@@ -48,14 +46,11 @@ class Draw:
 
     def bits(self, stream: int, *ids: Tensor) -> Tensor:
         """int64 numbers of the shape that the ids (int64) broadcast to; all 64 bits are random."""
-        mixed = _mix(self.key + _wrapped(_GOLDEN * (stream + 1)))
-        for each in ids:
-            mixed = _mix((each + 1) * _GOLDEN + mixed)
-        return mixed
+        return self._drawn(torch.int64, stream, ids)
 
     def uniform(self, stream: int, *ids: Tensor) -> Tensor:
         """float64 numbers in (0, 1), never 0 or 1."""
-        return (_shifted(self.bits(stream, *ids), 12).double() + 0.5) * 2.0**-52
+        return self._drawn(torch.float64, stream, ids)
 
     def normal(self, stream: int, *ids: Tensor) -> Tensor:
         """float64 numbers from N(0, 1); uses the streams ``stream`` and ``stream + 1`` (Box and Muller)."""
@@ -66,20 +61,12 @@ class Draw:
         """float64 numbers from the exponential distribution of mean 1."""
         return -self.uniform(stream, *ids).log()
 
-
-def _wrapped(number: int) -> int:
-    return (number + 2**63) % 2**64 - 2**63
-
-
-def _shifted(bits: Tensor, count: int) -> Tensor:
-    """A logical shift to the right: int64 has only the arithmetic one."""
-    return (bits >> count) & (2 ** (64 - count) - 1)
-
-
-def _mix(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shifted(bits, 30)) * _FIRST
-    bits = (bits ^ _shifted(bits, 27)) * _SECOND
-    return bits ^ _shifted(bits, 31)
+    def _drawn(self, dtype: torch.dtype, stream: int, ids: tuple[Tensor, ...]) -> Tensor:
+        shape = torch.broadcast_shapes(*(each.shape for each in ids))
+        device = ids[0].device if ids else self.key.device
+        out = torch.empty(shape, dtype=dtype, device=device)
+        draw_(out, to_device(self.key, device), [each.expand(shape) for each in ids], stream=stream)
+        return out
 
 
 # ---------------------------------------------------------------------- of a step

@@ -18,7 +18,8 @@ from support.backends import CPU, CUDA, EMULATED, Backend, each, usable
 from support.ops.calls import CASES, arguments_of
 from support.samplers import Layout, Sampler, same_bits
 
-MATRICES = {"grads", "rows", "others", "theta", *MOMENTS, "ema", "low_precision"}
+MATRICES = {"grads", "rows", "others", "theta", *MOMENTS, "ema", "low_precision", "memory", "last", "squares"}
+TABLES = {"gram_", "excess_"}  # operators whose `out` is one
 
 
 def rows_of(case: str) -> Iterator[tuple[int, str]]:
@@ -30,7 +31,7 @@ def rows_of(case: str) -> Iterator[tuple[int, str]]:
     for position, (name, value) in enumerate(given.items()):
         if name in unread or value is None:
             continue
-        if name in MATRICES or (name == "out" and operator != "gram_"):  # (gram's is a table)
+        if name in MATRICES or (name == "out" and operator not in TABLES):
             yield position, name
 
 

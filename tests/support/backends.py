@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emulator import library
 from mt2o_ext import _native
-from mt2o_ext.ops import reference, reference_elements, reference_judge, reference_solve
+from mt2o_ext.ops import reference, reference_draw, reference_elements, reference_judge, reference_solve
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Backend:
     feed_: Callable[..., None]
     excess_: Callable[..., None]
     drop_signs_: Callable[..., None]
+    draw_: Callable[..., None]
     judge_: Callable[..., None]
     settle_: Callable[..., None]
     count_: Callable[..., None]
@@ -59,8 +60,8 @@ ELEMENTS = ("track_", "feed_", "excess_", "drop_signs_")
 SMALL_TABLES = ("judge_", "settle_", "count_")
 
 
-def _functions(of: object, elements: object, small: object) -> list[Callable[..., None]]:
-    groups = ((of, FAMILIES), (elements, ELEMENTS), (small, SMALL_TABLES))
+def _functions(of: object, elements: object, draw: object, small: object) -> list[Callable[..., None]]:
+    groups = ((of, FAMILIES), (elements, ELEMENTS), (draw, ("draw_",)), (small, SMALL_TABLES))
     return [getattr(owner, name) for owner, names in groups for name in names]
 
 
@@ -99,9 +100,9 @@ def _backend(name: str, missing: str, device: str = "cpu", library: str = "mt2o_
         return replace(REFERENCE, name=name, device=where, missing=missing)
     operators = getattr(torch.ops, library)
     if where.type == "cpu":
-        return Backend(name, where, *_functions(*[operators] * 3), operators)
+        return Backend(name, where, *_functions(*[operators] * 4), operators)
     solve = SimpleNamespace(**{solver: _on(where, getattr(operators, solver)) for solver in SOLVERS})
-    return Backend(name, where, *(_on(where, function) for function in _functions(*[operators] * 3)), solve)
+    return Backend(name, where, *(_on(where, function) for function in _functions(*[operators] * 4)), solve)
 
 
 def _without_gpu() -> str:
@@ -119,7 +120,10 @@ def _emulated() -> Backend:
 
 
 REFERENCE = Backend(
-    "reference", torch.device("cpu"), *_functions(reference, reference_elements, reference_judge), reference_solve
+    "reference",
+    torch.device("cpu"),
+    *_functions(reference, reference_elements, reference_draw, reference_judge),
+    reference_solve,
 )
 CPU = _backend("cpu", "" if _native.C is not None else f"the compiled part was not loaded: {_native.load_error}")
 CUDA = _backend("cuda", _without_gpu(), "cuda")

@@ -3,7 +3,7 @@
 python -m tools.gpu_check.bits FILE [--dry-run]
 
 Emulated and real CUDA must agree everywhere.  CUDA and CPU must agree in the families that go column by column or
-problem by problem; where sums are taken in another order (gram, priority) what differs is recorded.
+problem by problem; where sums are taken in another order (gram, priority, excess) what differs is recorded.
 
 What is computed may be any NaN on one side where it is any NaN on the other: a GPU has one for the results of its
 arithmetic, a CPU hands on the one that it was given.  What must not be touched, the padding, is compared as bits.
@@ -23,7 +23,8 @@ from tools.gpu_check import problems
 from tools.gpu_check.problems import CPU, CUDA, Backend, Call
 from tools.gpu_check.runner import ROOT, write_json
 
-IN_ONE_ORDER = {"combine", "transfer", "step", "finite", "judge", "settle", "count", "solve"}
+ELEMENTS = {"track", "feed", "drop_signs", "draw"}
+IN_ONE_ORDER = {"combine", "transfer", "step", "finite", *ELEMENTS, "judge", "settle", "count", "solve"}
 
 
 def bits_of(tensor: Tensor) -> Tensor:

@@ -195,6 +195,45 @@ void gram(const Tensors& t, int64_t rows, bool cross, bool centre, bool diagonal
   for (const double x : out.values()) wrong += !(std::fabs(x) < 1e6);
 }
 
+// Weightings that change gradients element by element; the second row is left as it is.
+template <class G, class S>
+void elements(const Tensors& t, int64_t tasks) {
+  constexpr int64_t rows = 2;
+  const int64_t row = t.layout.row, count = rows * tasks, chunks = t.extent.chunks;
+  const Array<G> grads(t.rows<G>(count));
+  const Array<S> memory(t.rows<S>(count)), last(t.rows<S>(rows));
+  const Array<double> half(std::vector<double>(count, 0.5)), partials(std::vector<double>(count * chunks, NAN)),
+      sums(std::vector<double>(count * t.segments, NAN));
+  const Array<uint8_t> finite(std::vector<uint8_t>{1, 0});
+  const Array<int64_t> key(std::vector<int64_t>{-7});
+  const Elements of = {
+      rows, tasks, grads.get(), type_of<G>, tasks * row, row, reinterpret_cast<bool*>(finite.get()), t.chunks.get()};
+  check(cuda::track({of, memory.get(), tasks * row, row, half.get(), half.get(), true}, t.extent, nullptr), "track");
+  check(cuda::excess({of, memory.get(), tasks * row, row, partials.get(), chunks}, sums.get(), t.segments, nullptr),
+        "excess");
+  for (const double x : sums.values()) wrong += !(x >= 0. && x < 1e6);
+  check(cuda::drop_signs({of, key.get(), 1, 0.5}, t.extent, nullptr), "drop signs");
+  check(cuda::feed({of, memory.get(), tasks * row, row, last.get(), row, half.get(), half.get(), half.get(), 0.5, 2.},
+                   t.extent, nullptr),
+        "feed");
+  t.expect_written(grads, count, "elements"), t.expect_written(memory, count, "memory");
+  t.expect_written(last, rows, "last");
+}
+
+void draws() {
+  constexpr int64_t rows = 3, columns = 500;
+  std::vector<int64_t> counted(columns);
+  for (int64_t i = 0; i < columns; ++i) counted[i] = i;
+  const Array<int64_t> key(std::vector<int64_t>{5}), ids(counted);
+  const Array<double> numbers(std::vector<double>(rows * columns, NAN));
+  Draws s = {};
+  s.dims = 2, s.sizes[0] = rows, s.sizes[1] = columns, s.count = rows * columns, s.num_ids = 2;
+  s.ids[0] = s.ids[1] = ids.get(), s.strides[0][0] = 1, s.strides[1][1] = 1;
+  s.key = key.get(), s.numbers = numbers.get();
+  check(cuda::draw(s, nullptr), "draw");
+  for (const double x : numbers.values()) wrong += !(x > 0. && x < 1.);
+}
+
 // Channels of the largest tensor in its middle, 16 columns each; the others belong to none.
 template <class G, class O>
 void priority(const Tensors& t, int64_t tasks) {
@@ -369,7 +408,7 @@ void small_tables(int64_t rows, int64_t tasks, int64_t segments) {
 
 template <class G, class S>
 void all_of(const Tensors& t) {
-  for (const int64_t tasks : {1, 3, 6}) priority<G, S>(t, tasks), priority<G, G>(t, tasks);
+  for (const int64_t tasks : {1, 3, 6}) priority<G, S>(t, tasks), priority<G, G>(t, tasks), elements<G, S>(t, tasks);
   for (const int64_t rows : {1, 2, 5, 8, 17}) {
     for (const bool apart : {false, true}) {
       combine<G, S>(t, rows, 3, apart);
@@ -401,6 +440,7 @@ static int check_all() {
     for (const int64_t matrices : {int64_t(1), t.segments})
       transfer<float>(t, rows, matrices), transfer<double>(t, rows, matrices);
   for (const int64_t tasks : {1, 2, 3, 9}) solvers(3, tasks);
+  draws();
   for (const int64_t rows : {1, 5}) small_tables(rows, 3, 40), small_tables(rows, 70, 1);
   wait();
   std::printf("%d launches of kernel families, %d wrong\n", kernels, wrong);

@@ -114,6 +114,29 @@ def finites(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
     yield Call("finite", f"{dtype}", [torch.zeros(5), grads, LAYOUT.chunks])
 
 
+def elements(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
+    """Of weightings that change gradients element by element; a row is left out."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    finite, rest = torch.tensor([True, False, True]), LAYOUT.chunks
+    for tasks in (2, 5):
+        grads, memory = sampler.rows(3, tasks, dtype=dtype), sampler.rows(3, tasks, dtype=wide)
+        keep, fresh, last = sampler.weights(3, tasks), sampler.weights(3, tasks), sampler.rows(3, dtype=wide)
+        now, before, what = sampler.uniform(3), sampler.uniform(3), f"{dtype} {tasks} tasks"
+        yield Call("track", what, [grads, memory, keep, fresh, finite, rest], {"shown": True})
+        yield Call("feed", what, [grads, last, memory, keep, now, before, finite, rest], {"beta": 0.9})
+        out = torch.full((3, len(LAYOUT.numels), tasks), torch.nan, dtype=torch.float64)
+        partials = torch.full((3, len(LAYOUT.chunks), tasks), torch.nan, dtype=torch.float64)
+        squares = sampler.positive_rows(3, tasks, dtype=wide)
+        yield Call("excess", what, [out, partials, squares, grads, finite, rest])
+        yield Call("drop_signs", what, [grads, torch.tensor(-3), finite, rest], {"stream": 1, "leak": 0.25})
+
+
+def draws() -> Iterator[Call]:
+    ids = [torch.arange(40)[:, None].expand(40, 50), torch.arange(50).expand(40, 50)]
+    for dtype in (torch.int64, torch.float64):
+        yield Call("draw", f"{dtype}", [torch.zeros(40, 50, dtype=dtype), torch.tensor(9), ids], {"stream": 2})
+
+
 def transfers(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
     for shape in ((2, 2), (5, 5), (17, 17), (len(LAYOUT.numels), 6, 6)):
         mix = sampler.mix(*shape, density=0.7, identity_rows=(1,))
@@ -187,6 +210,7 @@ def small_tables() -> Iterator[Call]:
 def calls() -> Iterator[Call]:
     """All of them."""
     yield from small_tables()
+    yield from draws()
     sampler = Sampler(LAYOUT, seed=11)
     for dtype in FLOATS + HALVES:
         yield from by_address(combines(sampler, dtype), 1)
@@ -197,5 +221,6 @@ def calls() -> Iterator[Call]:
         yield from transfers(sampler, dtype)
     for dtype in FLOATS + HALVES:
         yield from priorities(sampler, dtype)
+        yield from elements(sampler, dtype)
     for tasks in (2, 3, 8):
         yield from solves(sampler, tasks, batch=4)
