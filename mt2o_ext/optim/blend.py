@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -85,11 +85,19 @@ class Blend:
         self.rule.load_state_dict(state)
 
     def matrices(
-        self, flats: Sequence[FlatParameters], losses: Tensor | None, lr: float | Tensor
+        self,
+        flats: Sequence[FlatParameters],
+        losses: Tensor | None,
+        lr: float | Tensor,
+        gradients: Callable[[], list[Tensor]],
     ) -> list[Tensor | None]:
         """For each buffer M [K, K] or [S, K, K], or None where no transfer is due.
 
-        losses: float64 [K, T], or None.
+        Args:
+            flats: the buffers.
+            losses: float64 [K, T], or None.
+            lr: of the first group.
+            gradients: makes the combined gradients [K, P] of each buffer, for rules that need them.
         """
         nothing: list[Tensor | None] = [None] * len(flats)
         if not self._counts_steps or len(self.preferences) == 1 or not flats:
@@ -104,7 +112,11 @@ class Blend:
         before = self.rule.state_dict() if captured else {}
         gram = torch.cat([flat.centred_gram(self._rows(flat)) for flat in flats]) if self.rule.needs_gram else None
         rate = self._rate(lr)
-        mix = self.rule.matrix(TransferContext(self.preferences, gram, losses, self.steps, rate, self.initial_lr))
+        slopes = None
+        if self.rule.needs_slopes:
+            slopes = torch.cat([flat.slopes(of) for flat, of in zip(flats, gradients(), strict=True)])
+        context = TransferContext(self.preferences, gram, losses, self.steps, rate, self.initial_lr, slopes)
+        mix = self.rule.matrix(context)
         if mix is None:
             return nothing
         self.moments.check_matrix(mix, self.rule)

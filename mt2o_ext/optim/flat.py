@@ -263,6 +263,15 @@ class FlatParameters(Layout):
         gram_(out, self._partials, values, None, chunks, centre=True)
         return sum_shards(out, self.parameters)[0] if self.sharded else out[0]
 
+    def slopes(self, gradients: Tensor) -> Tensor:
+        """float64 [S, K, K]: <g_k, theta_j - theta_0> per tensor, for gradients [K, P]; 0 for those not blended."""
+        rows, chunks = self.num_rows, self.transfer_chunks
+        out = torch.empty(1, len(self.parameters), rows, rows, dtype=torch.float64, device=self.device)
+        partials = torch.empty(1, len(chunks), rows * rows, dtype=torch.float64, device=self.device)
+        differences = self.theta - self.theta[:1]
+        gram_(out, partials, gradients.to(differences.dtype).unsqueeze(0), differences.unsqueeze(0), chunks)
+        return sum_shards(out, self.parameters)[0] if self.sharded else out[0]
+
 
 def yield_to_(master: Tensor, low: Tensor) -> None:
     """master <- low where it does not round to that."""

@@ -15,7 +15,7 @@ from .amp import Scaling
 from .blend import Blend
 from .buffers import Buffers
 from .skips import SkipReport
-from .step import Plan, StepInputs
+from .step import Plan, StepInputs, combined_gradient
 
 __all__ = ["Round", "RowsPlan", "about_missing_rows", "check_present", "mixed", "without_absent"]
 
@@ -170,9 +170,15 @@ def mixed(plan: Plan, blend: Blend, buffers: Buffers, losses: Tensor | None, lr:
     losses: float64 [K, T], or None.  lr: of the first group.
     """
     flats = buffers.flats
+
+    def gradients() -> list[Tensor]:
+        both = zip(flats, plan.inputs, strict=True)
+        rows = [(combined_gradient(flat, given.gradients)[:, 0], given.divisor) for flat, given in both]
+        return [row if divisor is None else row / divisor.to(row.dtype) for row, divisor in rows]
+
     matrices = [
         None if mix is None else blend.held(mix, given.active, plan.skipped)
-        for mix, given in zip(blend.matrices(flats, losses, lr), plan.inputs, strict=True)
+        for mix, given in zip(blend.matrices(flats, losses, lr, gradients), plan.inputs, strict=True)
     ]
     mixes = blend.before_step(flats, matrices, plan.skipped)
     return Mixed(matrices, [given._replace(mix=mix) for given, mix in zip(plan.inputs, mixes, strict=True)])

@@ -9,6 +9,7 @@ from .base import TransferContext as TransferContext
 from .base import TransferRule as TransferRule
 from .cross_learning import CrossLearning as CrossLearning
 from .distance_decrease import DistanceDecrease as DistanceDecrease
+from .guarded import Guarded as Guarded
 from .gumbel_prior import GumbelPrior as GumbelPrior
 from .hat import Hat as Hat
 from .identity import Identity as Identity
@@ -32,6 +33,7 @@ __all__ = [
     "Constant",
     "CosineDecay",
     "ExponentialDecay",
+    "Guarded",
     "LinearDecay",
     "Moments",
     "Schedule",

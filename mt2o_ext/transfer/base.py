@@ -19,6 +19,8 @@ class TransferContext:
         preferences: [K, T] float64, rows on the simplex.
         gram: [S, K, K] float64, centred: <theta_k - mean, theta_j - mean> per segment; of the change of Theta since the
             last transfer for a rule with ``relative``; None unless the rule ``needs_gram``.
+        slopes: [S, K, K] float64, <g_k, theta_j - theta_0> per segment, g_k the combined gradient of subproblem k in this
+            step; 0 for tensors that are never blended; None unless the rule ``needs_slopes``.
         losses: [K, T] float64, the last losses, or None.
         step: optimizer steps taken before this one.
         lr: 0-d float64, the current learning rate of the first group.
@@ -36,6 +38,7 @@ class TransferContext:
     step: int
     lr: Tensor
     initial_lr: float
+    slopes: Tensor | None = None
 
 
 class TransferRule(ABC):
@@ -46,6 +49,7 @@ class TransferRule(ABC):
     Attributes:
         every: the rule is due at each ``every``-th step.
         needs_gram: `matrix` reads ``context.gram``.
+        needs_slopes: `matrix` reads ``context.slopes``.
         relative: M filters only the change of Theta since the last transfer.
         order: "adapt_then_combine" where the rule requires M (Theta - update); None leaves it to the optimizer.
         fixed: M does not adapt to the data. With one mini-batch shared by all subproblems such rules did not help
@@ -65,6 +69,7 @@ class TransferRule(ABC):
 
     every: int = 1
     needs_gram: bool = False
+    needs_slopes: bool = False
     relative: bool = False
     order: str | None = None
     fixed: bool = False

@@ -59,6 +59,7 @@ class Sequence(TransferRule):
         for rule in self.rules:
             rule.bind(preferences)
         self.needs_gram = any(rule.needs_gram for rule in self.rules)
+        self.needs_slopes = any(rule.needs_slopes for rule in self.rules)
 
     def at(self, step: int) -> TransferRule:
         """The rule of the step that follows ``step`` finished ones."""
