@@ -19,8 +19,8 @@ class TransferContext:
         preferences: [K, T] float64, rows on the simplex.
         gram: [S, K, K] float64, centred: <theta_k - mean, theta_j - mean> per segment; of the change of Theta since the
             last transfer for a rule with ``relative``; None unless the rule ``needs_gram``.
-        slopes: [S, K, K] float64, <g_k, theta_j - theta_0> per segment, g_k the combined gradient of subproblem k in this
-            step; 0 for tensors that are never blended; None unless the rule ``needs_slopes``.
+        slopes: [S, K, K] float64, <g_k, theta_j - theta_0> per segment, g_k the combined gradient of subproblem k in
+            this step; 0 for tensors that are never blended; None unless the rule ``needs_slopes``.
         losses: [K, T] float64, the last losses, or None.
         step: optimizer steps taken before this one.
         lr: 0-d float64, the current learning rate of the first group.

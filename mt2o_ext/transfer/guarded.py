@@ -33,12 +33,11 @@ class Guarded(TransferRule):
         ValueError: for a rule that filters changes, and for a decay outside of [0, 1).
 
     Example:
+        >>> preferences, lr = mt2o_ext.preferences.even(3), torch.tensor(0.1)
         >>> rule = Guarded("mean", decay=0.0)
-        >>> rule.bind(mt2o_ext.preferences.even(3))
+        >>> rule.bind(preferences)
         >>> slopes = torch.tensor([[[0.0, 1.0, 1.0], [0.0, 0.0, -1.0], [0.0, -1.0, 1.0]]]).double()
-        >>> context = TransferContext(
-        ...     mt2o_ext.preferences.even(3), None, losses=None, step=0, lr=torch.tensor(0.1), initial_lr=0.1, slopes=slopes
-        ... )
+        >>> context = TransferContext(preferences, None, losses=None, step=0, lr=lr, initial_lr=0.1, slopes=slopes)
         >>> rule.matrix(context)[0]  # the first one's loss would rise
         tensor([1., 0., 0.], dtype=torch.float64)
         >>> rule.refused
