@@ -34,7 +34,7 @@ class Guarded(TransferRule):
 
     Example:
         >>> preferences, lr = mt2o_ext.preferences.even(3), torch.tensor(0.1)
-        >>> rule = Guarded("mean", decay=0.0)
+        >>> rule = Guarded(Mean(0.1), decay=0.0)
         >>> rule.bind(preferences)
         >>> slopes = torch.tensor([[[0.0, 1.0, 1.0], [0.0, 0.0, -1.0], [0.0, -1.0, 1.0]]]).double()
         >>> context = TransferContext(preferences, None, losses=None, step=0, lr=lr, initial_lr=0.1, slopes=slopes)
