@@ -40,6 +40,8 @@ RULES = {
     r"find_nonfinite<.*, true>": Rule(loads=False, stores=False),
     r"find_nonfinite<.*>": Rule(stores=False),
     r"step_rows<.*>": Rule(whole=True),
+    r"step_masked_rows<.*>": Rule(),
+    r"mask_row<.*>": Rule(),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
     # Four columns of float or two of double for each thread; as many of 16 bits as of float, so that sums are the same.
     r"sum_rows<float, .*>": Rule(stores=False, read_only=128, float64=FLOAT64),

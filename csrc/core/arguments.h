@@ -33,6 +33,14 @@ struct Gradients {
 };
 constexpr int64_t no_gradient = 1;  // instead of an address: counts as zeros, of which nothing is read
 
+// Masks of tasks over the columns of a row, packed: of column p, bit p % 8 of byte p / 8; core/mask.h reads them.
+struct Masks {
+  const uint8_t* bits;  // [T][bytes], or nullptr: none, which is all
+  int64_t row;          // bytes between two tasks
+  const bool* whole;    // [S], whose gradients are not masked, only what moves; or nullptr: none
+  bool hold;            // moments of what does not move stay as well
+};
+
 // out[k] = sum_t weights[k][t] grads[k][t]
 struct Combine {
   int64_t rows, tasks;
@@ -127,9 +135,19 @@ struct Step {
   Gradients grads;
   const double* weights;           // [K][T], or nullptr: all one
   const StepConstants* constants;  // [K][S]
+  Masks masks;                     // the same for all rows, of which none is blended then
   PackedMix mix;
   const Chunk* chunks;
   int64_t tile;  // at most step_tile
+};
+
+// out = values where the mask has a bit, and 0 elsewhere; whole segments are copied
+struct Mask {
+  const void* values;
+  void* out;
+  Type type;    // of both
+  Masks masks;  // of one task
+  const Chunk* chunks;
 };
 
 // found[k] = 1 where any grads[k][t] holds an infinity or a NaN; other entries are left as they are

@@ -7,6 +7,7 @@
 #include "../core/blend.h"
 #include "../core/gradients.h"
 #include "../core/gram.h"
+#include "../core/mask.h"
 #include "../core/priority.h"
 #include "../core/rules.h"
 #include "kernels.h"
@@ -18,12 +19,16 @@ namespace {
 #include "combine.h"
 #include "finite.h"
 #include "gram_blocks.h"
+#include "mask.h"
 
 #include "gram.h"
 #include "priority.h"
 #include "transfer.h"
 
+#include "step_masked.h"
+
 #include "step.h"
 }  // namespace
-extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram, transfer, step, finite, priority_dots, priority_combine};
+extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram,          transfer,        step,
+                                mask,          finite,  priority_dots, priority_combine};
 }  // namespace mt2o::MT2O_ISA

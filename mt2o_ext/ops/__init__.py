@@ -21,6 +21,7 @@ from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
 from .judge import count_, judge_, settle_
 from .layout import cut_chunks, plan_layout
+from .mask import mask_
 from .priority import PriorityRecord, plan_priority, priority_
 from .rules import FIELDS, MOMENTS, NUM_CONSTANTS, SQUARES, Rule
 from .solve import (
@@ -59,6 +60,7 @@ __all__ = [
     "gram_accuracy",
     "judge_",
     "length_accuracy",
+    "mask_",
     "minimum_norm_",
     "plan_layout",
     "plan_priority",

@@ -54,7 +54,7 @@ def nothing_compiled() -> None:
 def wrapped(case: str) -> tuple[Callable[..., None], list[Any], dict[str, Any]]:
     positional, named = arguments_of(case)
     if "rule" in named:
-        named = {"rule": Rule(named["rule"]), "order": Order(named["order"])}
+        named = {**named, "rule": Rule(named["rule"]), "order": Order(named["order"])}
     return getattr(ops, CASES[case][0]), positional, named
 
 
@@ -146,6 +146,14 @@ WRONG: dict[str, tuple[str, int, Callable[[Tensor], Tensor], str]] = {
     "finite: int32 addresses": ("finite by address", 3, Tensor.int, "addresses must be int64 [K, T, S]"),
     "gram: a segment too few": ("gram by address", 5, lambda a: a[..., :1], "addresses must be int64 [K, T, S]"),
     "step: addresses apart": ("step by address", 16, lambda a: a.mT.contiguous().mT, "contiguous along S"),
+    "masked step: a mask too few": ("masked step", 17, lambda m: m[:1], "masks must be uint8 [2, "),
+    "masked step: bool masks": ("masked step", 17, Tensor.bool, "masks must be uint8 [2, "),
+    "masked step: too short": ("masked step", 17, lambda m: m[:, :-1], "masks must be uint8 [2, "),
+    "masked step: columns apart": ("masked step", 17, lambda m: m.mT.contiguous().mT, "contiguous along the last dim"),
+    "masked step: int whole": ("masked step", 18, Tensor.int, "whole must be contiguous, of shape [2]"),
+    "masked step: a mix": ("masked step", 10, lambda m: torch.eye(3).double(), "rows with masks are not blended"),
+    "mask: two rows": ("mask", 2, lambda m: m.expand(2, -1), "masks must be uint8 [1, "),
+    "mask: dtype of out": ("mask", 0, Tensor.double, "out must have the dtype, the shape and the strides of values"),
     "step: two scales": ("step", 14, lambda s: torch.ones(2), "grad_scale must be one float32"),
 }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from emulator import library
 from mt2o_ext import _native
-from mt2o_ext.ops import reference, reference_judge, reference_solve
+from mt2o_ext.ops import reference, reference_judge, reference_mask, reference_solve
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Backend:
     step_: Callable[..., None]
     finite_: Callable[..., None]
     priority_: Callable[..., None]
+    mask_: Callable[..., None]
     judge_: Callable[..., None]
     settle_: Callable[..., None]
     count_: Callable[..., None]
@@ -51,11 +52,13 @@ SOLVERS = (
 
 
 FAMILIES = ("combine_", "gram_", "transfer_", "step_", "finite_", "priority_")
+MASKS = ("mask_",)
 SMALL_TABLES = ("judge_", "settle_", "count_")
 
 
-def _functions(of: object, small: object) -> list[Callable[..., None]]:
-    return [*(getattr(of, name) for name in FAMILIES), *(getattr(small, name) for name in SMALL_TABLES)]
+def _functions(of: object, masks: object, small: object) -> list[Callable[..., None]]:
+    places = ((of, FAMILIES), (masks, MASKS), (small, SMALL_TABLES))
+    return [getattr(where, name) for where, names in places for name in names]
 
 
 def _copied(tensor: Tensor, device: torch.device, copies: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
@@ -93,9 +96,9 @@ def _backend(name: str, missing: str, device: str = "cpu", library: str = "mt2o_
         return replace(REFERENCE, name=name, device=where, missing=missing)
     operators = getattr(torch.ops, library)
     if where.type == "cpu":
-        return Backend(name, where, *_functions(operators, operators), operators)
+        return Backend(name, where, *_functions(operators, operators, operators), operators)
     solve = SimpleNamespace(**{solver: _on(where, getattr(operators, solver)) for solver in SOLVERS})
-    return Backend(name, where, *(_on(where, function) for function in _functions(operators, operators)), solve)
+    return Backend(name, where, *(_on(where, function) for function in _functions(operators, operators, operators)), solve)
 
 
 def _without_gpu() -> str:
@@ -112,7 +115,7 @@ def _emulated() -> Backend:
     return _backend("cuda-emulated", reason, library="mt2o_ext_emulated")
 
 
-REFERENCE = Backend("reference", torch.device("cpu"), *_functions(reference, reference_judge), reference_solve)
+REFERENCE = Backend("reference", torch.device("cpu"), *_functions(reference, reference_mask, reference_judge), reference_solve)
 CPU = _backend("cpu", "" if _native.C is not None else f"the compiled part was not loaded: {_native.load_error}")
 CUDA = _backend("cuda", _without_gpu(), "cuda")
 EMULATED = _emulated()

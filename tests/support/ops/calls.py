@@ -57,7 +57,7 @@ def by_address(operator: str, arguments: Callable[[Sampler], Arguments], sampler
     rows, tasks, _ = positional[at].shape
     apart = addressed(sampler.layout.numels, rows, tasks)
     positional[at] = apart.like
-    return [*positional[:last], apart.addresses], named
+    return [*positional[:last], apart.addresses, *positional[last + 1 :]], named
 
 
 def transfer_arguments(sampler: Sampler) -> Arguments:
@@ -97,6 +97,21 @@ def step_arguments(sampler: Sampler, rule: Rule = Rule.AMSGRAD, *, everything: b
     return arguments, {"rule": int(rule), "order": int(Order.CONSENSUS)}
 
 
+def masked_step_arguments(sampler: Sampler) -> Arguments:
+    positional, named = step_arguments(sampler)
+    names = list(signature(ops.step_).parameters)
+    positional[names.index("mix")] = None
+    positional[names.index("masks")] = sampler.masks(2)
+    positional[names.index("whole")] = torch.arange(len(sampler.layout.numels)) == 1
+    return positional, {**named, "hold": True}
+
+
+def mask_arguments(sampler: Sampler) -> Arguments:
+    whole = torch.arange(len(sampler.layout.numels)) == 1
+    values, out = clean(sampler.rows(1)), clean(sampler.poisoned(1))
+    return [out, values, sampler.masks(1), whole, sampler.layout.chunks], {}
+
+
 def plain_step_arguments(sampler: Sampler) -> Arguments:
     return step_arguments(sampler, Rule.SGD, everything=False)
 
@@ -112,6 +127,8 @@ CASES: dict[str, tuple[str, Callable[[Sampler], Arguments]]] = {
     "priority": ("priority_", priority_arguments),
     "step": ("step_", step_arguments),
     "plain step": ("step_", plain_step_arguments),
+    "masked step": ("step_", masked_step_arguments),
+    "mask": ("mask_", mask_arguments),
     "combine by address": ("combine_", partial(by_address, "combine_", combine_arguments)),
     "gram by address": ("gram_", partial(by_address, "gram_", gram_arguments)),
     "diagonal by address": ("gram_", partial(by_address, "gram_", partial(gram_arguments, diagonal=True))),
