@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_count
 from ..gradients.options import own_generator
-from ..optim import MT2OFused
 from ..sharding import is_sharded
 from .bits import pack, unpack
 from .sparsity import erk_counts
@@ -82,24 +81,55 @@ class TaskMasks(nn.Module):
         if isinstance(whole, str):
             raise TypeError(f"expected whole as a list of words, got {whole!r}: put it into a list")
         named = _checked(named_parameters)
-        self.names = list(named)
-        self.parameters_with_masks = list(named.values())
-        self.whole = [any(word in name for word in whole) for name in self.names]
-        self.sizes = [p.numel() for p in self.parameters_with_masks]
-        counts = erk_counts([p.shape for p in self.parameters_with_masks], density)
-        source = own_generator(generator)
-        masks = [
-            torch.cat([_random_mask(size, count, source) for size, count in zip(self.sizes, counts, strict=True)])
-            for _ in range(num_tasks)
-        ]
-        bits = pack(torch.stack(masks)).to(self.parameters_with_masks[0].device)
-        self.register_buffer("bits", bits)
+        self.names: list[str] = []
+        self.parameters_with_masks: list[Tensor] = []
+        self.whole: list[bool] = []
+        self.sizes: list[int] = []
+        self._words = list(whole)
         self._task_shown: int | None = None
+        device = next(iter(named.values())).device
+        self.register_buffer("bits", torch.zeros(num_tasks, 0, dtype=torch.uint8, device=device))
+        self._add(named, density, own_generator(generator))
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}, parameters={len(self.names)}, elements={sum(self.sizes)}"
 
     # ------------------------------------------------------------------ the masks
+    def add(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        *,
+        density: float = 0.8,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Adds parameters, with random masks of their own; those that are there keep theirs.
+
+        Raises:
+            TypeError: as the constructor.
+            ValueError: as the constructor, and for a parameter or a name that is there already.
+        """
+        self._check_not_shown()
+        named = _checked(named_parameters)
+        there = {*self.names, *map(id, self.parameters_with_masks)}
+        for name, p in named.items():
+            if name in there or id(p) in there:
+                raise ValueError(f"expected parameters without masks, got {name}, which has some: leave it out")
+        self._add(named, density, own_generator(generator))
+
+    def _add(self, named: dict[str, Tensor], density: float, source: torch.Generator) -> None:
+        sizes = [p.numel() for p in named.values()]
+        counts = erk_counts([p.shape for p in named.values()], density)
+        masks = [
+            torch.cat([_random_mask(size, count, source) for size, count in zip(sizes, counts, strict=True)])
+            for _ in range(self.num_tasks)
+        ]
+        old = unpack(self.bits, sum(self.sizes))
+        self.bits = pack(torch.cat([old, torch.stack(masks).to(old.device)], 1))
+        self.names += named
+        self.parameters_with_masks += named.values()
+        self.whole += [any(word in name for word in self._words) for name in named]
+        self.sizes += sizes
+
     def flat(self, task: int) -> Tensor:
         """Return the mask of a task over all elements, bool [P]."""
         return unpack(self.bits[self._checked_task(task)], sum(self.sizes))
@@ -178,9 +208,9 @@ class TaskMasks(nn.Module):
         check_choice("moments", moments, ("decay", "hold"))
         if not hasattr(optimizer, "state"):
             raise TypeError(f"expected an optimizer, got {type(optimizer).__name__}: pass the one that makes the step")
-        if isinstance(optimizer, MT2OFused) and len(optimizer.preferences) > 1:
+        if (several := _models_of(optimizer)) > 1:
             raise ValueError(
-                f"expected an optimizer of one model, got MT2OFused of {len(optimizer.preferences)}: take WeightedFused"
+                f"expected an optimizer of one model, got {type(optimizer).__name__} of {several}: take WeightedFused"
             )
         self._check_not_shown()
         chosen = range(self.num_tasks) if tasks is None else [tasks] if isinstance(tasks, int) else list(tasks)
@@ -253,6 +283,13 @@ def _hold_entries(
         if _is_held(key, value, p, moments):
             before = old.get(key, p.to(value.dtype) if key in ALWAYS_HELD else torch.zeros_like(value))
             value.copy_(torch.where(mask, value, before))
+
+
+def _models_of(optimizer: torch.optim.Optimizer) -> int:
+    """The number of models that the parameters of an optimizer show one after another."""
+    from ..optim import MT2OFused  # which imports this module
+
+    return len(optimizer.preferences) if isinstance(optimizer, MT2OFused) else 1
 
 
 def _random_mask(size: int, count: int, generator: torch.Generator) -> Tensor:

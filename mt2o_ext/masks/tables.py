@@ -1,0 +1,111 @@
+"""Masks of tasks in the order of the columns of flat buffers, as the kernels read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..gradients.layout import Layout
+from .bits import pack, unpack
+from .task_masks import TaskMasks
+
+__all__ = ["MaskTables", "StepMasks"]
+
+
+class StepMasks(NamedTuple):
+    """The masks of a step, of one buffer.
+
+    bits: uint8 [n, ceil(P / 8)], of the tasks whose gradients the step has.
+    whole: bool [S], tensors whose gradients are not masked; None: no one.
+    hold: moments stay, too, where no mask has the column.
+    """
+
+    bits: Tensor
+    whole: Tensor | None
+    hold: bool
+
+
+class MaskTables:
+    """The masks of T tasks over the columns of several buffers, side by side in one table.
+
+    What has no mask, and what lies between two tensors, has bits that are set.
+
+    Args:
+        masks: as the user sees them.
+        layouts: of the buffers.
+
+    Attributes:
+        bits: uint8 [T, bytes], of all buffers.
+        whole: for each buffer, bool [S], or None where no tensor is whole.
+        with_masks: for each buffer, the tensors that have masks.
+    """
+
+    def __init__(self, masks: TaskMasks, layouts: Sequence[Layout]) -> None:
+        self._masks = masks
+        self._layouts = list(layouts)
+        place = {id(p): index for index, p in enumerate(masks.parameters_with_masks)}
+        self._places = [[place.get(id(p)) for p in layout.parameters] for layout in self._layouts]
+        self.with_masks = [
+            [segment for segment, index in enumerate(places) if index is not None] for places in self._places
+        ]
+        self._starts = [0]
+        for layout in self._layouts:
+            self._starts.append(self._starts[-1] + -(-layout.width // 8))
+        self.whole = [self._whole_of(index) for index in range(len(self._layouts))]
+        self._read()
+
+    def _whole_of(self, index: int) -> Tensor | None:
+        flags = [place is not None and self._masks.whole[place] for place in self._places[index]]
+        return torch.tensor(flags, device=self._layouts[index].device) if any(flags) else None
+
+    def _read(self) -> None:
+        """Makes the table of the user's masks."""
+        masks = self._masks
+        self._seen = (masks.bits, masks.bits._version)
+        flat = unpack(masks.bits, sum(masks.sizes))
+        parts = flat.split(masks.sizes, 1)
+        tables = []
+        for layout, places in zip(self._layouts, self._places, strict=True):
+            columns = torch.ones(masks.num_tasks, layout.width, dtype=torch.bool, device=layout.device)
+            for segment, place in enumerate(places):
+                if place is not None:
+                    rows = layout.rows_of(columns, segment)
+                    rows.copy_(parts[place].reshape(rows.shape))
+            tables.append(pack(columns))
+        device = self._layouts[0].device if self._layouts else masks.bits.device
+        self.bits = torch.cat(tables, 1) if tables else torch.zeros(masks.num_tasks, 0, dtype=torch.uint8, device=device)
+
+    def refresh(self) -> None:
+        """Takes in what the user has done to the masks since they were read."""
+        bits, version = self._seen
+        if self._masks.bits is not bits or self._masks.bits._version != version:
+            self._read()
+
+    def write_back(self) -> None:
+        """Gives the user's masks what has become of the table."""
+        masks = self._masks
+        parts: list[Tensor | None] = [None] * len(masks.sizes)
+        old = unpack(masks.bits, sum(masks.sizes)).split(masks.sizes, 1)
+        for index, (layout, places) in enumerate(zip(self._layouts, self._places, strict=True)):
+            columns = unpack(self.of(index), layout.width)
+            for segment, place in enumerate(places):
+                if place is not None:
+                    parts[place] = layout.rows_of(columns, segment).flatten(1).to(masks.bits.device)
+        filled = [before if part is None else part for part, before in zip(parts, old, strict=True)]
+        masks.bits.copy_(pack(torch.cat(filled, 1)))
+        self._seen = (masks.bits, masks.bits._version)
+
+    def of(self, index: int) -> Tensor:
+        """uint8 [T, ceil(P / 8)], of one buffer: a view of the table."""
+        return self.bits[:, self._starts[index] : self._starts[index + 1]]
+
+    def of_step(self, index: int, tasks: Sequence[int], *, hold: bool) -> StepMasks | None:
+        """The masks of a step with the gradients of these tasks; None where nothing has a mask."""
+        if not self.with_masks[index]:
+            return None
+        table = self.of(index)
+        bits = table[tasks[0] : tasks[0] + 1] if len(tasks) == 1 else table[list(tasks)]
+        return StepMasks(bits, self.whole[index], hold)
