@@ -1,7 +1,8 @@
 """Multi-task optimizers on fused kernels: trade-offs trained together, one run, a Pareto front of models.
 
 ``torch.optim.Optimizer`` subclasses; see :class:`MT2OFused`, :class:`WeightedFused`,
-:class:`ConnectionStrengthFused` and :class:`HarmonyFused`.  What they are made with is in modules: ``weighting``, ``transfer``,
+:class:`ConnectionStrengthFused` and :class:`HarmonyFused`.
+What they are made with is in modules: ``weighting``, ``transfer``,
 ``scalarization``, ``preferences``, ``priority``, ``base`` (base rules), ``pareto``, ``models`` (parts of models),
 ``variational`` (layers that are distributions), ``masks`` (of tasks over one model), and ``contrib`` (methods that
 nobody has validated).

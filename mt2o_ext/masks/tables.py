@@ -76,7 +76,9 @@ class MaskTables:
                     rows.copy_(parts[place].reshape(rows.shape))
             tables.append(pack(columns))
         device = self._layouts[0].device if self._layouts else masks.bits.device
-        self.bits = torch.cat(tables, 1) if tables else torch.zeros(masks.num_tasks, 0, dtype=torch.uint8, device=device)
+        self.bits = (
+            torch.cat(tables, 1) if tables else torch.zeros(masks.num_tasks, 0, dtype=torch.uint8, device=device)
+        )
 
     def refresh(self) -> None:
         """Takes in what the user has done to the masks since they were read."""

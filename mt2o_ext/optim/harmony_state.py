@@ -80,9 +80,7 @@ class KeptMasks:
             return
         new = self._named_apart(new)
         if self._masks is None:
-            self._masks = TaskMasks(
-                new, num_tasks, density=self._density, whole=self._whole, generator=self._generator
-            )
+            self._masks = TaskMasks(new, num_tasks, density=self._density, whole=self._whole, generator=self._generator)
         else:
             self._masks.add(new, density=self._density, generator=self._generator)
 
@@ -116,14 +114,14 @@ class KeptMasks:
             **recorded,
         }
 
-    def loaded(
-        self, shared: Any, rounds: Rounds, report: SkipReport, recorder: Recorder | None
-    ) -> Callable[[], None]:
+    def loaded(self, shared: Any, rounds: Rounds, report: SkipReport, recorder: Recorder | None) -> Callable[[], None]:
         """Check what `exported` gave.
 
         Args:
             shared: the state, or None where a dict has none.
-            rounds, report, recorder: take it over.
+            rounds: takes its counts over.
+            report: takes the skipped steps over.
+            recorder: takes the record over, where both have one.
 
         Returns:
             A function that takes the state over, and cannot fail.

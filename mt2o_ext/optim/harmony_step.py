@@ -21,8 +21,9 @@ from ..masks.tables import MaskTables
 from ..ranks import together
 from .amp import Scaling
 from .base import FlatOptimizer, nothing_left
-from .flat_masked import FlatMasked
 from .harmony_rounds import Rounds
+from .harmony_shares import Shares
+from .harmony_view import TaskView
 from .step import StepInputs
 from .turns import ANOTHER, OUTSIDE, Turns, take_turn
 
@@ -73,7 +74,7 @@ class HarmonySteps(FlatOptimizer):
             self._clear()
             for task in order:
                 turns.task = task
-                versions = self._show(task)
+                versions = self._view.enter(task)
                 try:
                     yield task
                 finally:
@@ -135,42 +136,21 @@ class HarmonySteps(FlatOptimizer):
             self._synchronize()
             self._tables.refresh()
 
-    def _seen(self) -> Iterator[tuple[FlatMasked, int]]:
-        """The buffers that tasks see through masks, and their places in the tables."""
-        for index, flat in enumerate(self._buffers.flats):
-            if self._tables.with_masks[index]:
-                assert isinstance(flat, FlatMasked)
-                yield flat, index
+    @property
+    def _view(self) -> TaskView:
+        return TaskView(self._buffers, self._tables, self._now)
 
-    @torch.no_grad()
-    def _show(self, task: int, name: str | None = None) -> dict[Tensor, int]:
-        """Shows the model to a task; returns the versions of the parameters then."""
-        with torch.inference_mode(False):
-            for flat, index in self._seen():
-                flat.show_task(self._tables.of(index)[task : task + 1], self._tables.whole[index], name)
-        torch.clear_autocast_cache()
-        self._now.averaged = True
-        return {p: p._version for flat, _ in self._seen() for p in flat.parameters}
-
-    @torch.no_grad()
-    def _show_truth(self, versions: dict[Tensor, int] | None = None) -> None:
-        """Shows all of the model again.
-
-        versions: of the parameters when the task was shown.
-        """
-        if versions is not None and any(p._version != version for p, version in versions.items()):
+    def _show_truth(self, versions: dict[Tensor, int]) -> None:
+        """Shows all of the model again; versions: of the parameters when the task was shown."""
+        if any(p._version != version for p, version in versions.items()):
             self._warn_of_changes()
-        with torch.inference_mode(False):
-            for flat, _ in self._seen():
-                flat.activate(0)
-        torch.clear_autocast_cache()
-        self._now.averaged = False
+        self._view.leave()
 
     def _warn_of_changes(self) -> None:
         self._warn_once(
             "dropped changes",
-            "parameters were changed while the model showed what a task sees, inside of tasks() or shown(): the changes "
-            "are dropped. Change them outside.",
+            "parameters were changed while the model showed what a task sees, inside of tasks() or shown(): the "
+            "changes are dropped. Change them outside.",
             stacklevel=5,
         )
 
@@ -208,16 +188,16 @@ class HarmonySteps(FlatOptimizer):
         kept = [(p, p.grad) for _, p in self._parameters()]
         for p, _ in kept:
             p.grad = None
-        self._show(task, name)
+        view = self._view
+        view.enter(task, name)
         try:
             yield
-            for flat, index in self._seen():
-                if not flat.is_view_of(self._tables.of(index)[task : task + 1], self._tables.whole[index], name):
-                    self._warn_of_changes()
+            if not view.is_kept(task, name):
+                self._warn_of_changes()
         finally:
             for p, grad in kept:
                 p.grad = grad
-            self._show_truth()
+            view.leave()
 
     # ------------------------------------------------------------------ the step
     @torch._disable_dynamo
@@ -322,49 +302,18 @@ class HarmonySteps(FlatOptimizer):
         turns.losses = dict(zip(there, losses, strict=True))
         divisor = self._of_all_ranks(scaling.kept_factor(self._buffers.device))
         found = self._find_nonfinite(tables, losses.reshape(1, -1).to(self._buffers.device), scaling)
-        weights = self._weights(tables, turns, there, divisor)
-        if self._longest is not None and self._skips:
-            assert self._now.grad_norm is not None
-            finite = self._now.grad_norm[there].isfinite().all()
-            found = torch.where(finite, found, torch.full_like(found, NONFINITE))
+        shares = Shares(tables, self._buffers.tasks, turns.order, there, self._num_tasks)
+        if self._longest is None:
+            weights = shares.equal()
+        else:
+            weights, self._now.grad_norm = shares.shortened(self._longest, divisor)
+            if self._skips:
+                finite = self._now.grad_norm[there].isfinite().all()
+                found = torch.where(finite, found, torch.full_like(found, NONFINITE))
         if not nothing_left(found):
             self._apply(self._inputs(tables, turns, there, weights, divisor, found))
         self._report.count(found, found, expected=turns.scaler is not None)
         return found
-
-    def _weights(
-        self, tables: Sequence[GradientTable], turns: Turns, there: list[int], divisor: Tensor | None
-    ) -> Tensor | None:
-        """float64 [1, n], of the gradients of the tasks that are there: of their mean, none longer than allowed."""
-        share = 1 / len(there)
-        if self._longest is None:
-            if len(there) == 1:
-                return None
-            return torch.full((1, len(there)), share, dtype=torch.float64, device=self._buffers.device)
-        squares = torch.zeros(self._num_tasks, dtype=torch.float64, device=self._buffers.device)
-        for index, table in enumerate(tables):
-            own = table.gram(diagonal=True)[0]  # [S, T], or [S, 1]
-            heads = self._buffers.tasks[index]
-            if len(turns.order) == 1:
-                squares[turns.order[0]] += own.sum()
-            elif heads[0] is None:
-                squares += own.sum(0)
-            else:
-                squares.index_add_(0, torch.tensor(heads, device=squares.device), own[:, 0])
-        norms = squares.sqrt() if divisor is None else squares.sqrt() / divisor.double()
-        factors = torch.where(norms > self._longest, self._longest / norms, 1.0)
-        absent = [task for task in range(self._num_tasks) if task not in there]
-        norms[absent] = torch.nan
-        self._now.grad_norm = norms
-        if len(turns.order) > 1:
-            self._shorten_heads(tables, factors)
-        return (factors[there] * share)[None]
-
-    def _shorten_heads(self, tables: Sequence[GradientTable], factors: Tensor) -> None:
-        for table, heads in zip(tables, self._buffers.tasks, strict=True):
-            for grad, task in zip(table.tensors[0], heads, strict=True):
-                if task is not None and grad is not None:
-                    grad.mul_(factors[task].to(grad.dtype))
 
     def _inputs(
         self,

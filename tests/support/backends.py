@@ -98,7 +98,9 @@ def _backend(name: str, missing: str, device: str = "cpu", library: str = "mt2o_
     if where.type == "cpu":
         return Backend(name, where, *_functions(operators, operators, operators), operators)
     solve = SimpleNamespace(**{solver: _on(where, getattr(operators, solver)) for solver in SOLVERS})
-    return Backend(name, where, *(_on(where, function) for function in _functions(operators, operators, operators)), solve)
+    return Backend(
+        name, where, *(_on(where, function) for function in _functions(operators, operators, operators)), solve
+    )
 
 
 def _without_gpu() -> str:
@@ -115,7 +117,9 @@ def _emulated() -> Backend:
     return _backend("cuda-emulated", reason, library="mt2o_ext_emulated")
 
 
-REFERENCE = Backend("reference", torch.device("cpu"), *_functions(reference, reference_mask, reference_judge), reference_solve)
+REFERENCE = Backend(
+    "reference", torch.device("cpu"), *_functions(reference, reference_mask, reference_judge), reference_solve
+)
 CPU = _backend("cpu", "" if _native.C is not None else f"the compiled part was not loaded: {_native.load_error}")
 CUDA = _backend("cuda", _without_gpu(), "cuda")
 EMULATED = _emulated()
