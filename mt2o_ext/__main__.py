@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _native, ops
-from .ops import FIELDS, NUM_CONSTANTS, Order, Rule, reference
+from .ops import FIELDS, NUM_CONSTANTS, Order, Rule, reference, reference_mask
 
 K, T = 5, 3
 NUMELS = (1, 17, 4097, 20_000)
@@ -173,6 +173,44 @@ def check_step(p: Problem) -> tuple[float, float]:
     return largest(run(ops.step_, *rows) - expected), (4 * (K + 4) + T + 12) * UNIT
 
 
+def packed(p: Problem, tasks: int) -> Tensor:
+    """Masks [tasks, row / 8] that lack two columns of three."""
+    columns = torch.arange(p.row, dtype=torch.int64, device=p.device).expand(tasks, -1)
+    ones = ((columns + torch.arange(tasks, device=p.device)[:, None]) % 3 == 0).unflatten(1, (-1, 8)).long()
+    return (ones << torch.arange(8, device=p.device)).sum(2).to(torch.uint8)
+
+
+def check_mask(p: Problem) -> tuple[float, float]:
+    """Checks `ops.mask_`."""
+    values, masks = p.rows(1), packed(p, 1)
+    out, expected = torch.zeros_like(values), torch.zeros_like(values)
+    ops.mask_(out, values, masks, None, p.chunks)
+    reference_mask.mask_(expected, values, masks, None, p.chunks)
+    return largest(out - expected), 0.0
+
+
+def check_harmony(p: Problem) -> tuple[float, float]:
+    """Checks `ops.harmony_`."""
+    grads, values, masks = p.rows(1, T), p.rows(1), packed(p, T)
+    factors = torch.ones(T, dtype=torch.float64, device=p.device)
+    scores = torch.zeros(T, p.row, dtype=torch.float32, device=p.device)
+    expected, options = wide(scores), {"gamma": 2.0, "magnitude": False, "dense": True}
+    ops.harmony_(scores, grads, values, factors, masks, None, p.chunks, **options)
+    reference_mask.harmony_(expected, wide(grads), wide(values), factors, masks, None, p.chunks, **options)
+    return largest(scores - expected), 3 * (T + 6) * UNIT
+
+
+def check_exchange(p: Problem) -> tuple[float, float]:
+    """Checks `ops.exchange_`."""
+    masks, scores = packed(p, T), p.rows(T)
+    counts = torch.zeros(T, len(p.chunks), ops.EXCHANGE_BINS, dtype=torch.int32, device=p.device)
+    state = torch.zeros(T, ops.EXCHANGE_STATE, dtype=torch.int64, device=p.device)
+    expected = masks.clone()
+    ops.exchange_(masks, counts, state, scores, p.chunks, amount=100)
+    reference_mask.exchange_(expected, counts, state, scores, p.chunks, amount=100)
+    return largest(masks.double() - expected.double()), 0.0
+
+
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
     """Products [K, T] of matrices [K, T, T] and vectors [K, T]."""
     return (matrix @ vector[..., None])[..., 0]
@@ -213,6 +251,9 @@ CHECKS: dict[str, Callable[[Problem], tuple[float, float]]] = {
     "settle": check_settle,
     "count": check_count,
     "step": check_step,
+    "mask": check_mask,
+    "harmony": check_harmony,
+    "exchange": check_exchange,
     "solve": check_solve,
 }
 

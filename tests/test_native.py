@@ -260,7 +260,10 @@ def test_the_answer_about_a_gpu_is_a_constant_for_compilers_as_torch_marks_one()
 
 
 # ---------------------------------------------------------------------- python -m mt2o_ext
-FAMILIES = ("combine", "gram", "priority", "transfer", "finite", "judge", "settle", "count", "step", "solve")
+FAMILIES = (
+    "combine", "gram", "priority", "transfer", "finite", "judge", "settle", "count", "step", "mask", "harmony",
+    "exchange", "solve",
+)  # fmt: skip
 
 
 def checked(output: str) -> list[str]:

@@ -150,6 +150,35 @@ struct Mask {
   const Chunk* chunks;
 };
 
+// Scores of the elements of each task's mask, and of those outside; see core/harmony.h.
+struct Harmony {
+  int64_t tasks;
+  Gradients grads;        // [1][T], of which nothing is masked
+  const void* values;     // [P], the parameters, of the type of grads
+  const double* factors;  // [T], multiply the gradients
+  Masks masks;            // of all tasks
+  double gamma;
+  bool magnitude;  // importance by the size of the parameters, not of the gradients
+  bool dense;      // outside of a mask agreement is that of whole gradients
+  float* scores;   // [T]
+  int64_t scores_row;
+  const Chunk* chunks;
+};
+
+// In each task's mask, as many bits are cleared and set as there are to change: of those that are set, the ones with
+// the smallest scores, of the others the ones with the largest.
+struct Exchange {
+  int64_t tasks, num_chunks, amount;
+  uint8_t* masks;  // [T]
+  int64_t masks_row;
+  const float* scores;  // [T]
+  int64_t scores_row;
+  const Chunk* chunks;  // only what lies in them is looked at
+  int32_t* counts;      // [T][C][exchange_bins]  on a GPU
+  uint64_t* state;      // [T][exchange_state]    on a GPU
+};
+constexpr int exchange_bins = 32, exchange_state = 5;
+
 // found[k] = 1 where any grads[k][t] holds an infinity or a NaN; other entries are left as they are
 struct Finite {
   int64_t rows, tasks;

@@ -7,6 +7,7 @@
 #include "../core/blend.h"
 #include "../core/gradients.h"
 #include "../core/gram.h"
+#include "../core/harmony.h"
 #include "../core/mask.h"
 #include "../core/priority.h"
 #include "../core/rules.h"
@@ -27,8 +28,10 @@ namespace {
 
 #include "step_masked.h"
 
+#include "harmony.h"
+
 #include "step.h"
 }  // namespace
-extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram,          transfer,        step,
-                                mask,          finite,  priority_dots, priority_combine};
+extern const Kernels kernels = {MT2O_ISA_NAME, combine, gram,   transfer,      step,
+                                mask,          harmony, finite, priority_dots, priority_combine};
 }  // namespace mt2o::MT2O_ISA

@@ -24,8 +24,9 @@ Problem finite(const Finite&, Extent, Stream);
 Problem transfer(const Transfer&, const DenseMix&, Extent, Stream);  // the packed mix is not looked at
 Problem priority(const Priority&, int64_t layers, Extent, Stream);
 Problem step(const Step&, const StepCounters&, const DenseMix&, Extent, Stream);
-Problem step_masked(const Step&, Extent, Stream);  // the part of `step` behind its counters
 Problem mask(const Mask&, Extent, Stream);
+Problem harmony(const Harmony&, Extent, Stream);
+Problem exchange(const Exchange&, Stream);
 
 Problem judge(const Losses&, Stream);  // gathers them only
 Problem judge(const Judge&, Stream);

@@ -17,6 +17,12 @@ MT2O_DEFINE(MT2O_LIBRARY, m) {
       "Tensor(f!)? low_precision, Tensor(g!) step, Tensor(h!) constants, Tensor grads, Tensor? weights, Tensor? mix, "
       "Tensor segments, Tensor chunks, Tensor? active, Tensor? grad_scale, Tensor? found_inf, Tensor? addresses=None, "
       "Tensor? masks=None, Tensor? whole=None, *, int rule, int order, bool hold=False) -> ()");
+  m.def(
+      "harmony_(Tensor(a!) scores, Tensor grads, Tensor values, Tensor factors, Tensor masks, Tensor? whole, "
+      "Tensor chunks, Tensor? addresses=None, *, float gamma, bool magnitude, bool dense) -> ()");
+  m.def(
+      "exchange_(Tensor(a!) masks, Tensor(b!) counts, Tensor(c!) state, Tensor scores, Tensor chunks, *, int amount) "
+      "-> ()");
   m.def("mask_(Tensor(a!) out, Tensor values, Tensor masks, Tensor? whole, Tensor chunks) -> ()");
   m.def(
       "priority_(Tensor(a!) out, Tensor(b!) dots, Tensor(c!) coefficients, Tensor grads, Tensor owners, Tensor records, "

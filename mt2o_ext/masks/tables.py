@@ -104,6 +104,23 @@ class MaskTables:
         """uint8 [T, ceil(P / 8)], of one buffer: a view of the table."""
         return self.bits[:, self._starts[index] : self._starts[index + 1]]
 
+    def start(self, index: int) -> int:
+        """The byte at which the part of a buffer begins."""
+        return self._starts[index]
+
+    def chunks_of(self, index: int) -> Tensor:
+        """int64 [C, 3], the chunks of a buffer's tensors that have masks."""
+        layout, segments = self._layouts[index], self.with_masks[index]
+        return torch.cat([layout.chunks[:0], *(layout.chunks_of[segment] for segment in segments)])
+
+    def chunks(self) -> Tensor:
+        """int64 [C, 3], the same of all buffers, in the columns of the whole table."""
+        found = []
+        for index in range(len(self._layouts)):
+            shift = 8 * self._starts[index]
+            found.append(self.chunks_of(index) + torch.tensor([0, shift, shift], device=self.bits.device))
+        return torch.cat(found).contiguous()
+
     def of_step(self, index: int, tasks: Sequence[int], *, hold: bool) -> StepMasks | None:
         """The masks of a step with the gradients of these tasks; None where nothing has a mask."""
         if not self.with_masks[index]:

@@ -19,6 +19,7 @@ from .addresses import NO_GRADIENT, address_table, can_read_addresses
 from .combine import combine_
 from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
+from .harmony import EXCHANGE_BINS, EXCHANGE_STATE, exchange_, harmony_
 from .judge import count_, judge_, settle_
 from .layout import cut_chunks, plan_layout
 from .mask import mask_
@@ -38,6 +39,8 @@ from .step import Order, step_
 from .transfer import transfer_
 
 __all__ = [
+    "EXCHANGE_BINS",
+    "EXCHANGE_STATE",
     "FIELDS",
     "MOMENTS",
     "NO_GRADIENT",
@@ -55,9 +58,11 @@ __all__ = [
     "descent_",
     "dual_cone_",
     "eigen_",
+    "exchange_",
     "finite_",
     "gram_",
     "gram_accuracy",
+    "harmony_",
     "judge_",
     "length_accuracy",
     "mask_",

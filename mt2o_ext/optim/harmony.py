@@ -17,10 +17,12 @@ from ..masks.tables import MaskTables
 from ..masks.task_masks import TaskMasks
 from ..ops.limits import MAX_TASKS
 from .buffers import Buffers
+from .harmony_exchange import MaskExchange
 from .harmony_rounds import Rounds
 from .harmony_state import KeptMasks
 from .harmony_step import HarmonySteps
 from .history import StepHistory
+from .turns import Turns
 
 __all__ = ["HarmonyFused"]
 
@@ -178,14 +180,14 @@ class HarmonyFused(HarmonySteps):
         return self._rounds.due
 
     @torch.no_grad()
-    def exchange(self, loss_of: Callable[[int], Tensor], amount: int | None = None) -> None:
+    def exchange(self, loss_of: Callable[..., Tensor | None], amount: int | None = None) -> None:
         """Exchanges elements of each mask, by the rule of ``harmony=``.
 
         Changes no parameter and no ``.grad``; keeps T gradients in memory meanwhile.
 
         Args:
             loss_of: ``task -> loss``, of a new mini-batch; called once for each task, under grad mode, with the model
-                as the task sees it.
+                as the task sees it.  One that returns None, as the task has no data, leaves all masks as they are.
             amount: of elements, of each mask; fewer where there are fewer inside or outside of it.  None: by
                 ``budget=``.
 
@@ -203,18 +205,29 @@ class HarmonyFused(HarmonySteps):
         self._check_truth_shown()
         if self._now.turns is not None:
             raise RuntimeError("expected exchange() between two steps, got it inside of one: call step() before")
-        if amount > 0:
-            self._prepare()
-            self._harmony.update(self.masks, loss_of, amount)
-            self._tables.refresh()
-        self._rounds.exchanged = self._rounds.steps
+        if amount == 0 or self._exchanged(loss_of, amount):
+            self._rounds.exchanged = self._rounds.steps
+
+    def _exchanged(self, loss_of: Callable[..., Tensor | None], amount: int) -> bool:
+        """Exchanges elements; False: a task had no data, so that it has to wait."""
+        self._prepare()
+        turns = self._now.turns = Turns(0, range(self._num_tasks), {}, self._num_tasks)
+        try:
+            parts = self._buffers.flats, self._tables, self._view, self._harmony, turns, self._ranks
+            return MaskExchange(*parts).run(loss_of, amount)
+        finally:
+            self._now.turns = None
 
     # ------------------------------------------------------------------ data parallelism
     def _works_in_wrapper(self) -> bool:
         return True
 
     def _description(self) -> dict[str, Any]:
-        own = {"turns": "all" if self._rounds.every else "one", "interval": self._rounds.interval, "hold": self._hold}
+        own: dict[str, Any] = {
+            "turns": "all" if self._rounds.every else "one",
+            "interval": self._rounds.interval,
+            "hold": self._hold,
+        }
         own |= {"budget": repr(self._rounds.budget), "max_norm": self._longest, **self._kept.description()}
         return {**super()._description(), **own}
 

@@ -38,7 +38,7 @@ class Rounds:
         """
         if chosen is None:
             return list(range(num_tasks)) if self.every else [self.steps % num_tasks]
-        if not isinstance(chosen, (int, Sequence)) or isinstance(chosen, str):
+        if isinstance(chosen, str) or not isinstance(chosen, (int, Sequence)):
             raise TypeError(f"expected a task or a list of tasks, got {type(chosen).__name__}: pass their numbers")
         tasks = [chosen] if isinstance(chosen, int) else list(chosen)
         if not tasks:

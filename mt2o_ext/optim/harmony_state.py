@@ -78,16 +78,21 @@ class KeptMasks:
             )
         if not new:
             return
-        new = self._named_apart(new)
+        named = self._named_apart(new)
         if self._masks is None:
-            self._masks = TaskMasks(new, num_tasks, density=self._density, whole=self._whole, generator=self._generator)
+            self._masks = TaskMasks(
+                named, num_tasks, density=self._density, whole=self._whole, generator=self._generator
+            )
         else:
-            self._masks.add(new, density=self._density, generator=self._generator)
+            self._masks.add(named, density=self._density, generator=self._generator)
 
     def _named_apart(self, new: list[tuple[str | None, Tensor]]) -> list[tuple[str, Tensor]]:
-        """The same with a name for each parameter that has none."""
-        count = 0 if self._masks is None else len(self._masks.names)
-        return [(f"parameter {count + i}" if name is None else name, p) for i, (name, p) in enumerate(new)]
+        """The same with a name for each parameter, which no other one has."""
+        names = [] if self._masks is None else list(self._masks.names)
+        for name, _ in new:
+            name = f"parameter {len(names)}" if name is None else name
+            names.append(f"{name} ({len(names)})" if name in names else name)
+        return list(zip(names[-len(new) :], (p for _, p in new), strict=True))
 
     # ------------------------------------------------------------------ ranks
     def description(self) -> dict[str, Any]:

@@ -262,7 +262,7 @@ class HarmonySteps(FlatOptimizer):
             self._warn_once("late", self._rounds.words)
         return losses
 
-    def exchange(self, loss_of: Callable[[int], Tensor], amount: int | None = None) -> None:
+    def exchange(self, loss_of: Callable[..., Tensor | None], amount: int | None = None) -> None:
         """Exchanges elements of each mask."""
         raise NotImplementedError
 

@@ -33,6 +33,8 @@ class Backend:
     finite_: Callable[..., None]
     priority_: Callable[..., None]
     mask_: Callable[..., None]
+    harmony_: Callable[..., None]
+    exchange_: Callable[..., None]
     judge_: Callable[..., None]
     settle_: Callable[..., None]
     count_: Callable[..., None]
@@ -52,7 +54,7 @@ SOLVERS = (
 
 
 FAMILIES = ("combine_", "gram_", "transfer_", "step_", "finite_", "priority_")
-MASKS = ("mask_",)
+MASKS = ("mask_", "harmony_", "exchange_")
 SMALL_TABLES = ("judge_", "settle_", "count_")
 
 

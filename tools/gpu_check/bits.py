@@ -23,7 +23,9 @@ from tools.gpu_check import problems
 from tools.gpu_check.problems import CPU, CUDA, Backend, Call
 from tools.gpu_check.runner import ROOT, write_json
 
-IN_ONE_ORDER = {"combine", "transfer", "step", "finite", "judge", "settle", "count", "solve"}
+IN_ONE_ORDER = {
+    "combine", "transfer", "step", "finite", "judge", "settle", "count", "solve", "mask", "harmony", "exchange",
+}  # fmt: skip
 
 
 def bits_of(tensor: Tensor) -> Tensor:
