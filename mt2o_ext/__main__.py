@@ -194,9 +194,13 @@ def check_harmony(p: Problem) -> tuple[float, float]:
     grads, values, masks = p.rows(1, T), p.rows(1), packed(p, T)
     factors = torch.ones(T, dtype=torch.float64, device=p.device)
     scores = torch.zeros(T, p.row, dtype=torch.float32, device=p.device)
-    expected, options = wide(scores), {"gamma": 2.0, "magnitude": False, "dense": True}
-    ops.harmony_(scores, grads, values, factors, masks, None, p.chunks, **options)
-    reference_mask.harmony_(expected, wide(grads), wide(values), factors, masks, None, p.chunks, **options)
+    expected = wide(scores)
+    ops.harmony_(
+        scores, grads, values, factors, masks, None, p.chunks, gamma=2.0, magnitude=False, dense=True
+    )  # fmt: skip
+    reference_mask.harmony_(
+        expected, wide(grads), wide(values), factors, masks, None, p.chunks, gamma=2.0, magnitude=False, dense=True
+    )
     return largest(scores - expected), 3 * (T + 6) * UNIT
 
 

@@ -29,8 +29,8 @@ def harmony_(
 ) -> None:
     """Scores of each element for each task (HarmoDT, arXiv 2405.18080), without a stored mean of the gradients.
 
-    Where the task's mask has the element: harmony, I + gamma mean g, of masked gradients, with I = g^2 or \\|theta\\|.
-    Where it has not: agreement, mean g.
+    Where the task's mask has the element: harmony, I + gamma mean g, of masked gradients, with I = g^2 or the size of
+    theta.  Where it has not: agreement, mean g.
 
     Args:
         scores: float32 [T, P], receives them.
@@ -43,7 +43,7 @@ def harmony_(
         addresses: int64 [1, T, S] from :func:`address_table`: where the gradients lie, instead of in ``grads``, of
             which only the shape, the dtype and the device count then; or None.
         gamma: of the agreement against the importance.
-        magnitude: I is \\|theta\\|, not g^2.
+        magnitude: I is the size of theta, not g^2.
         dense: agreement is of gradients that are not masked.
     """
     function = torch.ops.mt2o_ext.harmony_ if compiled(scores) else reference_mask.harmony_

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..checks import check_index
 from ..masks.harmony import CosineBudget
@@ -28,7 +29,7 @@ class Rounds:
     steps: int = 0
     exchanged: int = 0
 
-    def order(self, chosen: int | Sequence[int] | None, num_tasks: int) -> list[int]:
+    def order(self, chosen: Any, num_tasks: int) -> list[int]:
         """The tasks of a step.
 
         Raises:
