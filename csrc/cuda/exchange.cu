@@ -94,13 +94,14 @@ __global__ void __launch_bounds__(warp) next_digit(Exchange s, int shift) {
 __global__ void __launch_bounds__(threads) exchange_bits(Exchange s) {
   const Chunk chunk = s.chunks[blockIdx.x];
   const int64_t task = blockIdx.y;
-  const ExchangeState state = reinterpret_cast<const ExchangeState*>(s.state)[task];
+  const ExchangeState& state = reinterpret_cast<const ExchangeState*>(s.state)[task];
+  const uint64_t last_cleared = state.of[0].digits, last_set = state.of[1].digits;
   if (state.amount == 0) return;
   for (int64_t p = chunk.begin + 8 * int64_t(threadIdx.x); p < chunk.end; p += 8 * threads) {
     unsigned changed = 0;
     for (int64_t i = 0; i < least(8, chunk.end - p); ++i) {
       const bool inside = has(s, task, p + i);
-      if (key_at(s, task, p + i, inside) <= state.of[inside ? 0 : 1].digits) changed |= 1u << i;
+      if (key_at(s, task, p + i, inside) <= (inside ? last_cleared : last_set)) changed |= 1u << i;
     }
     if (changed) s.masks[task * s.masks_row + p / 8] ^= uint8_t(changed);
   }
