@@ -16,6 +16,7 @@ NAMES = [
     "bench_weightings",
     "bench_training",
     "bench_many_losses",
+    "bench_masks",
 ]
 
 for name in NAMES:

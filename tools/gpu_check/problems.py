@@ -103,6 +103,8 @@ def by_address(calls: Iterator[Call], argument: int) -> Iterator[Call]:
     """Each call as it is and, but for centred and cross products, once more with its gradients scattered."""
     for call in calls:
         yield call
+        if call.family == "mask":
+            continue
         if call.family != "gram" or (call.arguments[3] is None and not call.options["centre"]):
             yield replace(call, what=f"{call.what} by address", scattered=argument)
 
@@ -244,12 +246,13 @@ def calls() -> Iterator[Call]:
         yield from by_address(grams(sampler, dtype), 2)
         yield from by_address(finites(sampler, dtype), 1)
         yield from by_address(steps(sampler, torch.float64 if dtype == torch.float64 else torch.float32, dtype), 8)
-        yield from masked_steps(sampler, torch.float64 if dtype == torch.float64 else torch.float32, dtype)
-        yield from masks(sampler, dtype)
-    yield from exchanges(sampler)
     for dtype in FLOATS:
         yield from transfers(sampler, dtype)
     for dtype in FLOATS + HALVES:
         yield from priorities(sampler, dtype)
     for tasks in (2, 3, 8):
         yield from solves(sampler, tasks, batch=4)
+    for dtype in FLOATS + HALVES:
+        yield from masked_steps(sampler, torch.float64 if dtype == torch.float64 else torch.float32, dtype)
+        yield from by_address(masks(sampler, dtype), 1)
+    yield from exchanges(sampler)
