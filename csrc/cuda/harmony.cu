@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(threads) score_columns(Harmony s, Parts parts)
         const S beyond = agreement_score(s.dense ? whole.of[i] / count : mean, s.dense ? g.of[i] : own);
         score.of[i] = float(has >> i & 1 ? inside : beyond);
       }
-      store(s.scores + t * s.scores_row + column, score);
+      store_whole(s.scores + t * s.scores_row + column, score);
     }
   });
 }

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..gradients.layout import Layout
 from .bits import pack, unpack
 from .task_masks import TaskMasks
@@ -122,9 +123,12 @@ class MaskTables:
         return torch.cat(found).contiguous()
 
     def of_step(self, index: int, tasks: Sequence[int], *, hold: bool) -> StepMasks | None:
-        """The masks of a step with the gradients of these tasks; None where nothing has a mask."""
+        """The masks of a step with the gradients of these tasks, in ascending order; None where nothing has a mask."""
         if not self.with_masks[index]:
             return None
         table = self.of(index)
-        bits = table[tasks[0] : tasks[0] + 1] if len(tasks) == 1 else table[list(tasks)]
-        return StepMasks(bits, self.whole[index], hold)
+        first, last = tasks[0], tasks[-1] + 1
+        if last - first == len(tasks):
+            return StepMasks(table[first:last], self.whole[index], hold)
+        there = to_device(torch.tensor(tasks, dtype=torch.int64), table.device)
+        return StepMasks(table.index_select(0, there), self.whole[index], hold)

@@ -8,9 +8,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..device import to_device
 from ..gradients.table import GradientTable
 
-__all__ = ["Shares"]
+__all__ = ["Shares", "Shortened"]
+
+
+class Shortened(NamedTuple):
+    """The weights of gradients that are no longer than allowed.
+
+    weights: float64 [1, n].
+    norms: float64 [T], how long the gradients were; NaN of tasks that have none.
+    finite: bool [], whether all of them are finite.
+    """
+
+    weights: Tensor
+    norms: Tensor
+    finite: Tensor
 
 
 class Shares(NamedTuple):
@@ -36,23 +50,24 @@ class Shares(NamedTuple):
         shape, device = (1, len(self.there)), self.tables[0].layout.device
         return torch.full(shape, 1 / len(self.there), dtype=torch.float64, device=device)
 
-    def shortened(self, longest: float, divisor: Tensor | None) -> tuple[Tensor, Tensor]:
+    def shortened(self, longest: float, divisor: Tensor | None) -> Shortened:
         """The weights of a mean of gradients that are no longer than allowed; those of heads are shortened in place.
 
         Args:
             longest: a task's gradient, all parameters as one vector.
             divisor: float32 [1], what the gradients are times too long, or None.
-
-        Returns:
-            float64 [1, n]; and float64 [T], how long the gradients were, NaN where there is none.
         """
         squares = self._squares()
         norms = squares.sqrt() if divisor is None else squares.sqrt() / divisor.double()
         factors = torch.where(norms > longest, longest / norms, 1.0)
-        norms[[task for task in range(self.num_tasks) if task not in self.there]] = torch.nan
         if len(self.order) > 1:
             self._shorten_heads(factors)
-        return factors[self.there][None] / len(self.there), norms
+        finite = squares.isfinite().all()
+        if len(self.there) < self.num_tasks:
+            there = to_device(torch.tensor(self.there, dtype=torch.int64), norms.device)
+            factors = factors.index_select(0, there)
+            norms = torch.full_like(norms, torch.nan).index_copy(0, there, norms.index_select(0, there))
+        return Shortened(factors[None] / len(self.there), norms, finite)
 
     def _squares(self) -> Tensor:
         """float64 [T], the squared lengths of the tasks' gradients."""
@@ -64,7 +79,7 @@ class Shares(NamedTuple):
             elif heads[0] is None:
                 found += own.sum(0)
             else:
-                found.index_add_(0, torch.tensor(heads, device=found.device), own[:, 0])
+                found.index_add_(0, to_device(torch.tensor(heads, dtype=torch.int64), found.device), own[:, 0])
         return found
 
     def _shorten_heads(self, factors: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_flag, check_function, check_index
-from ..device import refuse_in_graph
+from ..device import refuse_in_graph, to_device
 from ..gradients.losses import takes_task
 from ..gradients.passes import Backward
 from ..gradients.skipped import NONFINITE
@@ -306,9 +306,8 @@ class HarmonySteps(FlatOptimizer):
         if self._longest is None:
             weights = shares.equal()
         else:
-            weights, self._now.grad_norm = shares.shortened(self._longest, divisor)
+            weights, self._now.grad_norm, finite = shares.shortened(self._longest, divisor)
             if self._skips:
-                finite = self._now.grad_norm[there].isfinite().all()
                 found = torch.where(finite, found, torch.full_like(found, NONFINITE))
         if not nothing_left(found):
             self._apply(self._inputs(tables, turns, there, weights, divisor, found))
@@ -352,6 +351,7 @@ def _rows_of(source: Source, tasks: list[int]) -> Source:
     first, last = tasks[0], tasks[-1] + 1
     if last - first == len(tasks):
         return Source(grads[:, first:last], None if addresses is None else addresses[:, first:last])
+    at = to_device(torch.tensor(tasks, dtype=torch.int64), grads.device)
     if addresses is None:
-        return Source(grads[:, tasks], None)
-    return Source(grads[:, : len(tasks)], addresses[:, tasks])
+        return Source(grads.index_select(1, at), None)
+    return Source(grads[:, : len(tasks)], addresses.index_select(1, at))
