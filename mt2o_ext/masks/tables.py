@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..device import to_device
 from ..gradients.layout import Layout
+from ..ops import EXCHANGE_BINS, EXCHANGE_STATE, exchange_
 from .bits import pack, unpack
 from .task_masks import TaskMasks
 
@@ -81,6 +82,34 @@ class MaskTables:
             torch.cat(tables, 1) if tables else torch.zeros(masks.num_tasks, 0, dtype=torch.uint8, device=device)
         )
 
+    def exchange_channels(self, scores: Tensor, amount: int) -> None:
+        """Exchanges whole channels by the sums of their elements' scores.
+
+        scores: float32 [T, columns], of all elements, in the columns of the whole table.
+        """
+        masks, channels = self._masks, self._masks.channels
+        missing = [torch.zeros(masks.num_tasks, size, device=scores.device) for size in masks.sizes]
+        parts, before = missing, unpack(masks.bits, sum(masks.sizes)).split(masks.sizes, 1)
+        for index, (layout, places) in enumerate(zip(self._layouts, self._places, strict=True)):
+            for segment, place in enumerate(places):
+                if place is not None:
+                    parts[place] = layout.rows_of(scores, segment, 8 * self._starts[index])
+        number = channels.number
+        sums = torch.zeros(masks.num_tasks, -(-number // 16) * 16, dtype=torch.float32, device=scores.device)
+        sums[:, :number] = channels.sums(parts)
+        old = torch.nn.functional.pad(channels.firsts(before), (0, sums.shape[1] - number))
+        bits = pack(old).to(scores.device)
+        chunks = torch.tensor([[0, 0, number]], dtype=torch.int64, device=scores.device)
+        exchange(bits, sums, chunks, amount)
+        new = unpack(bits, number).to(masks.bits.device)
+        masks.bits.copy_(pack(torch.cat(channels.spread(new), 1)))
+        self._read()
+
+    def exchange_elements(self, scores: Tensor, amount: int) -> None:
+        """Exchanges elements by their scores, of the same form."""
+        exchange(self.bits, scores, self.chunks(), amount)
+        self.write_back()
+
     def refresh(self) -> None:
         """Takes in what the user has done to the masks since they were read."""
         bits, version = self._seen
@@ -132,3 +161,10 @@ class MaskTables:
             return StepMasks(table[first:last], self.whole[index], hold)
         there = to_device(torch.tensor(tasks, dtype=torch.int64), table.device)
         return StepMasks(table.index_select(0, there), self.whole[index], hold)
+
+
+def exchange(bits: Tensor, scores: Tensor, chunks: Tensor, amount: int) -> None:
+    """Exchanges bits [T, bytes] by scores [T, columns], and makes the scratch for it."""
+    counts = chunks.new_empty((len(bits), len(chunks), EXCHANGE_BINS), dtype=torch.int32)
+    state = chunks.new_empty((len(bits), EXCHANGE_STATE))
+    exchange_(bits, counts, state, scores, chunks, amount=amount)

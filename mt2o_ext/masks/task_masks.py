@@ -13,6 +13,7 @@ from ..checks import check_choice, check_count
 from ..gradients.options import own_generator
 from ..sharding import is_sharded
 from .bits import pack, unpack
+from .channels import Channels
 from .sparsity import erk_counts
 
 __all__ = ["TaskMasks"]
@@ -44,6 +45,8 @@ class TaskMasks(nn.Module):
         whole: words; parameters with one of them in their name are shown and get gradients as they are, and their mask
             only says what moves. The published code does so for names with "embed" and "predict".
         generator: of the first masks; None: torch's default one.
+        granularity: "element"; or "channel": masks have whole slices of the first dimension of a tensor (output
+            channels, units), with weight and bias of a module together, and as many as come next to `density`.
 
     Raises:
         TypeError: for things that are no named parameters, or not of floating point.
@@ -75,8 +78,10 @@ class TaskMasks(nn.Module):
         density: float = 0.8,
         whole: Sequence[str] = (),
         generator: torch.Generator | None = None,
+        granularity: str = "element",
     ) -> None:
         super().__init__()
+        self.granularity = check_choice("granularity", granularity, ("element", "channel"))
         self.num_tasks = check_count("num_tasks", num_tasks)
         if isinstance(whole, str):
             raise TypeError(f"expected whole as a list of words, got {whole!r}: put it into a list")
@@ -118,17 +123,30 @@ class TaskMasks(nn.Module):
 
     def _add(self, named: dict[str, Tensor], density: float, source: torch.Generator) -> None:
         sizes = [p.numel() for p in named.values()]
-        counts = erk_counts([p.shape for p in named.values()], density)
+        shapes = [p.shape for p in named.values()]
+        counts, channels = erk_counts(shapes, density), None
+        if self.granularity == "channel":
+            channels = Channels(list(named), shapes)
+            sizes_of, counts_of = zip(*channels.shares(counts), strict=True)
+        else:
+            sizes_of, counts_of = tuple(sizes), tuple(counts)
         masks = [
-            torch.cat([_random_mask(size, count, source) for size, count in zip(sizes, counts, strict=True)])
+            torch.cat([_random_mask(size, count, source) for size, count in zip(sizes_of, counts_of, strict=True)])
             for _ in range(self.num_tasks)
         ]
+        if channels is not None:
+            masks = list(torch.cat(channels.spread(torch.stack(masks)), 1))
         old = unpack(self.bits, sum(self.sizes))
         self.bits = pack(torch.cat([old, torch.stack(masks).to(old.device)], 1))
         self.names += named
         self.parameters_with_masks += named.values()
         self.whole += [any(word in name for word in self._words) for name in named]
         self.sizes += sizes
+
+    @property
+    def channels(self) -> Channels:
+        """The channels of all parameters that have masks."""
+        return Channels(self.names, [p.shape for p in self.parameters_with_masks])
 
     def flat(self, task: int) -> Tensor:
         """Return the mask of a task over all elements, bool [P]."""
@@ -143,6 +161,14 @@ class TaskMasks(nn.Module):
         self._check_not_shown()
         if tuple(mask.shape) != (sum(self.sizes),):
             raise ValueError(f"expected a mask of shape [{sum(self.sizes)}], got {list(mask.shape)}: give all elements")
+        if self.granularity == "channel" and mask.dtype == torch.bool:
+            channels = self.channels
+            first = channels.firsts(mask[None].split(self.sizes, 1))
+            if not torch.equal(torch.cat(channels.spread(first), 1)[0], mask):
+                raise ValueError(
+                    'expected a mask of whole channels for granularity="channel", got a part of one: set all elements '
+                    "of a channel, of weight and bias"
+                )
         self.bits[self._checked_task(task)] = pack(mask).to(self.bits.device)
 
     def counts(self) -> Tensor:

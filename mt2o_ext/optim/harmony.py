@@ -60,6 +60,8 @@ class HarmonyFused(HarmonySteps):
         density: the share of all elements that each task has in random masks; None: 0.8.
         whole: words; parameters with one of them in their name are shown and give gradients as they are, and their mask
             only says what moves.  (The published code does so for "embed" and "predict".)
+        granularity: "element"; or "channel": masks have whole slices of the first dimension (output channels, units),
+            with weight and bias of a module together; then `exchange` counts channels.
         turns: "one": a step has one task, the next in turn; "all": all of them.  ``tasks(chosen)`` takes others.
         lr: learning rate, a float or a one-element tensor; None: that of the base rule.
         base: ``AdamW()`` (default) or another base rule of this package, or a name.
@@ -106,6 +108,7 @@ class HarmonyFused(HarmonySteps):
         masks: TaskMasks | None = None,
         density: float | None = None,
         whole: Sequence[str] = (),
+        granularity: str = "element",
         turns: str = "one",
         lr: float | Tensor | None = None,
         base: BaseRule | str = AdamW(),  # noqa: B008  (frozen)
@@ -129,14 +132,15 @@ class HarmonyFused(HarmonySteps):
             )
         check_flag("skip_nonfinite", skip_nonfinite)
         check_generator(generator)
-        _check_masks(masks, num_tasks, density, whole, generator)
+        check_choice("granularity", granularity, ("element", "channel"))
+        _check_masks(masks, num_tasks, density, whole, generator, granularity)
         self._num_tasks = num_tasks
         self._rounds = _rounds(check_choice("turns", turns, ("one", "all")), budget, interval)
         self._hold = check_choice("moments", moments, ("decay", "hold")) == "hold"
         self._longest = None if max_norm is None else check_positive("max_norm", max_norm)
         self._skips = skip_nonfinite
         self._harmony = _instance("harmony", harmony, Harmony) or Harmony()
-        self._kept = KeptMasks(masks, 0.8 if density is None else density, whole, own_generator(generator))
+        self._kept = KeptMasks(masks, 0.8 if density is None else density, whole, own_generator(generator), granularity)
         base = as_base_rule(base)
         super().__init__(
             params,
@@ -188,8 +192,8 @@ class HarmonyFused(HarmonySteps):
         Args:
             loss_of: ``task -> loss``, of a new mini-batch; called once for each task, under grad mode, with the model
                 as the task sees it.  One that returns None, as the task has no data, leaves all masks as they are.
-            amount: of elements, of each mask; fewer where there are fewer inside or outside of it.  None: by
-                ``budget=``.
+            amount: of elements (or channels), of each mask; fewer where there are fewer inside or outside of it.  None:
+                by ``budget=``.
 
         Raises:
             TypeError: for an amount that is no whole number.
@@ -214,7 +218,7 @@ class HarmonyFused(HarmonySteps):
         turns = self._now.turns = Turns(0, range(self._num_tasks), {}, self._num_tasks)
         try:
             parts = self._buffers.flats, self._tables, self._view, self._harmony, turns, self._ranks
-            return MaskExchange(*parts).run(loss_of, amount)
+            return MaskExchange(*parts, channels=self.masks.granularity == "channel").run(loss_of, amount)
         finally:
             self._now.turns = None
 
@@ -281,12 +285,14 @@ def _check_masks(
     density: float | None,
     whole: Sequence[str],
     generator: torch.Generator | None,
+    granularity: str,
 ) -> None:
     if _instance("masks", masks, TaskMasks) is None:
         return
     assert masks is not None
     idle: Iterable[tuple[str, bool]] = (
-        ("density", density is not None), ("whole", len(whole) > 0), ("generator", generator is not None)
+        ("density", density is not None), ("whole", len(whole) > 0), ("generator", generator is not None),
+        ("granularity", granularity != "element"),
     )  # fmt: skip
     if given := [f"{name}=" for name, set_ in idle if set_]:
         raise ValueError(f"{', '.join(given)} would have no effect beside masks=: leave it out, or leave out masks=")

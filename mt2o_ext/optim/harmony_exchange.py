@@ -12,7 +12,7 @@ from ..gradients.losses import takes_task, task_loss
 from ..gradients.table import GradientTable
 from ..masks.harmony import Harmony
 from ..masks.tables import MaskTables
-from ..ops import EXCHANGE_BINS, EXCHANGE_STATE, exchange_, harmony_
+from ..ops import harmony_
 from ..ranks import Ranks
 from .flat import FlatParameters
 from .harmony_view import TaskView
@@ -30,6 +30,7 @@ class MaskExchange(NamedTuple):
     rule: of scores.
     turns: tell whose turn it is.
     ranks: average gradients, or None.
+    channels: whole channels change.
     """
 
     flats: list[FlatParameters]
@@ -38,6 +39,7 @@ class MaskExchange(NamedTuple):
     rule: Harmony
     turns: Turns
     ranks: Ranks | None
+    channels: bool
 
     def run(self, loss_of: Callable[..., Tensor | None], amount: int) -> bool:
         """Changes the masks; False: a task had no loss, and nothing has changed.
@@ -56,13 +58,12 @@ class MaskExchange(NamedTuple):
         finally:
             for table in self._gradients():
                 table.forget()
-        chunks, num_tasks = self.tables.chunks(), self.turns.num_tasks
-        counts = chunks.new_empty((num_tasks, len(chunks), EXCHANGE_BINS), dtype=torch.int32)
-        state = chunks.new_empty((num_tasks, EXCHANGE_STATE))
-        exchange_(self.tables.bits, counts, state, scores, chunks, amount=amount)
         if self.ranks is not None:
-            self.ranks.share_([self.tables.bits])
-        self.tables.write_back()
+            self.ranks.share_([scores])
+        if self.channels:
+            self.tables.exchange_channels(scores, amount)
+        else:
+            self.tables.exchange_elements(scores, amount)
         return True
 
     def _seen(self) -> list[int]:

@@ -27,10 +27,16 @@ class KeptMasks:
         density: of random masks.
         whole: words in the names of parameters that are shown whole.
         generator: of random masks.
+        granularity: of random masks, "element" or "channel".
     """
 
     def __init__(
-        self, masks: TaskMasks | None, density: float, whole: Sequence[str], generator: torch.Generator
+        self,
+        masks: TaskMasks | None,
+        density: float,
+        whole: Sequence[str],
+        generator: torch.Generator,
+        granularity: str,
     ) -> None:
         if isinstance(whole, str):
             raise TypeError(f"expected whole as a list of words, got {whole!r}: put it into a list")
@@ -39,6 +45,7 @@ class KeptMasks:
         self._density = check_real("density", density, maximum=1.0)
         self._whole = list(whole)
         self._generator = generator
+        self._granularity = granularity
 
     @property
     def masks(self) -> TaskMasks:
@@ -98,7 +105,7 @@ class KeptMasks:
     def description(self) -> dict[str, Any]:
         """Options that are the same on all ranks."""
         names = self.masks.names if self._given else None
-        return {"density": self._density, "whole": self._whole, "masks": names}
+        return {"density": self._density, "whole": self._whole, "granularity": self._granularity, "masks": names}
 
     def share(self, ranks: Ranks) -> None:
         """From now on the masks, and those that are drawn, are the first rank's."""
