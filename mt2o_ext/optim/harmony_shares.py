@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from ..device import to_device
-from ..gradients.table import GradientTable
+from ..gradients.table import GradientTable, Source
+from ..gradients.tasks import Combination
+from ..masks.tables import StepMasks
+from .step import StepInputs
 
 __all__ = ["Shares", "Shortened"]
 
@@ -69,6 +72,20 @@ class Shares(NamedTuple):
             norms = torch.full_like(norms, torch.nan).index_copy(0, there, norms.index_select(0, there))
         return Shortened(factors[None] / len(self.there), norms, finite)
 
+    def inputs(
+        self, weights: Tensor | None, divisor: Tensor | None, skipped: Tensor, masks: Sequence[StepMasks | None]
+    ) -> list[StepInputs]:
+        """The step of each buffer; masks: of each, of the tasks that are there."""
+        found = []
+        for table, own in zip(self.tables, masks, strict=True):
+            source, shares = table.source(), weights
+            if table.num_tasks > 1:
+                source = _rows_of(source, self.there)
+            elif len(self.order) > 1:  # heads, which take their own task's gradient as it is
+                shares = None
+            found.append(StepInputs.of(table, Combination(source, shares), divisor, skipped)._replace(masks=own))
+        return found
+
     def _squares(self) -> Tensor:
         """float64 [T], the squared lengths of the tasks' gradients."""
         found = torch.zeros(self.num_tasks, dtype=torch.float64, device=self.tables[0].layout.device)
@@ -87,3 +104,15 @@ class Shares(NamedTuple):
             for grad, task in zip(table.tensors[0], heads, strict=True):
                 if task is not None and grad is not None:
                     grad.mul_(factors[task].to(grad.dtype))
+
+
+def _rows_of(source: Source, tasks: list[int]) -> Source:
+    """The gradients of some tasks, of sources [1, T, ...]."""
+    grads, addresses = source
+    first, last = tasks[0], tasks[-1] + 1
+    if last - first == len(tasks):
+        return Source(grads[:, first:last], None if addresses is None else addresses[:, first:last])
+    at = to_device(torch.tensor(tasks, dtype=torch.int64), grads.device)
+    if addresses is None:
+        return Source(grads.index_select(1, at), None)
+    return Source(grads[:, : len(tasks)], addresses.index_select(1, at))

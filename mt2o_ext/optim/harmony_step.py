@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ..checks import check_flag, check_function, check_index
-from ..device import refuse_in_graph, to_device
+from ..device import refuse_in_graph
 from ..gradients.losses import takes_task
 from ..gradients.passes import Backward
 from ..gradients.skipped import NONFINITE
-from ..gradients.table import GradientTable, Source
-from ..gradients.tasks import Combination
+from ..gradients.table import GradientTable
 from ..gradients.visit import ALONE
 from ..masks.tables import MaskTables
 from ..ranks import together
@@ -24,7 +23,6 @@ from .base import FlatOptimizer, nothing_left
 from .harmony_rounds import Rounds
 from .harmony_shares import Shares
 from .harmony_view import TaskView
-from .step import StepInputs
 from .turns import ANOTHER, OUTSIDE, Turns, take_turn
 
 __all__ = ["HarmonySteps"]
@@ -310,29 +308,10 @@ class HarmonySteps(FlatOptimizer):
             if self._skips:
                 found = torch.where(finite, found, torch.full_like(found, NONFINITE))
         if not nothing_left(found):
-            self._apply(self._inputs(tables, turns, there, weights, divisor, found))
+            masks = [self._tables.of_step(index, there, hold=self._hold) for index in range(len(tables))]
+            self._apply(shares.inputs(weights, divisor, found, masks))
         self._report.count(found, found, expected=turns.scaler is not None)
         return found
-
-    def _inputs(
-        self,
-        tables: Sequence[GradientTable],
-        turns: Turns,
-        there: list[int],
-        weights: Tensor | None,
-        divisor: Tensor | None,
-        found: Tensor,
-    ) -> list[StepInputs]:
-        inputs = []
-        for index, table in enumerate(tables):
-            source, own = table.source(), weights
-            if table.num_tasks > 1:
-                source = _rows_of(source, there)
-            elif len(turns.order) > 1:  # heads, which take their own task's gradient as it is
-                own = None
-            given = StepInputs.of(table, Combination(source, own), divisor, found)
-            inputs.append(given._replace(masks=self._tables.of_step(index, there, hold=self._hold)))
-        return inputs
 
     @property
     def task(self) -> int:
@@ -343,15 +322,3 @@ class HarmonySteps(FlatOptimizer):
                 "elsewhere: only there is it one task's turn"
             )
         return self._now.turns.task
-
-
-def _rows_of(source: Source, tasks: list[int]) -> Source:
-    """The gradients of some tasks, of sources [1, T, ...]."""
-    grads, addresses = source
-    first, last = tasks[0], tasks[-1] + 1
-    if last - first == len(tasks):
-        return Source(grads[:, first:last], None if addresses is None else addresses[:, first:last])
-    at = to_device(torch.tensor(tasks, dtype=torch.int64), grads.device)
-    if addresses is None:
-        return Source(grads.index_select(1, at), None)
-    return Source(grads[:, : len(tasks)], addresses.index_select(1, at))
