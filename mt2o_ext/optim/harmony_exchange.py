@@ -13,7 +13,7 @@ from ..gradients.table import GradientTable
 from ..masks.harmony import Harmony
 from ..masks.tables import MaskTables
 from ..ops import harmony_
-from ..ranks import Ranks
+from ..ranks import Ranks, together
 from .flat import FlatParameters
 from .harmony_view import TaskView
 from .turns import Turns
@@ -49,11 +49,15 @@ class MaskExchange(NamedTuple):
             ValueError: for a loss that is no scalar or has no graph, and for gradients that are not finite.
         """
         try:
-            for task in range(self.turns.num_tasks):
-                if not self._collect(loss_of, task):
-                    return False
+            with together(self.ranks):
+                missing = next((t for t in range(self.turns.num_tasks) if not self._collect(loss_of, t)), None)
+            call = {"call": "exchange()", "amount": amount, "first task without a loss": missing}
+            if self.ranks is not None and missing is not None:
+                self.ranks.agree(call)
+            if missing is not None:
+                return False
             if self.ranks is not None:
-                self.ranks.reduce_(self._gradients(), {"call": "exchange()", "amount": amount})
+                self.ranks.reduce_(self._gradients(), call)
             scores = self._scores(self._factors())
         finally:
             for table in self._gradients():

@@ -311,6 +311,57 @@ def test_masks_change_at_an_interval_and_by_the_rule(granularity: str) -> None:
     assert changes == [False, False, True] * 3
 
 
+@pytest.mark.parametrize("rule", [Harmony(), Harmony(3.0, importance="magnitude", grow_grad="masked", max_norm=None)])
+def test_masks_over_several_buffers_and_with_whole_tensors_change_by_the_rule(rule: Harmony) -> None:
+    """Tensors of two dtypes lie in two buffers, a third one has a head."""
+
+    def mixed() -> tuple[nn.ModuleList, nn.Linear]:
+        parts = nn.ModuleList([model_of(torch.float64)[0], model_of(torch.float32)[2], model_of(torch.float64)[4]])
+        return parts, nn.Linear(2, 1).double()
+
+    def loss(parts: nn.ModuleList, head: nn.Linear, task: int) -> Tensor:
+        x = torch.randn(8, 5, generator=generator(task)).double()
+        hidden = parts[1](parts[0](x).tanh().float()).double().tanh()
+        return (head(parts[2](hidden)) - task).square().mean()
+
+    (parts, head), (twin, other) = mixed(), mixed()
+    other.load_state_dict(head.state_dict())
+    groups = [{"params": list(parts.named_parameters())}, {"params": list(head.named_parameters()), "task": 0}]
+    optimizer = HarmonyFused(
+        groups, num_tasks=TASKS, density=0.5, whole=["1.weight"], generator=generator(), harmony=rule
+    )
+    masks = TaskMasks(twin.named_parameters(), TASKS, density=0.5, whole=["1.weight"], generator=generator())
+    assert len(optimizer._buffers.flats) == 3 and torch.equal(masks.bits, optimizer.masks.bits)
+    for amount in (1, 7, 500):
+        optimizer.exchange(lambda task: loss(parts, head, task), amount)
+        rule.update(masks, lambda task: loss(twin, other, task), amount)
+        assert torch.equal(optimizer.masks.bits, masks.bits)
+
+
+def test_an_exchange_waits_for_a_task_without_data() -> None:
+    model = model_of()
+    optimizer = harmonious(model)
+    bits, there = optimizer.masks.bits.clone(), [False]
+
+    def closure(task: int) -> Tensor | None:
+        return loss_of(model, task) if task < 2 or there[0] else None
+
+    for _ in range(2):
+        optimizer.step(closure)
+    optimizer.step(lambda task: loss_of(model, task))
+    assert not optimizer.due and not torch.equal(optimizer.masks.bits, bits)
+    bits = optimizer.masks.bits.clone()
+    for task in (0, 1, 0):
+        for _ in optimizer.tasks(task):
+            optimizer.backward(loss_of(model, task))
+        optimizer.step()
+    optimizer.exchange(closure)
+    assert optimizer.due and torch.equal(optimizer.masks.bits, bits)
+    there[0] = True
+    optimizer.exchange(closure)
+    assert not optimizer.due and not torch.equal(optimizer.masks.bits, bits)
+
+
 def test_the_loop_says_when_masks_are_due() -> None:
     model = model_of()
     optimizer = harmonious(model)

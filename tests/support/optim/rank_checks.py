@@ -136,6 +136,19 @@ def wrapped_priority_run(rank: int, ranks: int) -> dict[str, Any]:
     return {"values": values(model), "state": optimizer.state_dict()}
 
 
+def wrapped_masked_run(rank: int, ranks: int) -> dict[str, Any]:
+    """A model in DistributedDataParallel averages itself: no group."""
+    model = Towers(dtype=DOUBLE, seed=0)
+    optimizer = HarmonyFused(
+        model.named_parameters(), num_tasks=3, lr=1e-2, density=0.6, process_group=False, generator=generator_of(0)
+    )
+    wrapped = nn.parallel.DistributedDataParallel(model.trunk) if ranks > 1 else model.trunk
+    for seed in range(2 * STEPS):
+        batch = part(batch_of(seed, DOUBLE), rank, ranks)
+        optimizer.step(lambda task: wrapped(batch).square().mean() * (task + 1))  # noqa: B023
+    return {"values": values(model)}
+
+
 def moved_by_rank(model: nn.Module, rank: int, k: int) -> None:
     for p in model.parameters():
         p.add_(0.01 * k + 0.001 * rank)
@@ -228,6 +241,7 @@ RUNS: dict[str, Check] = {
     **{f"weighted, {name}": partial(weighted_run, name=name) for name in NAMES},
     "weighted, absent task": absent_run,
     "masks": masked_run,
+    "masks in a wrapper": wrapped_masked_run,
     "masks, all tasks": partial(masked_run, turns="all", max_norm=0.5),
     "mt2o": mt2o_run,
     "mt2o, start": partial(mt2o_run, start=moved_by_rank),
