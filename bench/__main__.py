@@ -17,6 +17,7 @@ NAMES = [
     "bench_row_methods",
     "bench_training",
     "bench_many_losses",
+    "bench_masks",
 ]
 
 for name in NAMES:

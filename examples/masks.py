@@ -1,7 +1,7 @@
 """Four tasks that contradict each other in one network without heads: masks of tasks keep them apart.
 
 Each task has its own names for the ten digits. With masks (HarmoDT, docs/masks.md) a task is known by its part of the
-network alone.
+network alone.  `TaskMasks` around another optimizer (docs/masks.md) gives the same.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from problem import CLASSES, digits
 from torch import Tensor, nn
 
-from mt2o_ext.masks import CosineBudget, Harmony, TaskMasks
+from mt2o_ext import HarmonyFused
+from mt2o_ext.masks import CosineBudget
 
 TASKS, TRAIN = 4, 1200
 METHODS = ("no masks", "own heads", "random masks", "masks that change")
@@ -28,10 +29,6 @@ def accuracy(method: str, seed: int, steps: int, density: float) -> float:
     heads = [nn.Linear(64, CLASSES) for _ in range(TASKS if method == "own heads" else 1)]
     trunk = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
     model = nn.ModuleList([trunk, *heads])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    masked = method in METHODS[2:]
-    masks = TaskMasks(model.named_parameters(), TASKS, density=density, generator=generator) if masked else None
-    harmony, budget = Harmony(), CosineBudget(steps, high=100)
 
     def outputs(task: int, pictures: Tensor) -> Tensor:
         logits: Tensor = heads[task % len(heads)](trunk(pictures))
@@ -41,18 +38,22 @@ def accuracy(method: str, seed: int, steps: int, density: float) -> float:
         batch = order[torch.randint(TRAIN, (64,), generator=generator)]
         return nn.functional.cross_entropy(outputs(task, x[batch]), names[task][y[batch]])
 
+    masked: HarmonyFused | None = None
+    if method in METHODS[2:]:
+        changes = {"budget": CosineBudget(steps, high=100), "interval": 50} if method == METHODS[3] else {}
+        named = model.named_parameters()
+        masked = HarmonyFused(named, num_tasks=TASKS, density=density, generator=generator, lr=1e-3, **changes)
+    optimizer = masked or torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
-        task = step % TASKS
-        with masks.shown(task) if masks else nullcontext():
-            loss_of(task).backward()
-        with masks.held(task, optimizer) if masks else nullcontext():
-            optimizer.step()
+        if masked:
+            masked.step(loss_of)
+            continue
+        loss_of(step % TASKS).backward()
+        optimizer.step()
         optimizer.zero_grad()
-        if masks and method == "masks that change" and step % 50 == 49:
-            harmony.update(masks, loss_of, budget(step))
     test, right = order[TRAIN:], []
     for task in range(TASKS):
-        with torch.no_grad(), masks.shown(task) if masks else nullcontext():
+        with torch.no_grad(), masked.shown(task) if masked else nullcontext():
             right.append((outputs(task, x[test]).argmax(1) == names[task][y[test]]).float().mean())
     return torch.stack(right).mean().item()
 

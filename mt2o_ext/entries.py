@@ -65,6 +65,8 @@ ENTRIES = {
     "shares": Entry("real", 0, 1),
     "projected": COUNT,
     "conflicts": COUNT,
+    "masks": Entry("bytes"),
+    "exchanged": COUNT,
 }
 WORDS = {"real": "real numbers", "count": "whole numbers", "bytes": "bytes"}
 

@@ -289,6 +289,17 @@ def each_task_has_its_part(names: Names) -> None:
     assert nobodys.any() and (now[nobodys] == before[nobodys]).float().mean() > 0.9  # but for what has left a mask
 
 
+def the_masks_have_changed(names: Names) -> None:
+    masks, model = names["optimizer"].masks, names["model"]
+    assert masks.counts().tolist() == [round(0.8 * sum(p.numel() for p in model.parameters()))] * 2
+    alone = torch.load("task1.pt", weights_only=True)
+    whole = torch.load("masked.pt", weights_only=True)
+    assert torch.equal(alone["trunk.0.weight"], model.trunk[0].weight * masks.of(1)[0])
+    assert torch.equal(whole["model"]["trunk.0.weight"], model.trunk[0].weight)
+    assert torch.equal(whole["optimizer"]["param_groups"][0]["harmony"]["masks"], masks.bits)
+    assert not names["optimizer"].due
+
+
 def the_layers_had_formulas(names: Names) -> None:
     the_model_has_trained(names)
     assert (
@@ -314,7 +325,8 @@ SECTIONS: dict[tuple[str, str], tuple[Callable[[], Names], Callable[[Names], Non
     ("docs/learned_fronts.md", "Few models for many tasks"): (with_five_tasks, each_task_has_a_model),
     ("docs/learned_fronts.md", "Small towers"): (reader, both_towers_have_trained),
     ("docs/learned_fronts.md", "Modules with routes"): (reader, every_module_has_trained),
-    ("docs/masks.md", "Masks of tasks"): (endless_streams, each_task_has_its_part),
+    ("docs/masks.md", "Masks of tasks"): (endless_streams, the_masks_have_changed),
+    ("docs/masks.md", "In plain torch, for any optimizer"): (endless_streams, each_task_has_its_part),
     ("docs/mt2o.md", "A front on vertices"): (with_two_more, every_usage_trains_vertices),
     ("docs/mt2o.md", "The front"): (dict, the_model_came_back_from_the_file),
     ("docs/mt2o.md", "Loops of your own"): (with_a_small_one, both_loops_have_trained),

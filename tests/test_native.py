@@ -261,7 +261,9 @@ def test_the_answer_about_a_gpu_is_a_constant_for_compilers_as_torch_marks_one()
 
 # ---------------------------------------------------------------------- python -m mt2o_ext
 ELEMENTS = ("track", "feed", "excess", "drop_signs", "draw")
-FAMILIES = ("combine", "gram", "priority", "transfer", "finite", *ELEMENTS, "judge", "settle", "count", "step", "solve")
+MASKS = ("mask", "harmony", "exchange")
+OTHERS = ("combine", "gram", "priority", "transfer", "finite", "judge", "settle", "count", "step", "solve")
+FAMILIES = (*OTHERS, *ELEMENTS, *MASKS)
 
 
 def checked(output: str) -> list[str]:

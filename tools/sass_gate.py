@@ -44,6 +44,14 @@ RULES = {
     # Sums over tasks and columns, in float64.
     r"excess_chunks<.*>": Rule(float64=FLOAT64),
     r"drop_signs_of<.*>": Rule(float64=FLOAT64, whole=True),
+    r"step_masked_rows<.*>": Rule(),
+    r"mask_row<.*>": Rule(),
+    r"score_columns<float, (float|b?float16), true>": Rule(loads=False),  # values of 16 bits are loaded by eight bytes
+    r"score_columns<float, b?float16, false>": Rule(loads=False),
+    r"score_columns<double, .*>": Rule(stores=False),  # scores are float
+    r"score_columns<.*>": Rule(),
+    # Bits, digits and counts: nothing that is sixteen bytes.
+    r"count_digits|next_digit|exchange_bits": Rule(loads=False, stores=False),
     r"advance_counters": Rule(loads=False, stores=False, float64=FLOAT64),  # a thread works out the constants of a row
     # Four columns of float or two of double for each thread; as many of 16 bits as of float, so that sums are the same.
     r"sum_rows<float, .*>": Rule(stores=False, read_only=128, float64=FLOAT64),

@@ -33,6 +33,14 @@ struct Gradients {
 };
 constexpr int64_t no_gradient = 1;  // instead of an address: counts as zeros, of which nothing is read
 
+// Masks of tasks over the columns of a row, packed: of column p, bit p % 8 of byte p / 8; core/mask.h reads them.
+struct Masks {
+  const uint8_t* bits;  // [T][bytes], or nullptr: none, which is all
+  int64_t row;          // bytes between two tasks
+  const bool* whole;    // [S], whose gradients are not masked, only what moves; or nullptr: none
+  bool hold;            // moments of what does not move stay as well
+};
+
 // out[k] = sum_t weights[k][t] grads[k][t]
 struct Combine {
   int64_t rows, tasks;
@@ -127,10 +135,49 @@ struct Step {
   Gradients grads;
   const double* weights;           // [K][T], or nullptr: all one
   const StepConstants* constants;  // [K][S]
+  Masks masks;                     // the same for all rows, of which none is blended then
   PackedMix mix;
   const Chunk* chunks;
   int64_t tile;  // at most step_tile
 };
+
+// out = values where the mask has a bit, and 0 elsewhere; whole segments are copied
+struct Mask {
+  const void* values;
+  void* out;
+  Type type;    // of both
+  Masks masks;  // of one task
+  const Chunk* chunks;
+};
+
+// Scores of the elements of each task's mask, and of those outside; see core/harmony.h.
+struct Harmony {
+  int64_t tasks;
+  Gradients grads;        // [1][T], of which nothing is masked
+  const void* values;     // [P], the parameters, of the type of grads
+  const double* factors;  // [T], multiply the gradients
+  Masks masks;            // of all tasks
+  double gamma;
+  bool magnitude;  // importance by the size of the parameters, not of the gradients
+  bool dense;      // outside of a mask agreement is that of whole gradients
+  float* scores;   // [T]
+  int64_t scores_row;
+  const Chunk* chunks;
+};
+
+// In each task's mask, as many bits are cleared and set as there are to change: of those that are set, the ones with
+// the smallest scores, of the others the ones with the largest.
+struct Exchange {
+  int64_t tasks, num_chunks, amount;
+  uint8_t* masks;  // [T]
+  int64_t masks_row;
+  const float* scores;  // [T]
+  int64_t scores_row;
+  const Chunk* chunks;  // only what lies in them is looked at
+  int32_t* counts;      // [T][C][exchange_bins]  on a GPU
+  uint64_t* state;      // [T][exchange_state]    on a GPU
+};
+constexpr int exchange_bins = 32, exchange_state = 5;
 
 // found[k] = 1 where any grads[k][t] holds an infinity or a NaN; other entries are left as they are
 struct Finite {

@@ -24,8 +24,14 @@ class WeightedGradients {
   // The weighted sum of the group of columns i: what `combine` writes and `step` goes on with.
   template <class Left>
   Number<G> sum(int64_t i, Left left) const {
-    Number<G> sum = set1(first_weight_) * load(first_ + i, left);
-    for (int64_t t = 1; t < tasks_; ++t) sum = fma(set1(others_[t].weight), load(others_[t].values + i, left), sum);
+    return sum(i, left, [](int64_t, Number<G> x) { return x; });
+  }
+  // The same of what kept(t, x) leaves of the gradient x of task t.
+  template <class Left, class Kept>
+  Number<G> sum(int64_t i, Left left, Kept kept) const {
+    Number<G> sum = set1(first_weight_) * kept(0, load(first_ + i, left));
+    for (int64_t t = 1; t < tasks_; ++t)
+      sum = fma(set1(others_[t].weight), kept(t, load(others_[t].values + i, left)), sum);
     return sum;
   }
 

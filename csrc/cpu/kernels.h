@@ -11,6 +11,8 @@ struct Kernels {
   void (*gram)(const Gram&, int64_t first_chunk, int64_t last_chunk);
   void (*transfer)(const Transfer&, int64_t first_chunk, int64_t last_chunk);
   void (*step)(const Step&, int64_t first_chunk, int64_t last_chunk);
+  void (*mask)(const Mask&, int64_t first_chunk, int64_t last_chunk);
+  void (*harmony)(const Harmony&, int64_t first_chunk, int64_t last_chunk);
   void (*finite)(const Finite&, int64_t first_chunk, int64_t last_chunk);
   void (*priority_dots)(const Priority&, int64_t first_chunk, int64_t last_chunk);
   void (*priority_combine)(const Priority&, int64_t first_chunk, int64_t last_chunk);

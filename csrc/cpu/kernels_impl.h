@@ -8,6 +8,8 @@
 #include "../core/elements.h"
 #include "../core/gradients.h"
 #include "../core/gram.h"
+#include "../core/harmony.h"
+#include "../core/mask.h"
 #include "../core/priority.h"
 #include "../core/rules.h"
 #include "kernels.h"
@@ -20,13 +22,18 @@ namespace {
 #include "elements.h"
 #include "finite.h"
 #include "gram_blocks.h"
+#include "mask.h"
 
 #include "gram.h"
 #include "priority.h"
 #include "transfer.h"
 
+#include "step_masked.h"
+
+#include "harmony.h"
+
 #include "step.h"
 }  // namespace
-extern const Kernels kernels = {MT2O_ISA_NAME, combine,          gram,  transfer, step,   finite,
+extern const Kernels kernels = {MT2O_ISA_NAME, combine,          gram,  transfer, step,   mask,      harmony, finite,
                                 priority_dots, priority_combine, track, feed,     excess, drop_signs};
 }  // namespace mt2o::MT2O_ISA

@@ -2,8 +2,8 @@
 //
 // As the number of lanes never changes, neither does the order of any sum: kernels written on them give the same bits
 // on every level.  Each level defines: set1, load, store (float, double, bfloat16, float16), + - * / fma sqrt max
-// sign, the halves of an F16 as D8, and total(), the sum over the lanes as one tree (lane i takes lane i + 8, then i +
-// 4, i + 2, i + 1). Included by kernels_impl.h, inside the private namespace of one instruction set.
+// sign chosen, the halves of an F16 as D8, and total(), the sum over the lanes as one tree (lane i takes lane i + 8,
+// then i + 4, i + 2, i + 1). Included by kernels_impl.h, inside the private namespace of one instruction set.
 
 #if defined(__AVX512F__)
 #include "simd_avx512.h"

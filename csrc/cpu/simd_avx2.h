@@ -76,6 +76,19 @@ inline D8 fma(D8 a, D8 b, D8 c) { return {_mm256_fmadd_pd(a.lo, b.lo, c.lo), _mm
 inline D8 sqrt(D8 a) { return {_mm256_sqrt_pd(a.lo), _mm256_sqrt_pd(a.hi)}; }
 inline D8 max(D8 a, D8 b) { return {_mm256_max_pd(a.lo, b.lo), _mm256_max_pd(a.hi, b.hi)}; }
 
+// a in the lanes whose bit is set (the first lane's is the lowest), b in the others.
+inline __m256i lanes_of(uint32_t bits, __m256i each) { return _mm256_and_si256(_mm256_set1_epi32(int(bits)), each); }
+inline __m256 chosen(uint32_t bits, __m256 a, __m256 b) {
+  const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(lanes_of(bits, each), each)));
+}
+inline __m256d chosen(uint32_t bits, __m256d a, __m256d b) {
+  const __m256i each = _mm256_setr_epi32(1, 1, 2, 2, 4, 4, 8, 8);
+  return _mm256_blendv_pd(b, a, _mm256_castsi256_pd(_mm256_cmpeq_epi32(lanes_of(bits, each), each)));
+}
+inline F16 chosen(uint32_t bits, F16 a, F16 b) { return {chosen(bits, a.lo, b.lo), chosen(bits >> 8, a.hi, b.hi)}; }
+inline D8 chosen(uint32_t bits, D8 a, D8 b) { return {chosen(bits, a.lo, b.lo), chosen(bits >> 4, a.hi, b.hi)}; }
+
 // One with the sign of x; zero and NaN as they are.
 inline __m256 sign(__m256 x) {
   const __m256 one = _mm256_or_ps(_mm256_and_ps(x, _mm256_set1_ps(-0.f)), _mm256_set1_ps(1.f));

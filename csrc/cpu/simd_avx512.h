@@ -55,6 +55,10 @@ inline D8 fma(D8 a, D8 b, D8 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 inline D8 sqrt(D8 a) { return {_mm512_sqrt_pd(a.v)}; }
 inline D8 max(D8 a, D8 b) { return {_mm512_max_pd(a.v, b.v)}; }
 
+// a in the lanes whose bit is set (the first lane's is the lowest), b in the others.
+inline F16 chosen(uint32_t bits, F16 a, F16 b) { return {_mm512_mask_blend_ps(__mmask16(bits), b.v, a.v)}; }
+inline D8 chosen(uint32_t bits, D8 a, D8 b) { return {_mm512_mask_blend_pd(__mmask8(bits), b.v, a.v)}; }
+
 // One with the sign of x; zero and NaN as they are.
 inline F16 sign(F16 a) {
   const __m512 one = _mm512_or_ps(_mm512_and_ps(a.v, _mm512_set1_ps(-0.f)), _mm512_set1_ps(1.f));

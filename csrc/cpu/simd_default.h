@@ -73,6 +73,11 @@ template <class T, int L>
 inline Array<T, L> sign(Array<T, L> a) {
   MT2O_EACH(r, mt2o::sign(a.v[i]));
 }
+// a in the lanes whose bit is set (the first lane's is the lowest), b in the others.
+template <class T, int L>
+inline Array<T, L> chosen(uint32_t bits, Array<T, L> a, Array<T, L> b) {
+  MT2O_EACH(r, bits >> i & 1 ? a.v[i] : b.v[i]);
+}
 #undef MT2O_EACH
 
 inline D8 lower_half(F16 x) {

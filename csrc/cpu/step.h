@@ -144,6 +144,11 @@ void step_chunks(const Step& s, int64_t first, int64_t last) {
 void step(const Step& s, int64_t first, int64_t last) {
   with_type(s.grads.type, [&](auto grads) {
     using G = typename decltype(grads)::type;
-    with_rule(s.rule, [&](auto rule) { step_chunks<decltype(rule), Scalar<G>, G>(s, first, last); });
+    with_rule(s.rule, [&](auto rule) {
+      if (s.masks.bits)
+        step_masked_chunks<decltype(rule), Scalar<G>, G>(s, first, last);
+      else
+        step_chunks<decltype(rule), Scalar<G>, G>(s, first, last);
+    });
   });
 }

@@ -4,6 +4,14 @@
 
 namespace mt2o::cuda {
 
+// All of every gradient counts: what a sum is made of where nothing else is said.
+struct KeepAll {
+  template <class N>
+  __device__ __forceinline__ N operator()(int, int, N x) const {
+    return x;
+  }
+};
+
 // The gradients of one row, from one column of a segment on, and their weights; those of the first few tasks stay in
 // registers.  AtOnce: tasks whose gradients are asked for before the first of them is used.
 template <class G, bool Apart, int AtOnce = 4>
@@ -22,16 +30,22 @@ class TaskGradients {
   // The weighted sum of V columns from column p on (of those behind the first one).
   template <int V>
   __device__ __forceinline__ Pack<N, V> sum(int64_t p) const {
+    return sum<V>(p, KeepAll{});
+  }
+  // The same of what keep(t, c, x) leaves of x, task t's gradient in the c-th of these columns.
+  template <int V, class Keep>
+  __device__ __forceinline__ Pack<N, V> sum(int64_t p, Keep keep) const {
     Pack<N, V> sum[1] = {};
-    sums(p, 0, 0, sum);
+    add<AtOnce, true>(first_, 0, p, 0, 0, sum, keep);
+    for (int t = AtOnce; t < tasks_; t += AtOnce) add<AtOnce, false>(group(t), t, p, 0, 0, sum, keep);
     return sum[0];
   }
   // Of several times V columns, `stride` apart, but for what lies from `end` on; with two, of no more than two tasks.
   template <int V, int Packs>
   __device__ __forceinline__ void sums(int64_t p, int64_t stride, int64_t end, Pack<N, V> (&sum)[Packs]) const {
-    add<AtOnce / Packs, true>(first_, 0, p, stride, end, sum);
+    add<AtOnce / Packs, true>(first_, 0, p, stride, end, sum, KeepAll{});
     if constexpr (Packs == 1)
-      for (int t = AtOnce; t < tasks_; t += AtOnce) add<AtOnce, false>(group(t), t, p, stride, end, sum);
+      for (int t = AtOnce; t < tasks_; t += AtOnce) add<AtOnce, false>(group(t), t, p, stride, end, sum, KeepAll{});
   }
 
  private:
@@ -51,9 +65,9 @@ class TaskGradients {
     return found;
   }
   // Adds the tasks first, first + 1, ... of a group; Begin: to nothing.
-  template <int Count, bool Begin, int V, int Packs>
+  template <int Count, bool Begin, int V, int Packs, class Keep>
   __device__ __forceinline__ void add(const Group& group, int first, int64_t p, int64_t stride, int64_t end,
-                                      Pack<N, V> (&sum)[Packs]) const {
+                                      Pack<N, V> (&sum)[Packs], Keep keep) const {
     Pack<N, V> x[Packs][Count] = {};
 #pragma unroll
     for (int i = 0; i < Packs; ++i)
@@ -69,9 +83,10 @@ class TaskGradients {
 #pragma unroll
       for (int i = 0; i < Packs; ++i)
 #pragma unroll
-        for (int c = 0; c < V; ++c)
-          sum[i].of[c] =
-              Begin && j == 0 ? group.weight[j] * x[i][j].of[c] : fma(group.weight[j], x[i][j].of[c], sum[i].of[c]);
+        for (int c = 0; c < V; ++c) {
+          const N value = keep(first + j, c, x[i][j].of[c]);
+          sum[i].of[c] = Begin && j == 0 ? group.weight[j] * value : fma(group.weight[j], value, sum[i].of[c]);
+        }
     }
   }
 

@@ -30,6 +30,9 @@ Problem excess(const Excess&, double* out, int64_t segments, Stream);  // out: [
 Problem drop_signs(const DropSigns&, Extent, Stream);
 Problem draw(const Draws&, Stream);
 Problem step(const Step&, const StepCounters&, const DenseMix&, Extent, Stream);
+Problem mask(const Mask&, Extent, Stream);
+Problem harmony(const Harmony&, Extent, Stream);
+Problem exchange(const Exchange&, Stream);
 
 Problem judge(const Losses&, Stream);  // gathers them only
 Problem judge(const Judge&, Stream);

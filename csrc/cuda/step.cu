@@ -100,6 +100,7 @@ Problem step(const Step& s, const StepCounters& counters, const DenseMix& mix, E
   const int64_t blocks = (s.rows * s.segments + threads - 1) / threads;
   if (const Problem problem = launch_units(advance_counters, blocks, threads, stream, counters)) return problem;
   if (extent.chunks == 0 || extent.columns == 0) return nullptr;
+  if (s.masks.bits) return step_masked(s, extent, stream);
   Problem problem = nullptr;
   with_type(s.grads.type, [&](auto grads) {
     using G = typename decltype(grads)::type;

@@ -5,6 +5,8 @@
 
 namespace mt2o::cuda {
 
+Problem step_masked(const Step&, Extent, Stream);  // with masks: all of `step` but its counters
+
 template <class S>
 struct RoundTo {
   MT2O_HD_MEMBER S operator()(double x) const { return S(x); }

@@ -16,7 +16,14 @@ MT2O_DEFINE(MT2O_LIBRARY, m) {
       "step_(Tensor(a!) theta, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor(d!)? max_exp_avg_sq, Tensor(e!)? ema, "
       "Tensor(f!)? low_precision, Tensor(g!) step, Tensor(h!) constants, Tensor grads, Tensor? weights, Tensor? mix, "
       "Tensor segments, Tensor chunks, Tensor? active, Tensor? grad_scale, Tensor? found_inf, Tensor? addresses=None, "
-      "*, int rule, int order) -> ()");
+      "Tensor? masks=None, Tensor? whole=None, *, int rule, int order, bool hold=False) -> ()");
+  m.def(
+      "harmony_(Tensor(a!) scores, Tensor grads, Tensor values, Tensor factors, Tensor masks, Tensor? whole, "
+      "Tensor chunks, Tensor? addresses=None, *, float gamma, bool magnitude, bool dense) -> ()");
+  m.def(
+      "exchange_(Tensor(a!) masks, Tensor(b!) counts, Tensor(c!) state, Tensor scores, Tensor chunks, *, int amount) "
+      "-> ()");
+  m.def("mask_(Tensor(a!) out, Tensor values, Tensor masks, Tensor? whole, Tensor chunks) -> ()");
   m.def(
       "priority_(Tensor(a!) out, Tensor(b!) dots, Tensor(c!) coefficients, Tensor grads, Tensor owners, Tensor records, "
       "Tensor chunks) -> ()");

@@ -8,11 +8,11 @@ namespace mt2o::ops {
 void step_(Tensor theta, MaybeTensor exp_avg, MaybeTensor exp_avg_sq, MaybeTensor max_exp_avg_sq, MaybeTensor ema,
            MaybeTensor low_precision, Tensor step, Tensor constants, Tensor grads, MaybeTensor weights, MaybeTensor mix,
            Tensor segments, Tensor chunks, MaybeTensor active, MaybeTensor grad_scale, MaybeTensor found_inf,
-           MaybeTensor addresses, int64_t rule, int64_t order) {
+           MaybeTensor addresses, MaybeTensor masks, MaybeTensor whole, int64_t rule, int64_t order, bool hold) {
   const Kernels& level = kernels();
   const StepTensors tensors = {
-      theta, exp_avg,  exp_avg_sq, max_exp_avg_sq, ema,        low_precision, step,      constants, grads, weights,
-      mix,   segments, chunks,     active,         grad_scale, found_inf,     addresses, rule,      order};
+      theta,    exp_avg, exp_avg_sq, max_exp_avg_sq, ema,       low_precision, step,  constants, grads, weights, mix,
+      segments, chunks,  active,     grad_scale,     found_inf, addresses,     masks, whole,     rule,  order,   hold};
   Step s = step_arguments(tensors);
   check_addresses(s.grads, addresses);
   const StepCounters counters = step_counters(tensors, s);

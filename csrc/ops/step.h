@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/rules.h"
 #include "gradients.h"
+#include "mask.h"
 
 namespace mt2o::ops {
 
@@ -12,8 +13,9 @@ struct StepTensors {
   Tensor step, constants, grads;
   MaybeTensor weights, mix;
   Tensor segments, chunks;
-  MaybeTensor active, grad_scale, found_inf, addresses;
+  MaybeTensor active, grad_scale, found_inf, addresses, masks, whole;
   int64_t rule, order;
+  bool hold;
 };
 
 inline void* like_theta(const MaybeTensor& t, const Tensor& theta, const char* name, bool needed) {
@@ -60,6 +62,11 @@ inline Step step_arguments(const StepTensors& t) {
     s.low_precision = low->mutable_data_ptr(), s.low_row = low->stride(0);
   }
   s.weights = t.weights.has_value() ? const_data<double>(*t.weights) : nullptr;
+  if (t.masks.has_value()) {
+    STD_TORCH_CHECK(!t.mix.has_value(), "mt2o_ext: rows with masks are not blended: leave out mix or masks");
+    s.masks = masks_of(*t.masks, t.whole, s.tasks, t.theta.size(1), s.segments);
+    s.masks.hold = t.hold;
+  }
   s.tile = step_tile;
   return s;
 }

@@ -12,17 +12,17 @@ static void check_devices(const StepTensors& t, const CurrentDevice& device) {
   device.check(t.grads, "grads"), device.check(t.weights, "weights"), device.check(t.mix, "mix");
   device.check(t.segments, "segments"), device.check(t.chunks, "chunks"), device.check(t.active, "active");
   device.check(t.grad_scale, "grad_scale"), device.check(t.found_inf, "found_inf");
-  device.check(t.addresses, "addresses");
+  device.check(t.addresses, "addresses"), device.check(t.masks, "masks"), device.check(t.whole, "whole");
 }
 
 static void step_cuda_(Tensor theta, MaybeTensor exp_avg, MaybeTensor exp_avg_sq, MaybeTensor max_exp_avg_sq,
                        MaybeTensor ema, MaybeTensor low_precision, Tensor step, Tensor constants, Tensor grads,
                        MaybeTensor weights, MaybeTensor mix, Tensor segments, Tensor chunks, MaybeTensor active,
-                       MaybeTensor grad_scale, MaybeTensor found_inf, MaybeTensor addresses, int64_t rule,
-                       int64_t order) {
+                       MaybeTensor grad_scale, MaybeTensor found_inf, MaybeTensor addresses, MaybeTensor masks,
+                       MaybeTensor whole, int64_t rule, int64_t order, bool hold) {
   const StepTensors tensors = {
-      theta, exp_avg,  exp_avg_sq, max_exp_avg_sq, ema,        low_precision, step,      constants, grads, weights,
-      mix,   segments, chunks,     active,         grad_scale, found_inf,     addresses, rule,      order};
+      theta,    exp_avg, exp_avg_sq, max_exp_avg_sq, ema,       low_precision, step,  constants, grads, weights, mix,
+      segments, chunks,  active,     grad_scale,     found_inf, addresses,     masks, whole,     rule,  order,   hold};
   const CurrentDevice device(theta, "theta");
   check_devices(tensors, device);
   Step s = step_arguments(tensors);

@@ -90,7 +90,8 @@ class Harmony:
     def update(self, masks: TaskMasks, loss_of: Callable[[int], Tensor], amount: int) -> None:
         """Exchanges `amount` elements of each mask, or as many as there are inside or outside of it.
 
-        Changes no parameter and no ``.grad``; keeps K gradients in memory meanwhile.
+        Of masks with ``granularity="channel"`` whole channels change, by the sums of their elements' scores, and
+        `amount` is of channels.  Changes no parameter and no ``.grad``; keeps K gradients in memory meanwhile.
 
         Args:
             masks: changed, all of them or, after an exception, none.
@@ -105,7 +106,8 @@ class Harmony:
         if amount == 0:
             return
         gradients = torch.stack([self.gradient(masks, loss_of, task) for task in range(masks.num_tasks)])
-        new = [exchanged(mask, *scores, amount) for mask, scores in self.scores(masks, gradients)]
+        change = _exchanged_channels if masks.granularity == "channel" else _exchanged_elements
+        new = [change(masks, mask, *scores, amount) for mask, scores in self.scores(masks, gradients)]
         for task, mask in enumerate(new):
             masks.set_flat(task, mask)
 
@@ -154,6 +156,19 @@ class Harmony:
 def wide(values: Tensor) -> Tensor:
     """Values without a graph as [n], of at least 32 bits."""
     return values.detach().flatten().to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _exchanged_elements(masks: TaskMasks, mask: Tensor, harmony: Tensor, agreement: Tensor, amount: int) -> Tensor:
+    return exchanged(mask, harmony, agreement, amount)
+
+
+def _exchanged_channels(masks: TaskMasks, mask: Tensor, harmony: Tensor, agreement: Tensor, amount: int) -> Tensor:
+    """The same of whole channels, by the sums of their elements' scores."""
+    channels = masks.channels
+    parts = [values[None].split(masks.sizes, 1) for values in (mask, harmony, agreement)]
+    inside, outside = (channels.sums(part)[0] for part in parts[1:])
+    new = exchanged(channels.firsts(parts[0])[0], inside, outside, amount)
+    return torch.cat(channels.spread(new[None]), 1)[0]
 
 
 def exchanged(mask: Tensor, harmony: Tensor, agreement: Tensor, amount: int) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_count
 from ..gradients.options import own_generator
-from ..optim import MT2OFused
 from ..sharding import is_sharded
 from .bits import pack, unpack
+from .channels import Channels
 from .sparsity import erk_counts
 
 __all__ = ["TaskMasks"]
@@ -45,6 +45,8 @@ class TaskMasks(nn.Module):
         whole: words; parameters with one of them in their name are shown and get gradients as they are, and their mask
             only says what moves. The published code does so for names with "embed" and "predict".
         generator: of the first masks; None: torch's default one.
+        granularity: "element"; or "channel": masks have whole slices of the first dimension of a tensor (output
+            channels, units), with weight and bias of a module together, and as many as come next to `density`.
 
     Raises:
         TypeError: for things that are no named parameters, or not of floating point.
@@ -76,30 +78,76 @@ class TaskMasks(nn.Module):
         density: float = 0.8,
         whole: Sequence[str] = (),
         generator: torch.Generator | None = None,
+        granularity: str = "element",
     ) -> None:
         super().__init__()
+        self.granularity = check_choice("granularity", granularity, ("element", "channel"))
         self.num_tasks = check_count("num_tasks", num_tasks)
         if isinstance(whole, str):
             raise TypeError(f"expected whole as a list of words, got {whole!r}: put it into a list")
         named = _checked(named_parameters)
-        self.names = list(named)
-        self.parameters_with_masks = list(named.values())
-        self.whole = [any(word in name for word in whole) for name in self.names]
-        self.sizes = [p.numel() for p in self.parameters_with_masks]
-        counts = erk_counts([p.shape for p in self.parameters_with_masks], density)
-        source = own_generator(generator)
-        masks = [
-            torch.cat([_random_mask(size, count, source) for size, count in zip(self.sizes, counts, strict=True)])
-            for _ in range(num_tasks)
-        ]
-        bits = pack(torch.stack(masks)).to(self.parameters_with_masks[0].device)
-        self.register_buffer("bits", bits)
+        self.names: list[str] = []
+        self.parameters_with_masks: list[Tensor] = []
+        self.whole: list[bool] = []
+        self.sizes: list[int] = []
+        self._words = list(whole)
         self._task_shown: int | None = None
+        device = next(iter(named.values())).device
+        self.register_buffer("bits", torch.zeros(num_tasks, 0, dtype=torch.uint8, device=device))
+        self._add(named, density, own_generator(generator))
 
     def extra_repr(self) -> str:
         return f"num_tasks={self.num_tasks}, parameters={len(self.names)}, elements={sum(self.sizes)}"
 
     # ------------------------------------------------------------------ the masks
+    def add(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        *,
+        density: float = 0.8,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Adds parameters, with random masks of their own; those that are there keep theirs.
+
+        Raises:
+            TypeError: as the constructor.
+            ValueError: as the constructor, and for a parameter or a name that is there already.
+        """
+        self._check_not_shown()
+        named = _checked(named_parameters)
+        there = {*self.names, *map(id, self.parameters_with_masks)}
+        for name, p in named.items():
+            if name in there or id(p) in there:
+                raise ValueError(f"expected parameters without masks, got {name}, which has some: leave it out")
+        self._add(named, density, own_generator(generator))
+
+    def _add(self, named: dict[str, Tensor], density: float, source: torch.Generator) -> None:
+        sizes = [p.numel() for p in named.values()]
+        shapes = [p.shape for p in named.values()]
+        counts, channels = erk_counts(shapes, density), None
+        if self.granularity == "channel":
+            channels = Channels(list(named), shapes)
+            sizes_of, counts_of = zip(*channels.shares(counts), strict=True)
+        else:
+            sizes_of, counts_of = tuple(sizes), tuple(counts)
+        masks = [
+            torch.cat([_random_mask(size, count, source) for size, count in zip(sizes_of, counts_of, strict=True)])
+            for _ in range(self.num_tasks)
+        ]
+        if channels is not None:
+            masks = list(torch.cat(channels.spread(torch.stack(masks)), 1))
+        old = unpack(self.bits, sum(self.sizes))
+        self.bits = pack(torch.cat([old, torch.stack(masks).to(old.device)], 1))
+        self.names += named
+        self.parameters_with_masks += named.values()
+        self.whole += [any(word in name for word in self._words) for name in named]
+        self.sizes += sizes
+
+    @property
+    def channels(self) -> Channels:
+        """The channels of all parameters that have masks."""
+        return Channels(self.names, [p.shape for p in self.parameters_with_masks])
+
     def flat(self, task: int) -> Tensor:
         """Return the mask of a task over all elements, bool [P]."""
         return unpack(self.bits[self._checked_task(task)], sum(self.sizes))
@@ -113,6 +161,14 @@ class TaskMasks(nn.Module):
         self._check_not_shown()
         if tuple(mask.shape) != (sum(self.sizes),):
             raise ValueError(f"expected a mask of shape [{sum(self.sizes)}], got {list(mask.shape)}: give all elements")
+        if self.granularity == "channel" and mask.dtype == torch.bool:
+            channels = self.channels
+            first = channels.firsts(mask[None].split(self.sizes, 1))
+            if not torch.equal(torch.cat(channels.spread(first), 1)[0], mask):
+                raise ValueError(
+                    'expected a mask of whole channels for granularity="channel", got a part of one: set all elements '
+                    "of a channel, of weight and bias"
+                )
         self.bits[self._checked_task(task)] = pack(mask).to(self.bits.device)
 
     def counts(self) -> Tensor:
@@ -178,9 +234,9 @@ class TaskMasks(nn.Module):
         check_choice("moments", moments, ("decay", "hold"))
         if not hasattr(optimizer, "state"):
             raise TypeError(f"expected an optimizer, got {type(optimizer).__name__}: pass the one that makes the step")
-        if isinstance(optimizer, MT2OFused) and len(optimizer.preferences) > 1:
+        if (several := _models_of(optimizer)) > 1:
             raise ValueError(
-                f"expected an optimizer of one model, got MT2OFused of {len(optimizer.preferences)}: take WeightedFused"
+                f"expected an optimizer of one model, got {type(optimizer).__name__} of {several}: take WeightedFused"
             )
         self._check_not_shown()
         chosen = range(self.num_tasks) if tasks is None else [tasks] if isinstance(tasks, int) else list(tasks)
@@ -253,6 +309,13 @@ def _hold_entries(
         if _is_held(key, value, p, moments):
             before = old.get(key, p.to(value.dtype) if key in ALWAYS_HELD else torch.zeros_like(value))
             value.copy_(torch.where(mask, value, before))
+
+
+def _models_of(optimizer: torch.optim.Optimizer) -> int:
+    """The number of models that the parameters of an optimizer show one after another."""
+    from ..optim import MT2OFused  # which imports this module
+
+    return len(optimizer.preferences) if isinstance(optimizer, MT2OFused) else 1
 
 
 def _random_mask(size: int, count: int, generator: torch.Generator) -> Tensor:

@@ -21,8 +21,10 @@ from .draw import draw_
 from .elements import drop_signs_, excess_, feed_, track_
 from .finite import finite_
 from .gram import gram_, gram_accuracy, length_accuracy
+from .harmony import EXCHANGE_BINS, EXCHANGE_STATE, exchange_, harmony_
 from .judge import count_, judge_, settle_
 from .layout import cut_chunks, plan_layout
+from .mask import mask_
 from .priority import PriorityRecord, plan_priority, priority_
 from .rules import FIELDS, MOMENTS, NUM_CONSTANTS, SQUARES, Rule
 from .solve import (
@@ -39,6 +41,8 @@ from .step import Order, step_
 from .transfer import transfer_
 
 __all__ = [
+    "EXCHANGE_BINS",
+    "EXCHANGE_STATE",
     "FIELDS",
     "MOMENTS",
     "NO_GRADIENT",
@@ -59,12 +63,15 @@ __all__ = [
     "dual_cone_",
     "eigen_",
     "excess_",
+    "exchange_",
     "feed_",
     "finite_",
     "gram_",
     "gram_accuracy",
+    "harmony_",
     "judge_",
     "length_accuracy",
+    "mask_",
     "minimum_norm_",
     "plan_layout",
     "plan_priority",

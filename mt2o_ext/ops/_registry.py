@@ -47,6 +47,12 @@ def check_addresses(addresses: Tensor | None, grads: Tensor, name: str, segments
         )
 
 
+def check_masks(masks: Tensor, tasks: int, columns: int) -> None:
+    """Checks the shape of a table of masks, for fakes."""
+    expected = (tasks, -(-columns // 8))
+    torch._check(masks.shape == expected, lambda: f"masks must be {list(expected)}, not {list(masks.shape)}")
+
+
 def changed(tensors: Iterable[Tensor | None]) -> None:
     """Tells autograd that tensors were written to.
 

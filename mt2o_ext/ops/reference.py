@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .reference_gradients import gathered
+from .reference_mask import kept as bits_of
 from .rules import FIELDS, Rule, reference_update
 
 ALIGNMENT = 16
@@ -169,11 +170,16 @@ def step_(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     addresses: Tensor | None = None,
+    masks: Tensor | None = None,
+    whole: Tensor | None = None,
     *,
     rule: int,
     order: int,
+    hold: bool = False,
 ) -> None:
     """The operator of :func:`mt2o_ext.ops.step_`."""
+    if masks is not None and mix is not None:
+        raise RuntimeError("mt2o_ext: rows with masks are not blended: leave out mix or masks")
     rows = theta.shape[0]
     kept = []
     for name, moment in zip(Rule(rule).moments, (exp_avg, exp_avg_sq, max_exp_avg_sq), strict=False):
@@ -188,6 +194,7 @@ def step_(
     scale = 1.0 if grad_scale is None else grad_scale.to(theta.dtype)
     if weights is None:
         weights = torch.ones(rows, 1, dtype=torch.float64, device=theta.device)
+    bits = None if masks is None else bits_of(masks, theta.shape[1])
     for segment, begin, end in joined_chunks(chunks):
         at = slice(begin, end)
         # In float64 (1 - beta2 of a float32 is wrong by 1e-5); a 0-d tensor does not widen what it is multiplied with.
@@ -195,21 +202,28 @@ def step_(
         who = taking_part[:, segment].unsqueeze(1)
         moments = [moment[:, at] for moment in kept]
         x = theta[:, at]
-        g = torch.einsum("kt,ktp->kp", weights.to(theta.dtype), grads[..., at].to(theta.dtype)) / scale
+        seen = grads[..., at].to(theta.dtype)
+        moves = advances = who
+        if bits is not None:
+            moves = who & bits[:, at].any(0)
+            advances = moves if hold else who
+            if whole is None or not bool(whole[segment]):
+                seen = torch.where(bits[:, at], seen, torch.zeros_like(seen))
+        g = torch.einsum("kt,ktp->kp", weights.to(theta.dtype), seen) / scale
         count = step[:, segment].double().unsqueeze(1)
         update, new = reference_update(rule, x, g, moments, field, count)
         for moment, value in zip(moments, new, strict=True):
-            moment.copy_(torch.where(who, value, moment))
-        update = torch.where(who, update, torch.zeros_like(update))
+            moment.copy_(torch.where(advances, value, moment))
+        update = torch.where(moves, update, torch.zeros_like(update))
         if mix is None or not bool(field["transfer"]):
             result = x + update
         elif order == 0:
             result = _blended(x, x, mix, segment) + update
         else:
             result = _blended(x + update, x + update, mix, segment)
-        x.copy_(torch.where(who, result, x))
+        x.copy_(torch.where(moves, result, x))
         if ema is not None:
             average = ema[:, at]
-            average.copy_(torch.where(who, average + (1 - field["ema"]) * (x - average), average))
+            average.copy_(torch.where(moves, average + (1 - field["ema"]) * (x - average), average))
         if low_precision is not None:
-            low_precision[:, at] = torch.where(who, x.to(low_precision.dtype), low_precision[:, at])
+            low_precision[:, at] = torch.where(moves, x.to(low_precision.dtype), low_precision[:, at])

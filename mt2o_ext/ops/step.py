@@ -1,4 +1,4 @@
-"""``step``: combination, base rule, transfer and running average in one pass over the columns."""
+"""``step``: combination, base rule, masks, transfer and running average in one pass over the columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._registry import changed, check_addresses, compiled, register_fake
+from ._registry import changed, check_addresses, check_masks, compiled, register_fake
 from .rules import Rule
 
 __all__ = ["Order", "step_"]
@@ -39,9 +39,12 @@ def step_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     addresses: Tensor | None = None,
+    masks: Tensor | None = None,
+    whole: Tensor | None = None,
     *,
     rule: Rule,
     order: Order = Order.CONSENSUS,
+    hold: bool = False,
 ) -> None:
     """One optimizer step of all K subproblems; each column is read once and written once.
 
@@ -64,13 +67,18 @@ def step_(
         found_inf: float32 [K] or [1]: where nonzero, the row is skipped as if inactive.
         addresses: int64 [K, T, S] from :func:`address_table`: where the gradients lie, instead of in ``grads``, of
             which only the shape, the dtype and the device count then; or None.
+        masks: uint8 [T, ceil(P / 8)], one bit for each task and column (bit p mod 8 of byte p // 8), for all rows; or
+            None (all).  Of a task's gradient only what its mask has counts, and a column that no mask has keeps
+            parameter, master, rounded copy and running average bit for bit.  Not with a mix.
+        whole: bool [S], tensors whose gradients are not masked, so that their masks only say what moves; or None.
         rule: the base rule.
         order: of transfer and update.
+        hold: moments stay, too, where no mask has the column; else they go on with a gradient of zero.
     """
     function = torch.ops.mt2o_ext.step_ if compiled(theta) else reference.step_
     function(
         theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, low_precision, step, constants, grads, weights, mix, segments,
-        chunks, active, grad_scale, found_inf, addresses, rule=int(rule), order=int(order),
+        chunks, active, grad_scale, found_inf, addresses, masks, whole, rule=int(rule), order=int(order), hold=hold,
     )  # fmt: skip
     changed([theta, exp_avg, exp_avg_sq, max_exp_avg_sq, ema, low_precision, step])
 
@@ -94,13 +102,19 @@ def _(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     addresses: Tensor | None = None,
+    masks: Tensor | None = None,
+    whole: Tensor | None = None,
     *,
     rule: int,
     order: int,
+    hold: bool = False,
 ) -> None:
     rows, columns = theta.shape
     num_segments = segments.shape[0]
     check_addresses(addresses, grads, "grads", num_segments)
+    if masks is not None:
+        torch._check(mix is None, lambda: "rows with masks are not blended: leave out mix or masks")
+        check_masks(masks, grads.shape[1], columns)
     for name, tensor in (
         ("exp_avg", exp_avg),
         ("exp_avg_sq", exp_avg_sq),

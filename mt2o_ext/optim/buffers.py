@@ -13,6 +13,7 @@ from ..device import to_device
 from ..ops import FIELDS
 from ..sharding import Gathered
 from .flat import FlatParameters
+from .flat_masked import FlatMasked
 from .flat_vertices import FlatVertices
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Buffers:
         num_tasks: T, the number of gradients of each row of the shared parameters that are kept apart.
         stacked: the parameters have a leading dimension K.
         vertices: of the simplex whose points the K rows are, or None: the rows themselves are trained.
+        masked: the parameters can show what a task sees of them (K = 1).
 
     Attributes:
         flats: the buffers.
@@ -42,11 +44,14 @@ class Buffers:
         built: whether the groups are complete and the buffers made.
     """
 
-    def __init__(self, num_rows: int, num_tasks: int, *, stacked: bool, vertices: Vertices | None = None) -> None:
+    def __init__(
+        self, num_rows: int, num_tasks: int, *, stacked: bool, vertices: Vertices | None = None, masked: bool = False
+    ) -> None:
         self.num_rows = num_rows
         self.num_tasks = num_tasks
         self.stacked = stacked
         self.vertices = vertices
+        self.masked = masked
         self.flats: list[FlatParameters] = []
         self.groups: list[list[int]] = []
         self.tasks: list[list[int | None]] = []
@@ -119,7 +124,8 @@ class Buffers:
             self.vertices.to(parameters[0].device)
             points = self.vertices.points
             return FlatVertices(parameters, points, num_tasks=num_tasks, stacked=self.stacked, row=row)
-        return FlatParameters(parameters, self.num_rows, num_tasks=num_tasks, stacked=self.stacked, row=row)
+        kind = FlatMasked if self.masked else FlatParameters
+        return kind(parameters, self.num_rows, num_tasks=num_tasks, stacked=self.stacked, row=row)
 
     def is_of(self, param_groups: Sequence[dict[str, Any]], held: Callable[[Tensor], bool]) -> bool:
         """True if the buffers are made for these groups as they are: the same parameters, nothing thawed."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..checks import check_function
 from ..device import refuse_in_graph
-from ..gradients.losses import takes_task, task_loss
-from ..gradients.passes import Backward, Pass, scaler_in_use
+from ..gradients.losses import takes_task
+from ..gradients.passes import Backward, Pass
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
 from ..gradients.visit import ALONE
@@ -22,15 +22,10 @@ from ..priority.projection import Projections
 from ..ranks import together
 from .amp import Scaling
 from .base import FlatOptimizer, nothing_left
-from .connection_turns import Turns
 from .step import StepInputs
+from .turns import ANOTHER, OUTSIDE, Turns, take_turn
 
 __all__ = ["ConnectionSteps"]
-
-ANOTHER = (
-    "expected optimizer.step() after the loop over tasks(), got another round of all tasks: call it when all have had "
-    "their turns, and before the next loop or closure"
-)
 
 
 class ConnectionSteps(FlatOptimizer):
@@ -71,7 +66,7 @@ class ConnectionSteps(FlatOptimizer):
         self._look_for_ranks()
         before = self._draw.state_dict()
         phase, order = self._draw.next(self._num_tasks)
-        turns = self._now.turns = Turns(phase, order, before)
+        turns = self._now.turns = Turns(phase, order, before, self._num_tasks)
         try:
             self._clear()
             for task in order:
@@ -107,29 +102,13 @@ class ConnectionSteps(FlatOptimizer):
             RuntimeError: outside of a loop over `tasks`.
         """
         if self._now.turns is None or self._now.turns.task is None:
-            raise RuntimeError(
-                "expected backward(loss) inside of `for task in optimizer.tasks():`, got it outside: each task has its "
-                "turn there; or call optimizer.step(lambda task: ...)"
-            )
+            raise RuntimeError(OUTSIDE)
         with together(self._ranks):
             self._give(self._now.turns, loss, scaler, self._way(backward, retain_graph))
 
     def _give(self, turns: Turns, loss: Tensor | None, scaler: Any, way: Pass) -> None:
         """Backward of a loss into ``.grad``."""
-        assert turns.task is not None
-        scalar = task_loss(loss, turns.task)
-        if scalar is None:
-            return
-        turns.scaler = scaler_in_use(scaler, turns.scaler, begun=bool(turns.losses))
-        [scaled] = way.scaled([scalar], turns.scaler)
-        try:
-            way.run(scaled)
-        except BaseException:
-            turns.losses.pop(turns.task, None)
-            for p in self._buffers.parameters():  # the gradients of the tasks before lie in the tables
-                p.grad = None
-            raise
-        turns.add(scalar.detach().double())
+        turns.give(loss, scaler, way, self._buffers.parameters())
 
     @torch.no_grad()
     def _end_turn(self, turns: Turns, task: int) -> None:
@@ -139,7 +118,7 @@ class ConnectionSteps(FlatOptimizer):
         with together(self._ranks):
             self._synchronize()
             tables = self._tables(turns.phase)
-            self._take(tables, task, task if turns.phase == 2 else 0)
+            take_turn(tables, self._buffers.tasks, task)
             if turns.phase == 2:
                 return
             self._buffers.refresh(self.param_groups, self._base, None)
@@ -242,14 +221,6 @@ class ConnectionSteps(FlatOptimizer):
     def _tables(self, phase: int) -> list[GradientTable]:
         """One gradient of each parameter in phase 1, those of T tasks in phase 2."""
         return [flat.combined if phase == 1 else flat.tasks for flat in self._buffers.flats]
-
-    def _take(self, tables: Sequence[GradientTable], task: int, row: int) -> None:
-        """Moves ``.grad`` to this task's row of the tables (to the only one of heads), but for heads of others."""
-        for table, tasks in zip(tables, self._buffers.tasks, strict=True):
-            for p, of_task in zip(table.layout.parameters, tasks, strict=True):
-                if of_task not in (task, None):
-                    p.grad = None
-            table.take(task=row if table.num_tasks > 1 else 0)
 
     def _take_step(self, turns: Turns, tables: Sequence[GradientTable], losses: Tensor) -> Tensor:
         """A step of the base rule; returns float32 [1], not zero if it was skipped."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..gradients.tasks import Batch
 from ..gradients.visit import TaskVisit
-from .connection_turns import Turns
+from .turns import Turns
 
 __all__ = ["Loop", "Now"]
 
@@ -36,7 +36,8 @@ class Now:
     batch: what backward left for the next step.  weights: float64 [K, T] or [K, S, T], of the last step.
     grad_norm: float64 [K], of the last step, where it was measured.  warned: what there was one warning of already.
     skipped: float32 [K], of the last step of connection strength, not zero where it was skipped.
-    visit: the loop over tasks that goes on, or None.  turns: of connection strength, that loop, until its step.
+    visit: the loop over tasks that goes on, or None.  turns: of connection strength and masks, that loop, until its
+    step.
     """
 
     row: int = 0

@@ -20,7 +20,7 @@ from .state import StateViews, cloned
 
 __all__ = ["SavedState"]
 
-FAMILIES = ("weighted", "mt2o", "connection_strength")
+FAMILIES = ("weighted", "mt2o", "connection_strength", "harmony")
 
 
 class SavedState(torch.optim.Optimizer):

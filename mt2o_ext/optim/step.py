@@ -11,6 +11,7 @@ from torch import Tensor
 from ..base import BaseRule
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
+from ..masks.tables import StepMasks
 from ..ops import MOMENTS, Order, combine_, step_
 from ..sharding import sum_shards
 from .buffers import Buffers
@@ -28,6 +29,7 @@ class StepInputs(NamedTuple):
     divisor: float32 [1], what gradients are divided by, or None.
     skipped: float32 [K], not zero in rows that are left as they are; [1] where all are or none is.
     mix: M [K, K] or [S, K, K] of the transfer, or None where none is due.
+    masks: of the tasks whose gradients these are, or None: everything moves.
     """
 
     gradients: Combination
@@ -36,6 +38,7 @@ class StepInputs(NamedTuple):
     divisor: Tensor | None
     skipped: Tensor
     mix: Tensor | None = None
+    masks: StepMasks | None = None
 
     @classmethod
     def of(cls, table: GradientTable, gradients: Combination, divisor: Tensor | None, skipped: Tensor) -> StepInputs:
@@ -77,10 +80,11 @@ def apply(
     for flat, (first, second, largest), given in zip(buffers.flats, moments, inputs, strict=True):
         (grads, addresses), weights = given.gradients
         low = flat.values if flat.shows_rounded else None
+        bits, whole, hold = (None, None, False) if given.masks is None else given.masks
         step_(
             flat.theta, first, second, largest, flat.buffers.get("ema"), low, flat.step, flat.constants, grads,
             weights, given.mix, flat.segments, flat.chunks, given.active, given.divisor, given.skipped, rule=rule,
-            order=order, addresses=addresses,
+            order=order, addresses=addresses, masks=bits, whole=whole, hold=hold,
         )  # fmt: skip
         flat.write_back()
         flat.mark_changed()

@@ -27,9 +27,11 @@ class TransferContext:
         initial_lr: the learning rate that group started with.
 
     Example:
-        >>> TransferContext(mt2o_ext.preferences.even(2), None, None, step=0, lr=torch.tensor(0.1), initial_lr=0.1)
-        TransferContext(preferences=tensor([[1., 0.],
-                [0., 1.]], dtype=torch.float64), gram=None, losses=None, step=0, lr=tensor(0.1000), initial_lr=0.1, slopes=None)
+        >>> preferences, lr = mt2o_ext.preferences.even(2), torch.tensor(0.1)
+        >>> context = TransferContext(preferences, None, None, step=0, lr=lr, initial_lr=0.1)
+        >>> context.preferences
+        tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64)
     """
 
     preferences: Tensor

@@ -9,6 +9,7 @@ struct StepCase {
   Rule rule;
   bool mixed;
   Order order;
+  bool masked = false;
 };
 
 // What a step changes.
@@ -35,6 +36,8 @@ struct StepProblem {
   Random random;
   std::vector<double> fields, weights, mixes;
   std::vector<StepConstants> constants;
+  std::vector<uint8_t> masks;  // [T][row / 8]
+  std::unique_ptr<bool[]> whole;
   Matrix<G> grads;
   BothWays<G> both;
   StepState<S> start;
@@ -60,6 +63,9 @@ struct StepProblem {
       const std::vector<double> mix = random.mix(of.rows, segment == 4);
       mixes.insert(mixes.end(), mix.begin(), mix.end());
     }
+    for (int64_t i = 0; i < of.tasks * layout.row / 8; ++i) masks.push_back(uint8_t(256. * random.uniform()));
+    whole.reset(new bool[segments]);
+    for (int64_t segment = 0; segment < segments; ++segment) whole[segment] = segment == 2;
     for (int64_t k = 0; k < of.rows; ++k)
       for (int64_t segment = 0; segment < segments; ++segment) {
         constants.push_back(step_constants(fields.data() + segment * num_fields, of.rule, number, grad_scale));
@@ -78,6 +84,14 @@ struct StepProblem {
   static bool active(int64_t k, int64_t segment) { return k != 1 || segment % 2 != 0; }
   const StepConstants& at(int64_t k, const Chunk& c) const { return constants[k * segments + c.segment]; }
 
+  // Whether the mask of task t has column p; whether that of any task does.
+  bool has(int64_t t, int64_t p) const { return !of.masked || (masks[t * layout.row / 8 + p / 8] >> (p % 8) & 1) != 0; }
+  bool moves(int64_t p) const {
+    for (int64_t t = 0; t < of.tasks; ++t)
+      if (has(t, p)) return true;
+    return false;
+  }
+
   // Without a mix.
   Step arguments(StepState<S>& state) const {
     Step s = {};
@@ -90,6 +104,7 @@ struct StepProblem {
     s.grads = both.all().front();
     s.weights = weights.data(), s.constants = constants.data();
     s.chunks = layout.chunks.data();
+    if (of.masked) s.masks = {masks.data(), layout.row / 8, whole.get(), of.tasks % 2 == 0};
     return s;
   }
   StepState<S> run(const Kernels& level, int threads, int64_t tile, const Gradients& where) const {

@@ -45,6 +45,7 @@ static void check_column(const StepProblem<S, G>& problem, const StepState<S>& g
     if (problem.at(k, c).active == 0.) continue;
     double g = 0., size = 1.;
     for (int64_t t = 0; t < of.tasks; ++t) {
+      if (!problem.has(t, p) && !problem.whole[c.segment]) continue;
       const double term =
           problem.weights[k * of.tasks + t] * problem.grads.at(k * of.tasks + t, p) / problem.grad_scale;
       g += term, size += std::fabs(term);
@@ -52,6 +53,10 @@ static void check_column(const StepProblem<S, G>& problem, const StepState<S>& g
     const auto& start = problem.start.moments;
     Element e = {old[k], start[0].at(k, p), start[1].at(k, p), start[2].at(k, p)};
     update[k] = textbook(of.rule, field, problem.number, g, e);
+    if (!problem.moves(p)) {
+      update[k] = 0.;
+      if (of.tasks % 2 == 0) e = {old[k], start[0].at(k, p), start[1].at(k, p), start[2].at(k, p)};  // held
+    }
     const double tolerance = 4. * rounding<S> * double(of.tasks + 2) * size;
     const double exact[] = {e.m, e.v, e.top};  // of a first moment, and of two that average squares
     const double allowed[] = {tolerance, 0.001 * tolerance * size, 0.001 * tolerance * size};
@@ -59,8 +64,9 @@ static void check_column(const StepProblem<S, G>& problem, const StepState<S>& g
       CHECK_NEAR(got.moments[j].at(k, p), exact[j], allowed[j] + (j ? 4. : 2.) * rounding<S> * std::fabs(exact[j]));
   }
   for (int64_t k = 0; k < of.rows; ++k) {
-    if (problem.at(k, c).active == 0.) {
+    if (problem.at(k, c).active == 0. || !problem.moves(p)) {
       CHECK(got.theta.at(k, p) == old[k] && got.ema.at(k, p) == problem.start.ema.at(k, p));
+      CHECK_EQUAL(got.low[k][p].bits, problem.start.low[k][p].bits);
       continue;
     }
     const double* m = problem.mixes.data() + (c.segment * of.rows + k) * of.rows;
@@ -123,6 +129,8 @@ template <class S, class G>
 static void check_cases(Rule rule) {
   check_step<S, G>({1, 1, rule, false, Order::consensus}, 1);
   check_step<S, G>({5, 2, rule, false, Order::consensus}, 3);
+  check_step<S, G>({1, 1, rule, false, Order::consensus, true}, 3);
+  check_step<S, G>({2, 2, rule, false, Order::consensus, true}, 1);
   for (const Order order : {Order::consensus, Order::adapt_then_combine}) {
     check_step<S, G>({1, 3, rule, true, order}, 3);
     check_step<S, G>({6, 2, rule, true, order}, 1);

@@ -97,6 +97,8 @@ inline int __all_sync(unsigned mask, int predicate, emulator::Site at = emulator
   return __ballot_sync(mask, predicate, at) == mask;
 }
 
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
 // Loads and stores with a hint to the cache.
 template <class T>
 T __ldg(const T* p) {

@@ -65,6 +65,8 @@ static void check_rule(Rule rule) {
   check_step<float, float>({5, 2, rule, true, Order::consensus});
   check_step<float, float>({3, 1, rule, true, Order::adapt_then_combine});
   check_step<double, double>({3, 1, rule, true, Order::consensus});
+  check_step<float, float>({2, 3, rule, false, Order::consensus, true});
+  check_step<double, double>({1, 2, rule, false, Order::consensus, true});
 }
 
 #define EACH_RULE(name, R) \
@@ -81,6 +83,7 @@ TEST(gradients_of_sixteen_bits) {
     check_step<float, bfloat16>({3, 2, Rule::adam, mixed, Order::consensus});
     check_step<float, float16>({3, 2, Rule::adam, mixed, Order::consensus});
   }
+  check_step<float, bfloat16>({3, 6, Rule::adam, false, Order::consensus, true});
 }
 
 // A row whose gradients are not finite: nothing of it moves.

@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import ConnectionStrengthFused, MT2OFused, WeightedBackward, WeightedFused, weighted_backward
+from mt2o_ext import (
+    ConnectionStrengthFused,
+    HarmonyFused,
+    MT2OFused,
+    WeightedBackward,
+    WeightedFused,
+    weighted_backward,
+)
 from support.optim.priority_model import TASKS, Batches, network, optimizer_of
 from support.optim.towers import WEIGHTINGS, Towers, batch_of, values, weighted
 
@@ -199,6 +206,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "priority": lambda **options: ConnectionStrengthFused(
         nn.Linear(2, 2).parameters(), connections=[], num_tasks=2, total_steps=1, **options
     ),
+    "harmony": lambda **options: HarmonyFused(nn.Linear(2, 2).named_parameters(), num_tasks=2, **options),
     "backward": lambda **options: WeightedBackward(nn.Linear(2, 2).parameters(), num_tasks=2, **options),
 }
 

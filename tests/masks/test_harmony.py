@@ -78,6 +78,25 @@ def test_an_update_keeps_the_counts_and_touches_no_parameter_or_gradient() -> No
     assert full.flat(0).all()
 
 
+@pytest.mark.parametrize("grow_grad", ["dense", "masked"])
+def test_whole_channels_change_by_the_sums_of_their_elements(grow_grad: str) -> None:
+    model = nn.Linear(6, 8).double()
+    masks = TaskMasks(model.named_parameters(), 3, density=0.5, generator=generator(), granularity="channel")
+    harmony = Harmony(2.0, grow_grad=grow_grad)
+    before = [masks.of(task)[1].tolist() for task in range(3)]
+    gradients = torch.stack([harmony.gradient(masks, lambda task: loss_of(model, task), k) for k in range(3)])
+    scores = harmony.scores(masks, gradients)
+    harmony.update(masks, lambda task: loss_of(model, task), 2)
+    for k, (_, (inside, outside)) in enumerate(scores):
+        sums = [(s[:48].view(8, 6).sum(1) + s[48:]).tolist() for s in (inside, outside)]
+        has, lacks = ([q for q in range(8) if before[k][q] == there] for there in (True, False))
+        leaving = sorted(has, key=lambda q: (sums[0][q], q))[:2]
+        entering = sorted(lacks, key=lambda q: (-sums[1][q], q))[:2]
+        expected = [(m and q not in leaving) or q in entering for q, m in enumerate(before[k])]
+        assert masks.of(k)[1].tolist() == expected
+        assert torch.equal(masks.of(k)[0], masks.of(k)[1][:, None].expand(8, 6))
+
+
 def test_what_conflicts_leaves_and_what_agrees_enters() -> None:
     """Two tasks with opposite goals for the first weight, where the first task pulls harder, and for the last one."""
     p = nn.Parameter(torch.tensor([1.0, 1.0, 1.0, 1.0]))

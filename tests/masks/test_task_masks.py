@@ -94,6 +94,32 @@ def test_first_masks_are_random_with_exact_counts_in_each_tensor() -> None:
     assert not torch.equal(other.bits, masks.bits)
 
 
+def test_masks_of_whole_channels() -> None:
+    """Weight and bias of a module together, the density as near as channels allow; others alone."""
+    model = nn.ModuleDict({"conv": nn.Conv2d(3, 10, 3), "norm": nn.BatchNorm2d(10), "table": nn.Embedding(6, 4)})
+    masks = TaskMasks(model.named_parameters(), 4, density=0.5, generator=generator(1), granularity="channel")
+    assert [size for size, _ in masks.channels.layers] == [10, 10, 6] and masks.channels.number == 26
+    for task in range(4):
+        part = dict(zip(masks.names, masks.of(task), strict=True))
+        weight = part["conv.weight"].flatten(1)
+        assert torch.equal(weight.all(1), weight.any(1)) and torch.equal(weight[:, 0], part["conv.bias"])
+        assert torch.equal(part["norm.weight"], part["norm.bias"])
+        assert torch.equal(part["table.weight"].all(1), part["table.weight"].any(1))
+    elements = sum(masks.sizes)
+    assert all(abs(count / elements - 0.5) < 0.12 for count in masks.counts().tolist())
+    assert masks.overlaps()[0, 1] < masks.counts()[0]
+    same = TaskMasks(model.named_parameters(), 4, density=0.5, generator=generator(1), granularity="channel")
+    assert torch.equal(same.bits, masks.bits)
+    half = masks.flat(0)
+    half[:3] = ~half[:3]
+    with pytest.raises(ValueError, match="a mask of whole channels"):
+        masks.set_flat(0, half)
+    masks.set_flat(0, masks.flat(1))
+    numbers = TaskMasks([("a", nn.Parameter(torch.zeros(()))), ("b", nn.Parameter(torch.zeros(3)))], 2, density=0.5,
+                        granularity="channel")  # fmt: skip
+    assert numbers.channels.number == 4 and numbers.counts().tolist() == [2, 2]
+
+
 # ---------------------------------------------------------------------- the view
 def test_a_task_sees_its_own_part_and_everything_comes_back() -> None:
     model = model_of(torch.float64)

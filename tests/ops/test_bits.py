@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from mt2o_ext import _native
-from mt2o_ext.ops import Order, Rule
+from mt2o_ext.ops import EXCHANGE_BINS, EXCHANGE_STATE, Order, Rule
 from support.backends import CPU
 from support.ops.priority_problem import PriorityProblem
 from support.samplers import FLOATS, HALVES, Layout, Sampler, StepProblem
@@ -76,6 +77,29 @@ def results() -> Iterator[Tensor]:
                     low_precision=None if low is None else sampler.poisoned(5, dtype=low),
                 )  # fmt: skip
                 yield from problem.run(CPU, rule, order).tensors().values()
+                masked = replace(problem, mix=None, masks=sampler.masks(2), whole=torch.arange(4) == 2)
+                yield from masked.run(CPU, rule, hold=order == Order.CONSENSUS).tensors().values()
+    yield from of_masks(sampler)
+
+
+def of_masks(sampler: Sampler) -> Iterator[Tensor]:
+    """Views, scores, and bits that change places."""
+    layout, whole = sampler.layout, torch.arange(4) == 2
+    for dtype in FLOATS + HALVES:
+        values, out = sampler.rows(1, dtype=dtype), sampler.poisoned(1, dtype=dtype)
+        CPU.mask_(out, values, sampler.masks(1), whole, layout.chunks)
+        yield out
+        for magnitude in (False, True):
+            masks, scores, factors = sampler.masks(3), sampler.poisoned(3), sampler.uniform(3)
+            options = {"gamma": 3.0, "magnitude": magnitude, "dense": not magnitude}
+            CPU.harmony_(
+                scores, sampler.rows(1, 3, dtype=dtype), values, factors, masks, whole, layout.chunks, **options
+            )
+            yield scores
+            counts = torch.zeros(3, len(layout.chunks), EXCHANGE_BINS, dtype=torch.int32)
+            state = torch.zeros(3, EXCHANGE_STATE, dtype=torch.int64)
+            CPU.exchange_(masks, counts, state, scores, layout.chunks, amount=500)
+            yield masks
 
 
 def grams(sampler: Sampler, dtype: torch.dtype) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from support.samplers import Layout, Sampler, same_bits
 
 pytestmark = pytest.mark.skipif(bool(CPU.missing), reason=CPU.missing)
 EACH_CASE = pytest.mark.parametrize("case", CASES)
+SCRATCH = ("constants", "counts", "state")
 
 
 @EACH_CASE
@@ -54,7 +55,7 @@ def nothing_compiled() -> None:
 def wrapped(case: str) -> tuple[Callable[..., None], list[Any], dict[str, Any]]:
     positional, named = arguments_of(case)
     if "rule" in named:
-        named = {"rule": Rule(named["rule"]), "order": Order(named["order"])}
+        named = {**named, "rule": Rule(named["rule"]), "order": Order(named["order"])}
     return getattr(ops, CASES[case][0]), positional, named
 
 
@@ -71,7 +72,7 @@ def test_compiles_without_a_break(case: str) -> None:
 def mutable_tensors(case: str, positional: list[Any]) -> list[Tensor]:
     schema = getattr(torch.ops.mt2o_ext, CASES[case][0]).default._schema
     of = zip(schema.arguments, positional, strict=False)
-    return [a for argument, a in of if argument.is_write and argument.name != "constants" and a is not None]
+    return [a for argument, a in of if argument.is_write and argument.name not in SCRATCH and a is not None]
 
 
 @EACH_CASE
@@ -156,6 +157,23 @@ WRONG: dict[str, tuple[str, int, Callable[[Tensor], Tensor], str]] = {
     "finite: int32 addresses": ("finite by address", 3, Tensor.int, "addresses must be int64 [K, T, S]"),
     "gram: a segment too few": ("gram by address", 5, lambda a: a[..., :1], "addresses must be int64 [K, T, S]"),
     "step: addresses apart": ("step by address", 16, lambda a: a.mT.contiguous().mT, "contiguous along S"),
+    "masked step: a mask too few": ("masked step", 17, lambda m: m[:1], "masks must be uint8 [2, "),
+    "masked step: bool masks": ("masked step", 17, Tensor.bool, "masks must be uint8 [2, "),
+    "masked step: too short": ("masked step", 17, lambda m: m[:, :-1], "masks must be uint8 [2, "),
+    "masked step: columns apart": ("masked step", 17, lambda m: m.mT.contiguous().mT, "contiguous along the last dim"),
+    "masked step: int whole": ("masked step", 18, Tensor.int, "whole must be contiguous, of shape [2]"),
+    "masked step: a mix": ("masked step", 10, lambda m: torch.eye(3).double(), "rows with masks are not blended"),
+    "mask: two rows": ("mask", 2, lambda m: m.expand(2, -1), "masks must be uint8 [1, "),
+    "mask: dtype of out": ("mask", 0, Tensor.double, "out must have the dtype, the shape and the strides of values"),
+    "harmony: float64 scores": ("harmony", 0, Tensor.double, "scores must be float32 [T, P]"),
+    "harmony: dtype of values": ("harmony", 2, Tensor.double, "values must be [1, P] of the dtype of grads"),
+    "harmony: float32 factors": ("harmony", 3, Tensor.float, "factors must be contiguous, of shape [2]"),
+    "harmony: a mask too few": ("harmony", 4, lambda m: m[:1], "masks must be uint8 [2, "),
+    "harmony: int32 addresses": ("harmony by address", 7, Tensor.int, "addresses must be int64 [K, T, S]"),
+    "exchange: shape of counts": ("exchange", 1, lambda c: c[:1], "counts must be contiguous, of shape [2, "),
+    "exchange: shape of state": ("exchange", 2, lambda s: s[:, :4].contiguous(), "state must be contiguous, of shape"),
+    "exchange: float64 scores": ("exchange", 3, Tensor.double, "scores must be float32"),
+    "exchange: a mask too few": ("exchange", 0, lambda m: m[:1], "masks must be uint8 [2, "),
     "step: two scales": ("step", 14, lambda s: torch.ones(2), "grad_scale must be one float32"),
 }
 

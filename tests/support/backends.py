@@ -17,7 +17,14 @@ from torch import Tensor
 
 from emulator import library
 from mt2o_ext import _native
-from mt2o_ext.ops import reference, reference_draw, reference_elements, reference_judge, reference_solve
+from mt2o_ext.ops import (
+    reference,
+    reference_draw,
+    reference_elements,
+    reference_judge,
+    reference_mask,
+    reference_solve,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,9 @@ class Backend:
     excess_: Callable[..., None]
     drop_signs_: Callable[..., None]
     draw_: Callable[..., None]
+    mask_: Callable[..., None]
+    harmony_: Callable[..., None]
+    exchange_: Callable[..., None]
     judge_: Callable[..., None]
     settle_: Callable[..., None]
     count_: Callable[..., None]
@@ -55,14 +65,13 @@ SOLVERS = (
 )
 
 
-FAMILIES = ("combine_", "gram_", "transfer_", "step_", "finite_", "priority_")
-ELEMENTS = ("track_", "feed_", "excess_", "drop_signs_")
-SMALL_TABLES = ("judge_", "settle_", "count_")
-
-
-def _functions(of: object, elements: object, draw: object, small: object) -> list[Callable[..., None]]:
-    groups = ((of, FAMILIES), (elements, ELEMENTS), (draw, ("draw_",)), (small, SMALL_TABLES))
-    return [getattr(owner, name) for owner, names in groups for name in names]
+PLAIN = {  # where the reference of an operator is
+    **dict.fromkeys(("combine_", "gram_", "transfer_", "step_", "finite_", "priority_"), reference),
+    **dict.fromkeys(("track_", "feed_", "excess_", "drop_signs_"), reference_elements),
+    **dict.fromkeys(("draw_",), reference_draw),
+    **dict.fromkeys(("mask_", "harmony_", "exchange_"), reference_mask),
+    **dict.fromkeys(("judge_", "settle_", "count_"), reference_judge),
+}
 
 
 def _copied(tensor: Tensor, device: torch.device, copies: dict[tuple[int, torch.dtype], Tensor]) -> Tensor:
@@ -99,10 +108,11 @@ def _backend(name: str, missing: str, device: str = "cpu", library: str = "mt2o_
     if missing:
         return replace(REFERENCE, name=name, device=where, missing=missing)
     operators = getattr(torch.ops, library)
+    functions = {operator: getattr(operators, operator) for operator in PLAIN}
     if where.type == "cpu":
-        return Backend(name, where, *_functions(*[operators] * 4), operators)
+        return Backend(name, where, **functions, solve=operators)
     solve = SimpleNamespace(**{solver: _on(where, getattr(operators, solver)) for solver in SOLVERS})
-    return Backend(name, where, *(_on(where, function) for function in _functions(*[operators] * 4)), solve)
+    return Backend(name, where, **{key: _on(where, function) for key, function in functions.items()}, solve=solve)
 
 
 def _without_gpu() -> str:
@@ -122,8 +132,8 @@ def _emulated() -> Backend:
 REFERENCE = Backend(
     "reference",
     torch.device("cpu"),
-    *_functions(reference, reference_elements, reference_draw, reference_judge),
-    reference_solve,
+    **{operator: getattr(module, operator) for operator, module in PLAIN.items()},
+    solve=reference_solve,
 )
 CPU = _backend("cpu", "" if _native.C is not None else f"the compiled part was not loaded: {_native.load_error}")
 CUDA = _backend("cuda", _without_gpu(), "cuda")

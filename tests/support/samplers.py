@@ -135,6 +135,11 @@ class Sampler:
         diagonal.copy_(1.0 - (mix.sum(-1) - diagonal))
         return mix
 
+    def masks(self, tasks: int, density: float = 0.6) -> Tensor:
+        """uint8 [T, ceil(P / 8)], random bits, set behind the last column as well."""
+        bits = self.uniform(tasks, -(-self.layout.row // 8), 8) < density
+        return (bits * 2 ** torch.arange(8)).sum(-1).to(torch.uint8)
+
     def segments(self, **fields: float | Sequence[float]) -> Tensor:
         """float64 [S, fields]: AdamW's usual hyper-parameters, and what is given: for all segments or for each."""
         usual = {"lr": 0.1, "weight_decay": 0.01, "decoupled": 1.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -166,6 +171,8 @@ class StepProblem:
     grad_scale: Tensor | None
     found_inf: Tensor | None
     addresses: Tensor | None = None
+    masks: Tensor | None = None
+    whole: Tensor | None = None
 
     @staticmethod
     def sample(
@@ -228,13 +235,13 @@ class StepProblem:
     def arguments(self) -> list[Tensor | None]:
         return [getattr(self, field.name) for field in fields(self)]
 
-    def run(self, backend: Backend, rule: Rule, order: Order = Order.CONSENSUS) -> StepProblem:
+    def run(self, backend: Backend, rule: Rule, order: Order = Order.CONSENSUS, *, hold: bool = False) -> StepProblem:
         """The problem after the step; this one is left as it is."""
         after = self.copy()
-        backend.step_(*after.arguments(), rule=int(rule), order=int(order))
+        backend.step_(*after.arguments(), rule=int(rule), order=int(order), hold=hold)
         return after
 
-    def oracle(self, rule: Rule, order: Order = Order.CONSENSUS) -> StepProblem:
+    def oracle(self, rule: Rule, order: Order = Order.CONSENSUS, *, hold: bool = False) -> StepProblem:
         after = self.double()
-        reference.step_(*after.arguments(), rule=int(rule), order=int(order))
+        reference.step_(*after.arguments(), rule=int(rule), order=int(order), hold=hold)
         return after

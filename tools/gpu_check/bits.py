@@ -24,7 +24,8 @@ from tools.gpu_check.problems import CPU, CUDA, Backend, Call
 from tools.gpu_check.runner import ROOT, write_json
 
 ELEMENTS = {"track", "feed", "drop_signs", "draw"}
-IN_ONE_ORDER = {"combine", "transfer", "step", "finite", *ELEMENTS, "judge", "settle", "count", "solve"}
+MASKS = {"mask", "harmony", "exchange"}
+IN_ONE_ORDER = {"combine", "transfer", "step", "finite", *ELEMENTS, *MASKS, "judge", "settle", "count", "solve"}
 
 
 def bits_of(tensor: Tensor) -> Tensor:

@@ -280,7 +280,8 @@ void transfer(const Tensors& t, int64_t rows, int64_t matrices) {
 }
 
 template <class S, class G>
-void step(const Tensors& t, int64_t rows, int64_t tasks, int64_t matrices, Rule rule, Order order, bool apart) {
+void step(const Tensors& t, int64_t rows, int64_t tasks, int64_t matrices, Rule rule, Order order, bool apart,
+          const Masks& masks = {}) {
   const Array<S> theta(t.rows<S>(rows)), first(t.rows<S>(rows)), second(t.rows<S>(rows)), most(t.rows<S>(rows)),
       average(t.rows<S>(rows));
   const Array<bfloat16> low(t.poison<bfloat16>(rows));
@@ -316,13 +317,60 @@ void step(const Tensors& t, int64_t rows, int64_t tasks, int64_t matrices, Rule 
                   grads.where(),
                   weights.get(),
                   constants.get(),
+                  masks,
                   {},
                   t.chunks.get(),
                   step_tile};
   check(cuda::step(s, counters, {matrices, mix.get()}, t.extent, nullptr), "step");
   t.expect_written(theta, rows, "step: theta");
   t.expect_written(average, rows, "step: running average");
-  if (!wide) t.expect_written(low, rows, "step: parameters of 16 bits");
+  if (!wide && !masks.bits) t.expect_written(low, rows, "step: parameters of 16 bits");
+}
+
+// Masks of tasks that lack some columns, a view by the first, scores by all, and bits that change places by these.
+class SomeMasks {
+ public:
+  SomeMasks(const Tensors& t, int64_t tasks)
+      : bytes_((t.columns + 7) / 8),
+        bits_(std::vector<uint8_t>(tasks * bytes_, 0xb6)),
+        whole_(std::vector<uint8_t>(t.segments, 0)) {}
+  Masks get() const { return {bits_.get(), bytes_, reinterpret_cast<const bool*>(whole_.get()), true}; }
+  uint8_t* bits() const { return bits_.get(); }
+  int64_t bytes() const { return bytes_; }
+  std::vector<uint8_t> values() const { return bits_.values(); }
+
+ private:
+  int64_t bytes_;
+  Array<uint8_t> bits_, whole_;
+};
+
+template <class S, class G>
+void masked(const Tensors& t, int64_t tasks, bool apart) {
+  const SomeMasks masks(t, tasks);
+  const int64_t row = t.layout.row, chunks = t.extent.chunks;
+  const Array<G> values(t.rows<G>(1)), out(t.poison<G>(1));
+  check(cuda::mask({values.get(), out.get(), type_of<G>, masks.get(), t.chunks.get()}, t.extent, nullptr), "mask");
+  t.expect_written(out, 1, "mask");
+  const Grads<G> grads(t, t.rows<G>(tasks), 1, tasks, apart);
+  const Array<double> factors(std::vector<double>(tasks, 0.5));
+  const Array<float> scores(t.poison<float>(tasks));
+  check(cuda::harmony({tasks, grads.where(), values.get(), factors.get(), masks.get(), 10., false, true, scores.get(),
+                       row, t.chunks.get()},
+                      t.extent, nullptr),
+        "harmony");
+  t.expect_written(scores, tasks, "harmony");
+  const Array<int32_t> counts(std::vector<int32_t>(tasks * chunks * exchange_bins, -1));
+  const Array<uint64_t> state(std::vector<uint64_t>(tasks * exchange_state, 7));
+  const std::vector<uint8_t> before = masks.values();
+  check(cuda::exchange({tasks, chunks, 5, masks.bits(), masks.bytes(), scores.get(), row, t.chunks.get(), counts.get(),
+                        state.get()},
+                       nullptr),
+        "exchange");
+  const std::vector<uint8_t> after = masks.values();
+  int64_t changed = 0;
+  for (size_t i = 0; i < before.size(); ++i) changed += __builtin_popcount(unsigned(before[i] ^ after[i]));
+  wrong += changed != 10 * tasks;
+  step<S, G>(t, 2, tasks, 0, Rule::amsgrad, Order::consensus, apart, masks.get());
 }
 
 // Gram matrices of rows that conflict, one of which is zero.
@@ -424,6 +472,8 @@ void all_of(const Tensors& t) {
   }
   for (int64_t rows = 4; rows <= 16; ++rows)  // a kernel for each
     for (const bool apart : {false, true}) gram<G>(t, rows, false, false, false, apart);
+  for (const int64_t tasks : {1, 3, 6})
+    for (const bool apart : {false, true}) masked<S, G>(t, tasks, apart);
   for (int64_t rule = 0; rule < num_rules; ++rule)
     for (const bool apart : {false, true}) step<S, G>(t, 3, 1, 1, Rule(rule), Order::consensus, apart);
 }

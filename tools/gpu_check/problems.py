@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt2o_ext.ops import Order, PriorityRecord, Rule, address_table, plan_priority, workspace_size
+from mt2o_ext.ops import (
+    EXCHANGE_BINS,
+    EXCHANGE_STATE,
+    Order,
+    PriorityRecord,
+    Rule,
+    address_table,
+    plan_priority,
+    workspace_size,
+)
 from tools.gpu_check.runner import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -69,6 +78,14 @@ class Call:
         return [copy.cpu() for copy in copies if isinstance(copy, Tensor)]
 
 
+class Exchange(Call):
+    """An exchange of bits, whose scratch is of each backend its own."""
+
+    def after(self, backend: Backend) -> list[Tensor]:
+        """The masks after the call, and all else as it was."""
+        return [super().after(backend)[0], *self.before()[1:]]
+
+
 def _moved(argument: Any, device: torch.device) -> Any:
     if isinstance(argument, list):
         return [_moved(one, device) for one in argument]
@@ -86,6 +103,8 @@ def by_address(calls: Iterator[Call], argument: int) -> Iterator[Call]:
     """Each call as it is and, but for centred and cross products, once more with its gradients scattered."""
     for call in calls:
         yield call
+        if call.family == "mask":
+            continue
         if call.family != "gram" or (call.arguments[3] is None and not call.options["centre"]):
             yield replace(call, what=f"{call.what} by address", scattered=argument)
 
@@ -154,8 +173,42 @@ def steps(sampler: Sampler, theta: torch.dtype, grads: torch.dtype) -> Iterator[
                     grad_scale=torch.tensor([8.0]), found_inf=torch.zeros(rows),
                 )  # fmt: skip
                 what = f"{theta} {grads} {rule.name} {order.name} {rows}x{tasks}"
-                arguments = problem.arguments()[:-1]  # without addresses
+                arguments = problem.arguments()[:16]  # up to found_inf, without addresses
                 yield Call("step", what, arguments, {"rule": int(rule), "order": int(order)})
+
+
+def masked_steps(sampler: Sampler, theta: torch.dtype, grads: torch.dtype) -> Iterator[Call]:
+    for rule in Rule:
+        for rows, tasks, hold in ((1, 1, False), (2, 3, True)):
+            problem = StepProblem.sample(
+                sampler, rows, tasks, rule, theta_dtype=theta, grads_dtype=grads, ema=sampler.rows(rows, dtype=theta),
+                low_precision=sampler.rows(rows, dtype=grads) if grads in HALVES else None,
+                masks=sampler.masks(tasks), whole=torch.arange(len(LAYOUT.numels)) == 3,
+            )  # fmt: skip
+            what = f"{theta} {grads} {rule.name} {rows}x{tasks} with masks"
+            yield Call("step", what, problem.arguments(), {"rule": int(rule), "order": 0, "hold": hold})
+
+
+def masks(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
+    whole = torch.arange(len(LAYOUT.numels)) == 3
+    out, values = sampler.poisoned(1, dtype=dtype), sampler.rows(1, dtype=dtype)
+    yield Call("mask", f"{dtype}", [out, values, sampler.masks(1), whole, LAYOUT.chunks])
+    for tasks, magnitude in ((1, False), (5, True)):
+        scores, factors = sampler.poisoned(tasks), sampler.uniform(tasks)
+        grads, values = sampler.rows(1, tasks, dtype=dtype), sampler.rows(1, dtype=dtype)
+        arguments = [scores, grads, values, factors, sampler.masks(tasks), whole, LAYOUT.chunks]
+        options = {"gamma": 3.0, "magnitude": magnitude, "dense": not magnitude}
+        yield Call("harmony", f"{dtype} {tasks} tasks", arguments, options)
+
+
+def exchanges(sampler: Sampler) -> Iterator[Call]:
+    for tasks, amount in ((1, 1), (3, 500)):
+        scores = sampler.rows(tasks)
+        scores[-1] = (scores[-1] * 2).round()  # many are equal
+        counts = torch.zeros(tasks, len(LAYOUT.chunks), EXCHANGE_BINS, dtype=torch.int32)
+        state = torch.zeros(tasks, EXCHANGE_STATE, dtype=torch.int64)
+        yield Exchange("exchange", f"{tasks} tasks", [sampler.masks(tasks), counts, state, scores, LAYOUT.chunks],
+                       {"amount": amount})  # fmt: skip
 
 
 def priorities(sampler: Sampler, dtype: torch.dtype) -> Iterator[Call]:
@@ -224,3 +277,7 @@ def calls() -> Iterator[Call]:
         yield from elements(sampler, dtype)
     for tasks in (2, 3, 8):
         yield from solves(sampler, tasks, batch=4)
+    for dtype in FLOATS + HALVES:
+        yield from masked_steps(sampler, torch.float64 if dtype == torch.float64 else torch.float32, dtype)
+        yield from by_address(masks(sampler, dtype), 1)
+    yield from exchanges(sampler)

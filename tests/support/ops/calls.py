@@ -57,7 +57,7 @@ def by_address(operator: str, arguments: Callable[[Sampler], Arguments], sampler
     rows, tasks, _ = positional[at].shape
     apart = addressed(sampler.layout.numels, rows, tasks)
     positional[at] = apart.like
-    return [*positional[:last], apart.addresses], named
+    return [*positional[:last], apart.addresses, *positional[last + 1 :]], named
 
 
 def transfer_arguments(sampler: Sampler) -> Arguments:
@@ -124,6 +124,36 @@ def step_arguments(sampler: Sampler, rule: Rule = Rule.AMSGRAD, *, everything: b
     return arguments, {"rule": int(rule), "order": int(Order.CONSENSUS)}
 
 
+def masked_step_arguments(sampler: Sampler) -> Arguments:
+    positional, named = step_arguments(sampler)
+    names = list(signature(ops.step_).parameters)
+    positional[names.index("mix")] = None
+    positional[names.index("masks")] = sampler.masks(2)
+    positional[names.index("whole")] = torch.arange(len(sampler.layout.numels)) == 1
+    return positional, {**named, "hold": True}
+
+
+def mask_arguments(sampler: Sampler) -> Arguments:
+    whole = torch.arange(len(sampler.layout.numels)) == 1
+    values, out = clean(sampler.rows(1)), clean(sampler.poisoned(1))
+    return [out, values, sampler.masks(1), whole, sampler.layout.chunks], {}
+
+
+def harmony_arguments(sampler: Sampler) -> Arguments:
+    whole = torch.arange(len(sampler.layout.numels)) == 1
+    factors = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    scores, grads, values = clean(sampler.poisoned(2)), clean(sampler.rows(1, 2)), clean(sampler.rows(1))
+    positional = [scores, grads, values, factors, sampler.masks(2), whole, sampler.layout.chunks, None]
+    return positional, {"gamma": 10.0, "magnitude": False, "dense": True}
+
+
+def exchange_arguments(sampler: Sampler) -> Arguments:
+    chunks = sampler.layout.chunks
+    counts = torch.zeros(2, len(chunks), ops.EXCHANGE_BINS, dtype=torch.int32)
+    state = torch.zeros(2, ops.EXCHANGE_STATE, dtype=torch.int64)
+    return [sampler.masks(2), counts, state, clean(sampler.rows(2)), chunks], {"amount": 7}
+
+
 def plain_step_arguments(sampler: Sampler) -> Arguments:
     return step_arguments(sampler, Rule.SGD, everything=False)
 
@@ -143,11 +173,17 @@ CASES: dict[str, tuple[str, Callable[[Sampler], Arguments]]] = {
     "drop signs": ("drop_signs_", drop_signs_arguments),
     "step": ("step_", step_arguments),
     "plain step": ("step_", plain_step_arguments),
+    "masked step": ("step_", masked_step_arguments),
+    "mask": ("mask_", mask_arguments),
+    "harmony": ("harmony_", harmony_arguments),
+    "exchange": ("exchange_", exchange_arguments),
     "combine by address": ("combine_", partial(by_address, "combine_", combine_arguments)),
     "gram by address": ("gram_", partial(by_address, "gram_", gram_arguments)),
     "diagonal by address": ("gram_", partial(by_address, "gram_", partial(gram_arguments, diagonal=True))),
     "finite by address": ("finite_", partial(by_address, "finite_", finite_arguments)),
     "step by address": ("step_", partial(by_address, "step_", step_arguments)),
+    "masked step by address": ("step_", partial(by_address, "step_", masked_step_arguments)),
+    "harmony by address": ("harmony_", partial(by_address, "harmony_", harmony_arguments)),
 }
 
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, _native
+from mt2o_ext import ConnectionStrengthFused, HarmonyFused, MT2OFused, SubproblemBank, WeightedBackward, _native
 from mt2o_ext.base import AdamW
 from mt2o_ext.device import LateCopy
 from mt2o_ext.optim import mt2o
@@ -138,6 +138,14 @@ def of_connection_strength(mode: NoMemory) -> None:
     steps(mode, lambda: optimizer.step(lambda task: model(batch, task).square().mean()))
 
 
+def of_harmony(mode: NoMemory, **options: Any) -> None:
+    dtype = options.pop("dtype", torch.float32)
+    model = moved(make_model().to(dtype))
+    batch = torch.zeros(16, 7, dtype=dtype, device=GPU)
+    optimizer = HarmonyFused(model.named_parameters(), num_tasks=2, **options)
+    steps(mode, lambda: optimizer.step(lambda task: model(batch)[:, task].square().mean()))
+
+
 RULES: dict[str, dict[str, Any]] = {
     "no transfer": {"transfer": None},
     "Hat": {"transfer": Hat(every=2)},
@@ -179,6 +187,10 @@ CASES: dict[str, Callable[[NoMemory], None]] = {
     "WeightedBackward of what refuses": lambda mode: of_backward(mode, weighting="gradnorm"),
     "WeightedBackward without a store": lambda mode: of_backward(mode, weighting="upgrad", store=False),
     "ConnectionStrengthFused": of_connection_strength,
+    "HarmonyFused": of_harmony,
+    "HarmonyFused, average, norms": lambda mode: of_harmony(mode, ema=0.9, max_norm=0.1, history=3),
+    "HarmonyFused, all tasks, bfloat16": lambda mode: of_harmony(mode, turns="all", dtype=torch.bfloat16),
+    "HarmonyFused, all tasks, norms": lambda mode: of_harmony(mode, turns="all", max_norm=0.1, moments="hold"),
 }
 
 

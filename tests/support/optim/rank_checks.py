@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from mt2o_ext import ConnectionStrengthFused, MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
+from mt2o_ext import ConnectionStrengthFused, HarmonyFused, MT2OFused, SubproblemBank, WeightedBackward, WeightedFused
 from mt2o_ext.base import SGD
+from mt2o_ext.masks import CosineBudget
 from mt2o_ext.scalarization import SmoothTchebycheff
 from mt2o_ext.transfer import GumbelPrior
 from mt2o_ext.weighting import DWA, FAMO, MGDA, CAGrad, PaMaL, PCGrad, UncertaintyWeighting, UPGrad, Weighting
@@ -135,6 +136,19 @@ def wrapped_priority_run(rank: int, ranks: int) -> dict[str, Any]:
     return {"values": values(model), "state": optimizer.state_dict()}
 
 
+def wrapped_masked_run(rank: int, ranks: int) -> dict[str, Any]:
+    """A model in DistributedDataParallel averages itself: no group."""
+    model = Towers(dtype=DOUBLE, seed=0)
+    optimizer = HarmonyFused(
+        model.named_parameters(), num_tasks=3, lr=1e-2, density=0.6, process_group=False, generator=generator_of(0)
+    )
+    wrapped = nn.parallel.DistributedDataParallel(model.trunk) if ranks > 1 else model.trunk
+    for seed in range(2 * STEPS):
+        batch = part(batch_of(seed, DOUBLE), rank, ranks)
+        optimizer.step(lambda task: wrapped(batch).square().mean() * (task + 1))  # noqa: B023
+    return {"values": values(model)}
+
+
 def moved_by_rank(model: nn.Module, rank: int, k: int) -> None:
     for p in model.parameters():
         p.add_(0.01 * k + 0.001 * rank)
@@ -170,6 +184,23 @@ def priority_run(rank: int, ranks: int, mode: str) -> dict[str, Any]:
         x, targets = part(batches.x, rank, ranks), batches.targets.chunk(ranks, 1)[rank]
         losses = optimizer.step(lambda task: (model(x, task) - targets[task]).square().mean())  # noqa: B023
     return {"values": values(model), "losses": losses, "state": optimizer.state_dict()}
+
+
+def masked_run(rank: int, ranks: int, **options: Any) -> dict[str, Any]:
+    """Masks that change, of one task a step or of all, with heads."""
+    model = Towers(dtype=DOUBLE, seed=rank)
+    heads = [{"params": list(head.parameters()), "task": task} for task, head in enumerate(model.heads)]
+    optimizer = HarmonyFused(
+        [{"params": list(model.trunk.parameters())}, *heads], num_tasks=3, lr=1e-2, base=SGD(momentum=0.9),
+        density=0.6, budget=CosineBudget(steps=4, high=9), interval=2,
+        process_group=group_of(ranks), generator=generator_of(rank), **options,
+    )  # fmt: skip
+    found = []
+    for seed in range(2 * STEPS):
+        batch = part(batch_of(seed, DOUBLE), rank, ranks)
+        found.append(optimizer.step(lambda task: model.losses(batch)[task]))  # noqa: B023
+    losses, state = torch.stack(found).nan_to_num(), optimizer.state_dict()
+    return {"values": values(model), "masks": optimizer.masks.bits, "losses": losses, "state": state}
 
 
 def half(progress: float) -> float:
@@ -209,6 +240,9 @@ NAMES = ["sum", "random", "losses", "feedback", "gram", "gram, random order", "r
 RUNS: dict[str, Check] = {
     **{f"weighted, {name}": partial(weighted_run, name=name) for name in NAMES},
     "weighted, absent task": absent_run,
+    "masks": masked_run,
+    "masks in a wrapper": wrapped_masked_run,
+    "masks, all tasks": partial(masked_run, turns="all", max_norm=0.5),
     "mt2o": mt2o_run,
     "mt2o, start": partial(mt2o_run, start=moved_by_rank),
     "mt2o, vertices, start": partial(mt2o_run, front="vertices", start=moved_by_rank),

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import ConnectionStrengthFused, MT2OFused, WeightedFused
+from mt2o_ext import ConnectionStrengthFused, HarmonyFused, MT2OFused, WeightedFused
 from mt2o_ext.base import SGD, AdamW
+from mt2o_ext.masks import CosineBudget, Harmony
 from mt2o_ext.optim.base import FlatOptimizer
 from mt2o_ext.priority import find_connections, mixed
 from mt2o_ext.transfer import Hat, Mean, Moments, Spectral, TransferContext
@@ -193,6 +194,25 @@ def connection_strength(device: torch.device, *, dtype: torch.dtype = torch.floa
     return trajectory
 
 
+# ---------------------------------------------------------------------- HarmonyFused
+def harmony(device: torch.device, *, dtype: torch.dtype = torch.float32, **options: Any) -> Trajectory:
+    """Masks that change after every second step, by scores of gradients with few bits."""
+    model = network(dtype=dtype).to(device)
+    optimizer = HarmonyFused(
+        [(name, p) for name, p in model.named_parameters() if "norms" not in name], num_tasks=3, lr=2.0**-6,
+        density=0.5, generator=torch.Generator().manual_seed(1), budget=CosineBudget(STEPS, high=40), interval=2,
+        harmony=Harmony(gamma=2.0, max_norm=None), **options,
+    )  # fmt: skip
+    everyone = [p for _, p in optimizer._parameters()]
+    trajectory = Trajectory([now(optimizer)])
+    for step in range(STEPS):
+        change_lr(optimizer, step)
+        optimizer.step(lambda task, step=step: loss(everyone, step, task, few_bits=True))  # type: ignore[misc]
+        trajectory.points.append(now(optimizer) | {"masks": optimizer.masks.bits.cpu().float()})
+    trajectory.state = dict(tensors_in(optimizer.state_dict()["state"]))
+    return trajectory
+
+
 @dataclass(frozen=True)
 class Scenario:
     """Steps of one optimizer, and the operators without which they would not be what they are meant to be."""
@@ -231,6 +251,12 @@ ELEMENT_WISE = {
     "ConnectionStrengthFused": Scenario(connection_strength, {"base": AdamW(weight_decay=0.1)}, {"step_", "priority_"}),
     "ConnectionStrengthFused, bfloat16": Scenario(
         connection_strength, {"dtype": torch.bfloat16}, {"step_", "priority_"}
+    ),
+    "HarmonyFused": Scenario(harmony, {"base": AdamW(weight_decay=0.1)}, {"step_", "mask_", "harmony_", "exchange_"}),
+    "HarmonyFused, all tasks, bfloat16": Scenario(
+        harmony,
+        {"dtype": torch.bfloat16, "turns": "all", "moments": "hold", "ema": 0.75},
+        {"step_", "mask_", "harmony_", "exchange_"},
     ),
 }
 # Up to three rows are summed in float64, and differ by nothing that a float32 weight shows.
