@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from bench.gpu_cases import Combine, Finite, Gram, Priority, Step, Transfer
+from bench.gpu_elements import element_cases
 from bench.gpu_masks import mask_cases
 from bench.gpu_optimizers import OPTIMIZERS, whole_step
 from bench.gpu_timing import BUFFER, Report, add_cases, ceilings, seconds_of, timed
@@ -63,6 +64,7 @@ def other_cases(elements: int, shapes: list[Shape]) -> Iterator[partial[Any]]:
     for tasks in (2, 3, 8):
         yield partial(Priority, tasks, shapes)
     yield from mask_cases(elements)
+    yield from element_cases(elements)
 
 
 def solvers(device: torch.device) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:

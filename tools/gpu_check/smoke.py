@@ -15,8 +15,8 @@ from torch import Tensor
 
 import mt2o_ext
 from mt2o_ext import _native
-from mt2o_ext.__main__ import CHECKS, Problem
 from mt2o_ext.ops import reference_solve
+from mt2o_ext.self_check import CHECKS, Problem
 from tools.gpu_check import problems
 from tools.gpu_check.problems import CPU, CUDA, LAYOUT, Backend, Sampler
 from tools.gpu_check.runner import ROOT, write_json
