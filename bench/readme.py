@@ -152,7 +152,8 @@ def rendered(name: str) -> str:
         f"{where['processor']}, {where['threads']} threads, {where['instruction set']}, torch {where['torch']}, "
         f"load {where['load average']}, {where['date']} (`bench/results/{name}.json`). {result['notes']}"
     )
-    return f"{table(result['rows'])}\n\n<sub>{line}</sub>"
+    rows = [{name: short(value) for name, value in row.items()} for row in result["rows"]]
+    return f"{table(rows)}\n\n<sub>{line}</sub>"
 
 
 def updated(text: str) -> str:
