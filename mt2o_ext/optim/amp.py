@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
+from ..ranks import SubproblemRanks
 
 __all__ = ["Scaling"]
 
@@ -85,11 +86,16 @@ class Scaling(NamedTuple):
                 "scaler.get_scale() in the loop, and call optimizer.step(), or leave it to scaler.step(optimizer)"
             )
 
-    def tell(self, optimizer: torch.optim.Optimizer, found: Tensor) -> None:
-        """Tells the scaler what the step found, float32 [K]: whether a gradient was infinite or NaN."""
+    def tell(self, optimizer: torch.optim.Optimizer, found: Tensor, peers: SubproblemRanks | None = None) -> None:
+        """Tells the scaler what the step found, float32 [K]: whether a gradient was infinite or NaN.
+
+        peers: the ranks with other subproblems, whose scalers go by what any of them finds; or None.
+        """
         if self.under_scaler and self.scaler is not None:
+            largest = infinite(found).amax()
             # There is no public way to report what was found outside of `.grad`.
-            self.scaler._found_inf_per_device(optimizer)[found.device] = infinite(found).amax()
+            told = self.scaler._found_inf_per_device(optimizer)
+            told[found.device] = largest if peers is None else peers.most(largest)
 
 
 def infinite(found: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class StepHistory:
         skipped: bool [N, K], whether the step was skipped.
         points: float64 [N, K, T], on the simplex, where the losses were computed; None where these are fixed
             (``optimizer.preferences``).
+        first: the number of the first of the K subproblems; not 0 where other ranks have those before it.
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
@@ -58,6 +59,7 @@ class StepHistory:
     cosines: Tensor | None = None
     grad_norm: Tensor | None = None
     points: Tensor | None = None
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -75,7 +77,7 @@ class StepHistory:
         """
         found = {"step": self.steps}
         for k in range(self.skipped.shape[1]):
-            of = f", subproblem {k}" if self.skipped.shape[1] > 1 else ""
+            of = f", subproblem {self.first + k}" if self.skipped.shape[1] > 1 or self.first > 0 else ""
             found[f"skipped{of}"] = self.skipped[:, k]
             for name, table in (("loss", self.losses), ("weight", self.weights), ("point", self.points)):
                 if table is not None and table.dim() == 3:
@@ -121,9 +123,11 @@ class Recorder:
 
     Args:
         length: the number of steps that are kept.
+        first: as of `StepHistory`.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, first: int = 0) -> None:
+        self._first = first
         self._length = check_count("history", length)
         self._count = 0
         self._rings: dict[str, Tensor] = {}
@@ -157,7 +161,7 @@ class Recorder:
             lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
             rows["cosines"] = gram / (lengths.unsqueeze(-1) * lengths.unsqueeze(-2))
         skipped = rows.pop("skipped", torch.zeros(number, 1, dtype=torch.float64))
-        return StepHistory(order, skipped != 0, **rows)
+        return StepHistory(order, skipped != 0, **rows, first=self._first)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:

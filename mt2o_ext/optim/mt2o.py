@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
-from ..checks import check_flag, check_function
-from ..gradients.losses import backward_done, check_losses, check_running_statistics
+from ..checks import check_function
+from ..gradients.losses import check_losses, check_running_statistics
 from ..gradients.passes import Backward, Pass, scaler_in_use
 from ..gradients.skipped import Refuser
 from ..gradients.table import check_dense
 from ..gradients.weigher import undone_on_error
 from ..preferences import check_preferences
-from ..ranks import together
+from ..ranks import Ranks, as_subproblem_ranks, together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
 from ..weighting import Weighting, as_weighting
@@ -29,13 +29,26 @@ from .branch import branched
 from .buffers import Buffers
 from .groups import listed_of
 from .history import StepHistory
+from .mesh_step import step_of_rows, summed
 from .model_buffers import ModelBuffers
-from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics
-from .mt2o_options import Front, Inner, blend_of, check_equal_slices, check_group, front_of, inner_of, objective_of
+from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics, run_closure
+from .mt2o_options import (
+    Front,
+    Inner,
+    blend_of,
+    check_copies,
+    check_equal_slices,
+    check_group,
+    check_plain,
+    front_of,
+    inner_of,
+    objective_of,
+)
 from .mt2o_state import Parts
 from .mt2o_step import Round, about_missing_rows, check_present, mixed, without_absent
 from .step import Plan, moments_of
 from .subproblems import OneModel
+from .whole_state import whole_of
 
 __all__ = ["MT2OFused"]
 
@@ -132,6 +145,14 @@ class MT2OFused(OneModel):
         process_group: data parallelism, as of :class:`WeightedFused`: each subproblem's gradients and losses are
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
+        subproblem_mesh: the ranks that the K subproblems (of vertices the points of a step) are divided over, some
+            consecutive ones for each: a `DeviceMesh` of one dimension, a process group, or True for the default one.
+            Each rank evaluates its own: `subproblems` and closures go through these, losses, `weights`, `history` and
+            `skipped_steps` are of these, and rows, moments and gradients of others lie elsewhere.  Where a transfer is
+            due the ranks exchange rows; vertices are on all ranks, which add up their gradients.  `front` returns the
+            whole front on all ranks.  Each rank gives its subproblems mini-batches of their own.  With
+            ``process_group=`` besides, that is the group of the ranks that train the same subproblems, another
+            dimension of the mesh.  See docs/training_loop.md for saving.
         backward: a trainer's backward, as of :class:`WeightedFused`.
 
     Raises:
@@ -180,17 +201,10 @@ class MT2OFused(OneModel):
         skip_nonfinite: str | bool = "subproblem",
         history: int = 0,
         process_group: Any = None,
+        subproblem_mesh: Any = None,
         backward: Backward | None = None,
     ) -> None:
-        if skip_nonfinite not in ("subproblem", "all") and skip_nonfinite is not False:
-            raise ValueError(
-                f'expected skip_nonfinite="subproblem", "all" or False, got {skip_nonfinite!r}: choose one'
-            )
-        check_flag("stacked", stacked)
-        if start is not None:
-            check_function("start", start, "pass a function of the subproblem's number, or None")
-        if start is not None and stacked:
-            raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
+        check_plain(skip_nonfinite, stacked, start)
         params = listed(params)
         scalarization = None if scalarization is None else as_scalarization(scalarization)
         weighting = None if weighting is None else as_weighting(weighting)
@@ -199,7 +213,9 @@ class MT2OFused(OneModel):
             params, front, num_tasks, num_subproblems, preferences, points, concentration, warm_up, transfer, order,
             moments, stacked, start, process_group, scalarization, weighting,
         )  # fmt: skip
-        made = front_of(asked, inner)
+        made = front_of(asked, inner, as_subproblem_ranks(subproblem_mesh, process_group))
+        if made.exchange is not None:
+            self._needs_whole = "subproblem_mesh= sends rows of whole parameters to other ranks"
         self._num_tasks = num_tasks
         self._objective = objective_of(scalarization, inner, made)
         tasks = inner_of(inner, made, self._objective)
@@ -212,7 +228,13 @@ class MT2OFused(OneModel):
             params,
             {"lr": base.lr if lr is None else lr, **self._of_rows(made), **base.defaults()},
             base,
-            Buffers(made.num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=made.vertices),
+            Buffers(
+                made.num_rows,
+                1 if tasks is None else num_tasks,
+                stacked=stacked,
+                vertices=made.vertices,
+                exchange=made.exchange,
+            ),
             tasks=tasks,
             heads_of=None if tasks is None else num_tasks,
             ema=ema,
@@ -226,8 +248,9 @@ class MT2OFused(OneModel):
             backward=backward,
         )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
-        if self._ranks is not None:
-            self._model_buffers.share(self._ranks)
+        for ranks in self._others():
+            self._model_buffers.share(ranks)
+        check_copies(self._ranks, made.exchange)
         if start is not None:
             self._start(start)
 
@@ -267,16 +290,20 @@ class MT2OFused(OneModel):
             for k in self.subproblems():
                 start(k)
                 self._synchronize()
-        if self._ranks is not None and not self._ranks.of_shards:
-            self._ranks.share_([values for flat in self._buffers.flats for values in (flat.theta, flat.values)])
+        flats, vertices = self._buffers.flats, self._buffers.vertices
+        for ranks in self._others() if vertices is not None else filter(None, [self._ranks]):
+            if not ranks.of_shards:
+                ranks.share_([flat.theta for flat in flats])
+                ranks.share_([flat.values for flat in flats if vertices is None])
+        if vertices is not None:
+            vertices.spread(flats)
         self._views.start_copies()
 
-    def _share_draws(self) -> None:
-        super()._share_draws()
-        if self._buffers.vertices is not None and self._ranks is not None:
-            self._buffers.vertices.share(self._ranks)
-        if self._ranks is not None:
-            self._blend.share(self._ranks)
+    def _share_draws(self, ranks: Ranks) -> None:
+        super()._share_draws(ranks)
+        if self._buffers.vertices is not None:
+            self._buffers.vertices.share(ranks)
+        self._blend.share(ranks)
 
     def _build(self) -> None:
         super()._build()
@@ -295,6 +322,14 @@ class MT2OFused(OneModel):
     def _works_in_wrapper(self) -> bool:
         return self._tasks is None and self._buffers.vertices is None
 
+    def _look_for_ranks(self) -> None:
+        peers = self._buffers.peers
+        if peers is not None and self._said:
+            peers.check_wrapper_apart(self._buffers.parameters())
+            if self._said[0] is None and peers.covers_all:  # there are no others to drift apart from
+                self._said.clear()
+        super()._look_for_ranks()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as of `FlatOptimizer`; the slices of a bank whose front is on vertices have to be equal.
 
@@ -311,7 +346,9 @@ class MT2OFused(OneModel):
         check_group(options, self._tasks, vertices=self._buffers.vertices is not None)
 
     def _description(self) -> dict[str, Any]:
-        return {**super()._description(), **self._parts().described()}
+        whole = {**super()._description(), **self._parts().described()}
+        whole.pop("preferences", None)  # of a weighting: those of the subproblems, of which each rank has its own
+        return whole
 
     def _call(self, name: str) -> dict[str, Any]:
         absent = {f"of subproblem {row}": sorted(tasks) for row, tasks in self._now.batch.absent_of.items() if tasks}
@@ -334,10 +371,8 @@ class MT2OFused(OneModel):
         if isinstance(preferences, Tensor):
             preferences = preferences.detach().to("cpu", torch.float64)
         checked = check_preferences(preferences, *old.shape)
-        if self._ranks is not None:
-            self._ranks.agree(
-                {"call": "preferences =", "subproblem": [{"preferences": row} for row in checked.tolist()]}
-            )
+        for ranks in self._others():
+            ranks.agree({"call": "preferences =", "subproblem": [{"preferences": row} for row in checked.tolist()]})
         self._blend.prefer(checked.to(old))
         if self._buffers.vertices is not None:
             self._model_buffers.forget_evaluated()
@@ -346,16 +381,13 @@ class MT2OFused(OneModel):
     @property
     def points(self) -> Tensor:
         """float64 [K, T], the preferences of the step that comes next: with ``front="vertices"`` its random points."""
-        return self._current_points().clone()
-
-    def _current_points(self) -> Tensor:
         vertices = self._buffers.vertices
-        return self._blend.preferences if vertices is None else vertices.points
+        return (self._blend.preferences if vertices is None else vertices.points).clone()
 
     def _points_to_weigh(self) -> Tensor | None:
         """The points of this step, for a weighting that has them as preferences; None: it has fixed ones."""
         vertices = self._buffers.vertices
-        return None if vertices is None or self._objective.scalarization is not None else vertices.points
+        return None if vertices is None or self._objective.scalarization is not None else vertices.own
 
     def backward(
         self,
@@ -384,7 +416,7 @@ class MT2OFused(OneModel):
             RuntimeError: inside of `at`, or of a context that shows running averages: there the gradient would be
                 that of other parameters than those that a step trains.
         """
-        with together(self._ranks):
+        with together(*self._others()):
             self._take_losses(losses, scaler, self._way(backward, retain_graph))
 
     def _take_losses(self, losses: Losses, scaler: Any, way: Pass) -> None:
@@ -397,7 +429,8 @@ class MT2OFused(OneModel):
         if self._tasks is not None:
             self._read_shown()
             self._tasks.weigher.draw_ahead()
-        row, batch, points = self._row, self._now.batch, self._current_points()
+        row, batch, vertices = self._row, self._now.batch, self._buffers.vertices
+        points = self._blend.own if vertices is None else vertices.own
         batch.see(given.absent, row)
         seen = self._seen_by_all(given.values) if self._objective.reads_losses else None
         backward = SubproblemBackward(self._buffers, self._objective, self._tasks, batch, row, points)
@@ -437,7 +470,7 @@ class MT2OFused(OneModel):
 
         Returns:
             The losses, float64 [K, T], if there was a closure that returned them, else None.  (On vertices they are
-            those at ``optimizer.points`` as these were before the step.)
+            those at ``optimizer.points`` as these were before the step; with ``subproblem_mesh=``, those of this rank.)
 
         Raises:
             RuntimeError: if there is no gradient at all, or inside of a loop over subproblems; nothing is changed then.
@@ -446,19 +479,26 @@ class MT2OFused(OneModel):
         if closure is None and self._only_asked_for_state():
             return None
         done, result = True, None
-        with together(self._ranks):
+        with together(*self._others()):
             if closure is not None:
                 check_function("closure", closure, "pass a function that returns the losses, or nothing")
-                done, result = self._run(closure)
+                done, result = run_closure(self, closure)
             scaling = self._prepare()
+        with together(*self._others()) if self._buffers.peers is not None else nullcontext():
+            losses = self._complete(scaling)
+        return result if done else losses
+
+    def _complete(self, scaling: Scaling) -> Tensor | None:
+        """The step of the gradients that there are; its losses [K, T], NaN of absent tasks."""
         self._reduce(scaling)
+        met = self._meet()
         gradients, found = self._gathered(scaling).find(scaling, look=self._look_for_nonfinite)
         with undone_on_error(self._blend.rule, *([] if self._tasks is None else [self._tasks.weigher.weighting])):
             plan, weights, losses = gradients.plan(found)
             if weights is not None:
                 self._now.weights = weights
-            if not nothing_left(plan.skipped):
-                self._transfer_and_apply(plan, losses)
+            if not nothing_left(plan.skipped) or (met is not None and self._buffers.vertices is None):
+                self._transfer_and_apply(plan, losses, met)  # others may go on
         self._await_feedback(losses, plan.skipped)
         seen = without_absent(losses, self._now.batch)
         if self._step_recorder is not None:
@@ -467,36 +507,7 @@ class MT2OFused(OneModel):
             self._buffers.vertices.advance(self._buffers.flats)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
-        return result if done else seen
-
-    def _run(self, closure: Callable[[], Losses | None]) -> tuple[bool, Tensor | None]:
-        """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself.
-
-        Returns:
-            Whether it has done so, and what it has returned then.
-        """
-        one_gradient = self._buffers.num_rows == 1 and self._tasks is None  # of a sum that the user may have made
-        num_tasks = 1 if one_gradient else self._num_tasks
-        with torch.enable_grad(), closing(self._rounds()) as rounds:  # closed: back at the subproblem shown before
-            next(rounds)
-            losses = closure()
-            if backward_done(losses, num_tasks):
-                return True, losses.detach() if isinstance(losses, Tensor) else None
-            self.zero_grad()
-            try:
-                self._backward_of(losses, 0)
-                for k in rounds:
-                    self._backward_of(closure(), k)
-            except BaseException:
-                self.zero_grad()
-                raise
-        return False, None
-
-    def _backward_of(self, losses: Losses | None, k: int) -> None:
-        if backward_done(losses, self._num_tasks):
-            raise TypeError(f"expected losses of subproblem {k} as of those before, got {losses!r}")
-        assert losses is not None
-        self.backward(losses)
+        return seen
 
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
@@ -528,9 +539,23 @@ class MT2OFused(OneModel):
 
     def _reduce(self, scaling: Scaling) -> None:
         """Sums gradients over the ranks, after a look at whether all are at the same step."""
+        self._check_scaler_of_ranks(scaling)
         if self._ranks is not None:
-            self._check_scaler_of_ranks(scaling)
             self._ranks.reduce_([flat.tasks for flat in self._buffers.flats], self._call("step()"))
+
+    def _meet(self) -> list[list[bool]] | None:
+        """Looks whether the ranks of all subproblems are at the same step.
+
+        Returns:
+            Of each buffer, on vertices the parameters that have a gradient on any rank, on rows whether there are some
+            without on any rank; None where there are no other ranks.
+        """
+        peers, tables = self._buffers.peers, [flat.tasks for flat in self._buffers.flats]
+        if peers is None:
+            return None
+        rows = self._buffers.vertices is None
+        there = [[table.active() is not None] if rows else table.reached() for table in tables]
+        return peers.merge({"call": "step()", "number of transfers": self._blend.steps, **self._facts()}, there)
 
     def _gathered(self, scaling: Scaling) -> Round:
         """The gradients of the step, with losses that are the means over the ranks."""
@@ -547,18 +572,27 @@ class MT2OFused(OneModel):
         factor = scaling.factor(device) if self._tasks is None else scaling.kept_factor(device)
         return self._of_all_ranks(factor)
 
-    def _transfer_and_apply(self, plan: Plan, losses: Tensor | None) -> None:
-        blend, vertices = self._blend, self._buffers.vertices
+    def _transfer_and_apply(self, plan: Plan, losses: Tensor | None, met: list[list[bool]] | None) -> None:
+        """met: as `_meet` gave it."""
+        blend, vertices, exchange = self._blend, self._buffers.vertices, self._buffers.exchange
+        flats, lr = self._buffers.flats, self.param_groups[0]["lr"]
+        if blend.rule.relative:  # which changes theta before the kernel: there is memory for moments by then
+            moments_of(self._buffers, self._base, self.param_groups)
+        shared = False  # by all subproblems, a mini-batch
         if vertices is not None:
-            self._apply([vertices.returned(given) for given in plan.inputs])
+            inputs = [vertices.returned(given) for given in plan.inputs]
+            self._apply(inputs if exchange is None or met is None else summed(exchange, flats, inputs, met))
+        elif exchange is not None and met is not None:
+            shared = step_of_rows(
+                exchange, blend, flats, plan, losses, lr, self._apply, ema=self._ema, inactive=any(map(any, met))
+            )
         else:
-            if losses is not None and blend.has_shared_batch(losses):
-                self._warn_once("shared batch", blend.about_shared_batch())
-            if blend.rule.relative:  # which changes theta before the kernel: there is memory for moments by then
-                moments_of(self._buffers, self._base, self.param_groups)
-            matrices, inputs = mixed(plan, blend, self._buffers, losses, self.param_groups[0]["lr"])
-            self._apply(inputs, blend.order)
-            blend.after_step(self._buffers.flats, matrices)
+            shared = losses is not None and blend.has_shared_batch(losses)
+            matrices, mixes = mixed(plan, blend, self._buffers, losses, lr)
+            self._apply(mixes, blend.order)
+            blend.after_step(flats, matrices)
+        if shared:
+            self._warn_once("shared batch", blend.about_shared_batch())
         if self._tasks is not None:
             self._tasks.weigher.done()
 
@@ -594,10 +628,26 @@ class MT2OFused(OneModel):
             self._tasks.weigher.epoch += 1
 
     # ------------------------------------------------------------------ state
+    def whole_state_dict(self) -> dict[str, Any] | None:
+        """The state dict of one process that has all subproblems: with ``subproblem_mesh=``, all ranks call this.
+
+        An optimizer of as many subproblems can load it, on any number of ranks, each of which takes its part.
+        `state_dict` gives and takes the rows of this rank.
+
+        Returns:
+            The dict on the first rank, on the host; None on the others.
+        """
+        peers = self._buffers.peers
+        if peers is None:
+            return self.state_dict()
+        with together(peers):
+            own = self.state_dict()
+        return whole_of(own, self._family, peers, vertices=self._buffers.vertices is not None)
+
     def _parts(self) -> Parts:
         return Parts(
-            self._buffers.kind, self._blend, self._objective, self._report, self._model_buffers, self._tasks,
-            self._buffers.vertices, self._step_recorder, self._now.row, lambda: self._buffers.flats,
+            self._blend, self._objective, self._report, self._model_buffers, self._tasks,
+            self._buffers, self._step_recorder, self._now.row,
         )  # fmt: skip
 
     def _export_shared(self) -> dict[str, Any]:
