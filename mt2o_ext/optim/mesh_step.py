@@ -44,7 +44,7 @@ class Everything(NamedTuple):
         losses: Tensor | None,
         gram: Tensor | None,
         *,
-        num_rows: int,
+        together: bool,
         inactive: bool,
         asked: bool,
     ) -> Everything:
@@ -55,10 +55,11 @@ class Everything(NamedTuple):
             plan: of this rank's step.
             losses: of this rank's subproblems.
             gram: the part of this rank's columns.
-            num_rows: of this rank.
+            together: all subproblems skip the step, or none does, as all ranks know already.
             inactive: whether any rank has tensors that are not updated.
             asked: whether the facts of the others matter; else they are zeros.
         """
+        num_rows = len(exchange.share.own)
         active = [given.active if inactive else None for given in plan.inputs]
         if inactive:
             active = [
@@ -67,7 +68,6 @@ class Everything(NamedTuple):
                 else mask
                 for mask, given in zip(active, plan.inputs, strict=True)
             ]
-        together = len(plan.skipped) < num_rows  # which all ranks have found together
         rows = [None if together else plan.skipped, losses, *active]
         tables = [exchange.share.placed(one.double()) for one in rows if one is not None]
         tables += [] if gram is None else [gram]
@@ -93,6 +93,7 @@ def step_of_rows(
     apply: Callable[[Sequence[StepInputs]], None],
     *,
     ema: float | None,
+    together: bool,
     inactive: bool,
 ) -> bool:
     """The fused step of this rank's rows, and the transfer from all rows, if it is due.
@@ -106,6 +107,7 @@ def step_of_rows(
         lr: of the first group.
         apply: makes the step of the base rule.
         ema: decay of the running average that is kept beside the rows, or None.
+        together: all subproblems skip the step, or none does.
         inactive: whether any rank has tensors that are not updated.
 
     Returns:
@@ -124,9 +126,7 @@ def step_of_rows(
         gram = torch.cat([exchange.columns(flat).gram(own, flat) for flat, own in zip(flats, gathered, strict=True)])
         columns = list(gathered)
     asked = near is None or blend.steps == 0  # a first step may have had one mini-batch for all
-    facts = Everything.of(
-        exchange, plan, losses, gram, num_rows=len(exchange.share.own), inactive=inactive, asked=asked
-    )
+    facts = Everything.of(exchange, plan, losses, gram, together=together, inactive=inactive, asked=asked)
     found = blend.matrices(flats, facts.losses, lr, facts.gram)
     mixes = [
         None if mix is None else blend.held(mix, mask, facts.skipped)

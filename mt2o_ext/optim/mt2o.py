@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
 from ..checks import check_function
+from ..device import refuse_in_graph
 from ..gradients.losses import check_losses, check_running_statistics
 from ..gradients.passes import Backward, Pass, scaler_in_use
 from ..gradients.skipped import Refuser
@@ -213,7 +214,9 @@ class MT2OFused(OneModel):
             params, front, num_tasks, num_subproblems, preferences, points, concentration, warm_up, transfer, order,
             moments, stacked, start, process_group, scalarization, weighting,
         )  # fmt: skip
-        made = front_of(asked, inner, as_subproblem_ranks(subproblem_mesh, process_group))
+        peers = as_subproblem_ranks(subproblem_mesh, process_group)
+        with together(peers):
+            made = front_of(asked, inner, peers)
         if made.exchange is not None:
             self._needs_whole = "subproblem_mesh= sends rows of whole parameters to other ranks"
         self._num_tasks = num_tasks
@@ -497,8 +500,9 @@ class MT2OFused(OneModel):
             plan, weights, losses = gradients.plan(found)
             if weights is not None:
                 self._now.weights = weights
-            if not nothing_left(plan.skipped) or (met is not None and self._buffers.vertices is None):
-                self._transfer_and_apply(plan, losses, met)  # others may go on
+            others_go_on = met is not None and not self._report.skip_all  # and wait for this rank's rows
+            if others_go_on or not nothing_left(plan.skipped):
+                self._transfer_and_apply(plan, losses, met)
         self._await_feedback(losses, plan.skipped)
         seen = without_absent(losses, self._now.batch)
         if self._step_recorder is not None:
@@ -553,6 +557,7 @@ class MT2OFused(OneModel):
         peers, tables = self._buffers.peers, [flat.tasks for flat in self._buffers.flats]
         if peers is None:
             return None
+        refuse_in_graph(self._buffers.device, "a step with subproblem_mesh=", "call step() outside of the graph")
         rows = self._buffers.vertices is None
         there = [[table.active() is not None] if rows else table.reached() for table in tables]
         return peers.merge({"call": "step()", "number of transfers": self._blend.steps, **self._facts()}, there)
@@ -584,7 +589,16 @@ class MT2OFused(OneModel):
             self._apply(inputs if exchange is None or met is None else summed(exchange, flats, inputs, met))
         elif exchange is not None and met is not None:
             shared = step_of_rows(
-                exchange, blend, flats, plan, losses, lr, self._apply, ema=self._ema, inactive=any(map(any, met))
+                exchange,
+                blend,
+                flats,
+                plan,
+                losses,
+                lr,
+                self._apply,
+                ema=self._ema,
+                together=self._report.skip_all,
+                inactive=any(map(any, met)),
             )
         else:
             shared = losses is not None and blend.has_shared_batch(losses)

@@ -47,7 +47,7 @@ def check_present(batch: Batch) -> None:
 def about_missing_rows(buffers: Buffers) -> str | None:
     """The words about subproblems without gradients where others have some; None: all have."""
     there = [flat.tasks.rows_with_gradients() for flat in buffers.flats]
-    missing = [k for k in range(buffers.num_rows) if not any(rows[k] for rows in there)]
+    missing = [k for row, k in enumerate(buffers.share.own) if not any(rows[row] for rows in there)]
     if not missing:
         return None
     vertices = buffers.vertices is not None

@@ -49,6 +49,11 @@ class OneModel(FlatOptimizer):
         return len(self.preferences)
 
     @property
+    def subproblems_here(self) -> range:
+        """The subproblems (with ``front="vertices"`` the points of a step) of this rank; all, without other ranks."""
+        return self._buffers.share.own
+
+    @property
     def _evaluated_here(self) -> range:
         """The subproblems that this rank evaluates: of rows those that lie here."""
         return self._buffers.share._replace(total=self._num_subproblems).own

@@ -82,7 +82,7 @@ def _own_shared(shared: dict[str, Any], share: Share, *, vertices: bool) -> dict
         learned = {key: _rows(value, share) for key, value in own["weighting"]["weighting"].items()}
         own["weighting"] = {**own["weighting"], "weighting": learned}
     if isinstance(own.get("history"), dict):
-        own["history"] = _history(own["history"], lambda ring: _rows(ring.transpose(0, 1), share), vertices=vertices)
+        own["history"] = _history(own["history"], lambda ring: _rows(ring, share), vertices=vertices)
     return own
 
 
@@ -92,7 +92,7 @@ def _history(state: dict[str, Any], change: Callable[[Tensor], Tensor], *, verti
     for name in ("rings", "missing"):
         if isinstance(found.get(name), dict):
             found[name] = {
-                key: change(ring).transpose(0, 1).contiguous()
+                key: change(ring.transpose(0, 1)).transpose(0, 1).contiguous()
                 if isinstance(ring, Tensor) and ring.dim() > 1 and not (vertices and key == PER_VERTEX)
                 else ring
                 for key, ring in found[name].items()
