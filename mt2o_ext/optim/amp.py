@@ -74,6 +74,17 @@ class Scaling(NamedTuple):
                 "scaler.step(optimizer) needs the scaler at backward already: optimizer.backward(losses, scaler=scaler)"
             )
 
+    def check_shared(self, argument: str) -> None:
+        """Checks that the scaler can be told what other ranks find; argument: that these were given by.
+
+        Raises:
+            RuntimeError: if it could not.
+        """
+        if self.under_scaler and self.scaler is None:
+            raise RuntimeError(
+                f"with {argument} a scaler has to know what other ranks find: optimizer.backward(losses, scaler=scaler)"
+            )
+
     def check_not_unscaled(self) -> None:
         """Checks that the scaler has not divided the ``.grad`` of one of several rows.
 

@@ -350,8 +350,7 @@ class FlatOptimizer(SavedState):
     def _call(self, name: str) -> dict[str, Any]:
         """Facts that have to be the same on all ranks when they make this call."""
         assert self._ranks is not None
-        own = self._buffers.share.own
-        calls = {f"of subproblem {k}": self._ranks.calls.get(row, 0) for row, k in enumerate(own)}
+        calls = {f"of subproblem {k}": self._ranks.calls.get(row, 0) for row, k in enumerate(self._buffers.share.own)}
         facts: dict[str, Any] = {"call": name, "number of backward calls": calls}
         if self._tasks is not None:
             facts |= self._tasks.weigher.progress()
@@ -476,12 +475,9 @@ class FlatOptimizer(SavedState):
         self._tasks.weigher.learn(self._joint(losses))
 
     def _check_scaler_of_ranks(self, scaling: Scaling) -> None:
-        shards = self._ranks is not None and self._ranks.of_shards  # of which the scaler itself asks all ranks
-        if scaling.under_scaler and scaling.scaler is None and not shards and self._others():
-            raise RuntimeError(
-                f"with {self._others()[-1].argument} a scaler has to know what other ranks find: "
-                "optimizer.backward(losses, scaler=scaler)"
-            )
+        for ranks in self._others():
+            if not ranks.of_shards:  # of which the scaler itself asks all ranks
+                scaling.check_shared(ranks.argument)
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -506,7 +502,9 @@ class FlatOptimizer(SavedState):
         if torch.compiler.is_compiling() or "unreached" in self._now.warned:
             return
         self._now.warned.add("unreached")
-        if (text := about_unreached(self.param_groups, tables)) is not None:
+        alone = self._buffers.peers is None  # else a head may be of a task that subproblems elsewhere prefer
+        groups = [group for group in self.param_groups if alone or group.get("task") is None]
+        if (text := about_unreached(groups, tables)) is not None:
             warnings.warn(text, UserWarning, stacklevel=5)
 
     def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:

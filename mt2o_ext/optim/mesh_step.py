@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..device import to_device
+from ..device import refuse_in_graph, to_device
 from ..gradients.table import Source
 from ..gradients.tasks import Combination
 from ..ops import MOMENTS, SQUARES, Order, combine_
+from ..ranks import Ranks
 from ..transfer.moments import Moments
 from .blend import Blend
 from .blending import add_changes
+from .buffers import Buffers
 from .exchange import Exchange, Neighbours
 from .flat import FlatParameters
 from .step import Plan, StepInputs
 
-__all__ = ["Everything", "step_of_rows", "summed"]
+__all__ = ["Everything", "met", "share_starts", "step_of_rows", "summed"]
+
+
+def met(buffers: Buffers, call: dict[str, Any]) -> list[list[bool]]:
+    """Looks whether the ranks of all subproblems are at the same step.
+
+    call: the facts that are the same on all of them.
+
+    Returns:
+        Of each buffer, on vertices the parameters that have a gradient on any rank; on rows whether there are some
+        without on any rank.
+
+    Raises:
+        RanksError: on all ranks, if they are not.
+        RuntimeError: while a CUDA graph is captured.
+    """
+    refuse_in_graph(buffers.device, "a step with subproblem_mesh=", "call step() outside of the graph")
+    assert buffers.peers is not None
+    tables, rows = [flat.tasks for flat in buffers.flats], buffers.vertices is None
+    there = [[table.active() is not None] if rows else table.reached() for table in tables]
+    return buffers.peers.merge(call, there)
+
+
+def share_starts(buffers: Buffers, ranks: Ranks | None) -> None:
+    """Shares the first rank's models, each of which began in another way, with those that have the same ones.
+
+    ranks: of data parallelism, or None.
+    """
+    flats, vertices = buffers.flats, buffers.vertices
+    for others in (ranks, None if vertices is None else buffers.peers):
+        if others is not None and not others.of_shards:
+            others.share_([flat.theta for flat in flats])
+            others.share_([flat.values for flat in flats if vertices is None])
+    if vertices is not None:
+        vertices.spread(flats)
 
 
 class Everything(NamedTuple):

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
 from ..checks import check_function
-from ..device import refuse_in_graph
 from ..gradients.losses import check_losses, check_running_statistics
 from ..gradients.passes import Backward, Pass, scaler_in_use
-from ..gradients.skipped import Refuser
 from ..gradients.table import check_dense
 from ..gradients.weigher import undone_on_error
 from ..preferences import check_preferences
-from ..ranks import Ranks, as_subproblem_ranks, together
+from ..ranks import Ranks, together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
 from ..weighting import Weighting, as_weighting
@@ -27,27 +25,15 @@ from .amp import Scaling
 from .asked import Asked, Transfer, listed
 from .base import nothing_left
 from .branch import branched
-from .buffers import Buffers
 from .groups import listed_of
 from .history import StepHistory
-from .mesh_step import step_of_rows, summed
+from .mesh_step import met, share_starts
 from .model_buffers import ModelBuffers
 from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics, run_closure
-from .mt2o_options import (
-    Front,
-    Inner,
-    blend_of,
-    check_copies,
-    check_equal_slices,
-    check_group,
-    check_plain,
-    front_of,
-    inner_of,
-    objective_of,
-)
+from .mt2o_options import Front, Inner, check_copies, check_equal_slices, check_group, check_plain, pieces_of
 from .mt2o_state import Parts
-from .mt2o_step import Round, about_missing_rows, check_present, mixed, without_absent
-from .step import Plan, moments_of
+from .mt2o_step import Applying, Round, about_missing_rows, check_present, without_absent
+from .step import Plan
 from .subproblems import OneModel
 from .whole_state import whole_of
 
@@ -146,14 +132,12 @@ class MT2OFused(OneModel):
         process_group: data parallelism, as of :class:`WeightedFused`: each subproblem's gradients and losses are
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
-        subproblem_mesh: the ranks that the K subproblems (of vertices the points of a step) are divided over, some
-            consecutive ones for each: a `DeviceMesh` of one dimension, a process group, or True for the default one.
-            Each rank evaluates its own: `subproblems` and closures go through these, losses, `weights`, `history` and
-            `skipped_steps` are of these, and rows, moments and gradients of others lie elsewhere.  Where a transfer is
-            due the ranks exchange rows; vertices are on all ranks, which add up their gradients.  `front` returns the
-            whole front on all ranks.  Each rank gives its subproblems mini-batches of their own.  With
-            ``process_group=`` besides, that is the group of the ranks that train the same subproblems, another
-            dimension of the mesh.  See docs/training_loop.md for saving.
+        subproblem_mesh: the ranks that the K subproblems (of vertices: the points of a step) are divided over, some
+            consecutive ones each: a `DeviceMesh` of one dimension, a process group, or True for the default one.  Rows
+            of others lie elsewhere, vertices are on all ranks.  `subproblems`, closures, losses, `weights`, `history`
+            and `skipped_steps` are those of this rank, `preferences`, `points` and `front` of all.  ``process_group=``
+            is another dimension of the mesh then: the ranks that train the same subproblems.  See
+            docs/training_loop.md.
         backward: a trainer's backward, as of :class:`WeightedFused`.
 
     Raises:
@@ -214,30 +198,19 @@ class MT2OFused(OneModel):
             params, front, num_tasks, num_subproblems, preferences, points, concentration, warm_up, transfer, order,
             moments, stacked, start, process_group, scalarization, weighting,
         )  # fmt: skip
-        peers = as_subproblem_ranks(subproblem_mesh, process_group)
-        with together(peers):
-            made = front_of(asked, inner, peers)
+        pieces = pieces_of(asked, inner, subproblem_mesh)
+        made, self._objective, tasks, self._blend = pieces
         if made.exchange is not None:
             self._needs_whole = "subproblem_mesh= sends rows of whole parameters to other ranks"
         self._num_tasks = num_tasks
-        self._objective = objective_of(scalarization, inner, made)
-        tasks = inner_of(inner, made, self._objective)
-        self._blend = blend_of(asked, made)
         kept_rows = 1 if stacked or made.vertices is not None else made.num_rows
         self._model_buffers = ModelBuffers(buffers, kept_rows, num_subproblems)
         base = as_base_rule(base)
-        refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
         super().__init__(
             params,
             {"lr": base.lr if lr is None else lr, **self._of_rows(made), **base.defaults()},
             base,
-            Buffers(
-                made.num_rows,
-                1 if tasks is None else num_tasks,
-                stacked=stacked,
-                vertices=made.vertices,
-                exchange=made.exchange,
-            ),
+            made.buffers(1 if tasks is None else num_tasks, stacked=stacked),
             tasks=tasks,
             heads_of=None if tasks is None else num_tasks,
             ema=ema,
@@ -245,7 +218,7 @@ class MT2OFused(OneModel):
             max_norm=max_norm,
             skip_all=skip_nonfinite == "all" or made.vertices is not None,
             look_for_nonfinite=skip_nonfinite is not False,
-            refusers=[refuser for refuser in refusers if refuser is not None],
+            refusers=pieces.refusers,
             history=history,
             process_group=process_group,
             backward=backward,
@@ -293,13 +266,7 @@ class MT2OFused(OneModel):
             for k in self.subproblems():
                 start(k)
                 self._synchronize()
-        flats, vertices = self._buffers.flats, self._buffers.vertices
-        for ranks in self._others() if vertices is not None else filter(None, [self._ranks]):
-            if not ranks.of_shards:
-                ranks.share_([flat.theta for flat in flats])
-                ranks.share_([flat.values for flat in flats if vertices is None])
-        if vertices is not None:
-            vertices.spread(flats)
+        share_starts(self._buffers, self._ranks)
         self._views.start_copies()
 
     def _share_draws(self, ranks: Ranks) -> None:
@@ -494,15 +461,15 @@ class MT2OFused(OneModel):
     def _complete(self, scaling: Scaling) -> Tensor | None:
         """The step of the gradients that there are; its losses [K, T], NaN of absent tasks."""
         self._reduce(scaling)
-        met = self._meet()
+        others = self._meet()
         gradients, found = self._gathered(scaling).find(scaling, look=self._look_for_nonfinite)
         with undone_on_error(self._blend.rule, *([] if self._tasks is None else [self._tasks.weigher.weighting])):
             plan, weights, losses = gradients.plan(found)
             if weights is not None:
                 self._now.weights = weights
-            others_go_on = met is not None and not self._report.skip_all  # and wait for this rank's rows
+            others_go_on = others is not None and not self._report.skip_all  # and wait for this rank's rows
             if others_go_on or not nothing_left(plan.skipped):
-                self._transfer_and_apply(plan, losses, met)
+                self._transfer_and_apply(plan, losses, others)
         self._await_feedback(losses, plan.skipped)
         seen = without_absent(losses, self._now.batch)
         if self._step_recorder is not None:
@@ -548,19 +515,9 @@ class MT2OFused(OneModel):
             self._ranks.reduce_([flat.tasks for flat in self._buffers.flats], self._call("step()"))
 
     def _meet(self) -> list[list[bool]] | None:
-        """Looks whether the ranks of all subproblems are at the same step.
-
-        Returns:
-            Of each buffer, on vertices the parameters that have a gradient on any rank, on rows whether there are some
-            without on any rank; None where there are no other ranks.
-        """
-        peers, tables = self._buffers.peers, [flat.tasks for flat in self._buffers.flats]
-        if peers is None:
-            return None
-        refuse_in_graph(self._buffers.device, "a step with subproblem_mesh=", "call step() outside of the graph")
-        rows = self._buffers.vertices is None
-        there = [[table.active() is not None] if rows else table.reached() for table in tables]
-        return peers.merge({"call": "step()", "number of transfers": self._blend.steps, **self._facts()}, there)
+        """Looks whether the ranks of all subproblems are at the same step; see `met`."""
+        call = {"call": "step()", "number of transfers": self._blend.steps}
+        return None if self._buffers.peers is None else met(self._buffers, {**call, **self._facts()})
 
     def _gathered(self, scaling: Scaling) -> Round:
         """The gradients of the step, with losses that are the means over the ranks."""
@@ -577,36 +534,13 @@ class MT2OFused(OneModel):
         factor = scaling.factor(device) if self._tasks is None else scaling.kept_factor(device)
         return self._of_all_ranks(factor)
 
-    def _transfer_and_apply(self, plan: Plan, losses: Tensor | None, met: list[list[bool]] | None) -> None:
-        """met: as `_meet` gave it."""
-        blend, vertices, exchange = self._blend, self._buffers.vertices, self._buffers.exchange
-        flats, lr = self._buffers.flats, self.param_groups[0]["lr"]
-        if blend.rule.relative:  # which changes theta before the kernel: there is memory for moments by then
-            moments_of(self._buffers, self._base, self.param_groups)
-        shared = False  # by all subproblems, a mini-batch
-        if vertices is not None:
-            inputs = [vertices.returned(given) for given in plan.inputs]
-            self._apply(inputs if exchange is None or met is None else summed(exchange, flats, inputs, met))
-        elif exchange is not None and met is not None:
-            shared = step_of_rows(
-                exchange,
-                blend,
-                flats,
-                plan,
-                losses,
-                lr,
-                self._apply,
-                ema=self._ema,
-                together=self._report.skip_all,
-                inactive=any(map(any, met)),
-            )
-        else:
-            shared = losses is not None and blend.has_shared_batch(losses)
-            matrices, mixes = mixed(plan, blend, self._buffers, losses, lr)
-            self._apply(mixes, blend.order)
-            blend.after_step(flats, matrices)
-        if shared:
-            self._warn_once("shared batch", blend.about_shared_batch())
+    def _transfer_and_apply(self, plan: Plan, losses: Tensor | None, others: list[list[bool]] | None) -> None:
+        """others: as `_meet` gave it."""
+        way = Applying(
+            self._buffers, self._base, self._blend, self.param_groups, self._apply, self._ema, self._report.skip_all
+        )
+        if way.step(plan, losses, others):
+            self._warn_once("shared batch", self._blend.about_shared_batch())
         if self._tasks is not None:
             self._tasks.weigher.done()
 

@@ -10,17 +10,19 @@ from torch import Tensor
 
 from ..checks import check_count, check_flag, check_function, check_positive
 from ..gradients.options import check_idle_task_options, check_task_options
+from ..gradients.skipped import Refuser
 from ..gradients.tasks import TaskGradients
 from ..gradients.weigher import Weigher
 from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..preferences import check_preferences, default_preferences
-from ..ranks import Ranks, SubproblemRanks
+from ..ranks import Ranks, SubproblemRanks, as_subproblem_ranks, together
 from ..scalarization import Scalarization
 from ..sharding import is_sharded
 from ..transfer import Spectral, as_transfer_rule
 from ..weighting import Needs, Weighting
 from .asked import Asked
 from .blend import Blend
+from .buffers import Buffers
 from .exchange import Exchange
 from .objective import Objective
 from .share import Share
@@ -29,13 +31,12 @@ from .vertices import Vertices
 __all__ = [
     "Front",
     "Inner",
-    "blend_of",
+    "Pieces",
+    "check_copies",
     "check_equal_slices",
     "check_group",
     "check_plain",
-    "front_of",
-    "inner_of",
-    "objective_of",
+    "pieces_of",
 ]
 
 
@@ -55,6 +56,29 @@ class Front(NamedTuple):
     vertices: Vertices | None
     exchange: Exchange | None
 
+    def buffers(self, num_tasks: int, *, stacked: bool) -> Buffers:
+        """The buffers for these models; num_tasks: the gradients of each that are kept apart."""
+        return Buffers(self.num_rows, num_tasks, stacked=stacked, vertices=self.vertices, exchange=self.exchange)
+
+
+class Pieces(NamedTuple):
+    """The pieces of an optimizer that its options choose.
+
+    front: the models.  objective: of each.  tasks: from task gradients to one; None without a weighting.  blend: the
+    transfer.
+    """
+
+    front: Front
+    objective: Objective
+    tasks: TaskGradients | None
+    blend: Blend
+
+    @property
+    def refusers(self) -> list[Refuser]:
+        """Those who may refuse a step for what is finite."""
+        weighting = None if self.tasks is None else self.tasks.weigher.weighting
+        return [one for one in (weighting, self.objective.refused) if one is not None]
+
 
 class Inner(NamedTuple):
     """Options of the weighting inside of each subproblem."""
@@ -63,6 +87,21 @@ class Inner(NamedTuple):
     heads: str
     collect: str
     generator: torch.Generator | None
+
+
+def pieces_of(asked: Asked, inner: Inner, subproblem_mesh: Any) -> Pieces:
+    """Checks all these options, and makes the pieces that they choose.
+
+    Raises:
+        TypeError: for an option of another kind.
+        ValueError: for options that are out of range, do not fit together, or would have no effect.
+        RuntimeError: without the process groups that they need.
+    """
+    peers = as_subproblem_ranks(subproblem_mesh, asked.process_group)
+    with together(peers):
+        front = front_of(asked, inner, peers)
+    objective = objective_of(asked.scalarization, inner, front)
+    return Pieces(front, objective, inner_of(inner, front, objective), blend_of(asked, front))
 
 
 def front_of(asked: Asked, inner: Inner, peers: SubproblemRanks | None) -> Front:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..base import BaseRule
 from ..device import to_device
 from ..gradients.skipped import found_in, with_losses
 from ..gradients.tasks import Batch, Combination, Losses, TaskGradients
@@ -14,10 +16,11 @@ from ..weighting import Needs
 from .amp import Scaling
 from .blend import Blend
 from .buffers import Buffers
+from .mesh_step import step_of_rows, summed
 from .skips import SkipReport
-from .step import Plan, StepInputs
+from .step import Plan, StepInputs, moments_of
 
-__all__ = ["Round", "RowsPlan", "about_missing_rows", "check_present", "mixed", "without_absent"]
+__all__ = ["Applying", "Round", "RowsPlan", "about_missing_rows", "check_present", "mixed", "without_absent"]
 
 
 def without_absent(losses: Tensor | None, batch: Batch) -> Tensor | None:
@@ -151,6 +154,54 @@ class Round(NamedTuple):
             for table, gradients in zip(tables, combinations, strict=True)
         ]
         return RowsPlan(Plan(found, skipped, inputs), weights, self._table())
+
+
+class Applying(NamedTuple):
+    """The fused step with its transfer.
+
+    buffers, base, blend, groups: of the optimizer.
+    apply: makes the fused step.
+    ema: decay of the running average, or None.
+    together: all subproblems skip a step, or none does.
+    """
+
+    buffers: Buffers
+    base: BaseRule
+    blend: Blend
+    groups: Sequence[dict[str, Any]]
+    apply: Callable[..., None]
+    ema: float | None
+    together: bool
+
+    def step(self, plan: Plan, losses: Tensor | None, others: list[list[bool]] | None) -> bool:
+        """Makes the step.
+
+        Args:
+            plan: of the models here.
+            losses: float64 [K, T] of them, or None.
+            others: as of `met`, where other ranks have other models.
+
+        Returns:
+            Whether all subproblems started with one mini-batch, once, where that matters.
+        """
+        buffers, blend, lr = self.buffers, self.blend, self.groups[0]["lr"]
+        flats, vertices, exchange = buffers.flats, buffers.vertices, buffers.exchange
+        if blend.rule.relative:  # which changes theta before the kernel: there is memory for moments by then
+            moments_of(buffers, self.base, self.groups)
+        if vertices is not None:
+            inputs = [vertices.returned(given) for given in plan.inputs]
+            self.apply(inputs if exchange is None or others is None else summed(exchange, flats, inputs, others))
+            return False
+        if exchange is not None and others is not None:
+            return step_of_rows(
+                exchange, blend, flats, plan, losses, lr, self.apply, ema=self.ema, together=self.together,
+                inactive=any(map(any, others)),
+            )  # fmt: skip
+        shared = losses is not None and blend.has_shared_batch(losses)
+        matrices, mixes = mixed(plan, blend, buffers, losses, lr)
+        self.apply(mixes, blend.order)
+        blend.after_step(flats, matrices)
+        return shared
 
 
 class Mixed(NamedTuple):
