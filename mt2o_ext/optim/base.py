@@ -102,7 +102,7 @@ class FlatOptimizer(SavedState):
         self._copies = list(copies)
         self._views = StateViews(buffers, base, copies)
         self._look_for_nonfinite = look_for_nonfinite
-        self._report = SkipReport(buffers.num_rows, skip_all=skip_all, refusers=refusers, exchange=buffers.exchange)
+        self._report = SkipReport(buffers.num_rows, buffers.exchange, skip_all=skip_all, refusers=refusers)
         self._now = Now(batch=self._new_batch())
         self._step_recorder = Recorder(history, buffers.share.own.start) if history > 0 else None
         self._ranks = as_ranks(process_group)

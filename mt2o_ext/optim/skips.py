@@ -25,16 +25,16 @@ class SkipReport:
 
     Args:
         num_rows: K.
+        exchange: with the ranks that have other subproblems, or None.
         skip_all: what is found in one row skips the step of all.
         refusers: who may refuse a step for what is finite; of two that do the last one is told of.
-        exchange: with the ranks that have other subproblems, or None.
 
     Attributes:
         counts: int64 [K].
     """
 
     def __init__(
-        self, num_rows: int, *, skip_all: bool, refusers: Sequence[Refuser], exchange: Exchange | None = None
+        self, num_rows: int, exchange: Exchange | None, *, skip_all: bool, refusers: Sequence[Refuser]
     ) -> None:
         self.skip_all = skip_all
         self.exchange = exchange

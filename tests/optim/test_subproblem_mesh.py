@@ -15,7 +15,7 @@ from torch import distributed as dist
 from mt2o_ext import MT2OFused
 from mt2o_ext.ranks import RanksError
 from support.optim import mesh_checks
-from support.optim.mesh_checks import BOTH, DIFFERENT, KINDS, REFUSALS, SAME, checks_of
+from support.optim.mesh_checks import BOTH, DIFFERENT, KINDS, REFUSALS, SAME, checks_of, different_of, same_of
 from support.optim.problems import assert_same
 from support.sharded_worlds import of_all_ranks
 from support.worlds import SILENCE, once, world
@@ -23,20 +23,32 @@ from support.worlds import SILENCE, once, world
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
 Results = list[dict[str, Any]]
-World = tuple[Results, Path]
+BOTH_SIZES = pytest.mark.parametrize("ranks", [2, 4], ids=["two ranks", "four ranks"])
 WAIT = SILENCE.total_seconds() / 2  # an error within it has not waited for the timeout
 ROUNDED = {"16 bits, rows", "16 bits, vertices"}
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["two ranks", "four ranks"])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+class Worlds:
+    """The results of two and of four ranks, made when somebody asks for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cache  # noqa: B019  (lives as long as the module)
+    def of(self, ranks: int) -> Results:
+        found = once(self.folder, f"mesh{ranks}", lambda: world(checks_of(ranks, self.folder), ranks))
+        if isinstance(found, Exception):
+            raise found
+        results: Results = found
+        return results
+
+
+@pytest.fixture(scope="module")
+def worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
     folder = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):  # of pytest-xdist, whose workers have one folder in common
         folder = folder.parent
-    found = once(folder, f"mesh{request.param}", lambda: world(checks_of(request.param, folder), request.param))
-    if isinstance(found, Exception):
-        raise found
-    return found, folder
+    return Worlds(folder)
 
 
 def near(actual: Any, expected: Any, tolerance: float, where: str) -> None:
@@ -81,17 +93,16 @@ def check_same(results: Results, name: str, expected: dict[str, Any], tolerance:
             assert not any(one[key] for one in found[1:])  # the first rank alone has it
 
 
-@pytest.mark.parametrize("name", SAME)
-def test_the_front_and_the_state_of_one_process(name: str, results: World) -> None:
-    expected = in_one_process(name)
-    check_same(results[0], name, expected, 2e-2 if name in ROUNDED else 1e-9)
+@pytest.mark.parametrize(
+    ("name", "ranks"), [(name, ranks) for ranks in (2, 4) for name in same_of(ranks) if name not in BOTH]
+)
+def test_the_front_and_the_state_of_one_process(name: str, ranks: int, worlds: Worlds) -> None:
+    check_same(worlds.of(ranks), name, in_one_process(name), 2e-2 if name in ROUNDED else 1e-9)
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_copies_of_each_share_on_parts_of_the_batches(name: str, results: World) -> None:
-    if len(results[0]) < 4:
-        pytest.skip("a mesh of two dimensions needs four ranks")
-    first, *_ = found = of_all_ranks(results[0], name)
+def test_copies_of_each_share_on_parts_of_the_batches(name: str, worlds: Worlds) -> None:
+    first, *_ = found = of_all_ranks(worlds.of(4), name)
     expected = in_one_process(name)
     for place, one in enumerate(found):
         near(one["losses"], expected["losses"], 1e-9, name)
@@ -99,11 +110,12 @@ def test_copies_of_each_share_on_parts_of_the_batches(name: str, results: World)
     near(first["state"], expected["state"], 1e-9, name)
 
 
-def test_each_rank_has_its_subproblems_and_evaluates_these_alone(results: World) -> None:
-    shares = {2: [[0, 1, 2], [3, 4]], 4: [[0, 1], [2], [3], [4]]}[len(results[0])]
+@BOTH_SIZES
+def test_each_rank_has_its_subproblems_and_evaluates_these_alone(ranks: int, worlds: Worlds) -> None:
+    shares = {2: [[0, 1, 2], [3, 4]], 4: [[0, 1], [2], [3], [4]]}[ranks]
     for front in ("rows", "vertices"):
         expected = in_one_process(f"{front}, closure")
-        for own, one in zip(shares, of_all_ranks(results[0], f"{front}, closure"), strict=True):
+        for own, one in zip(shares, of_all_ranks(worlds.of(ranks), f"{front}, closure"), strict=True):
             assert one["here"] == own
             assert one["calls"] == len(own)
             torch.testing.assert_close(one["own losses"], expected["own losses"][own], rtol=1e-9, atol=1e-9)
@@ -113,16 +125,19 @@ def test_each_rank_has_its_subproblems_and_evaluates_these_alone(results: World)
                     torch.testing.assert_close(column, expected["columns"][key], rtol=1e-9, atol=1e-9)
 
 
-def test_no_parameter_or_moment_of_others_lies_here(results: World) -> None:
-    sizes = {2: [3, 2], 4: [2, 1, 1, 1]}[len(results[0])]
-    for size, one in zip(sizes, of_all_ranks(results[0], "resumed: rows"), strict=True):
+@BOTH_SIZES
+def test_no_parameter_or_moment_of_others_lies_here(ranks: int, worlds: Worlds) -> None:
+    sizes = {2: [3, 2], 4: [2, 1, 1, 1]}[ranks]
+    for size, one in zip(sizes, of_all_ranks(worlds.of(ranks), "resumed: rows"), strict=True):
         assert {len(value) for value in one["expected"].values()} == {size}
 
 
-@pytest.mark.parametrize("name", ["rows", "scaled rows", "all rows", "vertices", "scaled vertices"])
-def test_what_one_rank_finds_skips_what_it_skips_in_one_process(name: str, results: World) -> None:
-    found = of_all_ranks(results[0], f"not finite, {name}")
-    together = name not in ("rows", "scaled rows")
+@pytest.mark.parametrize(
+    ("name", "ranks"), [(name, ranks) for ranks in (2, 4) for name in same_of(ranks) if name.startswith("not finite")]
+)
+def test_what_one_rank_finds_skips_what_it_skips_in_one_process(name: str, ranks: int, worlds: Worlds) -> None:
+    found = of_all_ranks(worlds.of(ranks), name)
+    together = name not in ("not finite, rows", "not finite, scaled rows")
     for rank, one in enumerate(found):
         last = rank == len(found) - 1
         counts = [0] * (len(one["here"]) - 1) + [1]
@@ -131,55 +146,57 @@ def test_what_one_rank_finds_skips_what_it_skips_in_one_process(name: str, resul
         whole_step = together or (last and len(one["here"]) == 1)
         assert one["moved"] == [True, True, not whole_step, True]
         assert one["scale"] == (512.0 if "scaled" in name else None)
-        warned = results[0][rank][f"not finite, {name}: warnings"]
+        warned = worlds.of(ranks)[rank][f"{name}: warnings"]
         if "scaled" not in name:
             assert any("subproblem 4 was infinite or NaN" in text for text in warned) == last, warned
             assert any("another rank could not make its step" in text for text in warned) == (together and not last)
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
-def test_what_one_rank_does_in_another_way_is_an_error_on_all(name: str, results: World) -> None:
+@pytest.mark.parametrize(("name", "ranks"), [(name, ranks) for ranks in (2, 4) for name in different_of(ranks)])
+def test_what_one_rank_does_in_another_way_is_an_error_on_all(name: str, ranks: int, worlds: Worlds) -> None:
     _, text = DIFFERENT[name]
-    for rank, result in enumerate(results[0]):
+    for rank, result in enumerate(worlds.of(ranks)):
         error = result[f"differs: {name}"]
         assert isinstance(error, Exception), f"no error on rank {rank}"
         assert result[f"differs: {name}: seconds"] < WAIT
-        if text.startswith("failed") and rank == len(results[0]) - 1:
+        if text.startswith("failed") and rank == ranks - 1:
             assert not isinstance(error, RanksError)  # what happened there
             continue
         assert isinstance(error, RanksError), repr(error)
-        assert text in str(error) and f"rank {len(results[0]) - 1}" in str(error), str(error)
+        assert text in str(error) and f"rank {ranks - 1}" in str(error), str(error)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_be_is_refused_with_a_remedy(name: str, results: World) -> None:
+def test_what_cannot_be_is_refused_with_a_remedy(name: str, worlds: Worlds) -> None:
     _, kind, text = REFUSALS[name]
-    for result in results[0]:
+    for result in worlds.of(2):
         with pytest.raises(kind, match=text):
             raise result[f"refused: {name}"]
 
 
+@BOTH_SIZES
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_goes_on_bit_for_bit_and_on_any_number_of_ranks(kind: str, results: World) -> None:
-    found, folder = results
-    of_all = of_all_ranks(found, f"resumed: {kind}")
+def test_a_run_goes_on_bit_for_bit_and_on_any_number_of_ranks(kind: str, ranks: int, worlds: Worlds) -> None:
+    of_all = of_all_ranks(worlds.of(ranks), f"resumed: {kind}")
     for one in of_all:
         assert_same(one["again"], one["expected"])
         assert_same(one["from the whole"], one["expected"])
         assert one["copied"]
-        if len(found) == 4:
+        if ranks == 4:
             near(one["on two"]["losses"], one["losses"], 1e-9, kind)
-    near(mesh_checks.alone(kind, folder, len(found))["losses"], of_all[0]["losses"], 1e-9, kind)
+    near(mesh_checks.alone(kind, worlds.folder, ranks)["losses"], of_all[0]["losses"], 1e-9, kind)
 
 
-def test_one_mini_batch_for_all_is_told_of(results: World) -> None:
-    for texts in of_all_ranks(results[0], "shared batch"):
+@BOTH_SIZES
+def test_one_mini_batch_for_all_is_told_of(ranks: int, worlds: Worlds) -> None:
+    for texts in of_all_ranks(worlds.of(ranks), "shared batch"):
         assert any("all 5 subproblems started with exactly the same losses" in text for text in texts)
 
 
-def test_nothing_else_is_warned_of(results: World) -> None:
-    names = [name for name in SAME if not name.startswith(("not finite", "batch norm"))]
-    assert {name: text for result in results[0] for name in names for text in result[f"{name}: warnings"]} == {}
+@BOTH_SIZES
+def test_nothing_else_is_warned_of(ranks: int, worlds: Worlds) -> None:
+    names = [name for name in same_of(ranks) if not name.startswith(("not finite", "batch norm"))]
+    assert {name: text for result in worlds.of(ranks) for name in names for text in result[f"{name}: warnings"]} == {}
 
 
 def test_one_process_needs_no_group() -> None:
