@@ -15,7 +15,7 @@ from torch import distributed as dist
 from mt2o_ext import MT2OFused
 from mt2o_ext.ranks import RanksError
 from support.optim import mesh_checks
-from support.optim.mesh_checks import BOTH, DIFFERENT, KINDS, REFUSALS, SAME, checks_of, different_of, same_of
+from support.optim.mesh_checks import BOTH, DIFFERENT, REFUSALS, SAME, checks_of, different_of, kinds_of, same_of
 from support.optim.problems import assert_same
 from support.sharded_worlds import of_all_ranks
 from support.worlds import SILENCE, once, world
@@ -174,8 +174,7 @@ def test_what_cannot_be_is_refused_with_a_remedy(name: str, worlds: Worlds) -> N
             raise result[f"refused: {name}"]
 
 
-@BOTH_SIZES
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "ranks"), [(kind, ranks) for ranks in (2, 4) for kind in kinds_of(ranks)])
 def test_a_run_goes_on_bit_for_bit_and_on_any_number_of_ranks(kind: str, ranks: int, worlds: Worlds) -> None:
     of_all = of_all_ranks(worlds.of(ranks), f"resumed: {kind}")
     for one in of_all:

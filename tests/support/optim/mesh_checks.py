@@ -318,9 +318,8 @@ BOTH: dict[str, Check] = {f"both dimensions, {front}": partial(both_dimensions, 
 # One of each way through the code; two ranks go through all of them.
 ON_FOUR = {
     "rows, spectral", "rows, neighbours, moments", "rows, changes", "rows, by tensor", "rows, absent",
-    "rows, weighting with memory", "rows, all together", "rows, closure", "vertices, more points",
-    "vertices, absent on some", "vertices, weighting of points", "vertices, closure", "batch norm, rows",
-    "not finite, scaled rows", "not finite, all rows", "not finite, vertices", "branch, vertices to rows",
+    "rows, all together", "rows, closure", "vertices, more points", "vertices, absent on some", "vertices, closure",
+    "not finite, scaled rows", "not finite, all rows",
 }  # fmt: skip
 DIFFERENT_ON_FOUR = {"failing, rows", "failing evaluation", "vertices"}
 
@@ -334,11 +333,15 @@ def different_of(ranks: int) -> list[str]:
     return [name for name in DIFFERENT if ranks == 2 or name in DIFFERENT_ON_FOUR]
 
 
+def kinds_of(ranks: int) -> list[str]:
+    return [*KINDS] if ranks == 2 else ["rows", "vertices, weighting"]
+
+
 def checks_of(ranks: int, folder: Path) -> dict[str, Callable[[int, int], Any]]:
     return {
         **same_of(ranks),
         **{f"differs: {name}": DIFFERENT[name][0] for name in different_of(ranks)},
         **{f"refused: {name}": check for name, (check, *_) in REFUSALS.items() if ranks == 2},
-        **{f"resumed: {kind}": partial(resumed, kind=kind, folder=folder) for kind in KINDS},
+        **{f"resumed: {kind}": partial(resumed, kind=kind, folder=folder) for kind in kinds_of(ranks)},
         "shared batch": shared_batch,
     }

@@ -28,7 +28,7 @@ from support.worlds import Check
 
 DOUBLE = torch.float64
 FIVE = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]
-STEPS = 4
+STEPS = 3
 
 
 def mesh_of(ranks: int) -> bool | None:
