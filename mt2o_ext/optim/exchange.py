@@ -10,7 +10,6 @@ Where a fixed M takes from few rows, these alone are sent to those who take from
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Sequence
 from itertools import pairwise
@@ -164,8 +163,7 @@ class Exchange:
         if sources is None:
             return None
         found, ranks = Neighbours(sources, self.share, self.ranks), self.ranks.size
-        there_and_back = math.ceil(2 * max(self.share.sizes) * (ranks - 1) / ranks)
-        return found if found.most <= there_and_back else None
+        return found if found.most < 2 * max(self.share.sizes) * (ranks - 1) / ranks else None
 
     def blended(
         self,

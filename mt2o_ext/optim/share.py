@@ -39,7 +39,7 @@ class Share(NamedTuple):
 
     @property
     def sizes(self) -> list[int]:
-        """How many subproblems each rank has."""
+        """The number of subproblems of each rank."""
         return [len(self.of(place)) for place in range(max(1, len(self.ranks)))]
 
     def rows(self, table: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class SubproblemRanks(Ranks):
 
     # ------------------------------------------------------------------ what the hosts tell one another
     def told_by_all(self, found: Any) -> list[Any]:
-        """What each rank tells, in their order, on all of them: plain values and tensors of the host."""
+        """The things that ranks tell, in their order, on all of them: plain values and tensors of the host."""
         everything: list[Any] = [None] * self.size
         dist.all_gather_object(everything, found, group=self._hosts)
         return everything
