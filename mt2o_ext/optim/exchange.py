@@ -148,9 +148,16 @@ class Exchange:
     def __init__(self, share: Share, ranks: SubproblemRanks) -> None:
         self.share, self.ranks = share, ranks
         self._columns: weakref.WeakKeyDictionary[FlatParameters, Columns] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakSet[FlatParameters] = weakref.WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.share, self.ranks)
+
+    def are_new(self, flats: Sequence[FlatParameters]) -> bool:
+        """True, once, of buffers that were made since the last call."""
+        new = any(flat not in self._known for flat in flats)
+        self._known.update(flats)
+        return new
 
     def columns(self, flat: FlatParameters) -> Columns:
         """The way of whole columns of a buffer."""

@@ -38,10 +38,15 @@ def met(buffers: Buffers, call: dict[str, Any]) -> list[list[bool]]:
         RuntimeError: while a CUDA graph is captured.
     """
     refuse_in_graph(buffers.device, "a step with subproblem_mesh=", "call step() outside of the graph")
-    assert buffers.peers is not None
-    tables, rows = [flat.tasks for flat in buffers.flats], buffers.vertices is None
-    there = [[table.active() is not None] if rows else table.reached() for table in tables]
-    return buffers.peers.merge(call, there)
+    exchange, vertices, flats = buffers.exchange, buffers.vertices, buffers.flats
+    assert exchange is not None
+    new = vertices is not None and exchange.are_new(flats)
+    there = [[flat.tasks.active() is not None] if vertices is None else flat.tasks.reached() for flat in flats]
+    there = exchange.ranks.merge({**call, "buffers made anew": new}, there)
+    if vertices is not None and new:  # ranks show other points of them, which round in other ways
+        exchange.ranks.share_([flat.theta for flat in flats])
+        vertices.spread(flats)
+    return there
 
 
 def share_starts(buffers: Buffers, ranks: Ranks | None) -> None:

@@ -516,7 +516,8 @@ class MT2OFused(OneModel):
 
     def _meet(self) -> list[list[bool]] | None:
         """Looks whether the ranks of all subproblems are at the same step; see `met`."""
-        call = {"call": "step()", "number of transfers": self._blend.steps}
+        given = all(losses is not None for losses in self._now.batch.losses)
+        call = {"call": "step()", "number of transfers": self._blend.steps, "losses given to backward()": given}
         return None if self._buffers.peers is None else met(self._buffers, {**call, **self._facts()})
 
     def _gathered(self, scaling: Scaling) -> Round:

@@ -241,7 +241,7 @@ class Ranks:
         if self.group is not None:
             raise TypeError(
                 "expected the default process group in an optimizer that is copied or pickled, got one of its own: "
-                "use process_group=True"
+                f"use {self.argument}True"
             )
         return type(self), (None,)
 

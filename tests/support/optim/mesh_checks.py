@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 from mt2o_ext import MT2OFused, load_checkpoint, save_checkpoint
 from mt2o_ext.base import SGD
@@ -67,6 +68,12 @@ def failing(rank: int, ranks: int, **options: Any) -> None:
     trained.steps(range(2, 6))
 
 
+def failing_in_both(rank: int, ranks: int) -> None:
+    """The same in a mesh of two dimensions: also those hear of it who share no group with the last rank."""
+    mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("data", "subproblem"))
+    failing(rank, ranks, front="rows", transfer=None, mesh=mesh["subproblem"], process_group=mesh["data"].get_group())
+
+
 def failing_evaluation(rank: int, ranks: int) -> None:
     trained = Trained(rank, ranks, front="rows")
     trained.optimizer.front(lambda: [loss / (ranks - 1 - rank) for loss in [1.0, 2.0, 3.0]])
@@ -107,6 +114,7 @@ def other_vertices(rank: int, ranks: int) -> None:
 
 DIFFERENT: dict[str, tuple[Check, str]] = {
     "failing, rows": (partial(failing, front="rows", transfer=None), "failed: "),
+    "failing, both dimensions": (failing_in_both, "failed: "),
     "failing, vertices": (partial(failing, front="vertices"), "failed: "),
     "failing evaluation": (failing_evaluation, "failed: ZeroDivisionError"),
     "number": (other_number, "differ in num_subproblems"),
@@ -157,6 +165,15 @@ def stacked(rank: int, ranks: int) -> None:
     MT2OFused(parameters, num_tasks=2, num_subproblems=4, stacked=True, subproblem_mesh=True)
 
 
+def sharded(rank: int, ranks: int) -> None:
+    p = nn.Parameter(distribute_tensor(torch.zeros(4), init_device_mesh("cpu", (ranks,))))
+    MT2OFused([p], num_tasks=2, num_subproblems=4, front="rows", subproblem_mesh=True)
+
+
+def mesh_as_group(rank: int, ranks: int) -> None:
+    MT2OFused(Towers().parameters(), num_tasks=2, process_group=init_device_mesh("cpu", (ranks,)))
+
+
 REFUSALS: dict[str, tuple[Check, type[Exception], str]] = {
     "two dimensions": (two_dimensions, ValueError, 'of one dimension, got one of 2: pass .*mesh."subproblem".'),
     "no mesh": (partial(Trained, mesh=2), TypeError, "expected subproblem_mesh as a DeviceMesh"),
@@ -170,6 +187,8 @@ REFUSALS: dict[str, tuple[Check, type[Exception], str]] = {
     "subproblem elsewhere": (subproblem_elsewhere, ValueError, "which rank . trains: do this on that rank"),
     "state of others": (state_of_others, ValueError, "or save whole_state_dict"),
     "state of a part": (state_of_one_in_a_process, ValueError, "of all 5, got that of .* whole_state_dict"),
+    "sharded": (sharded, TypeError, "subproblem_mesh= sends rows of whole parameters to other ranks"),
+    "a mesh as a group": (mesh_as_group, TypeError, "got DeviceMesh: pass its group"),
     "wrapper": (wrapped, RuntimeError, "averages the gradients of different subproblems: leave the wrapper out"),
     "branch": (branched_from_rows, ValueError, "or of a front on vertices, got .* of 5 subproblems"),
     "metrics": (other_metrics, ValueError, "expected the metrics"),
@@ -286,6 +305,26 @@ def turned(rank: int, ranks: int) -> dict[str, Any]:
     return trained.steps(range(2, 4)).found(ema=False)
 
 
+def grown(rank: int, ranks: int, front: str) -> dict[str, Any]:
+    """A head more in the middle of a run, which begins differently on each rank, and a frozen tensor."""
+    trained = Trained(rank, ranks, front=front, groups=some_of)
+    last = trained.model.heads[-1]
+    for p in last.parameters():
+        p.data.fill_(0.1)
+    trained.steps(range(2))
+    for p in last.parameters():
+        p.data.add_(rank)
+    trained.optimizer.add_param_group({"params": list(last.parameters()), "lr": 0.1})
+    trained.model.trunk[0].bias.requires_grad_(False)
+    return trained.steps(range(2, 4)).found()
+
+
+def some_of(model: Towers) -> list[nn.Parameter]:
+    """All but the last head."""
+    last = set(model.heads[-1].parameters())
+    return [p for p in model.parameters() if p not in last]
+
+
 def shared_batch(rank: int, ranks: int) -> list[str]:
     """All subproblems have one mini-batch, which there is a warning of, on each rank."""
     trained = Trained(rank, ranks, front="rows", transfer=Mean(0.1))
@@ -311,6 +350,7 @@ SAME: dict[str, Check] = {
     **{f"branch, {first} to {front}": partial(branched, front=front, first=first)
        for first in ("one model", "vertices") for front in FRONTS},
     "other preferences": turned,
+    **{f"grown, {front}": partial(grown, front=front) for front in FRONTS},
 }  # fmt: skip
 BOTH: dict[str, Check] = {f"both dimensions, {front}": partial(both_dimensions, front=front) for front in FRONTS}
 
@@ -321,7 +361,7 @@ ON_FOUR = {
     "rows, all together", "rows, closure", "vertices, more points", "vertices, absent on some", "vertices, closure",
     "not finite, scaled rows", "not finite, all rows",
 }  # fmt: skip
-DIFFERENT_ON_FOUR = {"failing, rows", "failing evaluation", "vertices"}
+DIFFERENT_ON_FOUR = {"failing, rows", "failing, both dimensions", "failing evaluation", "vertices"}
 
 
 def same_of(ranks: int) -> dict[str, Check]:
@@ -330,7 +370,8 @@ def same_of(ranks: int) -> dict[str, Check]:
 
 
 def different_of(ranks: int) -> list[str]:
-    return [name for name in DIFFERENT if ranks == 2 or name in DIFFERENT_ON_FOUR]
+    of_two = [name for name in DIFFERENT if name != "failing, both dimensions"]
+    return of_two if ranks == 2 else [name for name in DIFFERENT if name in DIFFERENT_ON_FOUR]
 
 
 def kinds_of(ranks: int) -> list[str]:
