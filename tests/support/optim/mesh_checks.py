@@ -309,10 +309,10 @@ def grown(rank: int, ranks: int, front: str) -> dict[str, Any]:
     """A head more in the middle of a run, which begins differently on each rank, and a frozen tensor."""
     trained = Trained(rank, ranks, front=front, groups=some_of)
     last = trained.model.heads[-1]
-    for p in last.parameters():
+    for p in last.requires_grad_(False).parameters():
         p.data.fill_(0.1)
     trained.steps(range(2))
-    for p in last.parameters():
+    for p in last.requires_grad_(True).parameters():
         p.data.add_(rank)
     trained.optimizer.add_param_group({"params": list(last.parameters()), "lr": 0.1})
     trained.model.trunk[0].bias.requires_grad_(False)
