@@ -6,7 +6,6 @@ python bench/bench_subproblem_mesh.py [--quick]
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from bench.measure import PAUSE, power, table, write
+from bench.measure import PAUSE, milliseconds, power, table, write
 from mt2o_ext import MT2OFused
 from mt2o_ext.transfer import Mean, Neighbours, Spectral
 
@@ -32,8 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 NOTES = (
     f"K = {K} subproblems of one tensor of P float32, T = {T} tasks, AdamW; gloo over the loopback device, a thread "
     "for each rank. ms: step() of the slowest rank, medians. ms here: the same K / R models in one process, without "
-    "transfer. MB: sent by each rank in this step, counted. all-gather: of all rows to all ranks, which would be the "
-    "other way."
+    "transfer. transfer: what a step with one takes more than one without, in the same round. MB: sent by each rank in "
+    "this step, counted. all-gather: of all rows to all ranks, which would be the other way."
 )
 ARITHMETIC_NOTES = (
     "Arithmetic, nothing of it measured: bytes that each rank sends in a step with a transfer, over the speed of the "
@@ -132,11 +131,14 @@ def measure(ranks: int, columns: int, rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(rank_of, (ranks, folder, columns, rounds), nprocs=ranks, start_method="spawn")
         seconds = torch.load(Path(folder) / "seconds.pt")
-    middle = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+    middle = {name: milliseconds(times) for name, times in seconds.items()}
     found = []
     for name in VARIANTS:
         row: dict[str, Any] = {"R": ranks, "P": power(columns), "step": name, "ms": round(middle[name], 2)}
         row["ms here"] = round(middle["here"], 2) if name != "vertices" else ""
+        more = [a - b for a, b in zip(seconds[name], seconds["rows, none due"], strict=True)]
+        due = name.startswith("rows") and name != "rows, none due"
+        row["transfer: ms"] = round(milliseconds(more), 2) if due else ""
         row["MB"] = round(sent(name, ranks, K // ranks, columns) / 1e6, 1)
         if name in ("rows, dense M", "rows, spectral"):
             row["all-gather: ms"] = round(middle["all-gather"], 2)

@@ -5,7 +5,7 @@ of its part of the columns, P / R of them, blends these with the whole M as one 
 where they are trained.  That takes as much memory as the rank's own rows, the R-th part of the work, and two
 exchanges of (R - 1) / R of its own rows; to have all K rows on each rank would take R - 1 times its own rows.
 
-Where a fixed M takes from few rows, these alone are sent to those who take from them, if that is less.
+Where a fixed M takes from few rows, these alone are sent to those who take from them, if that is not more: once.
 """
 
 from __future__ import annotations
@@ -110,18 +110,19 @@ class Neighbours:
 
     def gathered(self, own: Tensor) -> Tensor:
         """[len(rows), P]: the rows of this rank, [rows of this rank, P], and those of others that it takes from."""
-        share, place = self._share, self._share.place
-        sent, received = {}, {}
+        share, sent, received = self._share, {}, {}
+        all_rows = own.new_empty((len(self.rows), own.shape[1]))
         for other in range(self._ranks.size):
-            there = [j - share.own.start for j in self._wanted[other] if j in share.own]
-            here = [j for j in self._wanted[place] if j in share.of(other)]
-            if there and other != place:
-                sent[other] = torch.stack([own[row] for row in there])
-            if here and other != place:
-                received[other] = own.new_empty((len(here), own.shape[1]))
+            if other == share.place:
+                continue
+            if there := [j - share.own.start for j in self._wanted[other] if j in share.own]:
+                together = there[-1] - there[0] + 1 == len(there)
+                sent[other] = own[there[0] : there[-1] + 1] if together else own[there]
+            if here := [row for row, j in enumerate(self.rows) if j in share.of(other)]:
+                received[other] = all_rows[here[0] : here[-1] + 1]  # rows of one rank lie side by side
+        self.own(all_rows).copy_(own)
         self._ranks.swap(sent, received)
-        others = iter(row for other in sorted(received) for row in received[other])
-        return torch.stack([own[k - share.own.start] if k in share.own else next(others) for k in self.rows])
+        return all_rows
 
     def matrix(self, mix: Tensor) -> Tensor:
         """M [..., K, K] for these rows, of which those of others stay as they are."""
@@ -166,11 +167,11 @@ class Exchange:
         return self._columns[flat]
 
     def neighbours(self, sources: Sequence[Sequence[int]] | None) -> Neighbours | None:
-        """The way of those rows alone that somebody takes from; None: whole columns are less."""
+        """The way of those rows alone that somebody takes from; None: to send columns there and back is less."""
         if sources is None:
             return None
         found, ranks = Neighbours(sources, self.share, self.ranks), self.ranks.size
-        return found if found.most < 2 * max(self.share.sizes) * (ranks - 1) / ranks else None
+        return found if found.most <= 2 * max(self.share.sizes) * (ranks - 1) / ranks else None
 
     def blended(
         self,

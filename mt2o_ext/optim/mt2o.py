@@ -296,8 +296,10 @@ class MT2OFused(OneModel):
         peers = self._buffers.peers
         if peers is not None and self._said:
             peers.check_wrapper_apart(self._buffers.parameters())
-            if self._said[0] is None and peers.covers_all:  # there are no others to drift apart from
+            if self._said[0] is None:
                 self._said.clear()
+                if (text := peers.warning_of_copies(type(self).__name__)) is not None:
+                    self._warn_once("ranks", text, stacklevel=4)
         super()._look_for_ranks()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

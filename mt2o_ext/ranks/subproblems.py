@@ -25,10 +25,19 @@ class SubproblemRanks(Ranks):
         """The place of this rank among them, from 0."""
         return self.members.index(self._me)
 
-    @property
-    def covers_all(self) -> bool:
-        """True if there are no other processes."""
-        return self.size == dist.get_world_size()
+    def warning_of_copies(self, name: str) -> str | None:
+        """Text of the warning for a user who gave no ``process_group=``, by which others average with these ranks.
+
+        name: of the class that these were given to.  None where there are no other processes.
+        """
+        if self.size == dist.get_world_size():
+            return None
+        return (
+            f"torch.distributed runs with {dist.get_world_size()} ranks, of which subproblem_mesh= has {self.size}, "
+            f"but {name} was given no process_group=: the same subproblems on other ranks have mini-batches of their "
+            'own, and drift apart. Pass the other dimension of the mesh, process_group=mesh["data"].get_group(); '
+            "process_group=False says that this is taken care of"
+        )
 
     # ------------------------------------------------------------------ numbers where they lie
     def most(self, number: Tensor) -> Tensor:

@@ -192,6 +192,19 @@ def test_one_mini_batch_for_all_is_told_of(ranks: int, worlds: Worlds) -> None:
         assert any("all 5 subproblems started with exactly the same losses" in text for text in texts)
 
 
+def test_copies_that_nobody_averages_are_told_of(worlds: Worlds) -> None:
+    for result in worlds.of(4):
+        assert result["copies"] is None
+        [text] = result["copies: warnings"]
+        assert "runs with 4 ranks, of which subproblem_mesh= has 2" in text and 'mesh["data"].get_group()' in text
+
+
+def test_between_transfers_bits_are_those_of_one_process(worlds: Worlds) -> None:
+    first, second = of_all_ranks(worlds.of(2), "bits")
+    assert_same(first["state"]["state"], mesh_checks.bits(0, 1)["state"]["state"])
+    assert second["state"] is None
+
+
 @BOTH_SIZES
 def test_nothing_else_is_warned_of(ranks: int, worlds: Worlds) -> None:
     names = [name for name in same_of(ranks) if not name.startswith(("not finite", "batch norm"))]

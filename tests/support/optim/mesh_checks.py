@@ -325,6 +325,25 @@ def some_of(model: Towers) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p not in last]
 
 
+def copies_that_drift(rank: int, ranks: int) -> None:
+    """Two meshes beside one another, and nobody averages."""
+    halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    Trained(rank, 2, mesh=halves[rank // 2], front="rows").steps(range(1))
+
+
+def bits(rank: int, ranks: int) -> dict[str, Any]:
+    """Steps in which no transfer is due, of a model without products of matrices, which round by their alignment."""
+    p = nn.Parameter(torch.linspace(-1, 1, 1000))
+    optimizer = MT2OFused(
+        [p], num_tasks=2, num_subproblems=5, front="rows", lr=0.1, ema=0.9, max_norm=1.0, subproblem_mesh=ranks > 1
+    )
+    for step in range(9):
+        for k in optimizer.subproblems():
+            optimizer.backward([((p - k) ** 2).sum(), ((p + step) ** 4).sum()])
+        optimizer.step()
+    return {"state": optimizer.whole_state_dict()}
+
+
 def shared_batch(rank: int, ranks: int) -> list[str]:
     """All subproblems have one mini-batch, which there is a warning of, on each rank."""
     trained = Trained(rank, ranks, front="rows", transfer=Mean(0.1))
@@ -385,4 +404,5 @@ def checks_of(ranks: int, folder: Path) -> dict[str, Callable[[int, int], Any]]:
         **{f"refused: {name}": check for name, (check, *_) in REFUSALS.items() if ranks == 2},
         **{f"resumed: {kind}": partial(resumed, kind=kind, folder=folder) for kind in kinds_of(ranks)},
         "shared batch": shared_batch,
+        **({"bits": bits} if ranks == 2 else {"copies": copies_that_drift}),
     }
