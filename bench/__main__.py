@@ -10,6 +10,7 @@ NAMES = [
     "bench_solve",
     "bench_solve_many",
     "bench_transfer",
+    "bench_subproblem_mesh",
     "bench_step",
     "bench_priority",
     "bench_optimizer",

@@ -32,8 +32,9 @@ def save_checkpoint(path: str | os.PathLike[str], **objects: Any) -> None:
         save_checkpoint("run.pt", model=model, optimizer=optimizer, scheduler=scheduler, epoch=epoch)
 
     With several ranks, state dicts of the optimizers with ``process_group=`` are the same on all: let one rank call
-    this.  Nobody waits for another rank here.  What is each rank's own (BatchNorm statistics, the state of a sampler)
-    goes into files of each rank, with a name of its own.
+    this.  With ``subproblem_mesh=`` pass what ``whole_state_dict()`` has given the first rank.  Nobody waits for
+    another rank here.  What is each rank's own (BatchNorm statistics, the state of a sampler) goes into files of each
+    rank, with a name of its own.
 
     Args:
         path: of the file; one that is there is replaced.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..gradients.skipped import NONFINITE, OF_WEIGHTED_SUM
+from ..ranks import SubproblemRanks
 
 __all__ = ["Scaling"]
 
@@ -73,6 +74,17 @@ class Scaling(NamedTuple):
                 "scaler.step(optimizer) needs the scaler at backward already: optimizer.backward(losses, scaler=scaler)"
             )
 
+    def check_shared(self, argument: str) -> None:
+        """Checks that the scaler can be told what other ranks find; argument: that these were given by.
+
+        Raises:
+            RuntimeError: if it could not.
+        """
+        if self.under_scaler and self.scaler is None:
+            raise RuntimeError(
+                f"with {argument} a scaler has to know what other ranks find: optimizer.backward(losses, scaler=scaler)"
+            )
+
     def check_not_unscaled(self) -> None:
         """Checks that the scaler has not divided the ``.grad`` of one of several rows.
 
@@ -85,11 +97,16 @@ class Scaling(NamedTuple):
                 "scaler.get_scale() in the loop, and call optimizer.step(), or leave it to scaler.step(optimizer)"
             )
 
-    def tell(self, optimizer: torch.optim.Optimizer, found: Tensor) -> None:
-        """Tells the scaler what the step found, float32 [K]: whether a gradient was infinite or NaN."""
+    def tell(self, optimizer: torch.optim.Optimizer, found: Tensor, peers: SubproblemRanks | None = None) -> None:
+        """Tells the scaler what the step found, float32 [K]: whether a gradient was infinite or NaN.
+
+        peers: the ranks with other subproblems, whose scalers go by what any of them finds; or None.
+        """
         if self.under_scaler and self.scaler is not None:
+            largest = infinite(found).amax()
             # There is no public way to report what was found outside of `.grad`.
-            self.scaler._found_inf_per_device(optimizer)[found.device] = infinite(found).amax()
+            told = self.scaler._found_inf_per_device(optimizer)
+            told[found.device] = largest if peers is None else peers.most(largest)
 
 
 def infinite(found: Tensor) -> Tensor:

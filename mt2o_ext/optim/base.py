@@ -19,7 +19,7 @@ from ..gradients.skipped import Refuser, with_losses
 from ..gradients.table import GradientTable
 from ..gradients.tasks import Batch, TaskGradients
 from ..ops import FIELDS, Order
-from ..ranks import as_ranks, check_not_wrapped, describe, warning_of_draws, warning_of_drift
+from ..ranks import Ranks, as_ranks, check_not_wrapped, describe, warning_of_draws, warning_of_drift
 from ..sharding import is_sharded, local_of
 from ..weighting import Needs
 from ..weighting.refusal import Outcome
@@ -102,18 +102,18 @@ class FlatOptimizer(SavedState):
         self._copies = list(copies)
         self._views = StateViews(buffers, base, copies)
         self._look_for_nonfinite = look_for_nonfinite
-        self._report = SkipReport(buffers.num_rows, skip_all=skip_all, refusers=refusers)
+        self._report = SkipReport(buffers.num_rows, buffers.exchange, skip_all=skip_all, refusers=refusers)
         self._now = Now(batch=self._new_batch())
-        self._step_recorder = Recorder(history) if history > 0 else None
+        self._step_recorder = Recorder(history, buffers.share.own.start) if history > 0 else None
         self._ranks = as_ranks(process_group)
         self._said = [process_group]  # of data parallelism, until it was looked into
         super().__init__(params, defaults)
         self._ranks = as_ranks(process_group, [p for _, p in self._parameters()])
         check_memory(self._held_parameters())
-        if self._ranks is not None:
-            self._ranks.agree({**self._description(), **describe(self.param_groups)})
-            self._ranks.share_parameters_([p for _, p in self._parameters()])
-            self._share_draws()
+        for ranks in self._others():
+            ranks.agree({**self._description(), **describe(self.param_groups)})
+            ranks.share_parameters_([p for _, p in self._parameters()])
+            self._share_draws(ranks)
         self._build()
 
     def _new_batch(self) -> Batch:
@@ -159,11 +159,9 @@ class FlatOptimizer(SavedState):
             known = set(self._buffers.parameters())
             check_memory([*known, *(p for p in tensors if self._is_held(p) and p not in known)])
             self._check_added(tensors)
-            if self._ranks is not None:
-                self._ranks.agree(
-                    {"call": "add_param_group()", **describe([{**self.defaults, **group, "params": tensors}])}
-                )
-                self._ranks.share_parameters_(tensors)
+            for ranks in self._others():
+                ranks.agree({"call": "add_param_group()", **describe([{**self.defaults, **group, "params": tensors}])})
+                ranks.share_parameters_(tensors)
         super().add_param_group(group)
         if self._buffers.built:
             self._rebuild()
@@ -324,13 +322,17 @@ class FlatOptimizer(SavedState):
             if p in self.state:
                 self.state[p] = cloned(self.state[p])
 
-    # ------------------------------------------------------------------ data parallelism
+    # ------------------------------------------------------------------ other ranks
+    def _others(self) -> list[Ranks]:
+        """The ranks of data parallelism, and those that have other subproblems, as far as there are any."""
+        return [ranks for ranks in (self._ranks, self._buffers.peers) if ranks is not None]
+
     def _description(self) -> dict[str, Any]:
         """Options that have to be the same on all ranks when the optimizer is made, but for the parameter groups."""
         own: dict[str, Any] = {
             "optimizer": type(self).__name__,
             "num_tasks": self._num_tasks,
-            "num_subproblems": self._buffers.num_rows,
+            "num_subproblems": self._buffers.share.total,
             "stacked": self._buffers.stacked,
             "base": repr(self._base),
             "ema": self._ema,
@@ -340,20 +342,23 @@ class FlatOptimizer(SavedState):
             own |= self._tasks.weigher.description()
         return own
 
-    def _share_draws(self) -> None:
-        """Makes the random numbers of all ranks those of the first."""
-        if self._tasks is not None and self._ranks is not None:
-            self._tasks.weigher.share(self._ranks)
+    def _share_draws(self, ranks: Ranks) -> None:
+        """Makes the random numbers of all these ranks those of the first."""
+        if self._tasks is not None and ranks is self._ranks:  # of other subproblems they are others
+            self._tasks.weigher.share(ranks)
 
     def _call(self, name: str) -> dict[str, Any]:
         """Facts that have to be the same on all ranks when they make this call."""
         assert self._ranks is not None
-        calls = {f"of subproblem {row}": self._ranks.calls.get(row, 0) for row in range(self._buffers.num_rows)}
-        own: dict[str, Any] = {"call": name, "number of backward calls": calls}
+        calls = {f"of subproblem {k}": self._ranks.calls.get(row, 0) for row, k in enumerate(self._buffers.share.own)}
+        facts: dict[str, Any] = {"call": name, "number of backward calls": calls}
         if self._tasks is not None:
-            own |= self._tasks.weigher.progress()
+            facts |= self._tasks.weigher.progress()
+        return facts | self._facts()
+
+    def _facts(self) -> dict[str, Any]:
+        """Those of them that do not depend on the subproblems."""
         return {
-            **own,
             "frozen parameters": [index for index, (_, p) in enumerate(self._parameters()) if not p.requires_grad],
             "dtypes": [str(flat.dtype) for flat in self._buffers.flats],
             "parameter group": [dict(zip(FIELDS, row, strict=True)) for row in self._buffers.options],
@@ -429,20 +434,21 @@ class FlatOptimizer(SavedState):
             torch.clear_autocast_cache()  # of the parameters as they were
 
     def _count_skipped(self, found: Tensor, skipped: Tensor, scaling: Scaling, early: Outcome | None = None) -> None:
-        scaling.tell(self, found)
+        scaling.tell(self, found, self._buffers.peers)
         weights, finite = (None, None) if early is None else (early.weights, early.took_part)
         self._report.count(found, skipped, expected=scaling.under_scaler, weights=weights, finite=finite)
 
-    def _record_step(self, losses: Tensor | None, skipped: Tensor) -> None:
-        """losses: float64 [K, T] of the step, or None."""
+    def _record_step(self, losses: Tensor | None, skipped: Tensor, transferred: Tensor | None = None) -> None:
+        """losses: float64 [K, T] of the step, or None.  transferred: float64 [K], or None."""
         if self._step_recorder is not None:
             weights, batch = self._now.weights, self._now.batch
             norm = None if self._max_norm is None else self._now.grad_norm
             vertices = self._buffers.vertices
-            points = None if vertices is None else vertices.points
+            points = None if vertices is None else vertices.own
             self._step_recorder.add(
-                losses=losses, weights=weights, gram=batch.gram, grad_norm=norm, skipped=skipped, points=points
-            )
+                losses=losses, weights=weights, gram=batch.gram, grad_norm=norm, skipped=skipped, points=points,
+                transferred=transferred,
+            )  # fmt: skip
 
     def _recorded_steps(self) -> StepHistory:
         if self._step_recorder is None:
@@ -470,12 +476,9 @@ class FlatOptimizer(SavedState):
         self._tasks.weigher.learn(self._joint(losses))
 
     def _check_scaler_of_ranks(self, scaling: Scaling) -> None:
-        shards = self._ranks is not None and self._ranks.of_shards  # of which the scaler itself asks all ranks
-        if scaling.under_scaler and scaling.scaler is None and not shards:
-            raise RuntimeError(
-                "with process_group= a scaler has to know what other ranks find: optimizer.backward(losses, "
-                "scaler=scaler)"
-            )
+        for ranks in self._others():
+            if not ranks.of_shards:  # of which the scaler itself asks all ranks
+                scaling.check_shared(ranks.argument)
 
     @property
     def grad_norm(self) -> Tensor | None:
@@ -500,7 +503,9 @@ class FlatOptimizer(SavedState):
         if torch.compiler.is_compiling() or "unreached" in self._now.warned:
             return
         self._now.warned.add("unreached")
-        if (text := about_unreached(self.param_groups, tables)) is not None:
+        alone = self._buffers.peers is None  # else a head may be of a task that subproblems elsewhere prefer
+        groups = [group for group in self.param_groups if alone or group.get("task") is None]
+        if (text := about_unreached(groups, tables)) is not None:
             warnings.warn(text, UserWarning, stacklevel=5)
 
     def _warn_once(self, key: str, text: str, *, stacklevel: int = 3) -> None:

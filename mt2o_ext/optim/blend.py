@@ -13,12 +13,14 @@ from torch import Tensor
 from ..checks import check_choice
 from ..device import LateFlags, capturing, kept_in_place, refuse_in_graph, warn_in_graph
 from ..entries import member, tensors_of
-from ..ops import MOMENTS, SQUARES, Order, combine_, transfer_
+from ..ops import Order
 from ..preferences import check_preferences
 from ..ranks import Ranks
 from ..transfer import Identity, TransferContext, TransferRule
 from ..transfer.moments import Moments
+from .blending import blend_changes, blend_moments, hold_rows, split_matrices
 from .flat import FlatParameters
+from .share import Share
 
 __all__ = ["Blend"]
 
@@ -32,13 +34,22 @@ class Blend:
         order: "consensus" or "adapt_then_combine"; the rule may require the second.
         moments: whether moments are blended too.
         warm_up: the number of first steps in which all rows become their mean, whatever the rule says.
+        share: the rows that lie here; None: all.
 
     Attributes:
         steps: optimizer steps taken.
         initial_lr: the learning rate that the first group started with.
     """
 
-    def __init__(self, rule: TransferRule, preferences: Tensor, order: str, moments: Moments, warm_up: int = 0) -> None:
+    def __init__(
+        self,
+        rule: TransferRule,
+        preferences: Tensor,
+        order: str,
+        moments: Moments,
+        warm_up: int = 0,
+        share: Share | None = None,
+    ) -> None:
         check_choice("order", order, ("consensus", "adapt_then_combine"))
         if not isinstance(moments, Moments):
             raise TypeError(f"expected moments as one of Moments, got {moments!r:.80}: pass Moments.KEEP, say")
@@ -57,6 +68,14 @@ class Blend:
             )
         rule.bind(preferences)
         self.preferences = preferences
+        self._part = Share(len(preferences)) if share is None else share
+        if self._part.is_part and rule.needs_slopes:
+            raise ValueError(
+                f"expected a rule that goes by parameters and preferences with subproblem_mesh=, got "
+                f"{type(rule).__name__}, which goes by the gradients of all subproblems, too: take the rule without it"
+            )
+        self._own: tuple[Tensor, Tensor] | None = None  # the preferences, and this rank's rows of them
+        self._last: list[Tensor] = []
         self.steps = 0
         self.initial_lr = 0.0
         self._lr: tuple[float, Tensor] | None = None  # of the last transfer, and the same on the device
@@ -84,12 +103,37 @@ class Blend:
         ranks.share_(list(state.values()))
         self.rule.load_state_dict(state)
 
+    @property
+    def own(self) -> Tensor:
+        """float64 [K / R, T], the preferences of this rank's subproblems; the same tensor while they are the same."""
+        if not self._part.is_part:
+            return self.preferences
+        if self._own is None or self._own[0] is not self.preferences:
+            self._own = self.preferences, self._part.rows(self.preferences)
+        return self._own[1]
+
+    def due(self, flats: Sequence[FlatParameters]) -> bool:
+        """True if a transfer is due in the next step."""
+        if not self._counts_steps or len(self.preferences) == 1 or not flats:
+            return False
+        return self.steps < self.warm_up or self.rule.due(self.steps)
+
+    @property
+    def reads_gram(self) -> bool:
+        """True if the matrices of the next step, which is due, go by inner products of the rows."""
+        return self.steps >= self.warm_up and self.rule.needs_gram
+
+    def sources(self) -> list[list[int]] | None:
+        """For each row those that it takes from in the next step, where that is known; None: any."""
+        return None if self.steps < self.warm_up else self.rule.sources()
+
     def matrices(
         self,
         flats: Sequence[FlatParameters],
         losses: Tensor | None,
         lr: float | Tensor,
-        gradients: Callable[[], list[Tensor]],
+        gram: Tensor | None = None,
+        gradients: Callable[[], list[Tensor]] | None = None,
     ) -> list[Tensor | None]:
         """For each buffer M [K, K] or [S, K, K], or None where no transfer is due.
 
@@ -97,23 +141,23 @@ class Blend:
             flats: the buffers.
             losses: float64 [K, T], or None.
             lr: of the first group.
+            gram: float64 [S, K, K] of the rows less their mean, where other ranks have some; None: all are here.
             gradients: makes the combined gradients [K, P] of each buffer, for rules that need them.
         """
         nothing: list[Tensor | None] = [None] * len(flats)
-        if not self._counts_steps or len(self.preferences) == 1 or not flats:
+        captured = capturing(self.preferences.device)
+        if captured and self._counts_steps and self.steps >= self.warm_up and len(self.preferences) > 1:
+            self._check_capture(self.preferences.device)
+        if not self.due(flats):
             return nothing
         if self.steps < self.warm_up:
             return self._means(flats)
-        captured = capturing(self.preferences.device)
-        if captured:
-            self._check_capture(self.preferences.device)
-        if not self.rule.due(self.steps):
-            return nothing
         before = self.rule.state_dict() if captured else {}
-        gram = torch.cat([flat.centred_gram(self._rows(flat)) for flat in flats]) if self.rule.needs_gram else None
+        if gram is None and self.rule.needs_gram:
+            gram = torch.cat([flat.centred_gram(self.rows(flat)) for flat in flats])
         rate = self._rate(lr)
         slopes = None
-        if self.rule.needs_slopes:
+        if self.rule.needs_slopes and gradients is not None:
             slopes = torch.cat([flat.slopes(of) for flat, of in zip(flats, gradients(), strict=True)])
         context = TransferContext(self.preferences, gram, losses, self.steps, rate, self.initial_lr, slopes)
         mix = self.rule.matrix(context)
@@ -162,7 +206,7 @@ class Blend:
                 f"capture {self.rule.every} steps as one graph, or a multiple of that",
             )
 
-    def _rows(self, flat: FlatParameters) -> Tensor:
+    def rows(self, flat: FlatParameters) -> Tensor:
         """[K, P], what is blended: theta, or its change since the last transfer."""
         return flat.theta - flat.buffers["transfer_base"] if self.rule.relative else flat.theta
 
@@ -200,15 +244,33 @@ class Blend:
             return matrices
         for flat, matrix in zip(flats, matrices, strict=True):
             if matrix is not None:
-                blend_changes(flat, self._rows(flat), matrix, skipped)
+                blend_changes(flat, self.rows(flat), matrix, skipped)
         return [None] * len(flats)
 
     def after_step(self, flats: Sequence[FlatParameters], matrices: Sequence[Tensor | None]) -> None:
         """Blends moments, if asked for."""
         if self.moments is not Moments.KEEP:
             blend_moments(flats, matrices, self.moments)
+        self.count_step(matrices)
+
+    def count_step(self, matrices: Sequence[Tensor | None] = ()) -> None:
+        """Counts a step, if anybody goes by their number.
+
+        matrices: of each buffer M [K, K] or [S, K, K], or None; none at all where no transfer was due.
+        """
+        self._last = [mix for mix in matrices if mix is not None]
         if self._counts_steps:
             self.steps += 1
+
+    def taken(self) -> Tensor | None:
+        """float64 [rows here], the share 1 - M_kk that the last step took from other rows, mean over tensors.
+
+        None where no transfer was due.
+        """
+        if not self._last:
+            return None
+        kept = torch.cat([mix.diagonal(dim1=-2, dim2=-1).reshape(-1, mix.shape[-1]) for mix in self._last])
+        return self._part.rows(1 - kept.mean(0))
 
     def take_over(self, other: Blend) -> None:
         """Goes on with the state of another one, as `loaded` gave it."""
@@ -246,66 +308,3 @@ class Blend:
         other.steps = int(member(state, "steps", (), where))
         other.initial_lr = float(member(state, "initial_lr", (), where))
         return other
-
-
-def split_matrices(mix: Tensor, flats: Sequence[FlatParameters], num_rows: int) -> list[Tensor]:
-    """M for each buffer: the same [K, K] for all, or [S, K, K] cut into theirs.
-
-    Raises:
-        ValueError: for another shape.
-    """
-    sizes = [len(flat.parameters) for flat in flats]
-    square = [num_rows, num_rows]
-    if list(mix.shape) == square:
-        return [mix] * len(flats)
-    if list(mix.shape) == [sum(sizes), *square]:
-        return [part.contiguous() for part in mix.split(sizes)]
-    raise ValueError(
-        f"expected a transfer matrix of shape {square}, or {[sum(sizes), *square]} with one for each tensor, got "
-        f"{list(mix.shape)}"
-    )
-
-
-def hold_rows(mix: Tensor, active: Tensor | None, skipped: Tensor, eye: Tensor) -> Tensor:
-    """M with rows of the identity where the step touches nothing: skipped subproblems, tensors without a gradient.
-
-    active: bool [K, S], the tensors that are updated; None: all.  skipped: float32 [K], not zero where skipped
-    ([1]: of all).  eye: the identity [K, K].
-    """
-    if active is None:
-        return torch.where(skipped.unsqueeze(1) != 0, eye, mix)
-    held = ~active | (skipped.unsqueeze(1) != 0)  # [K, S]
-    return torch.where(held.T.unsqueeze(2), eye, mix).contiguous()
-
-
-def blend_changes(flat: FlatParameters, changes: Tensor, mix: Tensor, skipped: Tensor) -> None:
-    """theta <- theta + (M - I) changes: blends what has changed since the last transfer, not the position.
-
-    changes: [K, P] theta less the buffer ``transfer_base``, where the next change is measured from.
-    """
-    blended = changes.clone()
-    transfer_(blended, mix, flat.transfer_chunks)
-    flat.theta.add_(blended.sub_(changes))
-    base = flat.buffers["transfer_base"]
-    base.copy_(torch.where(skipped.unsqueeze(1) != 0, base, flat.theta))
-
-
-def blend_moments(flats: Sequence[FlatParameters], mixes: Sequence[Tensor | None], moments: Moments) -> None:
-    """Blends the moments in each buffer with its matrix; None: leaves them alone."""
-    for flat, mix in zip(flats, mixes, strict=True):
-        if mix is None:
-            continue
-        for name in MOMENTS:
-            if name in flat.buffers:
-                squared = moments is Moments.MIX_SQUARED and name in SQUARES
-                _blend_moment(flat, flat.buffers[name], mix * mix if squared else mix)
-
-
-def _blend_moment(flat: FlatParameters, moment: Tensor, matrix: Tensor) -> None:
-    """moment <- matrix moment, as a plain product: no entry can become negative."""
-    old = moment.clone().unsqueeze(0).expand(flat.num_rows, -1, -1)
-    if matrix.dim() == 2:
-        combine_(moment, old, matrix, flat.transfer_chunks)
-        return
-    for segment in flat.transferred:
-        combine_(moment, old, matrix[segment].contiguous(), flat.chunks_of[segment])

@@ -37,9 +37,9 @@ def branched(kind: type[Kind], optimizer: torch.optim.Optimizer, options: dict[s
             "expected an optimizer of one model, got one of a front on vertices: save the model inside of at(...), and "
             "make an optimizer of that"
         )
-    if front is None and isinstance(optimizer, FlatOptimizer) and optimizer._buffers.num_rows > 1:
+    if front is None and isinstance(optimizer, FlatOptimizer) and optimizer._buffers.share.total > 1:
         raise ValueError(
-            f"expected an optimizer of one model, or of a front on vertices, got {optimizer._buffers.num_rows} "
+            f"expected an optimizer of one model, or of a front on vertices, got {optimizer._buffers.share} "
             "subproblems: load their state dict, which keeps them"
         )
     if front is not None and "num_tasks" in options and _kind_of(kind, options) == "vertices":
@@ -106,7 +106,7 @@ def _take(made: FlatOptimizer, p: Tensor, saved: dict[str, Any], front: str | No
     expected = made._views.expected(group, p)
     own = made.state[p]
     if front is not None and made._buffers.vertices is None:
-        preferences = made.preferences  # type: ignore[attr-defined]
+        preferences = made._buffers.share.rows(made.preferences)  # type: ignore[attr-defined]
         vertices = local_of(saved[front])
         rows = torch.tensordot(preferences, vertices.to(preferences), 1)
         for key in ("subproblems", *made._copies):

@@ -11,10 +11,13 @@ from torch import Tensor
 from ..base import BaseRule
 from ..device import to_device
 from ..ops import FIELDS
+from ..ranks import SubproblemRanks
 from ..sharding import Gathered
+from .exchange import Exchange
 from .flat import FlatParameters
 from .flat_masked import FlatMasked
 from .flat_vertices import FlatVertices
+from .share import Share
 
 if TYPE_CHECKING:
     from .vertices import Vertices
@@ -30,11 +33,12 @@ class Buffers:
     A frozen parameter lies in none of them: it has no rows, no gradients and no moments, and may be of any dtype.
 
     Args:
-        num_rows: K, the number of subproblems.
+        num_rows: K, the number of subproblems; of those that lie here, where other ranks have some.
         num_tasks: T, the number of gradients of each row of the shared parameters that are kept apart.
         stacked: the parameters have a leading dimension K.
         vertices: of the simplex whose points the K rows are, or None: the rows themselves are trained.
         masked: the parameters can show what a task sees of them (K = 1).
+        exchange: with the ranks that have other subproblems, or None: all are here.
 
     Attributes:
         flats: the buffers.
@@ -45,13 +49,21 @@ class Buffers:
     """
 
     def __init__(
-        self, num_rows: int, num_tasks: int, *, stacked: bool, vertices: Vertices | None = None, masked: bool = False
+        self,
+        num_rows: int,
+        num_tasks: int,
+        *,
+        stacked: bool,
+        vertices: Vertices | None = None,
+        masked: bool = False,
+        exchange: Exchange | None = None,
     ) -> None:
         self.num_rows = num_rows
         self.num_tasks = num_tasks
         self.stacked = stacked
         self.vertices = vertices
         self.masked = masked
+        self.exchange = exchange
         self.flats: list[FlatParameters] = []
         self.groups: list[list[int]] = []
         self.tasks: list[list[int | None]] = []
@@ -63,8 +75,19 @@ class Buffers:
 
     @property
     def keeps_rows(self) -> bool:
-        """True if the parameters show one of several rows."""
-        return self.num_rows > 1 and not self.stacked
+        """True if the parameters show one of several rows, of which the others may lie elsewhere."""
+        several = self.num_rows > 1 or (self.exchange is not None and self.vertices is None)
+        return several and not self.stacked
+
+    @property
+    def share(self) -> Share:
+        """The subproblems (of vertices: the points of a step) that lie here."""
+        return Share(self.num_rows) if self.exchange is None else self.exchange.share
+
+    @property
+    def peers(self) -> SubproblemRanks | None:
+        """The ranks that have the others, or None."""
+        return None if self.exchange is None else self.exchange.ranks
 
     @property
     def kind(self) -> str:
@@ -75,6 +98,11 @@ class Buffers:
     def num_trained(self) -> int:
         """The number of rows that the base rule updates."""
         return self.num_rows if self.vertices is None else self.vertices.num_vertices
+
+    @property
+    def leads(self) -> bool:
+        """True if the state has all trained rows in each entry, with a leading dimension for them."""
+        return self.num_trained > 1 or self.rows_key is not None
 
     @property
     def rows_key(self) -> str | None:
@@ -122,7 +150,7 @@ class Buffers:
     def _flat(self, parameters: list[Tensor], num_tasks: int, row: int) -> FlatParameters:
         if self.vertices is not None:
             self.vertices.to(parameters[0].device)
-            points = self.vertices.points
+            points = self.vertices.own
             return FlatVertices(parameters, points, num_tasks=num_tasks, stacked=self.stacked, row=row)
         kind = FlatMasked if self.masked else FlatParameters
         return kind(parameters, self.num_rows, num_tasks=num_tasks, stacked=self.stacked, row=row)

@@ -17,6 +17,7 @@ from ..priority.history import HistoryRecorder, PriorityHistory
 from ..priority.phases import PhaseDraw
 from ..priority.projection import Projections
 from ..priority.schedule import mixed
+from ..ranks import Ranks
 from .buffers import Buffers
 from .connection_state import Kept
 from .connection_step import ConnectionSteps
@@ -176,9 +177,8 @@ class ConnectionStrengthFused(ConnectionSteps):
         own |= {"steps_per_epoch": self._draw.steps_per_epoch, "shuffle": self._draw.shuffle}
         return {**super()._description(), **own, "connections": [c.name for c in self._connections]}
 
-    def _share_draws(self) -> None:
-        if self._ranks is not None:
-            self._draw.share(self._ranks)
+    def _share_draws(self, ranks: Ranks) -> None:
+        self._draw.share(ranks)
 
     # ------------------------------------------------------------------ diagnostics
     @property

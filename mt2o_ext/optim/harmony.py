@@ -16,6 +16,7 @@ from ..masks.harmony import CosineBudget, Harmony
 from ..masks.tables import MaskTables
 from ..masks.task_masks import TaskMasks
 from ..ops.limits import MAX_TASKS
+from ..ranks import Ranks
 from .buffers import Buffers
 from .harmony_exchange import MaskExchange
 from .harmony_rounds import Rounds
@@ -235,9 +236,8 @@ class HarmonyFused(HarmonySteps):
         own |= {"budget": repr(self._rounds.budget), "max_norm": self._longest, **self._kept.description()}
         return {**super()._description(), **own}
 
-    def _share_draws(self) -> None:
-        if self._ranks is not None:
-            self._kept.share(self._ranks)
+    def _share_draws(self, ranks: Ranks) -> None:
+        self._kept.share(ranks)
 
     def _call(self, name: str) -> dict[str, Any]:
         return {**super()._call(name), "number of steps": self._rounds.steps}

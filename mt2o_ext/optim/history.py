@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recorder", "StepHistory"]
 
-RECORDED = {"losses", "weights", "gram", "grad_norm", "skipped", "points"}
+RECORDED = {"losses", "weights", "gram", "grad_norm", "skipped", "points", "transferred"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,10 @@ class StepHistory:
         skipped: bool [N, K], whether the step was skipped.
         points: float64 [N, K, T], on the simplex, where the losses were computed; None where these are fixed
             (``optimizer.preferences``).
+        transferred: float64 [N, K], of rows, how much of each subproblem's parameters came from others, 1 - M_kk, mean
+            over the tensors: the strength of the transfer, 0 where `mt2o_ext.transfer.Guarded` refused it; NaN in steps
+            without a transfer, None where there was none at all.
+        first: the number of the first of the K subproblems; not 0 where other ranks have those before it.
 
     Example:
         >>> p = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
@@ -58,6 +62,8 @@ class StepHistory:
     cosines: Tensor | None = None
     grad_norm: Tensor | None = None
     points: Tensor | None = None
+    transferred: Tensor | None = None
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -75,7 +81,7 @@ class StepHistory:
         """
         found = {"step": self.steps}
         for k in range(self.skipped.shape[1]):
-            of = f", subproblem {k}" if self.skipped.shape[1] > 1 else ""
+            of = f", subproblem {self.first + k}" if self.skipped.shape[1] > 1 or self.first > 0 else ""
             found[f"skipped{of}"] = self.skipped[:, k]
             for name, table in (("loss", self.losses), ("weight", self.weights), ("point", self.points)):
                 if table is not None and table.dim() == 3:
@@ -83,6 +89,8 @@ class StepHistory:
             if self.cosines is not None:
                 pairs = combinations(range(self.cosines.shape[2]), 2)
                 found |= {f"cosine {i} {j}{of}": self.cosines[:, k, i, j] for i, j in pairs}
+            if self.transferred is not None:
+                found[f"transferred{of}"] = self.transferred[:, k]
             if self.grad_norm is not None and self.points is None:
                 found[f"grad_norm{of}"] = self.grad_norm[:, k]
         if self.grad_norm is not None and self.points is not None:  # of vertices, of which there are T
@@ -104,7 +112,11 @@ class StepHistory:
         except ImportError as error:
             raise ImportError('plot needs matplotlib: pip install "mt2o_ext[pareto]"') from error
         columns = self.columns()
-        kinds = [kind for kind in ("loss", "weight", "cosine", "grad_norm") if any(kind in name for name in columns)]
+        kinds = [
+            kind
+            for kind in ("loss", "weight", "cosine", "grad_norm", "transferred")
+            if any(kind in name for name in columns)
+        ]
         figure, axes = pyplot.subplots(max(1, len(kinds)), 1, sharex=True, squeeze=False, layout="constrained")
         for axis, kind in zip(axes[:, 0], kinds, strict=False):
             for name, column in columns.items():
@@ -121,9 +133,11 @@ class Recorder:
 
     Args:
         length: the number of steps that are kept.
+        first: as of `StepHistory`.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, first: int = 0) -> None:
+        self._first = first
         self._length = check_count("history", length)
         self._count = 0
         self._rings: dict[str, Tensor] = {}
@@ -157,7 +171,7 @@ class Recorder:
             lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
             rows["cosines"] = gram / (lengths.unsqueeze(-1) * lengths.unsqueeze(-2))
         skipped = rows.pop("skipped", torch.zeros(number, 1, dtype=torch.float64))
-        return StepHistory(order, skipped != 0, **rows)
+        return StepHistory(order, skipped != 0, **rows, first=self._first)
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_list
-from ..ranks import Ranks
+from ..ranks import Ranks, SubproblemRanks
 
 __all__ = ["ModelBuffers"]
 
@@ -77,6 +77,15 @@ class ModelBuffers:
     def keep_evaluated(self, key: str, k: int) -> None:
         """Keeps the model's buffers as those that were computed for subproblem k."""
         self.evaluated[key][k] = self._copied()
+
+    def gather_evaluated(self, key: str, ranks: SubproblemRanks) -> None:
+        """Takes what the ranks have computed for their own subproblems, on all of them."""
+        own = [None if kept is None else [buffer.cpu() for buffer in kept] for kept in self.evaluated[key]]
+        for place, told in enumerate(ranks.told_by_all(own)):
+            for k, kept in enumerate(told):
+                if kept is not None and place != ranks.place:
+                    pairs = zip(kept, self.shown, strict=True)
+                    self.evaluated[key][k] = [buffer.to(shown) for buffer, shown in pairs]
 
     def shows_those_of_steps(self) -> bool:
         """True if the model has the buffers that the steps have left, and these have changed in the steps.

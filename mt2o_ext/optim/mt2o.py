@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..base import AdamW, BaseRule, as_base_rule
-from ..checks import check_flag, check_function
-from ..gradients.losses import backward_done, check_losses, check_running_statistics
+from ..checks import check_function
+from ..gradients.losses import check_losses, check_running_statistics
 from ..gradients.passes import Backward, Pass, scaler_in_use
-from ..gradients.skipped import Refuser
 from ..gradients.table import check_dense
 from ..gradients.weigher import undone_on_error
 from ..preferences import check_preferences
-from ..ranks import together
+from ..ranks import Ranks, together
 from ..scalarization import Linear, Scalarization, as_scalarization
 from ..transfer.moments import Moments
 from ..weighting import Weighting, as_weighting
@@ -26,16 +25,17 @@ from .amp import Scaling
 from .asked import Asked, Transfer, listed
 from .base import nothing_left
 from .branch import branched
-from .buffers import Buffers
 from .groups import listed_of
 from .history import StepHistory
+from .mesh_step import met, share_starts
 from .model_buffers import ModelBuffers
-from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics
-from .mt2o_options import Front, Inner, blend_of, check_equal_slices, check_group, front_of, inner_of, objective_of
+from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics, run_closure
+from .mt2o_options import Front, Inner, check_copies, check_equal_slices, check_group, check_plain, pieces_of
 from .mt2o_state import Parts
-from .mt2o_step import Round, about_missing_rows, check_present, mixed, without_absent
-from .step import Plan, moments_of
+from .mt2o_step import Applying, Round, about_missing_rows, check_present, without_absent
+from .step import Plan
 from .subproblems import OneModel
+from .whole_state import whole_of
 
 __all__ = ["MT2OFused"]
 
@@ -132,6 +132,12 @@ class MT2OFused(OneModel):
         process_group: data parallelism, as of :class:`WeightedFused`: each subproblem's gradients and losses are
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
+        subproblem_mesh: the ranks that the K subproblems (of vertices: the points of a step) are divided over, some
+            consecutive ones each: a `DeviceMesh` of one dimension, a process group, or True for the default one.  Rows
+            of others lie elsewhere, vertices are on all ranks.  `subproblems`, closures, losses, `weights`, `history`
+            and `skipped_steps` are those of this rank, `preferences`, `points` and `front` of all.  ``process_group=``
+            is another dimension of the mesh then: the ranks that train the same subproblems.  See
+            docs/training_loop.md.
         backward: a trainer's backward, as of :class:`WeightedFused`.
 
     Raises:
@@ -180,17 +186,10 @@ class MT2OFused(OneModel):
         skip_nonfinite: str | bool = "subproblem",
         history: int = 0,
         process_group: Any = None,
+        subproblem_mesh: Any = None,
         backward: Backward | None = None,
     ) -> None:
-        if skip_nonfinite not in ("subproblem", "all") and skip_nonfinite is not False:
-            raise ValueError(
-                f'expected skip_nonfinite="subproblem", "all" or False, got {skip_nonfinite!r}: choose one'
-            )
-        check_flag("stacked", stacked)
-        if start is not None:
-            check_function("start", start, "pass a function of the subproblem's number, or None")
-        if start is not None and stacked:
-            raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
+        check_plain(skip_nonfinite, stacked, start)
         params = listed(params)
         scalarization = None if scalarization is None else as_scalarization(scalarization)
         weighting = None if weighting is None else as_weighting(weighting)
@@ -199,20 +198,19 @@ class MT2OFused(OneModel):
             params, front, num_tasks, num_subproblems, preferences, points, concentration, warm_up, transfer, order,
             moments, stacked, start, process_group, scalarization, weighting,
         )  # fmt: skip
-        made = front_of(asked, inner)
+        pieces = pieces_of(asked, inner, subproblem_mesh)
+        made, self._objective, tasks, self._blend = pieces
+        if made.exchange is not None:
+            self._needs_whole = "subproblem_mesh= sends rows of whole parameters to other ranks"
         self._num_tasks = num_tasks
-        self._objective = objective_of(scalarization, inner, made)
-        tasks = inner_of(inner, made, self._objective)
-        self._blend = blend_of(asked, made)
         kept_rows = 1 if stacked or made.vertices is not None else made.num_rows
         self._model_buffers = ModelBuffers(buffers, kept_rows, num_subproblems)
         base = as_base_rule(base)
-        refusers: list[Refuser | None] = [None if tasks is None else tasks.weigher.weighting, self._objective.refused]
         super().__init__(
             params,
             {"lr": base.lr if lr is None else lr, **self._of_rows(made), **base.defaults()},
             base,
-            Buffers(made.num_rows, 1 if tasks is None else num_tasks, stacked=stacked, vertices=made.vertices),
+            made.buffers(1 if tasks is None else num_tasks, stacked=stacked),
             tasks=tasks,
             heads_of=None if tasks is None else num_tasks,
             ema=ema,
@@ -220,14 +218,15 @@ class MT2OFused(OneModel):
             max_norm=max_norm,
             skip_all=skip_nonfinite == "all" or made.vertices is not None,
             look_for_nonfinite=skip_nonfinite is not False,
-            refusers=[refuser for refuser in refusers if refuser is not None],
+            refusers=pieces.refusers,
             history=history,
             process_group=process_group,
             backward=backward,
         )
         self._blend.initial_lr = float(self.param_groups[0].get("initial_lr", self.param_groups[0]["lr"]))
-        if self._ranks is not None:
-            self._model_buffers.share(self._ranks)
+        for ranks in self._others():
+            self._model_buffers.share(ranks)
+        check_copies(self._ranks, made.exchange)
         if start is not None:
             self._start(start)
 
@@ -267,16 +266,14 @@ class MT2OFused(OneModel):
             for k in self.subproblems():
                 start(k)
                 self._synchronize()
-        if self._ranks is not None and not self._ranks.of_shards:
-            self._ranks.share_([values for flat in self._buffers.flats for values in (flat.theta, flat.values)])
+        share_starts(self._buffers, self._ranks)
         self._views.start_copies()
 
-    def _share_draws(self) -> None:
-        super()._share_draws()
-        if self._buffers.vertices is not None and self._ranks is not None:
-            self._buffers.vertices.share(self._ranks)
-        if self._ranks is not None:
-            self._blend.share(self._ranks)
+    def _share_draws(self, ranks: Ranks) -> None:
+        super()._share_draws(ranks)
+        if self._buffers.vertices is not None:
+            self._buffers.vertices.share(ranks)
+        self._blend.share(ranks)
 
     def _build(self) -> None:
         super()._build()
@@ -295,6 +292,16 @@ class MT2OFused(OneModel):
     def _works_in_wrapper(self) -> bool:
         return self._tasks is None and self._buffers.vertices is None
 
+    def _look_for_ranks(self) -> None:
+        peers = self._buffers.peers
+        if peers is not None and self._said:
+            peers.check_wrapper_apart(self._buffers.parameters())
+            if self._said[0] is None:
+                self._said.clear()
+                if (text := peers.warning_of_copies(type(self).__name__)) is not None:
+                    self._warn_once("ranks", text, stacklevel=4)
+        super()._look_for_ranks()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as of `FlatOptimizer`; the slices of a bank whose front is on vertices have to be equal.
 
@@ -311,7 +318,9 @@ class MT2OFused(OneModel):
         check_group(options, self._tasks, vertices=self._buffers.vertices is not None)
 
     def _description(self) -> dict[str, Any]:
-        return {**super()._description(), **self._parts().described()}
+        whole = {**super()._description(), **self._parts().described()}
+        whole.pop("preferences", None)  # of a weighting: those of the subproblems, of which each rank has its own
+        return whole
 
     def _call(self, name: str) -> dict[str, Any]:
         absent = {f"of subproblem {row}": sorted(tasks) for row, tasks in self._now.batch.absent_of.items() if tasks}
@@ -334,10 +343,8 @@ class MT2OFused(OneModel):
         if isinstance(preferences, Tensor):
             preferences = preferences.detach().to("cpu", torch.float64)
         checked = check_preferences(preferences, *old.shape)
-        if self._ranks is not None:
-            self._ranks.agree(
-                {"call": "preferences =", "subproblem": [{"preferences": row} for row in checked.tolist()]}
-            )
+        for ranks in self._others():
+            ranks.agree({"call": "preferences =", "subproblem": [{"preferences": row} for row in checked.tolist()]})
         self._blend.prefer(checked.to(old))
         if self._buffers.vertices is not None:
             self._model_buffers.forget_evaluated()
@@ -346,16 +353,13 @@ class MT2OFused(OneModel):
     @property
     def points(self) -> Tensor:
         """float64 [K, T], the preferences of the step that comes next: with ``front="vertices"`` its random points."""
-        return self._current_points().clone()
-
-    def _current_points(self) -> Tensor:
         vertices = self._buffers.vertices
-        return self._blend.preferences if vertices is None else vertices.points
+        return (self._blend.preferences if vertices is None else vertices.points).clone()
 
     def _points_to_weigh(self) -> Tensor | None:
         """The points of this step, for a weighting that has them as preferences; None: it has fixed ones."""
         vertices = self._buffers.vertices
-        return None if vertices is None or self._objective.scalarization is not None else vertices.points
+        return None if vertices is None or self._objective.scalarization is not None else vertices.own
 
     def backward(
         self,
@@ -384,7 +388,7 @@ class MT2OFused(OneModel):
             RuntimeError: inside of `at`, or of a context that shows running averages: there the gradient would be
                 that of other parameters than those that a step trains.
         """
-        with together(self._ranks):
+        with together(*self._others()):
             self._take_losses(losses, scaler, self._way(backward, retain_graph))
 
     def _take_losses(self, losses: Losses, scaler: Any, way: Pass) -> None:
@@ -397,7 +401,8 @@ class MT2OFused(OneModel):
         if self._tasks is not None:
             self._read_shown()
             self._tasks.weigher.draw_ahead()
-        row, batch, points = self._row, self._now.batch, self._current_points()
+        row, batch, vertices = self._row, self._now.batch, self._buffers.vertices
+        points = self._blend.own if vertices is None else vertices.own
         batch.see(given.absent, row)
         seen = self._seen_by_all(given.values) if self._objective.reads_losses else None
         backward = SubproblemBackward(self._buffers, self._objective, self._tasks, batch, row, points)
@@ -437,7 +442,7 @@ class MT2OFused(OneModel):
 
         Returns:
             The losses, float64 [K, T], if there was a closure that returned them, else None.  (On vertices they are
-            those at ``optimizer.points`` as these were before the step.)
+            those at ``optimizer.points`` as these were before the step; with ``subproblem_mesh=``, those of this rank.)
 
         Raises:
             RuntimeError: if there is no gradient at all, or inside of a loop over subproblems; nothing is changed then.
@@ -446,57 +451,37 @@ class MT2OFused(OneModel):
         if closure is None and self._only_asked_for_state():
             return None
         done, result = True, None
-        with together(self._ranks):
+        with together(*self._others()):
             if closure is not None:
                 check_function("closure", closure, "pass a function that returns the losses, or nothing")
-                done, result = self._run(closure)
+                done, result = run_closure(self, closure)
             scaling = self._prepare()
+        with together(*self._others()) if self._buffers.peers is not None else nullcontext():
+            losses = self._complete(scaling)
+        return result if done else losses
+
+    def _complete(self, scaling: Scaling) -> Tensor | None:
+        """The step of the gradients that there are; its losses [K, T], NaN of absent tasks."""
         self._reduce(scaling)
+        others, taken = self._meet(), None
         gradients, found = self._gathered(scaling).find(scaling, look=self._look_for_nonfinite)
         with undone_on_error(self._blend.rule, *([] if self._tasks is None else [self._tasks.weigher.weighting])):
             plan, weights, losses = gradients.plan(found)
             if weights is not None:
                 self._now.weights = weights
-            if not nothing_left(plan.skipped):
-                self._transfer_and_apply(plan, losses)
+            others_go_on = others is not None and not self._report.skip_all  # and wait for this rank's rows
+            if others_go_on or not nothing_left(plan.skipped):
+                self._transfer_and_apply(plan, losses, others)
+                taken = None if self._step_recorder is None else self._blend.taken()
         self._await_feedback(losses, plan.skipped)
         seen = without_absent(losses, self._now.batch)
         if self._step_recorder is not None:
-            self._record_step(seen, plan.skipped.expand(len(self._report.counts)))
+            self._record_step(seen, plan.skipped.expand(len(self._report.counts)), taken)
         if self._buffers.vertices is not None:
             self._buffers.vertices.advance(self._buffers.flats)
         self._count_skipped(plan.found, plan.skipped, scaling)
         self._forget()
-        return result if done else seen
-
-    def _run(self, closure: Callable[[], Losses | None]) -> tuple[bool, Tensor | None]:
-        """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself.
-
-        Returns:
-            Whether it has done so, and what it has returned then.
-        """
-        one_gradient = self._buffers.num_rows == 1 and self._tasks is None  # of a sum that the user may have made
-        num_tasks = 1 if one_gradient else self._num_tasks
-        with torch.enable_grad(), closing(self._rounds()) as rounds:  # closed: back at the subproblem shown before
-            next(rounds)
-            losses = closure()
-            if backward_done(losses, num_tasks):
-                return True, losses.detach() if isinstance(losses, Tensor) else None
-            self.zero_grad()
-            try:
-                self._backward_of(losses, 0)
-                for k in rounds:
-                    self._backward_of(closure(), k)
-            except BaseException:
-                self.zero_grad()
-                raise
-        return False, None
-
-    def _backward_of(self, losses: Losses | None, k: int) -> None:
-        if backward_done(losses, self._num_tasks):
-            raise TypeError(f"expected losses of subproblem {k} as of those before, got {losses!r}")
-        assert losses is not None
-        self.backward(losses)
+        return seen
 
     def _prepare(self) -> Scaling:
         """Takes in what others did since the last step, and the gradients."""
@@ -528,9 +513,15 @@ class MT2OFused(OneModel):
 
     def _reduce(self, scaling: Scaling) -> None:
         """Sums gradients over the ranks, after a look at whether all are at the same step."""
+        self._check_scaler_of_ranks(scaling)
         if self._ranks is not None:
-            self._check_scaler_of_ranks(scaling)
             self._ranks.reduce_([flat.tasks for flat in self._buffers.flats], self._call("step()"))
+
+    def _meet(self) -> list[list[bool]] | None:
+        """Looks whether the ranks of all subproblems are at the same step; see `met`."""
+        given = all(losses is not None for losses in self._now.batch.losses)
+        call = {"call": "step()", "number of transfers": self._blend.steps, "losses given to backward()": given}
+        return None if self._buffers.peers is None else met(self._buffers, {**call, **self._facts()})
 
     def _gathered(self, scaling: Scaling) -> Round:
         """The gradients of the step, with losses that are the means over the ranks."""
@@ -547,18 +538,13 @@ class MT2OFused(OneModel):
         factor = scaling.factor(device) if self._tasks is None else scaling.kept_factor(device)
         return self._of_all_ranks(factor)
 
-    def _transfer_and_apply(self, plan: Plan, losses: Tensor | None) -> None:
-        blend, vertices = self._blend, self._buffers.vertices
-        if vertices is not None:
-            self._apply([vertices.returned(given) for given in plan.inputs])
-        else:
-            if losses is not None and blend.has_shared_batch(losses):
-                self._warn_once("shared batch", blend.about_shared_batch())
-            if blend.rule.relative:  # which changes theta before the kernel: there is memory for moments by then
-                moments_of(self._buffers, self._base, self.param_groups)
-            matrices, inputs = mixed(plan, blend, self._buffers, losses, self.param_groups[0]["lr"])
-            self._apply(inputs, blend.order)
-            blend.after_step(self._buffers.flats, matrices)
+    def _transfer_and_apply(self, plan: Plan, losses: Tensor | None, others: list[list[bool]] | None) -> None:
+        """others: as `_meet` gave it."""
+        way = Applying(
+            self._buffers, self._base, self._blend, self.param_groups, self._apply, self._ema, self._report.skip_all
+        )
+        if way.step(plan, losses, others):
+            self._warn_once("shared batch", self._blend.about_shared_batch())
         if self._tasks is not None:
             self._tasks.weigher.done()
 
@@ -594,10 +580,26 @@ class MT2OFused(OneModel):
             self._tasks.weigher.epoch += 1
 
     # ------------------------------------------------------------------ state
+    def whole_state_dict(self) -> dict[str, Any] | None:
+        """The state dict of one process that has all subproblems: with ``subproblem_mesh=``, all ranks call this.
+
+        An optimizer of as many subproblems can load it, on any number of ranks, each of which takes its part.
+        `state_dict` gives and takes the rows of this rank.
+
+        Returns:
+            The dict on the first rank, on the host; None on the others.
+        """
+        peers = self._buffers.peers
+        if peers is None:
+            return self.state_dict()
+        with together(peers):
+            own = self.state_dict()
+        return whole_of(own, self._family, peers, vertices=self._buffers.vertices is not None)
+
     def _parts(self) -> Parts:
         return Parts(
-            self._buffers.kind, self._blend, self._objective, self._report, self._model_buffers, self._tasks,
-            self._buffers.vertices, self._step_recorder, self._now.row, lambda: self._buffers.flats,
+            self._blend, self._objective, self._report, self._model_buffers, self._tasks,
+            self._buffers, self._step_recorder, self._now.row,
         )  # fmt: skip
 
     def _export_shared(self) -> dict[str, Any]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..device import is_gpu
-from ..gradients.losses import TaskLosses, check_losses, task_losses
+from ..gradients.losses import TaskLosses, backward_done, check_losses, task_losses
 from ..gradients.passes import Pass
 from ..gradients.tasks import Batch, Losses, TaskGradients
 from .buffers import Buffers
 from .objective import Objective
 
-__all__ = ["SubproblemBackward", "SubproblemLosses", "about_statistics"]
+if TYPE_CHECKING:
+    from .mt2o import MT2OFused
+
+__all__ = ["SubproblemBackward", "SubproblemLosses", "about_statistics", "run_closure"]
 
 
 class SubproblemLosses(NamedTuple):
@@ -168,6 +172,36 @@ class SubproblemBackward(NamedTuple):
             self.batch.drop_losses(self.row)
             self.objective.forget(self.row)
             raise
+
+
+def run_closure(optimizer: MT2OFused, closure: Callable[[], Any]) -> tuple[bool, Tensor | None]:
+    """Calls the closure for each subproblem, and backward; once, if it turns out to do backward itself.
+
+    Returns:
+        Whether it has done so, and what it has returned then.
+    """
+    tasks = optimizer._num_tasks
+    one_gradient = optimizer._buffers.num_rows == 1 and optimizer._tasks is None  # of a sum that the user may have made
+    with torch.enable_grad(), closing(optimizer._rounds()) as rounds:  # closed: back at the subproblem shown before
+        first = next(rounds)
+        losses = closure()
+        if backward_done(losses, 1 if one_gradient else tasks):
+            return True, losses.detach() if isinstance(losses, Tensor) else None
+        optimizer.zero_grad()
+        try:
+            optimizer.backward(_again(losses, tasks, first))
+            for k in rounds:
+                optimizer.backward(_again(closure(), tasks, k))
+        except BaseException:
+            optimizer.zero_grad()
+            raise
+    return False, None
+
+
+def _again(losses: Any, num_tasks: int, k: int) -> Any:
+    if backward_done(losses, num_tasks):
+        raise TypeError(f"expected losses of subproblem {k} as of those before, got {losses!r}")
+    return losses
 
 
 def about_statistics(buffers: Buffers) -> str:

@@ -8,37 +8,76 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_positive
+from ..checks import check_count, check_flag, check_function, check_positive
 from ..gradients.options import check_idle_task_options, check_task_options
+from ..gradients.skipped import Refuser
 from ..gradients.tasks import TaskGradients
 from ..gradients.weigher import Weigher
 from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..preferences import check_preferences, default_preferences
+from ..ranks import Ranks, SubproblemRanks, as_subproblem_ranks, together
 from ..scalarization import Scalarization
 from ..sharding import is_sharded
 from ..transfer import Spectral, as_transfer_rule
 from ..weighting import Needs, Weighting
 from .asked import Asked
 from .blend import Blend
+from .buffers import Buffers
+from .exchange import Exchange
 from .objective import Objective
+from .share import Share
 from .vertices import Vertices
 
-__all__ = ["Front", "Inner", "blend_of", "check_equal_slices", "check_group", "front_of", "inner_of", "objective_of"]
+__all__ = [
+    "Front",
+    "Inner",
+    "Pieces",
+    "check_copies",
+    "check_equal_slices",
+    "check_group",
+    "check_plain",
+    "pieces_of",
+]
 
 
 class Front(NamedTuple):
     """Subproblems and the models that are trained for them.
 
-    num_rows: the models of a step.
+    num_rows: the models of a step; of those on this rank, where other ranks have some.
     num_tasks: T.
     preferences: float64 [K, T], of the subproblems.
     vertices: of the simplex that the models are points of, or None: the models themselves are trained.
+    exchange: with the ranks that have other models, or None: all are here.
     """
 
     num_rows: int
     num_tasks: int
     preferences: Tensor
     vertices: Vertices | None
+    exchange: Exchange | None
+
+    def buffers(self, num_tasks: int, *, stacked: bool) -> Buffers:
+        """The buffers for these models; num_tasks: the gradients of each that are kept apart."""
+        return Buffers(self.num_rows, num_tasks, stacked=stacked, vertices=self.vertices, exchange=self.exchange)
+
+
+class Pieces(NamedTuple):
+    """The pieces of an optimizer that its options choose.
+
+    front: the models.  objective: of each.  tasks: from task gradients to one; None without a weighting.  blend: the
+    transfer.
+    """
+
+    front: Front
+    objective: Objective
+    tasks: TaskGradients | None
+    blend: Blend
+
+    @property
+    def refusers(self) -> list[Refuser]:
+        """Those who may refuse a step for what is finite."""
+        weighting = None if self.tasks is None else self.tasks.weigher.weighting
+        return [one for one in (weighting, self.objective.refused) if one is not None]
 
 
 class Inner(NamedTuple):
@@ -50,8 +89,25 @@ class Inner(NamedTuple):
     generator: torch.Generator | None
 
 
-def front_of(asked: Asked, inner: Inner) -> Front:
+def pieces_of(asked: Asked, inner: Inner, subproblem_mesh: Any) -> Pieces:
+    """Checks all these options, and makes the pieces that they choose.
+
+    Raises:
+        TypeError: for an option of another kind.
+        ValueError: for options that are out of range, do not fit together, or would have no effect.
+        RuntimeError: without the process groups that they need.
+    """
+    peers = as_subproblem_ranks(subproblem_mesh, asked.process_group)
+    with together(peers):
+        front = front_of(asked, inner, peers)
+    objective = objective_of(asked.scalarization, inner, front)
+    return Pieces(front, objective, inner_of(inner, front, objective), blend_of(asked, front))
+
+
+def front_of(asked: Asked, inner: Inner, peers: SubproblemRanks | None) -> Front:
     """Checks the options that say which models are trained, and makes the front.
+
+    peers: the ranks that the models are divided over, or None.
 
     Raises:
         TypeError: for an option of another kind.
@@ -71,7 +127,9 @@ def front_of(asked: Asked, inner: Inner) -> Front:
     preferences = check_preferences(preferences, num_subproblems, num_tasks)
     asked.check(kind)
     if kind == "rows":
-        return Front(num_subproblems, num_tasks, preferences, None)
+        exchange = exchange_of(peers, num_subproblems, asked, "num_subproblems")
+        num_rows = num_subproblems if exchange is None else len(exchange.share.own)
+        return Front(num_rows, num_tasks, preferences, None, exchange)
     if num_tasks < 2:
         raise ValueError(f'expected at least 2 tasks, one for each vertex, with front="vertices", got {num_tasks}')
     num_points = num_subproblems if points is None else check_count("points", points)
@@ -85,8 +143,39 @@ def front_of(asked: Asked, inner: Inner) -> Front:
             f"expected at most {MAX_ROWS} points and {MAX_TASKS} gradients in a step, got {num_points} and {joined}: "
             'take fewer points, or front="rows"'
         )
-    vertices = Vertices(num_tasks, num_points, inner.generator, asked.warm_up, concentration)
-    return Front(num_points, num_tasks, preferences, vertices)
+    exchange = exchange_of(peers, num_points, asked, "num_subproblems" if points is None else "points")
+    share = None if exchange is None else exchange.share
+    vertices = Vertices(num_tasks, num_points, inner.generator, asked.warm_up, concentration, share)
+    return Front(len(vertices.own), num_tasks, preferences, vertices, exchange)
+
+
+def exchange_of(peers: SubproblemRanks | None, num_models: int, asked: Asked, name: str) -> Exchange | None:
+    """Divides the models of a step over ranks.
+
+    name: of the option that says how many there are.
+
+    Raises:
+        ValueError: for fewer models than ranks, and for options that know all models on one rank.
+    """
+    if peers is None:
+        return None
+    if num_models < peers.size:
+        raise ValueError(
+            f"expected {name} >= {peers.size} with subproblem_mesh= of so many ranks, got {num_models}: some ranks "
+            "would have nothing to do; take more, or a smaller mesh and process_group= for copies of it"
+        )
+    if asked.stacked:
+        raise ValueError(
+            "expected stacked=False with subproblem_mesh=, because a bank has all models in one process: pass the "
+            "plain model"
+        )
+    if asked.scalarization is not None and asked.scalarization.whole_table:
+        raise ValueError(
+            "expected a scalarization of single subproblems with subproblem_mesh=, got "
+            f"{type(asked.scalarization).__name__}, which goes by the losses of those on other ranks too, in each "
+            "backward: leave subproblem_mesh= out"
+        )
+    return Exchange(Share(num_models, peers.place, tuple(peers.members)), peers)
 
 
 def objective_of(scalarization: Scalarization | None, inner: Inner, front: Front) -> Objective:
@@ -127,8 +216,9 @@ def inner_of(inner: Inner, front: Front, objective: Objective) -> TaskGradients 
             f"are computed at itself, got {objective.scalarization!r}: pass scalarization=None"
         )
     equal = torch.full((front.num_rows, front.num_tasks), 1 / front.num_tasks, dtype=torch.float64)
+    own = front.preferences if front.exchange is None else front.exchange.share.rows(front.preferences)
     fixed = front.vertices is None and objective.scalarization is None
-    seen = front.preferences if fixed else equal  # points of a step come with the step
+    seen = own if fixed else equal  # points of a step come with the step
     weigher = Weigher(weighting, seen, inner.generator)
     return TaskGradients(weigher, front.num_tasks, inner.heads, inner.collect)
 
@@ -145,7 +235,35 @@ def blend_of(asked: Asked, front: Front) -> Blend:
     transfer = asked.transfer
     if isinstance(transfer, str) and transfer == "auto":
         transfer = Spectral() if len(front.preferences) > 1 else None
-    return Blend(as_transfer_rule(transfer), front.preferences, asked.order, asked.moments, asked.warm_up)
+    share = None if front.exchange is None else front.exchange.share
+    return Blend(as_transfer_rule(transfer), front.preferences, asked.order, asked.moments, asked.warm_up, share)
+
+
+def check_plain(skip_nonfinite: str | bool, stacked: bool, start: Any) -> None:
+    """Checks options that need nothing of the others.
+
+    Raises:
+        TypeError: for an option of another kind.
+        ValueError: for one that is out of range.
+    """
+    if skip_nonfinite not in ("subproblem", "all") and skip_nonfinite is not False:
+        raise ValueError(f'expected skip_nonfinite="subproblem", "all" or False, got {skip_nonfinite!r}: choose one')
+    check_flag("stacked", stacked)
+    if start is not None:
+        check_function("start", start, "pass a function of the subproblem's number, or None")
+    if start is not None and stacked:
+        raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
+
+
+def check_copies(ranks: Ranks | None, exchange: Exchange | None) -> None:
+    """Checks that the ranks of data parallelism train the same subproblems.
+
+    Raises:
+        RanksError: on all of them, if they do not.
+    """
+    if ranks is not None:
+        share = None if exchange is None else str(exchange.share)
+        ranks.agree({"call": "subproblem_mesh=", "the subproblems of subproblem_mesh=": share})
 
 
 def check_group(options: dict[str, Any], tasks: TaskGradients | None, *, vertices: bool) -> None:

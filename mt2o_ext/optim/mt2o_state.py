@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -11,12 +11,13 @@ from ..checks import check_choice
 from ..entries import member, member_dict
 from ..gradients.tasks import TaskGradients
 from .blend import Blend
-from .flat import FlatParameters
+from .buffers import Buffers
 from .history import Recorder
 from .model_buffers import ModelBuffers
 from .objective import Objective
 from .skips import SkipReport
 from .vertices import Vertices
+from .whole_state import check_share
 
 __all__ = ["Parts"]
 
@@ -24,20 +25,27 @@ __all__ = ["Parts"]
 class Parts(NamedTuple):
     """The parts of an optimizer that have a state.
 
-    kind: "rows" or "vertices", as of ``front=``.  row: the subproblem that the model shows.  flats: gives the buffers
-    that will show the points of ``vertices``.
+    row: that the model shows.
     """
 
-    kind: str
     blend: Blend
     objective: Objective
     report: SkipReport
     model_buffers: ModelBuffers
     tasks: TaskGradients | None
-    vertices: Vertices | None
+    buffers: Buffers
     recorder: Recorder | None
     row: int
-    flats: Callable[[], Sequence[FlatParameters]]
+
+    @property
+    def kind(self) -> str:
+        """The front, as of ``front=``."""
+        return self.buffers.kind
+
+    @property
+    def vertices(self) -> Vertices | None:
+        """The simplex, where the front is one."""
+        return self.buffers.vertices
 
     def exported(self) -> dict[str, Any]:
         """Return the state; {} where the dict is that of torch.optim."""
@@ -50,6 +58,11 @@ class Parts(NamedTuple):
             "skipped": self.report.counts.clone(),
             "front": self.kind,
         }
+        if self.vertices is not None:  # which skip a step together
+            state["skipped"] = self.report.counts[:1].repeat(self.vertices.num_points)
+        share, learns = self.buffers.share, self.tasks is not None and self.tasks.weigher.weighting.state_dict()
+        if share.is_part and (self.vertices is None or learns):
+            state["share"] = [share.own.start, share.own.stop, share.total]
         if self.recorder is not None:
             state["history"] = self.recorder.state_dict()
         if self.vertices is not None:
@@ -87,7 +100,7 @@ class Parts(NamedTuple):
     def tell_weigher(self) -> None:
         """Gives the preferences to a weighting that has those of the subproblems."""
         if self.vertices is None and self.tasks is not None and self.objective.scalarization is None:
-            self.tasks.weigher.preferences = self.blend.preferences
+            self.tasks.weigher.preferences = self.blend.own
 
     def loaded(self, shared: Any) -> Callable[[], None]:
         """Check what `exported` gave.
@@ -103,10 +116,12 @@ class Parts(NamedTuple):
             ValueError: for the state of another optimizer.
         """
         self._check_kind(shared)
+        check_share(shared, self.buffers.share)
         if shared is None:
             return lambda: None
         self._check_points(shared)
-        skipped = member(shared, "skipped", self.report.counts.shape, "the optimizer")
+        counts = self.report.counts.shape if self.vertices is None else (self.vertices.num_points,)
+        skipped = member(shared, "skipped", counts, "the optimizer")[: len(self.report.counts)]
         last = {"last_losses": member(shared, "last_losses", None, "the optimizer")} if "last_losses" in shared else {}
         self.model_buffers.check(shared)
         blend = self.blend.loaded(shared)
@@ -116,7 +131,8 @@ class Parts(NamedTuple):
         if self.recorder is not None and "history" in shared:
             commits.append(self.recorder.loaded(shared["history"]))
         if self.vertices is not None:
-            commits.append(self.vertices.loaded(member_dict(shared, "vertices", "the optimizer"), self.flats))
+            given = member_dict(shared, "vertices", "the optimizer")
+            commits.append(self.vertices.loaded(given, lambda: self.buffers.flats))
 
         def commit() -> None:
             self.blend.take_over(blend)

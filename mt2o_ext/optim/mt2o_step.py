@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..base import BaseRule
 from ..device import to_device
 from ..gradients.skipped import found_in, with_losses
 from ..gradients.tasks import Batch, Combination, Losses, TaskGradients
@@ -14,10 +16,11 @@ from ..weighting import Needs
 from .amp import Scaling
 from .blend import Blend
 from .buffers import Buffers
+from .mesh_step import step_of_rows, summed
 from .skips import SkipReport
-from .step import Plan, StepInputs, combined_gradient
+from .step import Plan, StepInputs, combined_gradient, moments_of
 
-__all__ = ["Round", "RowsPlan", "about_missing_rows", "check_present", "mixed", "without_absent"]
+__all__ = ["Applying", "Round", "RowsPlan", "about_missing_rows", "check_present", "mixed", "without_absent"]
 
 
 def without_absent(losses: Tensor | None, batch: Batch) -> Tensor | None:
@@ -47,7 +50,7 @@ def check_present(batch: Batch) -> None:
 def about_missing_rows(buffers: Buffers) -> str | None:
     """The words about subproblems without gradients where others have some; None: all have."""
     there = [flat.tasks.rows_with_gradients() for flat in buffers.flats]
-    missing = [k for k in range(buffers.num_rows) if not any(rows[k] for rows in there)]
+    missing = [k for row, k in enumerate(buffers.share.own) if not any(rows[row] for rows in there)]
     if not missing:
         return None
     vertices = buffers.vertices is not None
@@ -153,6 +156,54 @@ class Round(NamedTuple):
         return RowsPlan(Plan(found, skipped, inputs), weights, self._table())
 
 
+class Applying(NamedTuple):
+    """The fused step with its transfer.
+
+    buffers, base, blend, groups: of the optimizer.
+    apply: makes the fused step.
+    ema: decay of the running average, or None.
+    together: all subproblems skip a step, or none does.
+    """
+
+    buffers: Buffers
+    base: BaseRule
+    blend: Blend
+    groups: Sequence[dict[str, Any]]
+    apply: Callable[..., None]
+    ema: float | None
+    together: bool
+
+    def step(self, plan: Plan, losses: Tensor | None, others: list[list[bool]] | None) -> bool:
+        """Makes the step.
+
+        Args:
+            plan: of the models here.
+            losses: float64 [K, T] of them, or None.
+            others: as of `met`, where other ranks have other models.
+
+        Returns:
+            Whether all subproblems started with one mini-batch, once, where that matters.
+        """
+        buffers, blend, lr = self.buffers, self.blend, self.groups[0]["lr"]
+        flats, vertices, exchange = buffers.flats, buffers.vertices, buffers.exchange
+        if blend.rule.relative:  # which changes theta before the kernel: there is memory for moments by then
+            moments_of(buffers, self.base, self.groups)
+        if vertices is not None:
+            inputs = [vertices.returned(given) for given in plan.inputs]
+            self.apply(inputs if exchange is None or others is None else summed(exchange, flats, inputs, others))
+            return False
+        if exchange is not None and others is not None:
+            return step_of_rows(
+                exchange, blend, flats, plan, losses, lr, self.apply, ema=self.ema, together=self.together,
+                inactive=any(map(any, others)),
+            )  # fmt: skip
+        shared = losses is not None and blend.has_shared_batch(losses)
+        matrices, mixes = mixed(plan, blend, buffers, losses, lr)
+        self.apply(mixes, blend.order)
+        blend.after_step(flats, matrices)
+        return shared
+
+
 class Mixed(NamedTuple):
     """The transfer of a step.
 
@@ -178,7 +229,7 @@ def mixed(plan: Plan, blend: Blend, buffers: Buffers, losses: Tensor | None, lr:
 
     matrices = [
         None if mix is None else blend.held(mix, given.active, plan.skipped)
-        for mix, given in zip(blend.matrices(flats, losses, lr, gradients), plan.inputs, strict=True)
+        for mix, given in zip(blend.matrices(flats, losses, lr, gradients=gradients), plan.inputs, strict=True)
     ]
     mixes = blend.before_step(flats, matrices, plan.skipped)
     return Mixed(matrices, [given._replace(mix=mix) for given, mix in zip(plan.inputs, mixes, strict=True)])

@@ -17,6 +17,7 @@ from ..sharding import any_nonzero
 from .buffers import Buffers
 from .now import Now
 from .state import StateViews, cloned
+from .whole_state import own_part
 
 __all__ = ["SavedState"]
 
@@ -78,13 +79,15 @@ class SavedState(torch.optim.Optimizer):
         final: dict[str, Any] = {}
         commits: list[Callable[[], None]] = []
 
-        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
+        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            loaded = self._own_part(loaded)
             self._check_dict(loaded)
             ours = [group for group in loaded["param_groups"] if self._family in group]
             shared = [member_dict(group, self._family, "a parameter group") for group in ours]
             commits.append(self._loaded_shared(shared[0] if shared else None, loaded["state"]))
             self._check_parameters_of(loaded, complete=bool(shared))
             final.update(loaded)
+            return loaded
 
         def import_(_: torch.optim.Optimizer) -> None:
             # torch casts state to the parameter's dtype, which would round float32 moments: take the dict's own.
@@ -131,6 +134,11 @@ class SavedState(torch.optim.Optimizer):
     def _has_gradients(self) -> bool:
         """True if there are gradients for the next step that are not in ``.grad``."""
         return any(any(flat.tasks.reached()) for flat in self._buffers.flats)
+
+    def _own_part(self, loaded: Any) -> Any:
+        """The part of a dict that is this rank's; the dict itself, where it has all there is or is none."""
+        share, vertices = self._buffers.share, self._buffers.vertices is not None
+        return own_part(loaded, self._family, share, vertices=vertices)
 
     # ------------------------------------------------------------------ what belongs to no parameter
     def _export_shared(self) -> dict[str, Any]:
@@ -185,7 +193,7 @@ class SavedState(torch.optim.Optimizer):
         groups = [group for group in loaded["param_groups"] for _ in group["params"]]
         ids = [i for group in loaded["param_groups"] for i in group["params"]]
         rows_key, vertices = self._buffers.rows_key, self._buffers.vertices
-        rows = f"{self._buffers.num_rows} subproblems" if vertices is None else f"{self._num_tasks} vertices"
+        rows = f"{self._buffers.share} subproblems" if vertices is None else f"{self._num_tasks} vertices"
         for index, (i, options, (_, p)) in enumerate(zip(ids, groups, self._parameters(), strict=True)):
             saved, where = loaded["state"].get(i, {}), f"parameter {index} ({rows})"
             if not isinstance(saved, dict):

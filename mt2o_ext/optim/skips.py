@@ -13,8 +13,11 @@ from ..device import host_knows
 from ..gradients.skipped import REASONS, RefusedLosses, Refuser, SkippedSteps
 from ..loss_domain import Reason
 from ..ops import count_
+from .exchange import Exchange
 
 __all__ = ["SkipReport"]
+
+ELSEWHERE = Reason("another rank could not make its step, and its warning says why")
 
 
 class SkipReport:
@@ -22,6 +25,7 @@ class SkipReport:
 
     Args:
         num_rows: K.
+        exchange: with the ranks that have other subproblems, or None.
         skip_all: what is found in one row skips the step of all.
         refusers: who may refuse a step for what is finite; of two that do the last one is told of.
 
@@ -29,8 +33,11 @@ class SkipReport:
         counts: int64 [K].
     """
 
-    def __init__(self, num_rows: int, *, skip_all: bool, refusers: Sequence[Refuser]) -> None:
+    def __init__(
+        self, num_rows: int, exchange: Exchange | None, *, skip_all: bool, refusers: Sequence[Refuser]
+    ) -> None:
         self.skip_all = skip_all
+        self.exchange = exchange
         self.counts = torch.zeros(num_rows, dtype=torch.int64)
         self._refusers = list(refusers)
         self._skips = SkippedSteps(num_rows)
@@ -61,7 +68,14 @@ class SkipReport:
             if isinstance(refuser, RefusedLosses) and (refusals := refuser.refusals()) is not None:
                 before = len(REASONS) + self._offset_of(index)
                 found = torch.where(refusals[:, 0] > 0, (refusals[:, 0] + before).to(found), found)
-        return found
+        return self._with_others(found) if self.skip_all and self.exchange is not None else found
+
+    def _with_others(self, found: Tensor) -> Tensor:
+        """found, and the last of the reasons in all rows where nothing was found here, but on another rank."""
+        assert self.exchange is not None
+        here = found.amax(0, keepdim=True)
+        elsewhere = (here == 0) & (self.exchange.ranks.most(here) != 0)
+        return torch.where(elsewhere, float(len(self._reasons())), found)
 
     def _offset_of(self, index: int) -> int:
         """The number of reasons of the refusers before one of them."""
@@ -100,7 +114,8 @@ class SkipReport:
 
     def _reasons(self) -> Sequence[Reason]:
         """The words for what is found in a row, counted from 1."""
-        return (*REASONS, *chain.from_iterable(refuser.reasons for refuser in self._refusers))
+        reasons = (*REASONS, *chain.from_iterable(refuser.reasons for refuser in self._refusers))
+        return reasons if self.exchange is None else (*reasons, ELSEWHERE)
 
     def _refusals(self) -> Tensor | None:
         """float64 [K, 3], of all who may refuse: the number of the reason, counted through; task and value."""
@@ -117,11 +132,12 @@ class SkipReport:
 
     def warn(self, *, wait: bool = False, stacklevel: int = 3) -> None:
         """Warns of what is news; wait: the host may wait for the device to learn of it."""
-        several = len(self.counts) > 1
+        first = 0 if self.exchange is None else self.exchange.share.own.start
+        several = len(self.counts) > 1 or self.exchange is not None
         whom = (" for all" if self.skip_all else " for it") if several else ""
         for skips in self._skips.news(wait=wait):
             reason = self._reasons()[skips.reason - 1]
-            fact = reason.of(skips.rows if several else None, skips.task, skips.value)
+            fact = reason.of([first + row for row in skips.rows] if several else None, skips.task, skips.value)
             if skips.in_a_row >= 10:
                 what = f"{skips.in_a_row} steps one after the other were skipped{whom}, nothing is learned."
             else:

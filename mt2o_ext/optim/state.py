@@ -74,14 +74,14 @@ class StateViews:
 
     def _local_view(self, flat: FlatParameters, buffer: Tensor, segment: int) -> Tensor:
         rows = flat.rows_of(buffer, segment)
-        return rows[0] if self._buffers.num_trained == 1 and not self._buffers.stacked else rows
+        return rows if self._buffers.leads or self._buffers.stacked else rows[0]
 
     def _view(self, flat: FlatParameters, buffer: Tensor, segment: int) -> Tensor:
         """The place of a parameter in a buffer as the state shows it: of a DTensor, a DTensor."""
         return like_parameter(flat.parameters[segment], self._local_view(flat, buffer, segment))
 
     def _step_view(self, flat: FlatParameters, segment: int) -> Tensor:
-        return flat.step[:, segment] if self._buffers.num_trained > 1 else flat.step[0, segment]
+        return flat.step[:, segment] if self._buffers.leads else flat.step[0, segment]
 
     # ------------------------------------------------------------------ views
     def attach_rows(self, state: State, groups: Groups) -> None:
@@ -135,14 +135,14 @@ class StateViews:
                 self._attach_one(state, flat, segment, moments[group])
 
     def _attach_one(self, state: State, flat: FlatParameters, segment: int, moments: dict[str, str]) -> None:
-        num_rows = self._buffers.num_trained
+        leads = self._buffers.leads
         own = state.setdefault(flat.parameters[segment], {})
-        if self._base.counts_steps or num_rows > 1:
+        if self._base.counts_steps or leads:
             own.setdefault("step", self._step_view(flat, segment))
         for key, name in moments.items():
             if own.get(key) is None:
                 own[key] = self._view(flat, flat.buffer(name), segment)
-        for key in self._base.shown if num_rows == 1 else ():
+        for key in () if leads else self._base.shown:
             own.setdefault(key, None)
         for name in self._copies:
             if name not in own:
@@ -290,7 +290,7 @@ class StateViews:
         rows = () if rows_key is None else (num_rows,)
         rows_key = rows_key or ("master" if p.dtype.itemsize == 2 else None)
         keys = [*([rows_key] if rows_key else []), *self._buffers_of(group)]
-        step = torch.Size((num_rows,) if num_rows > 1 else ())
+        step = torch.Size((num_rows,) if self._buffers.leads else ())
         shape = p.shape[1:] if rows and self._buffers.stacked else p.shape
         return {**dict.fromkeys(keys, torch.Size((*rows, *shape))), "step": step}
 

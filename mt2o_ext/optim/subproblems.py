@@ -13,6 +13,7 @@ from ..checks import check_flag, check_function, check_index
 from ..pareto import ParetoFront
 from ..pareto.evaluation import Evaluated, Evaluation, check_trained, states_of_bank
 from ..preferences import check_point
+from ..ranks import checksums, together
 from .base import FlatOptimizer
 from .model_buffers import ModelBuffers
 from .now import Loop
@@ -47,6 +48,23 @@ class OneModel(FlatOptimizer):
     def _num_subproblems(self) -> int:
         return len(self.preferences)
 
+    @property
+    def subproblems_here(self) -> range:
+        """The subproblems (with ``front="vertices"`` the points of a step) of this rank; all, without other ranks."""
+        return self._buffers.share.own
+
+    @property
+    def _evaluated_here(self) -> range:
+        """The subproblems that this rank evaluates: of rows those that lie here."""
+        return self._buffers.share._replace(total=self._num_subproblems).own
+
+    def _same_on_all_ranks(self) -> dict[str, Any]:
+        """Facts about what all ranks have: the vertices."""
+        if self._buffers.vertices is None:
+            return {}
+        key = "checksum (were weights changed, or a checkpoint loaded, on some ranks only?)"
+        return {"vertices": [{key: one} for one in checksums([flat.theta for flat in self._buffers.flats])]}
+
     def _synchronize(self) -> None:
         self._check_trained_shown()
         super()._synchronize()
@@ -80,7 +98,8 @@ class OneModel(FlatOptimizer):
         """Goes through the subproblems 0 .. K-1; in each round of the loop the model is that subproblem.
 
         With ``front="vertices"`` the model is the k-th of the random points of this step in round k, and the first of
-        them outside of the loop; `subproblem` shows the points at ``preferences``.
+        them outside of the loop; `subproblem` shows the points at ``preferences``.  With ``subproblem_mesh=`` the loop
+        goes through those of this rank, by their numbers among all K.
 
         The gradients that a round leaves in ``.grad`` are stored for ``step()``, and added to what is stored already
         until ``step()`` uses them up, or ``zero_grad()``.  Afterwards, and after ``break``, the model is what it was
@@ -90,7 +109,7 @@ class OneModel(FlatOptimizer):
         loop = Loop(self._now.row, self._now.detached)
         self._now.loops.append(loop)
         try:
-            for row in range(self._buffers.num_rows):
+            for row, k in enumerate(self._buffers.share.own):
                 if self._now.loops[-1] is not loop:
                     raise RuntimeError(
                         "another loop over subproblems() began inside of this one and has not ended: leave it first"
@@ -98,7 +117,7 @@ class OneModel(FlatOptimizer):
                 if row != self._now.row:
                     self._leave()
                     self._model.enter(row)
-                yield row
+                yield k
         finally:
             self._end(loop)
 
@@ -129,6 +148,10 @@ class OneModel(FlatOptimizer):
         Its parameters are tensors of their own here (not views: ``torch.save(model.state_dict())`` writes this
         subproblem only); what is changed in them is kept.  With ``ema`` they are the running average, and changes are
         dropped.  With ``front="vertices"`` it is the point of the front at ``preferences[k]``, see `at`.
+
+        Raises:
+            IndexError: for a number that is none of 0 .. K - 1.
+            ValueError: for a row of another rank, with ``subproblem_mesh=``.
         """
         self._check_one_model()
         k = check_index("subproblem", k, self._num_subproblems)
@@ -138,9 +161,10 @@ class OneModel(FlatOptimizer):
                 self._model_buffers.show_evaluated("ema" if ema else "theta", k)
                 yield
             return
+        row = self._buffers.share.row_of(k)
         before, detached = self._now.row, self._now.detached
         self._leave()
-        self._model.enter(k)
+        self._model.enter(row)
         self._model.detach("ema" if ema else None)
         self._now.averaged = ema
         if ema:
@@ -253,7 +277,8 @@ class OneModel(FlatOptimizer):
 
         Running averages of parameters, and points of a front on vertices, are models that were never trained: running
         statistics of the models that were do not fit them.  What is computed is kept, saved in the state dict, and
-        used by ``subproblem(k)``, ``front()`` and ``all_subproblems()`` until the next call.
+        used by ``subproblem(k)``, ``front()`` and ``all_subproblems()`` until the next call.  With
+        ``subproblem_mesh=`` all ranks call this, each for its own subproblems.
 
         Args:
             update: called with the model at each subproblem (a bank: once); it changes the model's buffers.
@@ -277,11 +302,16 @@ class OneModel(FlatOptimizer):
                 if not trained:
                     self._model_buffers.keep_evaluated(key, 0)
             return
-        for k in range(self._num_subproblems):
-            with self.subproblem(k, ema=averages):
-                update()
-                if not trained:
-                    self._model_buffers.keep_evaluated(key, k)
+        peers = self._buffers.peers
+        with together(peers):
+            for k in self._evaluated_here:
+                with self.subproblem(k, ema=averages):
+                    update()
+                    if not trained:
+                        self._model_buffers.keep_evaluated(key, k)
+        if peers is not None:
+            peers.agree({"call": "update_buffers()", "ema": averages})
+            self._model_buffers.gather_evaluated(key, peers)
 
     # ------------------------------------------------------------------ the front
     def front(
@@ -295,12 +325,15 @@ class OneModel(FlatOptimizer):
     ) -> ParetoFront:
         """Evaluates every subproblem and returns the front.
 
+        With ``subproblem_mesh=`` all ranks call this, each evaluates its own, and all return the same front.
+
         Args:
             evaluate: returns the T losses of the model as it is ([K, T], if stacked), or a pair of them and a
                 dictionary of metrics, numbers by their name ([K], if stacked); called under no_grad.
             ema: evaluate the running averages.
             model: whose state dicts the front keeps, one for each subproblem (if stacked, the bank), so that
-                ``front.model(k, template)`` gives models back, also of a front that was saved and loaded.
+                ``front.model(k, template)`` gives models back, also of a front that was saved and loaded.  With
+                ``subproblem_mesh=`` the front of the first rank has them, on the host.
             reference: the hypervolume's reference point, one value per task.
             task_names: for plots and tables.
 
@@ -320,9 +353,13 @@ class OneModel(FlatOptimizer):
                 found.add_all(evaluate())
                 found.states += [] if model is None else states_of_bank(model)
         else:
-            for k in range(self._num_subproblems):
-                with self.subproblem(k, ema=ema), torch.no_grad():
-                    found.add(evaluate(), model)
+            with together(self._buffers.peers):
+                for k in self._evaluated_here:
+                    with self.subproblem(k, ema=ema), torch.no_grad():
+                        found.add(evaluate(), model)
+            if self._buffers.peers is not None:
+                self._buffers.peers.agree({"call": "front()", "ema": ema, **self._same_on_all_ranks()})
+                found.gather(self._buffers.peers)
         if reference is not None:
             reference = torch.as_tensor(reference, dtype=torch.float64)
         preferences = self.preferences.cpu()

@@ -24,6 +24,7 @@ from ..gradients.tasks import Combination
 from ..ranks import Ranks
 from .flat import FlatParameters
 from .flat_vertices import FlatVertices
+from .share import Share
 from .step import StepInputs
 
 __all__ = ["Vertices"]
@@ -40,8 +41,10 @@ class Vertices:
             model is trained.
         concentration: p, the parameter of the Dirichlet distribution, the same for each vertex.  1: uniform on the
             simplex.  Larger: nearer to the centre.  Smaller: nearer to the corners.
+        share: the points whose gradients are computed here; None: all.
 
     Attributes:
+        own: float64 [K / R, V], those of `points` that are computed here, the same memory.
         points: float64 [K, V] on the simplex, of the step that comes next.
         shares: float64 [V, K], what each vertex gets of the points' gradients: V / K points^T.
         steps: steps taken.
@@ -55,7 +58,9 @@ class Vertices:
         generator: torch.Generator | None,
         warm_up: int,
         concentration: float = 1.0,
+        share: Share | None = None,
     ) -> None:
+        self._part = Share(num_points) if share is None else share
         self.num_vertices = num_vertices
         self.own_generator = generator is None
         self.generator = own_generator(generator)
@@ -70,11 +75,12 @@ class Vertices:
         self._tables = tables
         self.points = tables[0].view(num_points, self.num_vertices)
         self.shares = tables[1].view(self.num_vertices, num_points)
+        self.own = self._part.rows(self.points)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy, in which points and shares would no longer lie in one table."""
         num_points = {"num_points": self.num_points}
-        return {key: one for key, one in self.__dict__.items() if key not in ("points", "shares")} | num_points
+        return {key: one for key, one in self.__dict__.items() if key not in ("points", "shares", "own")} | num_points
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         num_points = state.pop("num_points")
@@ -139,21 +145,21 @@ class Vertices:
         """Lets the parameters show the points."""
         for flat in flats:
             assert isinstance(flat, FlatVertices)
-            flat.points = self.points
+            flat.points = self.own
             flat.spread()
 
     def returned(self, given: StepInputs) -> StepInputs:
         """The step of the vertices, from that of the points: the adjoint of the map from vertices to points.
 
-        The gradient of vertex v is V / K sum_k W_kv g_k.  By the factor, equal points with equal weights are one model
-        with the mean of the gradients, at the same learning rate.
+        The gradient of vertex v is V / K sum_k W_kv g_k; here of the points that are computed here.  By the factor,
+        equal points with equal weights are one model with the mean of the gradients, at the same learning rate.
         """
         (grads, addresses), weights = given.gradients
         num_points, tasks, width = grads.shape
         vertices, joined = self.num_vertices, num_points * tasks
         places = None if addresses is None else addresses.view(1, joined, -1).expand(vertices, -1, -1)
         source = Source(grads.reshape(1, joined, width).expand(vertices, -1, -1), places)
-        shares = self.shares
+        shares = self._part.rows(self.shares.T).T.contiguous() if self._part.is_part else self.shares
         if weights is not None:  # of the tasks inside of each point
             shares = (shares.unsqueeze(2) * weights.unsqueeze(0)).view(vertices, joined)
         active = given.active

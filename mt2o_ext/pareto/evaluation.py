@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..bank import SubproblemBank
 from ..gradients.losses import as_losses
+from ..ranks import SubproblemRanks
 
 __all__ = ["Evaluated", "check_trained", "states_of_bank"]
 
@@ -37,7 +38,8 @@ class Evaluated:
         """Takes the evaluation of one subproblem: T losses, or a pair of them and a mapping of metrics to numbers."""
         losses, metrics = _split(found)
         self._losses.append(as_losses(losses, self._shape[1:]).unsqueeze(0))
-        self._check_names(metrics)
+        if len(self._losses) > 1:
+            self._check_names(metrics, self._metrics)
         for name, value in metrics.items():
             self._metrics.setdefault(name, []).extend(_numbers(name, value, 1))
         if model is not None:
@@ -50,10 +52,26 @@ class Evaluated:
         for name, values in metrics.items():
             self._metrics[name] = _numbers(name, values, self._shape[0])
 
-    def _check_names(self, metrics: Mapping[str, Any]) -> None:
-        if len(self._losses) > 1 and metrics.keys() != self._metrics.keys():
+    def gather(self, ranks: SubproblemRanks) -> None:
+        """Takes the evaluations of all ranks, each of which has some of the subproblems; the states to the first rank.
+
+        Raises:
+            ValueError: on all ranks, for metrics of other names on some of them.
+        """
+        told = ranks.told_by_all((self._losses, self._metrics if self._losses else None))
+        self._losses = [table for losses, _ in told for table in losses]
+        named = [metrics for _, metrics in told if metrics is not None]
+        for metrics in named:
+            self._check_names(metrics, named[0])
+        self._metrics = {name: [one for metrics in named for one in metrics[name]] for name in named[0]}
+        states = ranks.told_to_first([_on_host(state) for state in self.states])
+        self.states = [] if states is None else [state for some in states for state in some]
+
+    @staticmethod
+    def _check_names(metrics: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+        if metrics.keys() != before.keys():
             raise ValueError(
-                f"expected the metrics {list(self._metrics)} of each subproblem from evaluate(), got {list(metrics)}"
+                f"expected the metrics {list(before)} of each subproblem from evaluate(), got {list(metrics)}"
             )
 
     @property
@@ -105,6 +123,10 @@ def _state_of(model: nn.Module) -> Mapping[str, Tensor]:
         if isinstance(tensor, Tensor) and (tensor.data_ptr() in written or tensor.is_shared()):
             state[name] = tensor.clone()
     return state
+
+
+def _on_host(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
 def check_trained(model: nn.Module, parameters: Iterable[Tensor]) -> None:

@@ -7,12 +7,15 @@ from .differences import checksums, describe
 from .group import Ranks, RanksError, together
 from .making import as_ranks
 from .shards import RanksOfShards
+from .subproblems import SubproblemRanks, as_subproblem_ranks
 
 __all__ = [
     "Ranks",
     "RanksError",
     "RanksOfShards",
+    "SubproblemRanks",
     "as_ranks",
+    "as_subproblem_ranks",
     "check_not_wrapped",
     "checksums",
     "describe",

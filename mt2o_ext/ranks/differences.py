@@ -43,8 +43,8 @@ def digest(value: Any) -> int:
     return int.from_bytes(blake2b(repr(value).encode(), digest_size=7).digest(), "little")
 
 
-def difference(descriptions: dict[int, dict[str, Any]], me: int) -> str:
-    """The first thing in which descriptions differ, by rank."""
+def difference(descriptions: dict[int, dict[str, Any]], me: int, argument: str) -> str:
+    """The first thing in which descriptions differ, by rank; argument: the user's, that the ranks were given by."""
     failed = {rank: one["error"] for rank, one in descriptions.items() if "error" in one}
     if failed:
         return "; ".join(f"{_ranks([rank])} failed: {error}" for rank, error in failed.items())
@@ -56,7 +56,7 @@ def difference(descriptions: dict[int, dict[str, Any]], me: int) -> str:
         f"{_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} {value}" for value, ranks in by_value.items()
     )
     return (
-        f"the ranks of process_group= differ in {path}: {told} (this is rank {me}). All ranks have to make the same "
+        f"the ranks of {argument} differ in {path}: {told} (this is rank {me}). All ranks have to make the same "
         "optimizer for the same model, and the same calls"
     )
 

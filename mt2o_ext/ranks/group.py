@@ -31,7 +31,17 @@ Pattern = list[list[bool]]
 
 
 class RanksError(RuntimeError):
-    """The ranks of a process group do not do the same; raised on all of them."""
+    """The ranks of a process group do not do the same; raised on all of them.
+
+    ranks: those that know of it, all of one group; None where nobody has said.
+    """
+
+    def __init__(self, text: str, ranks: Ranks | None = None) -> None:
+        super().__init__(text)
+        self.ranks = ranks
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
 
 
 class Ranks:
@@ -42,19 +52,22 @@ class Ranks:
 
     Attributes:
         size: how many there are.
+        members: their numbers among all processes.
+        argument: the user's argument that the group was given by.
         of_shards: the parameters are sharded over them.
         calls: how many ``backward`` calls of each subproblem this rank has made since the last step.
     """
 
+    argument = "process_group="
     of_shards = False
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
         self.size = dist.get_world_size(group)
+        self.members = dist.get_process_group_ranks(group or dist.group.WORLD)
         self.calls: dict[int, int] = {}
-        self._members = dist.get_process_group_ranks(group or dist.group.WORLD)
         self._me = dist.get_rank()
-        self._first = self._members[0]
+        self._first = self.members[0]
         self._hosts = _group_of_hosts(group)
         self._told: Exception | None = None
 
@@ -65,7 +78,7 @@ class Ranks:
 
     def same_as(self, other: Ranks) -> bool:
         """True if these are the same ranks."""
-        return sorted(self._members) == sorted(other._members)
+        return sorted(self.members) == sorted(other.members)
 
     # ------------------------------------------------------------------ numbers where they lie
     def add_(self, tensor: Tensor) -> Tensor:
@@ -103,11 +116,12 @@ class Ranks:
         sums = checksums(parameters)
         numbers = self._exchange([digest(sums), digest(sorted(sums))])
         first = numbers[0]
-        for rank, own in zip(self._members, numbers, strict=True):
+        for rank, own in zip(self.members, numbers, strict=True):
             if own[0] != first[0] and own[1] == first[1]:
                 raise RanksError(
                     f"rank {rank} has the parameters of rank {self._first} in another order (this is rank {self._me}): "
-                    "give them in the same order on all ranks (a set, say, has none)"
+                    "give them in the same order on all ranks (a set, say, has none)",
+                    self,
                 )
         self.share_([p.data for p in parameters])
 
@@ -182,7 +196,8 @@ class Ranks:
         flat = [one for row in pattern for one in row]
         numbers = self._exchange([digest(description), digest(flat)])
         if any(other[0] != numbers[0][0] for other in numbers):
-            raise RanksError(difference(dict(zip(self._members, self._everything(description), strict=True)), self._me))
+            everything = dict(zip(self.members, self._everything(description), strict=True))
+            raise RanksError(difference(everything, self._me, self.argument), self)
         if all(other[1] == numbers[0][1] for other in numbers):
             return pattern
         union = torch.tensor(flat, dtype=torch.uint8)
@@ -199,7 +214,8 @@ class Ranks:
         except RuntimeError as error:
             raise RanksError(
                 f"rank {self._me} waited for the other ranks in vain: did one of them end, or get fewer mini-batches? "
-                "Every rank has to make the same calls of backward() and step()"
+                "Every rank has to make the same calls of backward() and step()",
+                self,
             ) from error
         return [other.tolist() for other in others]
 
@@ -225,24 +241,28 @@ class Ranks:
         if self.group is not None:
             raise TypeError(
                 "expected the default process group in an optimizer that is copied or pickled, got one of its own: "
-                "use process_group=True"
+                f"use {self.argument}True"
             )
         return type(self), (None,)
 
 
-def together(ranks: Ranks | None) -> AbstractContextManager[None]:
-    """Makes an error that one rank has here, before the next exchange, an error of all of them."""
-    return nullcontext() if ranks is None else _telling(ranks)
+def together(*groups: Ranks | None) -> AbstractContextManager[None]:
+    """Makes an error that one rank has here, before the next exchange, an error of all of them.
+
+    Of several groups that a rank is in, each hears of what another one has told.
+    """
+    known = [ranks for ranks in groups if ranks is not None]
+    return _telling(known) if known else nullcontext()
 
 
 @contextmanager
-def _telling(ranks: Ranks) -> Iterator[None]:
+def _telling(groups: Sequence[Ranks]) -> Iterator[None]:
     try:
         yield
-    except RanksError:
-        raise
     except Exception as error:
-        ranks.tell(error)
+        for ranks in groups:
+            if not isinstance(error, RanksError) or error.ranks not in (None, ranks):
+                ranks.tell(error)
         raise
 
 

@@ -64,8 +64,10 @@ def _ranks_of(process_group: Any) -> Ranks | None:
         )
     elif isinstance(process_group, dist.ProcessGroup):
         return Ranks(None if process_group is dist.group.WORLD else process_group)
-    got = type(process_group).__name__
+    got, remedy = type(process_group).__name__, "pass one of these"
+    if got == "DeviceMesh":
+        remedy = "pass its group, mesh.get_group() (of two dimensions mesh[name].get_group())"
     raise TypeError(
         f"expected process_group as a ProcessGroup, True (the default group), False or None (no data parallelism), "
-        f"got {got}: pass one of these"
+        f"got {got}: {remedy}"
     )

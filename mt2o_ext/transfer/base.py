@@ -99,6 +99,14 @@ class TransferRule(ABC):
     def matrix(self, context: TransferContext) -> Tensor | None:
         """M, [K, K] or one per segment [S, K, K], float64, on the preferences' device; None: nothing to do."""
 
+    def sources(self) -> list[list[int]] | None:
+        """Return, for each row, the rows that any M of this rule can take from; None: any.
+
+        A rule that answers goes by the preferences, the step and the learning rates alone.  Where several ranks share
+        the rows, those that nobody takes from need not travel.
+        """
+        return None
+
     def due(self, step: int) -> bool:
         """Return whether the rule is applied in the step that follows ``step`` finished ones."""
         return (step + 1) % self.every == 0

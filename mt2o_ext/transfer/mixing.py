@@ -31,6 +31,7 @@ class FixedMix(TransferRule):
         self.counts_steps = self.rate.counts_steps
         self._target: Tensor | None = None
         self._made: tuple[float, Tensor] | None = None  # a rate, and M
+        self._sources: list[list[int]] | None = None
 
     @abstractmethod
     def target(self, preferences: Tensor) -> Tensor | None:
@@ -39,7 +40,11 @@ class FixedMix(TransferRule):
     def bind(self, preferences: Tensor) -> None:
         super().bind(preferences)
         self._target, self._made = self.target(preferences), None
+        self._sources = None if self._target is None else [_nonzero(row) for row in self._target.tolist()]
         self.nonnegative = self._target is None or not bool((self._target < 0).any())
+
+    def sources(self) -> list[list[int]] | None:
+        return self._sources
 
     def matrix(self, context: TransferContext) -> Tensor | None:
         self._check_bound()
@@ -53,6 +58,10 @@ class FixedMix(TransferRule):
         if self._made is None or self._made[0] != rate:
             self._made = rate, mixed(self._target, rate)
         return self._made[1]
+
+
+def _nonzero(row: list[float]) -> list[int]:
+    return [j for j, entry in enumerate(row) if entry != 0]
 
 
 def mixed(target: Tensor, rate: float | Tensor) -> Tensor:

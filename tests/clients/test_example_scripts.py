@@ -33,7 +33,7 @@ SHORTER: dict[str, dict[str, Any]] = {
 }
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LONGER = ("yeast", "few_for_many", "variational", "masks")  # with a test of its own each
-RANKS = {"ddp": TORCHRUN, "fsdp": TORCHRUN, "in_lightning": []}
+RANKS = {"ddp": TORCHRUN, "fsdp": TORCHRUN, "subproblems_over_ranks": TORCHRUN, "in_lightning": []}
 
 
 @pytest.fixture

@@ -266,7 +266,7 @@ def test_lightning(name: str, precision: str, tmp_path: Path) -> None:
 
 
 EXAMPLES = ("plain", "amp", "own_batches", "front_on_vertices", "serve_front", "in_lightning", "in_accelerate",
-            "in_hf_trainer", "lora", "ddp", "fsdp")  # fmt: skip
+            "in_hf_trainer", "lora", "ddp", "fsdp", "subproblems_over_ranks")  # fmt: skip
 
 
 NEEDS = {"in_lightning": "lightning", "in_accelerate": "accelerate", "in_hf_trainer": "transformers", "lora": "peft"}
@@ -283,7 +283,7 @@ def test_an_example_as_a_user_starts_it(name: str) -> None:
     if name in needs:
         library(needs[name])
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    start = torchrun if name in ("ddp", "fsdp") else []
+    start = torchrun if name in ("ddp", "fsdp", "subproblems_over_ranks") else []
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, *start, str(ROOT / "examples" / f"{name}.py")], env={**os.environ, "PYTHONPATH": paths},
