@@ -112,11 +112,8 @@ class StepHistory:
         except ImportError as error:
             raise ImportError('plot needs matplotlib: pip install "mt2o_ext[pareto]"') from error
         columns = self.columns()
-        kinds = [
-            kind
-            for kind in ("loss", "weight", "cosine", "grad_norm", "transferred")
-            if any(kind in name for name in columns)
-        ]
+        all_kinds = ("loss", "weight", "cosine", "grad_norm", "transferred")
+        kinds = [kind for kind in all_kinds if any(kind in name for name in columns)]
         figure, axes = pyplot.subplots(max(1, len(kinds)), 1, sharex=True, squeeze=False, layout="constrained")
         for axis, kind in zip(axes[:, 0], kinds, strict=False):
             for name, column in columns.items():

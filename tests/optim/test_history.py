@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mt2o_ext import MT2OFused, WeightedFused
+from mt2o_ext.transfer import Mean
 from support.optim.priority_model import Batches as PriorityBatches
 from support.optim.priority_model import network, optimizer_of
 from support.optim.problems import Batches, assert_same, make_model, seeded, task_losses
@@ -253,3 +254,32 @@ def test_norms_of_vertices_have_columns_of_their_own(count: dict[str, int]) -> N
     rows = subproblems(model := make_model(), max_norm=1.0)
     train(rows, model, 2)
     assert "grad_norm, subproblem 4" in rows.history().columns()
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_the_strength_of_transfers_is_recorded(skips: bool) -> None:
+    """Of steps in which one is due; a subproblem that skips its step takes nothing."""
+    model = make_model()
+    optimizer = subproblems(model, weighting=None, transfer=Mean(0.4, every=2))
+    batches = Batches()
+    for step in range(4):
+        for k in optimizer.subproblems():
+            factor = torch.nan if skips and (step, k) == (3, 2) else 1.0
+            optimizer.backward([factor * loss for loss in task_losses(model, *next(batches))])
+        optimizer.step()
+        optimizer.zero_grad()
+    found = optimizer.history().transferred
+    assert found is not None
+    assert found[[0, 2]].isnan().all()
+    expected = torch.full((2, 5), 0.4 * 4 / 5, dtype=torch.float64)
+    if skips:
+        expected[1, 2] = 0.0
+    torch.testing.assert_close(found[[1, 3]], expected)
+    assert torch.equal(optimizer.history().columns()["transferred, subproblem 1"][1::2], found[[1, 3], 1])
+
+
+def test_without_transfers_none_is_recorded() -> None:
+    model = make_model()
+    optimizer = subproblems(model, transfer=None)
+    train(optimizer, model, 2)
+    assert optimizer.history().transferred is None
