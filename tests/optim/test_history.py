@@ -265,7 +265,7 @@ def test_the_strength_of_transfers_is_recorded(skips: bool) -> None:
     for step in range(4):
         for k in optimizer.subproblems():
             factor = torch.nan if skips and (step, k) == (3, 2) else 1.0
-            optimizer.backward([factor * loss for loss in task_losses(model, *next(batches))])
+            optimizer.backward([factor * loss for loss in task_losses(model, next(batches))])
         optimizer.step()
         optimizer.zero_grad()
     found = optimizer.history().transferred
