@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,10 @@ from ..gradients.options import own_generator
 from ..sharding import is_sharded
 from .bits import pack, unpack
 from .channels import Channels
+from .holding import entries, hold_entries, models_of
 from .sparsity import erk_counts
 
 __all__ = ["TaskMasks"]
-
-ALWAYS_HELD = ("master", "ema")  # entries of a state that are values of the parameter itself
 
 
 class TaskMasks(nn.Module):
@@ -234,7 +232,7 @@ class TaskMasks(nn.Module):
         check_choice("moments", moments, ("decay", "hold"))
         if not hasattr(optimizer, "state"):
             raise TypeError(f"expected an optimizer, got {type(optimizer).__name__}: pass the one that makes the step")
-        if (several := _models_of(optimizer)) > 1:
+        if (several := models_of(optimizer)) > 1:
             raise ValueError(
                 f"expected an optimizer of one model, got {type(optimizer).__name__} of {several}: take WeightedFused"
             )
@@ -247,13 +245,13 @@ class TaskMasks(nn.Module):
             union = union | self.flat(task)
         masks = self._split(union)
         values = self._values_of(masks)
-        states = [_entries(optimizer, p, moments) for p in self.parameters_with_masks]
+        states = [entries(optimizer, p, moments) for p in self.parameters_with_masks]
         try:
             yield
         finally:
             self._put_back(values)
             for p, mask, old in zip(self.parameters_with_masks, masks, states, strict=True):
-                _hold_entries(optimizer, p, mask, old, moments)
+                hold_entries(optimizer, p, mask, old, moments)
 
     def _values_of(self, masks: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The mask and a copy of each parameter."""
@@ -287,35 +285,6 @@ class _Masked:
 
     def __call__(self, gradient: Tensor) -> Tensor:
         return gradient.masked_fill(~self.mask, 0.0)
-
-
-def _entries(optimizer: torch.optim.Optimizer, p: Tensor, moments: str) -> dict[str, Tensor]:
-    """Copies of the entries of a parameter's state that have its shape and are held."""
-    state: dict[str, Any] = optimizer.state.get(p, {})
-    return {key: value.clone() for key, value in state.items() if _is_held(key, value, p, moments)}
-
-
-def _is_held(key: str, value: Any, p: Tensor, moments: str) -> bool:
-    alike = isinstance(value, Tensor) and value.shape == p.shape and value.is_floating_point() and p.dim() > 0
-    return alike and (moments == "hold" or key in ALWAYS_HELD)
-
-
-@torch.no_grad()
-def _hold_entries(
-    optimizer: torch.optim.Optimizer, p: Tensor, mask: Tensor, old: dict[str, Tensor], moments: str
-) -> None:
-    """Puts the old entries back outside of the mask; new ones start there as they do without a step."""
-    for key, value in optimizer.state.get(p, {}).items():
-        if _is_held(key, value, p, moments):
-            before = old.get(key, p.to(value.dtype) if key in ALWAYS_HELD else torch.zeros_like(value))
-            value.copy_(torch.where(mask, value, before))
-
-
-def _models_of(optimizer: torch.optim.Optimizer) -> int:
-    """The number of models that the parameters of an optimizer show one after another."""
-    from ..optim import MT2OFused  # which imports this module
-
-    return len(optimizer.preferences) if isinstance(optimizer, MT2OFused) else 1
 
 
 def _random_mask(size: int, count: int, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ from ..masks.task_masks import TaskMasks
 from ..ops.limits import MAX_TASKS
 from ..ranks import Ranks
 from .buffers import Buffers
-from .harmony_exchange import MaskExchange
+from .harmony_exchange import MaskExchange, NotFiniteError
 from .harmony_rounds import Rounds
 from .harmony_state import KeptMasks
 from .harmony_step import HarmonySteps
@@ -203,23 +203,33 @@ class HarmonyFused(HarmonySteps):
         """
         check_function("loss_of", loss_of, "pass a function task -> loss")
         if amount is None:
-            if self._rounds.budget is None:
-                raise ValueError("expected an amount, got none: pass one, or make HarmonyFused(..., budget=...)")
-            amount = self._rounds.budget(self._rounds.steps)
+            amount = self._rounds.amount()
         check_count("amount", amount, 0)
         self._check_truth_shown()
         if self._now.turns is not None:
             raise RuntimeError("expected exchange() between two steps, got it inside of one: call step() before")
-        if amount == 0 or self._exchanged(loss_of, amount):
+        self._exchange(loss_of, amount, patient=False)
+
+    def _exchange_due(self, closure: Callable[..., Tensor | None]) -> None:
+        try:
+            self._exchange(closure, self._rounds.amount(), patient=True)
+        except NotFiniteError as error:
+            self._warn_once("exchange", f"masks were to change after this step, and do so after a later one: {error}")
+
+    def _exchange(self, loss_of: Callable[..., Tensor | None], amount: int, *, patient: bool) -> None:
+        """Exchanges elements, if no task is without data."""
+        if amount == 0 or self._exchanged(loss_of, amount, patient=patient):
             self._rounds.exchanged = self._rounds.steps
 
-    def _exchanged(self, loss_of: Callable[..., Tensor | None], amount: int) -> bool:
-        """Exchanges elements; False: a task had no data, so that it has to wait."""
+    @torch.no_grad()
+    def _exchanged(self, loss_of: Callable[..., Tensor | None], amount: int, *, patient: bool) -> bool:
         self._prepare()
         turns = self._now.turns = Turns(0, range(self._num_tasks), {}, self._num_tasks)
         try:
             parts = self._buffers.flats, self._tables, self._view, self._harmony, turns, self._ranks
-            return MaskExchange(*parts, channels=self.masks.granularity == "channel").run(loss_of, amount)
+            return MaskExchange(*parts, channels=self.masks.granularity == "channel").run(
+                loss_of, amount, patient=patient
+            )
         finally:
             self._now.turns = None
 

@@ -18,7 +18,11 @@ from .flat import FlatParameters
 from .harmony_view import TaskView
 from .turns import Turns
 
-__all__ = ["MaskExchange"]
+__all__ = ["MaskExchange", "NotFiniteError"]
+
+
+class NotFiniteError(ValueError):
+    """Gradients that are not finite: masks stay as they are."""
 
 
 class MaskExchange(NamedTuple):
@@ -41,8 +45,10 @@ class MaskExchange(NamedTuple):
     ranks: Ranks | None
     channels: bool
 
-    def run(self, loss_of: Callable[..., Tensor | None], amount: int) -> bool:
+    def run(self, loss_of: Callable[..., Tensor | None], amount: int, *, patient: bool) -> bool:
         """Changes the masks; False: a task had no loss, and nothing has changed.
+
+        patient: a loss without a graph is none, as in a step.
 
         Raises:
             TypeError: for a loss that is no tensor.
@@ -50,7 +56,8 @@ class MaskExchange(NamedTuple):
         """
         try:
             with together(self.ranks):
-                missing = next((t for t in range(self.turns.num_tasks) if not self._collect(loss_of, t)), None)
+                tasks = range(self.turns.num_tasks)
+                missing = next((t for t in tasks if not self._collect(loss_of, t, patient=patient)), None)
             call = {"call": "exchange()", "amount": amount, "first task without a loss": missing}
             if self.ranks is not None and missing is not None:
                 self.ranks.agree(call)
@@ -77,7 +84,7 @@ class MaskExchange(NamedTuple):
     def _gradients(self) -> list[GradientTable]:
         return [self.flats[index].tasks for index in self._seen()]
 
-    def _collect(self, loss_of: Callable[..., Tensor | None], task: int) -> bool:
+    def _collect(self, loss_of: Callable[..., Tensor | None], task: int, *, patient: bool) -> bool:
         """Keeps the gradient of a task, of all elements at what it sees; False: it has no loss."""
         places = [
             (index, segment, self.flats[index].parameters[segment])
@@ -90,9 +97,9 @@ class MaskExchange(NamedTuple):
         try:
             with torch.enable_grad():
                 loss = loss_of(task) if takes_task(loss_of) else loss_of()
-                if loss is None:
-                    return False
                 scalar = task_loss(loss, task)
+                if scalar is None and (loss is None or patient):
+                    return False
                 if scalar is None:
                     raise ValueError(f"expected a loss with a graph of task {task}, got one without: compute it anew")
                 found = torch.autograd.grad(scalar, [p for *_, p in places], allow_unused=True)
@@ -110,7 +117,7 @@ class MaskExchange(NamedTuple):
         squares = torch.stack([table.gram(diagonal=True)[0].sum(0) for table in self._gradients()]).sum(0)
         norms = squares.sqrt() / size
         if bad := (~norms.isfinite()).nonzero()[:, 0].tolist():
-            raise ValueError(f"expected finite gradients of task {bad[0]}, got NaN or infinities: look at its loss")
+            raise NotFiniteError(f"expected finite gradients of task {bad[0]}, got NaN or infinities: look at its loss")
         if self.rule.max_norm is None:
             return torch.full_like(norms, 1 / size)
         return (self.rule.max_norm / (norms + 1e-6)).clamp(max=1.0) / size

@@ -49,6 +49,16 @@ class Rounds:
             raise ValueError(f"expected every task once, got {checked}: leave it out once")
         return checked
 
+    def amount(self) -> int:
+        """The number of elements that change now.
+
+        Raises:
+            ValueError: without a budget.
+        """
+        if self.budget is None:
+            raise ValueError("expected an amount, got none: pass one, or make HarmonyFused(..., budget=...)")
+        return self.budget(self.steps)
+
     @property
     def due(self) -> bool:
         """True if masks are to change now."""

@@ -255,13 +255,13 @@ class HarmonySteps(FlatOptimizer):
         self._record_step(losses[None], found)
         if asked and self._rounds.due:
             assert closure is not None
-            self.exchange(closure)
+            self._exchange_due(closure)
         elif self._rounds.late:
             self._warn_once("late", self._rounds.words)
         return losses
 
-    def exchange(self, loss_of: Callable[..., Tensor | None], amount: int | None = None) -> None:
-        """Exchanges elements of each mask."""
+    def _exchange_due(self, closure: Callable[..., Tensor | None]) -> None:
+        """Exchanges elements of the masks by the losses of a closure; where that cannot be, at a later step."""
         raise NotImplementedError
 
     def _run(self, closure: Callable[..., Tensor | None]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt2o_ext import ConnectionStrengthFused, MT2OFused
+from mt2o_ext import ConnectionStrengthFused, HarmonyFused, MT2OFused
 from mt2o_ext.base import SGD, AdamW
 from mt2o_ext.transfer import (
     CrossLearning,
@@ -323,3 +323,9 @@ def test_connection_strength_is_refused(graphs: Graphs) -> None:
     with pytest.warns(UserWarning, match="no connections"):
         optimizer = ConnectionStrengthFused([parameter], connections=[], num_tasks=2, total_steps=10)
     refused(graphs, lambda: optimizer.step(lambda task: parameter.sum()), "draws phase")
+
+
+def test_masks_of_tasks_are_refused(graphs: Graphs) -> None:
+    parameter = parameters(4)[0].data.to(graphs.device).requires_grad_()
+    optimizer = HarmonyFused([parameter], num_tasks=2)
+    refused(graphs, lambda: optimizer.step(lambda task: parameter.sum()), "the host tells which task")

@@ -351,11 +351,16 @@ def test_an_exchange_waits_for_a_task_without_data() -> None:
     optimizer.step(lambda task: loss_of(model, task))
     assert not optimizer.due and not torch.equal(optimizer.masks.bits, bits)
     bits = optimizer.masks.bits.clone()
-    for task in (0, 1, 0):
+    for task in (0, 1, 0):  # then it is the turn of task 0
         for _ in optimizer.tasks(task):
             optimizer.backward(loss_of(model, task))
         optimizer.step()
     optimizer.exchange(closure)
+    assert optimizer.due and torch.equal(optimizer.masks.bits, bits)
+    optimizer.step(lambda task: loss_of(model, task) if task < 2 else torch.zeros(()))
+    assert optimizer.due and torch.equal(optimizer.masks.bits, bits), "a constant is no loss"
+    with pytest.warns(UserWarning, match="do so after a later one: expected finite gradients of task 2"):
+        optimizer.step(lambda task: loss_of(model, task) * (torch.nan if task == 2 else 1.0))
     assert optimizer.due and torch.equal(optimizer.masks.bits, bits)
     there[0] = True
     optimizer.exchange(closure)
