@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from support.backends import CPU, CUDA, EMULATED, REFERENCE, Backend, each, usab
 
 LEFT_OUT = pytest.StashKey[int]()
 OF_WORKER = "tests left out without a GPU"  # under this name, a worker of pytest-xdist reports its number
+
+gc.disable()  # until all is collected: next to nothing of it is garbage, and looking for some is a third of the work
 
 
 @pytest.fixture(params=each(REFERENCE, CPU, CUDA, EMULATED), scope="session")
@@ -27,6 +31,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[LEFT_OUT] = len(left_out)
     if hasattr(config, "workeroutput"):
         config.workeroutput[OF_WORKER] = len(left_out)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for among what the tests make, and not among modules and tests."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -5,7 +5,9 @@ pyproject.toml allows.  So this builds both libraries again, in build/floor, wit
 version (of any platform: nothing of it is installed, and the smallest is a tenth of Linux's), and once more as a GPU
 machine would.  Objects that would be the same are those of the last build in place.  A library for this interpreter
 is then loaded, and its kernels are checked, with the torch that is installed.  What is compiled here is not optimized:
-headers compile or they do not, whatever is made of them, and what they leave undefined is no less.
+headers compile or they do not, whatever is made of them, and what they leave undefined is no less.  For the same reason
+the files of a group are one file here, so that torch's headers, most of the work, are read once for all of them; that
+each file includes what it needs is seen by every other build.
 
 With FORCE_CUDA=1 (and the TORCH_CUDA_ARCH_LIST of that build) _C_cuda is linked too; without, its operators are
 compiled.  Exits with 1 if something does not compile, link, load or work, or if the headers cannot be had.
@@ -97,15 +99,27 @@ def objects_of_the_build(group: dict) -> list[str]:
     return [str(setup.build_directory() / compiled) for compiled in setup.objects_of(group)]
 
 
-def statements(plan: setup.Plan, python: str) -> Iterator[str]:
-    """Of a build.ninja: both libraries, as far as they can be linked here."""
+def as_one_file(group: dict, path: Path) -> dict:
+    """The group with a single source, at this path, that includes all of its sources."""
+    text = "".join(f'#include "{ROOT / source}"\n' for source in group["sources"])
+    if not path.exists() or path.read_text() != text:  # else ninja would compile it again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return {**group, "sources": [os.path.relpath(path, ROOT)]}
+
+
+def statements(plan: setup.Plan, python: str, directory: Path) -> Iterator[str]:
+    """Of a build.ninja in this directory: both libraries, as far as they can be linked here."""
     for library in setup.SOURCES["libraries"]:
         groups, objects = setup.groups_of(library), []
         linked = library != "_C_cuda" or plan.cuda is not None
-        for group in groups:
-            if depends(group, python) and (linked or not group.get("cuda")):
-                yield plan.compilation(group)
-            objects += setup.objects_of(group) if depends(group, python) else objects_of_the_build(group)
+        for number, group in enumerate(groups):
+            if not depends(group, python):
+                objects += objects_of_the_build(group)
+            elif linked or not group.get("cuda"):
+                together = as_one_file(group, directory / f"{library}_{number}.cpp")
+                yield plan.compilation(together)
+                objects += setup.objects_of(together)
         if linked:
             yield plan.link(library, file_name(library, python), objects)
 
@@ -122,7 +136,7 @@ def build(target: Target, cuda: setup.Cuda | None) -> Path:
     both = {"torch": torch_headers(torch), "python": headers}
     plan = setup.Plan(setup.find_compiler(), both, libraries, torch, version, cuda, optimize=("-O0", "-DNDEBUG"))
     directory = FLOOR / f"torch-{torch}-cpython-{python}"
-    setup.run_ninja(directory, statements(plan, python))
+    setup.run_ninja(directory, statements(plan, python, directory))
     return directory
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,9 +32,9 @@ SHORTER: dict[str, dict[str, Any]] = {
     "in_hf_trainer": {"epochs": 2},
     "lora": {"steps": 100},
 }
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LONGER = ("yeast", "few_for_many", "variational", "masks")  # with a test of its own each
-RANKS = {"ddp": TORCHRUN, "fsdp": TORCHRUN, "subproblems_over_ranks": TORCHRUN, "in_lightning": []}
+TOGETHER = ("ddp", "fsdp", "subproblems_over_ranks")  # in one run of torchrun
+RANKS = (*TOGETHER, "in_lightning")
 
 
 @pytest.fixture
@@ -78,20 +79,42 @@ def test_masks_keep_tasks_apart_that_contradict_each_other() -> None:
     assert min(found["random masks"], found["masks that change"]) > found["no masks"] + 0.3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RANKS)
-def test_in_two_processes(name: str) -> None:
-    if name in NEEDS:
-        library(NEEDS[name])
+# Under torchrun: one script after the other, each as after a restart, where torch keeps their first words apart.
+ONE_AFTER_THE_OTHER = """
+import os, runpy, sys
+for number, path in enumerate(sys.argv[1:]):
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
+    sys.path[0] = os.path.dirname(path)
+    runpy.run_path(path, run_name="__main__")
+"""
+
+
+def accuracies_of_ranks(*command: str) -> list[float]:
+    """The smaller one that each script in a command has printed."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    arguments = ["2"] if name == "in_lightning" else []
-    command = [sys.executable, *RANKS[name], str(EXAMPLES / f"{name}.py"), *arguments]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    [line] = [line for line in done.stdout.splitlines() if "accuracies" in line]
-    numbers = [float(word.rstrip(",;")) for word in line.partition("accuracies")[2].replace(" and", "").split()[:2]]
-    assert min(numbers) > 0.6
+    found = re.findall(r"accuracies ([\d.]+)(?: and|,) ([\d.]+)", done.stdout)
+    return [min(map(float, pair)) for pair in found]
+
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path: Path) -> None:
+    """All in one run, since its three processes import torch for longer than the scripts train."""
+    (program := tmp_path / "scripts.py").write_text(ONE_AFTER_THE_OTHER)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    found = accuracies_of_ranks(*torchrun, *(str(EXAMPLES / f"{name}.py") for name in TOGETHER))
+    assert len(found) == len(TOGETHER) and min(found) > 0.6
+
+
+@pytest.mark.slow
+def test_in_two_processes_of_lightning() -> None:
+    library("lightning")
+    [found] = accuracies_of_ranks(str(EXAMPLES / "in_lightning.py"), "2")
+    assert found > 0.6
 
 
 def test_scripts_are_short_and_listed() -> None:

@@ -88,7 +88,7 @@ def test_checkpoints(name: str, reentrant: bool) -> None:
 
 
 def memory() -> int:
-    """Bytes of all tensors that are alive, counted once where storages overlap."""
+    """Bytes of all tensors that tests have made and that are alive, counted once where storages overlap."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
     spans = sorted({(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in tensors})

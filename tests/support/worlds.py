@@ -1,4 +1,8 @@
-"""Several processes of one gloo group, which go through a list of checks together."""
+"""Several processes of one gloo group, which go through a list of checks together.
+
+One new process imports what the checks need, and is then forked into the ranks: importing torch and other libraries is
+more work than most checks are, and would be done by every rank.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +27,10 @@ Check = Callable[[int, int], Any]  # of rank and number of ranks
 def world(checks: dict[str, Check], ranks: int) -> list[dict[str, Any]]:
     """For each rank what each check has returned, or the exception that it has raised.
 
-    Raises TimeoutError where the processes do not come to an end.
+    Raises torch.multiprocessing.ProcessRaisedException, from a TimeoutError, where they do not come to an end.
     """
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.start_processes(_rank, (ranks, folder, checks), nprocs=ranks, join=False, start_method="spawn")
-        end = time.monotonic() + LIMIT
-        while not context.join(timeout=1.0):
-            if time.monotonic() > end:
-                for process in context.processes:
-                    process.kill()
-                raise TimeoutError(f"{ranks} ranks did not get through their checks in {LIMIT} seconds")
+        mp.spawn(_forked, (ranks, folder, checks))
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
@@ -55,6 +53,17 @@ def once(folder: Path, name: str, make: Callable[[], Any]) -> Any:
     torch.save(made, folder / name / "made.pt")
     (folder / name / "made.pt").rename(file)
     return made
+
+
+def _forked(_: int, ranks: int, folder: str, checks: dict[str, Check]) -> None:
+    """Has the checks, and with them all that they need, and becomes the parent of the ranks."""
+    context = mp.start_processes(_rank, (ranks, folder, checks), nprocs=ranks, join=False, start_method="fork")
+    end = time.monotonic() + LIMIT
+    while not context.join(timeout=1.0):
+        if time.monotonic() > end:
+            for process in context.processes:
+                process.kill()
+            raise TimeoutError(f"{ranks} ranks did not get through their checks in {LIMIT} seconds")
 
 
 def _rank(rank: int, ranks: int, folder: str, checks: dict[str, Check]) -> None:

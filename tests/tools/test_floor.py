@@ -93,6 +93,12 @@ def test_libraries_are_named_after_their_interpreter() -> None:
     assert re.fullmatch(r"_C_cuda\.cpython-312-\w+-linux-gnu\.so", floor.file_name("_C_cuda", "3.12"))
 
 
+def sources(file: str) -> list[str]:
+    """What a file includes, from the root of the checkout."""
+    included = re.findall(r'^#include "(.*)"$', Path(file).read_text(), re.MULTILINE)
+    return [str(Path(path).relative_to(ROOT)) for path in included]
+
+
 def test_every_file_that_sees_torch_is_compiled_with_its_old_headers(tmp_path: Path) -> None:
     """And, for another CPython, what sees that one; nothing else: kernels need neither."""
     headers = {"torch": tmp_path / "old", "python": tmp_path / "python"}
@@ -100,12 +106,27 @@ def test_every_file_that_sees_torch_is_compiled_with_its_old_headers(tmp_path: P
     groups = [g for library in build_script.SOURCES["libraries"].values() for g in library.values() if g.get("torch")]
     of_torch = {source for group in groups for source in group["sources"]}
     for python, of_python in (("3.99", {"csrc/python/module.cpp"}), (floor.HERE, set())):
-        text = "".join(floor.statements(plan, python))
-        compiled = re.findall(r"^build (\S+)\.o: compile .*\n.*\n  flags = (.*)$", text, re.MULTILINE)
-        assert {source for source, flags in compiled if f"-isystem {tmp_path / 'old'} " in flags} == of_torch
-        assert {source for source, _ in compiled} - of_torch == of_python
+        text = "".join(floor.statements(plan, python, tmp_path))
+        compiled = re.findall(r"^build \S+: compile (\S+)\n.*\n  flags = (.*)$", text, re.MULTILINE)
+        assert {
+            s for file, flags in compiled if f"-isystem {tmp_path / 'old'} " in flags for s in sources(file)
+        } == of_torch
+        assert {s for file, _ in compiled for s in sources(file)} - of_torch == of_python
         (linked,) = re.findall(r"^build _C\.\S+: link (.*)$", text, re.MULTILINE)
-        assert len(linked.split()) == sum(len(g["sources"]) for g in build_script.groups_of("_C"))
+        groups = build_script.groups_of("_C")
+        kept = [group for group in groups if not floor.depends(group, python)]
+        assert len(linked.split()) == len(groups) - len(kept) + sum(len(group["sources"]) for group in kept)
+
+
+def test_files_that_are_one_are_compiled_again_only_if_they_are_others(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "all.cpp"
+    assert floor.as_one_file({"sources": ["csrc/a.cpp"]}, path)["sources"] == [os.path.relpath(path, ROOT)]
+    assert sources(str(path)) == ["csrc/a.cpp"]
+    os.utime(path, (1, 1))
+    floor.as_one_file({"sources": ["csrc/a.cpp"]}, path)
+    assert path.stat().st_mtime == 1
+    floor.as_one_file({"sources": ["csrc/a.cpp", "csrc/b.cpp"]}, path)
+    assert sources(str(path)) == ["csrc/a.cpp", "csrc/b.cpp"]
 
 
 def test_what_a_library_needs_and_how_it_runs_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
