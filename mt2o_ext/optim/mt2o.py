@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -136,8 +135,7 @@ class MT2OFused(OneModel):
             consecutive ones each: a `DeviceMesh` of one dimension, a process group, or True for the default one.  Rows
             of others lie elsewhere, vertices are on all ranks.  `subproblems`, closures, losses, `weights`, `history`
             and `skipped_steps` are those of this rank, `preferences`, `points` and `front` of all.  ``process_group=``
-            is another dimension of the mesh then: the ranks that train the same subproblems.  See
-            docs/training_loop.md.
+            is another dimension of the mesh then (docs/training_loop.md).
         backward: a trainer's backward, as of :class:`WeightedFused`.
 
     Raises:
@@ -456,14 +454,14 @@ class MT2OFused(OneModel):
                 check_function("closure", closure, "pass a function that returns the losses, or nothing")
                 done, result = run_closure(self, closure)
             scaling = self._prepare()
-        with together(*self._others()) if self._buffers.peers is not None else nullcontext():
+        with together(*(self._others() if self._buffers.peers is not None else ())):
             losses = self._complete(scaling)
         return result if done else losses
 
     def _complete(self, scaling: Scaling) -> Tensor | None:
         """The step of the gradients that there are; its losses [K, T], NaN of absent tasks."""
         self._reduce(scaling)
-        others = self._meet()
+        others = self._meet(scaling)
         gradients, found = self._gathered(scaling).find(scaling, look=self._look_for_nonfinite)
         with undone_on_error(self._blend.rule, *([] if self._tasks is None else [self._tasks.weigher.weighting])):
             plan, weights, losses = gradients.plan(found)
@@ -516,11 +514,12 @@ class MT2OFused(OneModel):
         if self._ranks is not None:
             self._ranks.reduce_([flat.tasks for flat in self._buffers.flats], self._call("step()"))
 
-    def _meet(self) -> list[list[bool]] | None:
+    def _meet(self, scaling: Scaling) -> list[list[bool]] | None:
         """Looks whether the ranks of all subproblems are at the same step; see `met`."""
         given = all(losses is not None for losses in self._now.batch.losses)
-        call = {"call": "step()", "number of transfers": self._blend.steps, "losses given to backward()": given}
-        return None if self._buffers.peers is None else met(self._buffers, {**call, **self._facts()})
+        facts = {"number of transfers": self._blend.steps, "losses given to backward()": given, **self._facts()}
+        call = {"call": "step()", "scaler": scaling.under_scaler, **facts}
+        return None if self._buffers.peers is None else met(self._buffers, call)
 
     def _gathered(self, scaling: Scaling) -> Round:
         """The gradients of the step, with losses that are the means over the ranks."""
