@@ -26,10 +26,11 @@ from .base import nothing_left
 from .branch import branched
 from .groups import listed_of
 from .history import StepHistory
+from .mesh_options import check_copies
 from .mesh_step import met, share_starts
 from .model_buffers import ModelBuffers
 from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics, run_closure
-from .mt2o_options import Front, Inner, check_copies, check_equal_slices, check_group, check_plain, pieces_of
+from .mt2o_options import Front, Inner, check_equal_slices, check_group, check_plain, pieces_of
 from .mt2o_state import Parts
 from .mt2o_step import Applying, Round, about_missing_rows, check_present, without_absent
 from .step import Plan
@@ -132,10 +133,9 @@ class MT2OFused(OneModel):
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
         subproblem_mesh: the ranks that the K subproblems (of vertices: the points of a step) are divided over, some
-            consecutive ones each: a `DeviceMesh` of one dimension, a process group, or True for the default one.  Rows
-            of others lie elsewhere, vertices are on all ranks.  `subproblems`, closures, losses, `weights`, `history`
-            and `skipped_steps` are those of this rank, `preferences`, `points` and `front` of all.  ``process_group=``
-            is another dimension of the mesh then (docs/training_loop.md).
+            consecutive ones each: a `DeviceMesh` of one dimension, a process group, or True for the default one.
+            `subproblems`, closures, losses, `weights`, `history` and `skipped_steps` are those of this rank then,
+            `preferences`, `points` and `front` of all; see docs/training_loop.md, also for ``process_group=`` besides.
         backward: a trainer's backward, as of :class:`WeightedFused`.
 
     Raises:
