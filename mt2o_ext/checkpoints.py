@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,10 @@ def save_checkpoint(path: str | os.PathLike[str], **objects: Any) -> None:
         raise ValueError("expected objects to save, got none: save_checkpoint(path, model=model, optimizer=optimizer)")
     content = {}
     for name, value in objects.items():
-        content[name] = value.state_dict() if callable(getattr(value, "state_dict", None)) else value
+        has_state = callable(getattr(value, "state_dict", None))
+        content[name] = value.state_dict() if has_state else value
+        if has_state:
+            _warn_of_part(content[name], name)
         _check(content[name], name)
     _write({"format": _FORMAT, "objects": content}, Path(path))
 
@@ -135,6 +139,20 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _warn_of_part(state: Any, name: str) -> None:
+    """Warns of a state of some of K subproblems, the others of which lie on other ranks."""
+    groups = state.get("param_groups", ()) if isinstance(state, dict) else ()
+    shared = [group["mt2o"] for group in groups if isinstance(group.get("mt2o"), dict)]
+    for first, end, total in (one["share"] for one in shared if "share" in one):
+        warnings.warn(
+            f"save_checkpoint(..., {name}={name}) saves the subproblems {first} .. {end - 1} of {total}, those of this "
+            f"rank. For all in one file pass {name}={name}.whole_state_dict(), which all ranks call and the first one "
+            f"saves; for a file of each rank pass {name}={name}.state_dict()",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check(value: Any, where: str) -> None:

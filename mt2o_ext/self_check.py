@@ -230,8 +230,12 @@ def check_step(p: Problem) -> tuple[float, float]:
 def packed(p: Problem, tasks: int) -> Tensor:
     """Masks [tasks, row / 8] that lack two columns of three."""
     columns = torch.arange(p.row, dtype=torch.int64, device=p.device).expand(tasks, -1)
-    ones = ((columns + torch.arange(tasks, device=p.device)[:, None]) % 3 == 0).unflatten(1, (-1, 8)).long()
-    return (ones << torch.arange(8, device=p.device)).sum(2).to(torch.uint8)
+    ones = (
+        ((columns + torch.arange(tasks, dtype=torch.int64, device=p.device)[:, None]) % 3 == 0)
+        .unflatten(1, (-1, 8))
+        .long()
+    )
+    return (ones << torch.arange(8, dtype=torch.int64, device=p.device)).sum(2).to(torch.uint8)
 
 
 def check_mask(p: Problem) -> tuple[float, float]:

@@ -61,7 +61,7 @@ class MaskTables:
 
     def _whole_of(self, index: int) -> Tensor | None:
         flags = [place is not None and self._masks.whole[place] for place in self._places[index]]
-        return torch.tensor(flags, device=self._layouts[index].device) if any(flags) else None
+        return torch.tensor(flags, dtype=torch.bool, device=self._layouts[index].device) if any(flags) else None
 
     def _read(self) -> None:
         """Makes the table of the user's masks."""
@@ -88,7 +88,7 @@ class MaskTables:
         scores: float32 [T, columns], of all elements, in the columns of the whole table.
         """
         masks, channels = self._masks, self._masks.channels
-        missing = [torch.zeros(masks.num_tasks, size, device=scores.device) for size in masks.sizes]
+        missing = [torch.zeros(masks.num_tasks, size, dtype=scores.dtype, device=scores.device) for size in masks.sizes]
         parts, before = missing, unpack(masks.bits, sum(masks.sizes)).split(masks.sizes, 1)
         for index, (layout, places) in enumerate(zip(self._layouts, self._places, strict=True)):
             for segment, place in enumerate(places):
@@ -148,7 +148,9 @@ class MaskTables:
         found = []
         for index in range(len(self._layouts)):
             shift = 8 * self._starts[index]
-            found.append(self.chunks_of(index) + torch.tensor([0, shift, shift], device=self.bits.device))
+            found.append(
+                self.chunks_of(index) + torch.tensor([0, shift, shift], dtype=torch.int64, device=self.bits.device)
+            )
         return torch.cat(found).contiguous()
 
     def of_step(self, index: int, tasks: Sequence[int], *, hold: bool) -> StepMasks | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -27,10 +26,11 @@ from .base import nothing_left
 from .branch import branched
 from .groups import listed_of
 from .history import StepHistory
+from .mesh_options import check_copies
 from .mesh_step import met, share_starts
 from .model_buffers import ModelBuffers
 from .mt2o_backward import SubproblemBackward, SubproblemLosses, about_statistics, run_closure
-from .mt2o_options import Front, Inner, check_copies, check_equal_slices, check_group, check_plain, pieces_of
+from .mt2o_options import Front, Inner, check_equal_slices, check_group, check_plain, pieces_of
 from .mt2o_state import Parts
 from .mt2o_step import Applying, Round, about_missing_rows, check_present, without_absent
 from .step import Plan
@@ -133,11 +133,9 @@ class MT2OFused(OneModel):
             averaged over the ranks.  (Without a weighting a model in DistributedDataParallel does that as well: then
             pass False.)  Running statistics (``buffers``) are each rank's own.
         subproblem_mesh: the ranks that the K subproblems (of vertices: the points of a step) are divided over, some
-            consecutive ones each: a `DeviceMesh` of one dimension, a process group, or True for the default one.  Rows
-            of others lie elsewhere, vertices are on all ranks.  `subproblems`, closures, losses, `weights`, `history`
-            and `skipped_steps` are those of this rank, `preferences`, `points` and `front` of all.  ``process_group=``
-            is another dimension of the mesh then: the ranks that train the same subproblems.  See
-            docs/training_loop.md.
+            consecutive ones each: a `DeviceMesh` of one dimension, a process group, or True for the default one.
+            `subproblems`, closures, losses, `weights`, `history` and `skipped_steps` are those of this rank then,
+            `preferences`, `points` and `front` of all; see docs/training_loop.md, also for ``process_group=`` besides.
         backward: a trainer's backward, as of :class:`WeightedFused`.
 
     Raises:
@@ -456,14 +454,14 @@ class MT2OFused(OneModel):
                 check_function("closure", closure, "pass a function that returns the losses, or nothing")
                 done, result = run_closure(self, closure)
             scaling = self._prepare()
-        with together(*self._others()) if self._buffers.peers is not None else nullcontext():
+        with together(*(self._others() if self._buffers.peers is not None else ())):
             losses = self._complete(scaling)
         return result if done else losses
 
     def _complete(self, scaling: Scaling) -> Tensor | None:
         """The step of the gradients that there are; its losses [K, T], NaN of absent tasks."""
         self._reduce(scaling)
-        others, taken = self._meet(), None
+        others, taken = self._meet(scaling), None
         gradients, found = self._gathered(scaling).find(scaling, look=self._look_for_nonfinite)
         with undone_on_error(self._blend.rule, *([] if self._tasks is None else [self._tasks.weigher.weighting])):
             plan, weights, losses = gradients.plan(found)
@@ -517,11 +515,12 @@ class MT2OFused(OneModel):
         if self._ranks is not None:
             self._ranks.reduce_([flat.tasks for flat in self._buffers.flats], self._call("step()"))
 
-    def _meet(self) -> list[list[bool]] | None:
+    def _meet(self, scaling: Scaling) -> list[list[bool]] | None:
         """Looks whether the ranks of all subproblems are at the same step; see `met`."""
         given = all(losses is not None for losses in self._now.batch.losses)
-        call = {"call": "step()", "number of transfers": self._blend.steps, "losses given to backward()": given}
-        return None if self._buffers.peers is None else met(self._buffers, {**call, **self._facts()})
+        facts = {"number of transfers": self._blend.steps, "losses given to backward()": given, **self._facts()}
+        call = {"call": "step()", "scaler": scaling.under_scaler, **facts}
+        return None if self._buffers.peers is None else met(self._buffers, call)
 
     def _gathered(self, scaling: Scaling) -> Round:
         """The gradients of the step, with losses that are the means over the ranks."""

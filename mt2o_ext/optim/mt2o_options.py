@@ -15,7 +15,7 @@ from ..gradients.tasks import TaskGradients
 from ..gradients.weigher import Weigher
 from ..ops.limits import MAX_ROWS, MAX_TASKS
 from ..preferences import check_preferences, default_preferences
-from ..ranks import Ranks, SubproblemRanks, as_subproblem_ranks, together
+from ..ranks import SubproblemRanks, as_subproblem_ranks, together
 from ..scalarization import Scalarization
 from ..sharding import is_sharded
 from ..transfer import Spectral, as_transfer_rule
@@ -24,15 +24,14 @@ from .asked import Asked
 from .blend import Blend
 from .buffers import Buffers
 from .exchange import Exchange
+from .mesh_options import exchange_of
 from .objective import Objective
-from .share import Share
 from .vertices import Vertices
 
 __all__ = [
     "Front",
     "Inner",
     "Pieces",
-    "check_copies",
     "check_equal_slices",
     "check_group",
     "check_plain",
@@ -149,35 +148,6 @@ def front_of(asked: Asked, inner: Inner, peers: SubproblemRanks | None) -> Front
     return Front(len(vertices.own), num_tasks, preferences, vertices, exchange)
 
 
-def exchange_of(peers: SubproblemRanks | None, num_models: int, asked: Asked, name: str) -> Exchange | None:
-    """Divides the models of a step over ranks.
-
-    name: of the option that says how many there are.
-
-    Raises:
-        ValueError: for fewer models than ranks, and for options that know all models on one rank.
-    """
-    if peers is None:
-        return None
-    if num_models < peers.size:
-        raise ValueError(
-            f"expected {name} >= {peers.size} with subproblem_mesh= of so many ranks, got {num_models}: some ranks "
-            "would have nothing to do; take more, or a smaller mesh and process_group= for copies of it"
-        )
-    if asked.stacked:
-        raise ValueError(
-            "expected stacked=False with subproblem_mesh=, because a bank has all models in one process: pass the "
-            "plain model"
-        )
-    if asked.scalarization is not None and asked.scalarization.whole_table:
-        raise ValueError(
-            "expected a scalarization of single subproblems with subproblem_mesh=, got "
-            f"{type(asked.scalarization).__name__}, which goes by the losses of those on other ranks too, in each "
-            "backward: leave subproblem_mesh= out"
-        )
-    return Exchange(Share(num_models, peers.place, tuple(peers.members)), peers)
-
-
 def objective_of(scalarization: Scalarization | None, inner: Inner, front: Front) -> Objective:
     """Checks that the scalarization fits, and makes the objective.
 
@@ -253,17 +223,6 @@ def check_plain(skip_nonfinite: str | bool, stacked: bool, start: Any) -> None:
         check_function("start", start, "pass a function of the subproblem's number, or None")
     if start is not None and stacked:
         raise ValueError("start= is for one model; initialise the slices of a bank before the optimizer is made")
-
-
-def check_copies(ranks: Ranks | None, exchange: Exchange | None) -> None:
-    """Checks that the ranks of data parallelism train the same subproblems.
-
-    Raises:
-        RanksError: on all of them, if they do not.
-    """
-    if ranks is not None:
-        share = None if exchange is None else str(exchange.share)
-        ranks.agree({"call": "subproblem_mesh=", "the subproblems of subproblem_mesh=": share})
 
 
 def check_group(options: dict[str, Any], tasks: TaskGradients | None, *, vertices: bool) -> None:

@@ -61,11 +61,15 @@ class Draw:
         """float64 numbers from the exponential distribution of mean 1."""
         return -self.uniform(stream, *ids).log()
 
+    def key_on(self, device: torch.device) -> Tensor:
+        """The key on a device."""
+        return self.key if self.key.device == device else to_device(self.key, device)
+
     def _drawn(self, dtype: torch.dtype, stream: int, ids: tuple[Tensor, ...]) -> Tensor:
         shape = torch.broadcast_shapes(*(each.shape for each in ids))
         device = ids[0].device if ids else self.key.device
         out = torch.empty(shape, dtype=dtype, device=device)
-        draw_(out, to_device(self.key, device), [each.expand(shape) for each in ids], stream=stream)
+        draw_(out, self.key_on(device), [each.expand(shape) for each in ids], stream=stream)
         return out
 
 

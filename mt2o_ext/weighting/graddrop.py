@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..checks import check_real
-from ..device import to_device
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .draw import drawn
@@ -48,7 +47,7 @@ class GradDrop(Weighting):
     def _transform_(self, rows: Sequence[Tensor], context: WeightingContext) -> None:
         assert context.finite is not None
         kernels, columns = kernels_of(rows, context)
-        key = to_device(drawn(context).key, rows[0].device)
+        key = drawn(context).key_on(rows[0].device)
         for stream, (matrix, (chunks, _)) in enumerate(zip(rows, columns, strict=True)):
             kernels.drop_signs_(matrix, key, context.finite, chunks, stream=stream, leak=self.leak)
 

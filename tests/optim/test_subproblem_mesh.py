@@ -199,6 +199,13 @@ def test_copies_that_nobody_averages_are_told_of(worlds: Worlds) -> None:
         assert "runs with 4 ranks, of which subproblem_mesh= has 2" in text and 'mesh["data"].get_group()' in text
 
 
+def test_a_part_that_is_saved_as_if_it_were_all_is_told_of(worlds: Worlds) -> None:
+    for result, share in zip(worlds.of(2), ("0 .. 2 of 5", "3 .. 4 of 5"), strict=True):
+        assert result["saved part"] is None
+        [text] = result["saved part: warnings"]
+        assert share in text and "optimizer=optimizer.whole_state_dict()" in text
+
+
 def test_between_transfers_bits_are_those_of_one_process(worlds: Worlds) -> None:
     first, second = of_all_ranks(worlds.of(2), "bits")
     assert_same(first["state"]["state"], mesh_checks.bits(0, 1)["state"]["state"])

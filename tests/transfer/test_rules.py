@@ -18,6 +18,7 @@ from mt2o_ext.transfer import (
     Hat,
     Identity,
     Mean,
+    Neighbours,
     Spectral,
     check_mix,
     register,
@@ -50,6 +51,22 @@ def test_rows_sum_to_one_and_the_matrix_is_stable(make, preferences):
         assert matrix.dtype == torch.float64
         assert_close(matrix.sum(-1), torch.ones(matrix.shape[:-1], dtype=torch.float64))
         check_mix(matrix, len(preferences))
+
+
+@every_rule()
+def test_rows_take_from_their_sources_alone(make):
+    """Where ranks share the rows, no others are sent."""
+    preferences = line_preferences(10)
+    rule = make()
+    assert rule.sources() is None  # before `bind` nobody knows
+    found = matrices(rule, preferences, noisy_grams())
+    sources = rule.sources()
+    assert (sources is None) != rule.fixed
+    for k, allowed in enumerate(sources or ()):
+        taken = {j for matrix in found for j in (matrix[:, k] != 0).any(0).nonzero()[:, 0].tolist()}
+        assert taken - {k} <= set(allowed)
+    if isinstance(rule, Neighbours) and rule.nearest is not None:
+        assert max(map(len, sources)) <= 2 + 1  # the last of two may have an equal on the other side
 
 
 @every_rule(SYMMETRIC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -331,6 +332,14 @@ def copies_that_drift(rank: int, ranks: int) -> None:
     Trained(rank, 2, mesh=halves[rank // 2], front="rows").steps(range(1))
 
 
+def saved_part(rank: int, ranks: int) -> None:
+    """What a rank saves that nobody has told of the others."""
+    trained = Trained(rank, ranks, front="rows")
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder) / "whole.pt", model=trained.model, optimizer=trained.optimizer.state_dict())
+        save_checkpoint(Path(folder) / "part.pt", model=trained.model, optimizer=trained.optimizer)
+
+
 def bits(rank: int, ranks: int) -> dict[str, Any]:
     """Steps in which no transfer is due, of a model without products of matrices, which round by their alignment."""
     p = nn.Parameter(torch.linspace(-1, 1, 1000))
@@ -404,5 +413,6 @@ def checks_of(ranks: int, folder: Path) -> dict[str, Callable[[int, int], Any]]:
         **{f"refused: {name}": check for name, (check, *_) in REFUSALS.items() if ranks == 2},
         **{f"resumed: {kind}": partial(resumed, kind=kind, folder=folder) for kind in kinds_of(ranks)},
         "shared batch": shared_batch,
+        "saved part": saved_part,
         **({"bits": bits} if ranks == 2 else {"copies": copies_that_drift}),
     }
