@@ -50,6 +50,7 @@ struct Home {
 };
 Home home;
 Fiber* running = nullptr;
+bool from_home;  // the last switch: then AddressSanitizer says which stack that is
 
 }  // namespace
 
@@ -71,12 +72,19 @@ Fiber::~Fiber() {
 }
 
 void Fiber::start() {
-  sanitizers::enter_stack(nullptr, &home.stack, &home.size);
+  sanitizers::enter_stack(nullptr, from_home ? &home.stack : nullptr, from_home ? &home.size : nullptr);
   running->body_();
+}
+
+// Until another switch comes back.
+void Fiber::leave(void* to) {
+  mt2o_emulator_switch(&stack_pointer_, to);
+  sanitizers::enter_stack(asan_stack_, from_home ? &home.stack : nullptr, from_home ? &home.size : nullptr);
 }
 
 void Fiber::resume() {
   running = this;
+  from_home = true;
   home.tsan_fiber = sanitizers::current_fiber();
   sanitizers::leave_stack(&home.asan_stack, stack_ + guard_size, stack_size);
   sanitizers::switch_to(tsan_fiber_);
@@ -89,8 +97,15 @@ void Fiber::suspend() {
   Fiber& self = *running;
   sanitizers::leave_stack(&self.asan_stack_, home.stack, home.size);
   sanitizers::switch_to(home.tsan_fiber);
-  mt2o_emulator_switch(&self.stack_pointer_, home.stack_pointer);
-  sanitizers::enter_stack(self.asan_stack_, &home.stack, &home.size);
+  self.leave(home.stack_pointer);
+}
+
+void Fiber::hand_over(Fiber& next) {
+  running = &next;
+  from_home = false;
+  sanitizers::leave_stack(&asan_stack_, next.stack_ + guard_size, stack_size);
+  sanitizers::switch_to(next.tsan_fiber_);
+  leave(next.stack_pointer_);
 }
 
 }  // namespace emulator

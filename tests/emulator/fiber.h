@@ -11,11 +11,13 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  void resume();          // runs it until it suspends itself
-  static void suspend();  // back to who resumed the running fiber
+  void resume();                // runs it until it suspends itself, or another that it hands over to does
+  static void suspend();        // back to who resumed
+  void hand_over(Fiber& next);  // from the running fiber, this one, to another: half the way of suspend and resume
 
  private:
   static void start();
+  void leave(void* to);
 
   void (*body_)();
   char* stack_;

@@ -55,8 +55,17 @@ void Scheduler::thread_main() {
     sanitizers::release(&scheduler.launch_end_);
     scheduler.running_->state = Thread::returned;
     --scheduler.unfinished_;
-    Fiber::suspend();
+    scheduler.pass_on();
   }
+}
+
+// The running thread waits, or has returned: the next one of its warp goes on, or if there is none, the launch.
+void Scheduler::pass_on() {
+  Thread& self = *running_;
+  if (Thread* next = next_of_warp())
+    self.fiber.hand_over(next->fiber);
+  else
+    Fiber::suspend();
 }
 
 unsigned Scheduler::meet_block(bool value, const Site& at) {
@@ -67,7 +76,7 @@ unsigned Scheduler::meet_block(bool value, const Site& at) {
   self.site = at;
   self.value = value;
   sanitizers::release(order);
-  Fiber::suspend();
+  pass_on();
   sanitizers::acquire(order);
   return team.votes;
 }
@@ -82,7 +91,7 @@ Lanes Scheduler::meet_warp(unsigned mask, uint64_t value, bool fence, const Site
   self.value = value;
   ++self.arrivals;
   if (fence) sanitizers::release(&self.order[self.arrivals & 1]);
-  Fiber::suspend();
+  pass_on();
   if (fence) see_lanes(warp, mask);
   return {warp.values, mask};
 }
@@ -148,10 +157,15 @@ void Scheduler::run_grid(dim3 grid, dim3 block) {
 
 std::vector<unsigned> Scheduler::arranged(unsigned count) {
   std::vector<unsigned> order(count);
-  std::iota(order.begin(), order.end(), 0u);
-  if (options.order == Order::reverse) std::reverse(order.begin(), order.end());
-  if (options.order == Order::shuffled) std::shuffle(order.begin(), order.end(), random_);
+  arrange(order);
   return order;
+}
+
+template <class Numbers>
+void Scheduler::arrange(Numbers& numbers) {
+  std::iota(numbers.begin(), numbers.end(), 0);
+  if (options.order == Order::reverse) std::reverse(numbers.begin(), numbers.end());
+  if (options.order == Order::shuffled) std::shuffle(numbers.begin(), numbers.end(), random_);
 }
 
 void Scheduler::run_block(uint3 index) {
@@ -171,18 +185,31 @@ void Scheduler::run_block(uint3 index) {
 }
 
 void Scheduler::run_warp(unsigned warp) {
-  do
-    for (const unsigned lane : arranged(32)) {
-      if (lane >= lanes_of(warp) || at(warp * 32 + lane).state != Thread::ready) continue;
-      running_ = &at(warp * 32 + lane);
-      threadIdx = running_->index;
-      running_->fiber.resume();
-      if (failed_) {
-        sanitizers::acquire(message_);
-        throw Violation(message_);
-      }
+  warp_ = warp;
+  do {
+    arrange(lanes_);
+    turn_ = 0;
+    Thread* first = next_of_warp();
+    if (!first) continue;
+    first->fiber.resume();  // each hands over to the next
+    if (failed_) {
+      sanitizers::acquire(message_);
+      throw Violation(message_);
     }
-  while (open_warp(warp));
+  } while (open_warp(warp));
+}
+
+// The next lane whose turn it is, now the running thread; nullptr if all have had it.
+Thread* Scheduler::next_of_warp() {
+  const unsigned count = lanes_of(warp_);
+  while (turn_ < 32) {
+    const unsigned lane = lanes_[turn_++];
+    if (lane >= count || at(warp_ * 32 + lane).state != Thread::ready) continue;
+    running_ = &at(warp_ * 32 + lane);
+    threadIdx = running_->index;
+    return running_;
+  }
+  return nullptr;
 }
 
 // Lets lanes go on that all wait for each other; says whether there were any.

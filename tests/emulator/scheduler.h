@@ -1,5 +1,6 @@
 // Runs the threads of one block: warp after warp, each until all of its threads wait for others or have returned.
 #pragma once
+#include <array>
 #include <memory>
 #include <random>
 #include <string>
@@ -57,9 +58,11 @@ class Scheduler {
 
  private:
   static void thread_main();
+  void pass_on();
   void run_grid(dim3 grid, dim3 block);
   void run_block(uint3 index);
   void run_warp(unsigned warp);
+  Thread* next_of_warp();
   bool open_warp(unsigned warp);
   bool open_block();
   void see_lanes(Warp& warp, unsigned mask);
@@ -69,11 +72,15 @@ class Scheduler {
   unsigned num_warps() const { return (count_ + 31) / 32; }
   unsigned lanes_of(unsigned warp) const { return count_ - warp * 32 < 32 ? count_ - warp * 32 : 32; }
   std::vector<unsigned> arranged(unsigned count);
+  template <class Numbers>
+  void arrange(Numbers& numbers);
 
   Team teams_[2];
   Team* team_ = teams_;
   Thread* running_ = nullptr;
-  unsigned count_ = 0;  // threads of a block
+  std::array<unsigned char, 32> lanes_ = {};  // of the warp that runs, in the order of their turns
+  unsigned warp_ = 0, turn_ = 0;              // its number, and of these turns the next
+  unsigned count_ = 0;                        // threads of a block
   unsigned unfinished_ = 0;
   SharedMemory shared_;
   std::mt19937 random_;

@@ -19,8 +19,9 @@ FLOATS = (torch.float32, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
 ROWS = (1, 2, 3, 4, 5, 8, 16, 17)
 TASKS = (1, 2, 3, 8)
-# Around a group of sixteen columns, around several chunks, and tensors side by side (one of them empty).
-LAYOUTS = ((0,), (1,), (3,), (15,), (16,), (17,), (4097,), (20000,), (3, 0, 17, 4097, 1, 16))
+# Around a group of sixteen columns, several chunks, more columns than one thread takes alone, and tensors side by side
+# (one of them empty).
+LAYOUTS = ((0,), (1,), (3,), (15,), (16,), (17,), (4097,), (9000,), (3, 0, 17, 4097, 1, 16))
 
 
 def rows_and_tasks(numels: Sequence[int]) -> list[tuple[int, int]]:
