@@ -175,7 +175,7 @@ def step_of_rows(
     ]
     transfer = _Transfer(exchange, near, blend, flats, mixes, columns)
     transfer.step(plan, apply, ema)
-    shared = asked and facts.losses is not None and blend.has_shared_batch(facts.losses)
+    shared = facts.losses is not None and blend.has_shared_batch(facts.losses)
     blend.count_step(mixes)
     return shared
 
