@@ -13,7 +13,7 @@ from ..measure import table
 from ..pareto.statistics import T975
 from .demonstrations import EVALUATION, HELD_OUT, NOISE, POOL
 from .networks import ARMS, NETWORKS, TOLERANCE
-from .plan import DEMONSTRATIONS, FIRST_RATES, SEARCH_SEED, chosen_rate, pilot
+from .plan import DEMONSTRATIONS, RATES, SEARCH_SEED, chosen_rate, pilot
 from .robots import LIMIT
 from .runs import BATCH, STEPS, Key, Record, Records
 
@@ -49,8 +49,8 @@ had. **Success** is the share of episodes that reach the goal within {limit} ste
 * **Demonstrations**: noise with deviation {noise} is added to the experts' actions (which lie in [-1, 1]); what is
   learned is the action without it. A seed draws the demonstrations (of {pool} goals), the start and the mini-batches.
   The {episodes} goals of the episodes are the same for every run.
-* **The rate** of each arm has the least loss on {held_out} other goals, on one seed that is not reported; the search
-  begins with {rates} and goes on while its edge is best.
+* **The rate** of each arm is that one of {rates} which has the least loss on {held_out} other goals, on
+  one seed that is not reported.
 * **The number of demonstrations** was set by separate networks alone, before any other arm was run: {pilot}.
 * Brackets: 95 % t-intervals over seeds, of differences seed by seed where two arms are compared. There are
   {comparisons} of these differences: one in twenty such intervals leaves 0 out by chance alone.
@@ -216,7 +216,7 @@ def report(records: Records, folder: Path) -> None:
         noise=NOISE,
         pool=len(POOL),
         held_out=len(HELD_OUT),
-        rates=", ".join(f"{rate:g}" for rate in FIRST_RATES),
+        rates=", ".join(f"{rate:g}" for rate in RATES),
         pilot=pilot_text(records.by_key) or "not run",
         comparisons=len(comparisons()),
     )
