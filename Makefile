@@ -19,7 +19,7 @@ PYTEST      := MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-clients test-docs test-cpp test-emulator test-native emulator clients cuda floor-cuda floor bench pareto pareto-quick pareto-report pareto-data metaworld metaworld-report wheels gpu-check lint format clean
+.PHONY: help install demo test test-clients test-docs test-cpp test-emulator test-native emulator clients cuda floor-cuda floor bench pareto pareto-quick pareto-report pareto-data metaworld metaworld-report parity wheels gpu-check lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -134,6 +134,10 @@ metaworld-report: $(NATIVE) $(VENV)/.extra-demo  ## tables and figure of what `m
 $(ROBOTS)/.packages: $(TORCH_STAMP)
 	$(BIN)/python -m pip install --no-deps --target $(ROBOTS)/packages --upgrade $(METAWORLD)
 	touch $@
+
+parity: $(NATIVE) $(VENV)/.extra-demo $(PARETO_DATA)/.fashion  ## published numbers beside ours: two hours of one core, may be stopped and started again
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.parity run
+	$(BIN)/python -m bench.parity report
 
 wheels: $(TORCH_STAMP)  ## sdist and wheels for this CPython (CPU, and each CUDA whose nvcc is here), checked; in dist/
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tools.wheels --out dist $(TORCHES:%=--torch "%")

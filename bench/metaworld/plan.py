@@ -12,7 +12,7 @@ DEMONSTRATIONS = 2
 
 PILOT = (2, 5, 10)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-"""All of them for every arm: losses over rates have more than one valley, so that a search from the middle gets lost."""
+"""All of them for every arm: losses over rates have more than one valley, where a search from the middle gets lost."""
 
 SEARCH_SEED = 100
 SEEDS = 8

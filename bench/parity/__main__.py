@@ -46,7 +46,10 @@ def run_digits(path: Path, late: Callable[[], bool]) -> None:
 
 def run_front(method: str, path: Path, scratch: Path, late: Callable[[], bool]) -> None:
     """One seed, all epochs that were published, if there is time."""
-    train, validation, test = pairs.garment_pairs()
+    try:
+        train, validation, test = pairs.garment_pairs()
+    except FileNotFoundError as error:
+        raise SystemExit(f"{error}; or go without it: --only digits") from error
     training, epochs = fronts.Training(method, 0, train), fronts.METHODS[method].epochs
     for record in fronts.looks(training, scratch / f"{method}.pt", (validation, test), epochs, late):
         records.append(path, record)

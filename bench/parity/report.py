@@ -22,23 +22,23 @@ PUBLISHED_FRONTS = {"COSMOS": 2.31, "PHN-LS": 2.14}
 
 HEAD = """# Published numbers, and ours
 
-Written by `python -m bench.parity report` from the records beside it; `make parity` makes those that are missing. Do not
-edit. `seconds` are those of one core that had other work, too.
+Written by `python -m bench.parity report` from the records beside it; `make parity` makes those that are missing. Do
+not edit. Seconds are those of one core that had other work, too.
 """
 
 DIGITS = """## Two digits in one picture
 
-PaLoRA's raw results on MultiMNIST have three seeds of each method. Test accuracy in per cent, left-top and right-bottom
-digit: mean, and the seeds' range.
+PaLoRA's raw results on MultiMNIST have three seeds of each method. Test accuracy in per cent, left-top / right-bottom
+digit: the mean, and the range of the seeds.
 
 {table}
 
-* **The same**: pictures of 28 x 28 (two digits of 28 x 28 on a canvas of 36 x 36, the second one moved by 6 pixels, made
-  smaller), {train:,} training pairs, {test:,} test pairs, the network (27,450 parameters), Adam with rate {rate:g}, mini-batches of
-  {batch}, {epochs} epochs, the last one counts.
-* **Not the same**: ours are paired from {digits:,} digits (the others test), published ones from 60,000; so ours are easier to
-  learn by heart and are worse on test data, and only order and size of differences can be compared. CAGrad's c is 0.5
-  (theirs is not told), and standardisation and resizing are ours.
+* **The same**: pictures of 28 x 28 (two digits of 28 x 28 on a canvas of 36 x 36, the second one moved by 6 pixels,
+  made smaller), {train:,} training pairs, {test:,} test pairs, the network (27,450 parameters), Adam with rate
+  {rate:g}, mini-batches of {batch}, {epochs} epochs, of which the last one counts.
+* **Not the same**: ours are paired from {digits:,} digits (others are for the test), published ones from 60,000. So
+  ours are learned by heart more easily and do worse on test data; only the order and the size of differences can be
+  compared. CAGrad's c is 0.5 (theirs is not told); standardisation and resizing are ours.
 
 Differences to the sum of losses, in points, seed by seed:
 
@@ -47,17 +47,18 @@ Differences to the sum of losses, in points, seed by seed:
 
 FRONTS = """## Two garments in one picture
 
-Hypervolume from (2, 2) on test data, 25 rays. GMOOAR's Table 1 has means of ten seeds; ours is one seed.
+Hypervolume from (2, 2) on test data, {rays} rays. GMOOAR's Table 1 has means of ten seeds; ours is one seed. *Best* is
+the look with the best validation hypervolume, as one would choose it.
 
 {table}
 
 * **The same**: Multi-Fashion (36 x 36, pairs inside of a split; 108,000 training, 12,000 validation and 20,000 test
-  pairs), mini-batches of {batch}, Adam, rates and their steps, Dirichlet(1.2) and lambda 2 for COSMOS, Dirichlet(0.2) for
-  PHN-LS: settings of COSMOS' published code, which compares both. PHN-LS has the network of 31,910 parameters from a
-  hypernetwork of 3,243,410.
-* **Not the same**: the pairs are drawn anew; COSMOS gets its preference as constant channels, where the published code has
-  learned transposed convolutions; whether GMOOAR took these settings is not told, and its reference point and number of
-  rays are inferred (`best`: the look with the best validation hypervolume, as one would choose it).
+  pairs), mini-batches of {batch}, Adam, rates and their steps, Dirichlet(1.2) and lambda 2 for COSMOS, Dirichlet(0.2)
+  for PHN-LS: the settings of COSMOS' published code, which compares both. PHN-LS makes the network of 31,910 parameters
+  by a hypernetwork of 3,243,410.
+* **Not the same**: pairs are drawn anew; COSMOS gets its preference as constant channels, where the published code has
+  learned transposed convolutions; whether GMOOAR took these settings is not told, and its reference point and number
+  of rays are inferred. Epochs that are missing are named in the table.
 """
 
 
@@ -131,5 +132,5 @@ def report(runs: Mapping[Key, list[Record]], folder: Path) -> None:
             )
         )  # fmt: skip
     if any(key.data == "garments" for key in runs):
-        parts.append(FRONTS.format(table=fronts_table(runs), batch=fronts.BATCH))
+        parts.append(FRONTS.format(table=fronts_table(runs), batch=fronts.BATCH, rays=fronts.RAYS))
     (folder / "README.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
