@@ -83,7 +83,7 @@ def test_masks_keep_tasks_apart_that_contradict_each_other() -> None:
 def test_one_policy_of_modules_moves_three_robots(capsys: pytest.CaptureFixture[str]) -> None:
     example = importlib.import_module("robots")
     if importlib.util.find_spec("metaworld") is None:
-        with pytest.raises(SystemExit, match="expected the package metaworld: pip install metaworld==3.1.1"):
+        with pytest.raises(SystemExit, match=r"expected the package metaworld: pip install metaworld==3\.1\.1"):
             example.main()
         pytest.skip("metaworld is not here (pip install metaworld==3.1.1 mujoco==3.3.0)")
     _, drawer, window = example.main(episodes=2)
