@@ -14,7 +14,7 @@ from .robots import LIMIT, World
 NOISE = 0.1
 """Deviation of what is added to the experts' actions, so that runs also show the way back."""
 
-POOL, HELD_OUT, EVALUATION = range(20), range(20, 30), range(30, 50)
+POOL, HELD_OUT, EVALUATION = range(20), range(20, 30), range(30, 40)
 """Goals: of the demonstrations that runs draw from, of the held-out loss, of the episodes."""
 
 SCALE_FLOOR = 0.01

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .networks import ARMS
+from .networks import ARMS, WEIGHTINGS
 from .runs import Key, Record
 
 DEMONSTRATIONS = 2
@@ -15,7 +15,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """All of them for every arm: losses over rates have more than one valley, where a search from the middle gets lost."""
 
 SEARCH_SEED = 100
-SEEDS = 8
+SEEDS = 3
 
 
 def pilot() -> list[Key]:
@@ -37,18 +37,19 @@ def chosen_rate(arm: tuple[str, str], records: Mapping[Key, Record]) -> float | 
 
 
 def next_run(records: Mapping[Key, Record], seeds: int = SEEDS) -> Key | None:
-    """The pilot, then all searches, then seed after seed of all arms; None if nothing is missing."""
+    """The pilot, then all searches, then weighting after weighting and seed after seed; None if nothing is missing."""
     wanted = [*pilot(), *(key for arm in ARMS for key in search_keys(arm))]
     for key in wanted:
         if key not in records:
             return key
-    for seed in range(seeds):
-        for arm in ARMS:
-            lr = chosen_rate(arm, records)
-            assert lr is not None  # the searches are done
-            key = Key(*arm, DEMONSTRATIONS, lr, seed)
-            if key not in records:
-                return key
+    for arms in ([arm for arm in ARMS if arm[1] == weighting] for weighting in WEIGHTINGS):
+        for seed in range(seeds):
+            for arm in arms:
+                lr = chosen_rate(arm, records)
+                assert lr is not None  # the searches are done
+                key = Key(*arm, DEMONSTRATIONS, lr, seed)
+                if key not in records:
+                    return key
     return None
 
 

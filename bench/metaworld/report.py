@@ -159,12 +159,9 @@ def tasks_table(runs: Runs) -> str:
     """Success of each task, in per cent, over all seeds."""
     rows = []
     for (network, weighting), mine in runs.items():
-        shares = zip(*(record.reached for record in mine.values()), strict=True)
+        shares = zip(*([each / record.episodes for each in record.reached] for record in mine.values()), strict=True)
         row: dict[str, Any] = {"network": network, "weighting": weighting}
-        row |= {
-            name: f"{100 * sum(share) / (len(share) * len(EVALUATION)):.0f}"
-            for name, share in zip(TASKS, shares, strict=True)
-        }
+        row |= {name: f"{100 * statistics.mean(share):.0f}" for name, share in zip(TASKS, shares, strict=True)}
         rows.append(row)
     return table(rows)
 

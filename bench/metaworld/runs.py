@@ -41,6 +41,7 @@ class Record:
     Attributes:
         held_out: the mean squared error of each task's actions on demonstrations that no run is trained on, [T].
         reached: how many of the episodes of each task reached the goal, [T]; empty if there were none.
+        episodes: of each task.
         parameters: of the network.
         seconds: of training, and of the episodes.
     """
@@ -48,6 +49,7 @@ class Record:
     key: Key
     held_out: list[float]
     reached: list[int]
+    episodes: int
     parameters: int
     seconds: tuple[float, float]
 
@@ -58,7 +60,7 @@ class Record:
     @property
     def success(self) -> float:
         """Over all tasks and episodes."""
-        return sum(self.reached) / (len(self.reached) * len(EVALUATION))
+        return sum(self.reached) / (len(self.reached) * self.episodes)
 
     def line(self) -> str:
         return json.dumps({**asdict(self), "key": list(self.key)}, separators=(",", ":"))
@@ -120,7 +122,7 @@ def run(key: Key, demonstrations: Demonstrations, world: World | None) -> Record
     reached = [] if world is None else successes(world, policy_of(net, data), EVALUATION)
     seconds = (round(trained - begin, 1), round(time.process_time() - trained, 1))
     held_out = [float(f"{loss:.4g}") for loss in held_out_losses(net, data)]
-    return Record(key, held_out, reached, parameters(net), seconds)
+    return Record(key, held_out, reached, len(EVALUATION) if reached else 0, parameters(net), seconds)
 
 
 class Records:

@@ -49,7 +49,7 @@ def kept() -> demonstrations.Demonstrations:
 def record(arm: tuple[str, str], lr: float, seed: int, *, loss: float = 1.0, reached: int = 0) -> Record:
     """One that was never run."""
     key = Key(*arm, plan.DEMONSTRATIONS, lr, seed)
-    return Record(key, [loss] * 10, [reached] * 10 if plan.needs_episodes(key) else [], 1000, (1.0, 1.0))
+    return Record(key, [loss] * 10, [reached] * 10 if plan.needs_episodes(key) else [], 20, 1000, (1.0, 1.0))
 
 
 # ------------------------------------------------------------------ demonstrations and episodes
@@ -160,7 +160,7 @@ def test_records_come_back_and_a_broken_line_is_named(tmp_path: Path) -> None:
     made = record(ARMS[0], 1e-3, 0, loss=0.25, reached=5)
     Records(tmp_path / "runs.jsonl").add(made)
     assert Records(tmp_path / "runs.jsonl").by_key == {made.key: made}
-    assert made.success == 5 / len(EVALUATION) and made.loss == 0.25
+    assert made.success == 5 / 20 and made.loss == 0.25
     with open(tmp_path / "runs.jsonl", "a") as file:
         file.write('{"key":')
     with pytest.raises(ValueError, match=r"expected a record in line 2 of .*runs\.jsonl, got '\{\"key\":': delete it"):
@@ -179,21 +179,27 @@ def test_the_rate_is_known_when_all_of_them_were_tried() -> None:
 def test_all_that_is_planned_is_run_once_in_an_order_that_can_be_stopped(
     kept: demonstrations.Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pilot, all searches, then seed after seed; a driver that starts again makes only what is missing."""
+    """The pilot, all searches, the sum, other weightings; a driver that starts again makes only what is missing."""
     demonstrations.save(kept, tmp_path / "demonstrations.pt")
     made: list[Key] = []
 
     def fast(key: Key, kept: object, world: object) -> Record:
         made.append(key)
         assert (world is not None) == plan.needs_episodes(key)
-        return Record(key, [abs(key.lr - 1e-3)], [3] if plan.needs_episodes(key) else [], 10, (0.0, 0.0))
+        return Record(key, [abs(key.lr - 1e-3)], [3] if plan.needs_episodes(key) else [], 10, 10, (0.0, 0.0))
 
     monkeypatch.setattr("bench.metaworld.__main__.run", fast)
-    for seeds in (1, 3):
-        drive(Records(tmp_path / "runs.jsonl"), Points(), tmp_path, seeds)
+    for _ in range(2):
+        drive(Records(tmp_path / "runs.jsonl"), Points(), tmp_path, 3)
     assert len(made) == len(set(made)) and made[:3] == plan.pilot()
     reported = [key for key in made if key.seed != plan.SEARCH_SEED]
-    assert [(key.seed, *key[:2]) for key in reported] == [(seed, *arm) for seed in range(3) for arm in ARMS]
+    assert [(key.seed, key.weighting, key.network) for key in reported] == [
+        (seed, weighting, network)
+        for weighting in networks.WEIGHTINGS
+        for seed in range(3)
+        for network in NETWORKS
+        if (network, weighting) in ARMS
+    ]
     assert {key.lr for key in reported} == {1e-3}
     drive(Records(tmp_path / "other.jsonl"), Points(), tmp_path, 1, minutes=0)
     assert not (tmp_path / "other.jsonl").exists(), "no time, no run"
