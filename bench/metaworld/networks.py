@@ -114,7 +114,7 @@ class Network:
 
 
 NETWORKS = {
-    "modules": Network(f"`SoftModules`, {LAYERS} layers of {MODULES} modules, {WIDTH} wide", modules),
+    "modules": Network(f"`SoftModules`, {LAYERS} layers of {MODULES} modules {WIDTH} wide", modules),
     "plain": Network("a perceptron whose input also names the task", matched(Plain)),
     "heads": Network("a perceptron with a last layer for each task", matched(Heads)),
     "separate": Network("a perceptron for each task, all of them together as large", matched(Separate), shares=False),

@@ -50,10 +50,11 @@ had. **Success** is the share of episodes that reach the goal within {limit} ste
   learned is the action without it. A seed draws the demonstrations (of {pool} goals), the start and the mini-batches.
   The {episodes} goals of the episodes are the same for every run.
 * **The rate** of each arm is that one of {rates} which has the least loss on {held_out} other goals, on
-  one seed that is not reported.
-* **The number of demonstrations** was set by separate networks alone, before any other arm was run: {pilot}.
-* Brackets: 95 % t-intervals over seeds, of differences seed by seed where two arms are compared. There are
-  {comparisons} of these differences: one in twenty such intervals leaves 0 out by chance alone.
+  one seed that is not reported. "Edge" marks the least and the greatest of them.
+* **The number of demonstrations** was set by separate networks alone, before any other arm was run: in {pilot_episodes}
+  episodes of each task {pilot}.
+* Brackets: 95 % t-intervals over seeds, of differences seed by seed where two arms are compared; a single seed has
+  none. There are {comparisons} of these differences: one in twenty such intervals leaves 0 out by chance alone.
 """
 
 
@@ -129,7 +130,7 @@ def arms_table(runs: Runs) -> str:
                 "network": network,
                 "weighting": weighting,
                 "parameters": f"{records[0].parameters:,}",
-                "rate": f"{records[0].key.lr:g}",
+                "rate": f"{records[0].key.lr:g}" + " (edge)" * (records[0].key.lr in (RATES[0], RATES[-1])),
                 "seeds": len(records),
                 "held-out loss": f"{statistics.mean(record.loss for record in records):.4f}",
                 "success, %": Interval.of([record.success for record in records]).points(),
@@ -167,7 +168,7 @@ def tasks_table(runs: Runs) -> str:
 
 
 def pilot_text(records: Mapping[Key, Record]) -> str:
-    found = [records[key] for key in pilot() if key in records]
+    found = [records[key] for key in pilot()]
     return ", ".join(f"{record.key.demonstrations} give {100 * record.success:.1f} %" for record in found)
 
 
@@ -206,7 +207,7 @@ def report(records: Records, folder: Path) -> None:
         demonstrations=DEMONSTRATIONS,
         episodes=len(EVALUATION),
         limit=LIMIT,
-        networks="; ".join(f"*{name}*, {network.text}" for name, network in NETWORKS.items()),
+        networks="; ".join(f"`{name}`, {network.text}" for name, network in NETWORKS.items()),
         tolerance=100 * TOLERANCE,
         batch=BATCH,
         steps=STEPS,
@@ -214,7 +215,8 @@ def report(records: Records, folder: Path) -> None:
         pool=len(POOL),
         held_out=len(HELD_OUT),
         rates=", ".join(f"{rate:g}" for rate in RATES),
-        pilot=pilot_text(records.by_key) or "not run",
+        pilot=pilot_text(records.by_key),
+        pilot_episodes=records.by_key[pilot()[0]].episodes,
         comparisons=len(comparisons()),
     )
     minutes = sum(sum(record.seconds) for record in records.by_key.values()) / 60

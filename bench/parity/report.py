@@ -47,7 +47,7 @@ Differences to the sum of losses, in points, seed by seed:
 
 FRONTS = """## Two garments in one picture
 
-Hypervolume from (2, 2) on test data, {rays} rays. GMOOAR's Table 1 has means of ten seeds; ours is one seed. *Best* is
+Hypervolume from (2, 2) on test data, {rays} rays. GMOOAR's Table 1 has means of ten seeds; ours is one seed. "Best" is
 the look with the best validation hypervolume, as one would choose it.
 
 {table}

@@ -209,6 +209,8 @@ def test_all_that_is_planned_is_run_once_in_an_order_that_can_be_stopped(
 def with_known_numbers(path: Path) -> Records:
     """Arms of 10, 11, 12 ... successes of 20 in each task; every seed one more; one arm whose seeds differ."""
     records = Records(path)
+    for key in plan.pilot():
+        records.add(Record(key, [1.0] * 10, [key.demonstrations] * 10, 20, 1000, (1.0, 1.0)))
     for place, arm in enumerate(ARMS):
         for lr in plan.RATES:
             records.add(record(arm, lr, plan.SEARCH_SEED, loss=abs(lr - 1e-3)))
@@ -250,3 +252,4 @@ def test_the_report_tells_what_the_records_say(tmp_path: Path) -> None:
     assert "| modules, PCGrad | modules, sum | **+5.0 [+5.0, +5.0]** |" in text
     assert "| heads, sum | plain, sum | +15.0 [-9.8, +39.8] |" in text
     assert "| modules | sum | 30 | 30 |" in text
+    assert "in 20\n  episodes of each task 2 give 10.0 %, 5 give 25.0 %, 10 give 50.0 %." in text
