@@ -209,8 +209,6 @@ def test_all_that_is_planned_is_run_once_in_an_order_that_can_be_stopped(
 def with_known_numbers(path: Path) -> Records:
     """Arms of 10, 11, 12 ... successes of 20 in each task; every seed one more; one arm whose seeds differ."""
     records = Records(path)
-    for key in plan.pilot():
-        records.add(Record(key, [1.0] * 10, [key.demonstrations] * 10, 20, 1000, (1.0, 1.0)))
     for place, arm in enumerate(ARMS):
         for lr in plan.RATES:
             records.add(record(arm, lr, plan.SEARCH_SEED, loss=abs(lr - 1e-3)))
@@ -218,6 +216,8 @@ def with_known_numbers(path: Path) -> Records:
             extra = (0, 2, -2)[seed] if arm == ("heads", "sum") else 0
             records.add(record(arm, 1e-3, seed, loss=0.5, reached=5 + place + seed + extra))
         records.add(record(arm, 3e-3, 7, reached=20))  # of another rate: left out
+    for key in plan.pilot():
+        records.add(Record(key, [1.0] * 10, [key.demonstrations] * 10, 20, 1000, (1.0, 1.0)))
     return records
 
 
