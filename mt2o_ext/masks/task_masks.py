@@ -142,6 +142,28 @@ class TaskMasks(nn.Module):
         self.parameters_with_masks += named.values()
         self.whole += [any(word in name for word in self._words) for name in named]
         self.sizes += sizes
+        if self.granularity == "channel":  # a bias that comes after its weight has the weight's channels
+            self.bits = pack(self._whole_channels(unpack(self.bits, sum(self.sizes))))
+
+    def _whole_channels(self, flat: Tensor) -> Tensor:
+        """Masks bool [n, P] of whole channels: what the first element of each channel has, all of it has."""
+        channels = self.channels
+        return torch.cat(channels.spread(channels.firsts(flat.split(self.sizes, 1))), 1)
+
+    def check_bits(self, bits: Tensor) -> None:
+        """Checks that packed masks uint8 [n, ceil(P / 8)] are of whole channels, where these are.
+
+        Raises:
+            ValueError: for a part of a channel.
+        """
+        if self.granularity != "channel":
+            return
+        flat = unpack(bits, sum(self.sizes))
+        if not torch.equal(self._whole_channels(flat), flat):
+            raise ValueError(
+                'expected masks of whole channels for granularity="channel", got a part of one: set all elements of a '
+                "channel, of weight and bias"
+            )
 
     @property
     def channels(self) -> Channels:
@@ -161,15 +183,9 @@ class TaskMasks(nn.Module):
         self._check_not_shown()
         if tuple(mask.shape) != (sum(self.sizes),):
             raise ValueError(f"expected a mask of shape [{sum(self.sizes)}], got {list(mask.shape)}: give all elements")
-        if self.granularity == "channel" and mask.dtype == torch.bool:
-            channels = self.channels
-            first = channels.firsts(mask[None].split(self.sizes, 1))
-            if not torch.equal(torch.cat(channels.spread(first), 1)[0], mask):
-                raise ValueError(
-                    'expected a mask of whole channels for granularity="channel", got a part of one: set all elements '
-                    "of a channel, of weight and bias"
-                )
-        self.bits[self._checked_task(task)] = pack(mask).to(self.bits.device)
+        bits = pack(mask)
+        self.check_bits(bits[None])
+        self.bits[self._checked_task(task)] = bits.to(self.bits.device)
 
     def counts(self) -> Tensor:
         """Return the elements that each task has, int64 [K]."""

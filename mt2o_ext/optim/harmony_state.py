@@ -88,8 +88,9 @@ class KeptMasks:
         named = self._named_apart(new)
         if self._masks is None:
             self._masks = TaskMasks(
-                named, num_tasks, density=self._density, whole=self._whole, generator=self._generator
-            )
+                named, num_tasks, density=self._density, whole=self._whole, generator=self._generator,
+                granularity=self._granularity,
+            )  # fmt: skip
         else:
             self._masks.add(named, density=self._density, generator=self._generator)
 
@@ -147,6 +148,7 @@ class KeptMasks:
         where = "the optimizer"
         shared = member_dict({"harmony": shared}, "harmony", "the first group")
         bits = member(shared, "masks", tuple(self.masks.bits.shape), where)
+        self.masks.check_bits(bits)
         steps, exchanged = (int(member(shared, key, (), where)) for key in ("steps", "exchanged"))
         numbers = member(shared, "generator", None, where).cpu()
         skipped = member(shared, "skipped", (1,), where)

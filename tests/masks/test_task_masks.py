@@ -112,7 +112,7 @@ def test_masks_of_whole_channels() -> None:
     assert torch.equal(same.bits, masks.bits)
     half = masks.flat(0)
     half[:3] = ~half[:3]
-    with pytest.raises(ValueError, match="a mask of whole channels"):
+    with pytest.raises(ValueError, match="masks of whole channels"):
         masks.set_flat(0, half)
     masks.set_flat(0, masks.flat(1))
     numbers = TaskMasks([("a", nn.Parameter(torch.zeros(()))), ("b", nn.Parameter(torch.zeros(3)))], 2, density=0.5,

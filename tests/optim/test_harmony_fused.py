@@ -311,6 +311,44 @@ def test_masks_change_at_an_interval_and_by_the_rule(granularity: str) -> None:
     assert changes == [False, False, True] * 3
 
 
+def test_masks_of_whole_channels_are_drawn_exchanged_added_and_thawed() -> None:
+    """`granularity=` counts where the optimizer draws the masks itself, also later."""
+    model = model_of()
+    model[2].bias.requires_grad_(False)
+    optimizer = HarmonyFused(model[:4].named_parameters(), num_tasks=TASKS, density=0.5, granularity="channel")
+
+    def check(number: int) -> None:
+        assert len(optimizer.masks.names) == number
+        places = {name: place for place, name in enumerate(optimizer.masks.names)}
+        for task in range(TASKS):
+            masks = optimizer.masks.of(task)
+            for name in ("0", "2", ""):
+                weight, bias = (places.get(f"{name}.{kind}".lstrip(".")) for kind in ("weight", "bias"))
+                if weight is not None:
+                    rows = masks[weight]
+                    assert torch.equal(rows.all(1), rows.any(1))
+                    assert bias is None or torch.equal(rows[:, 0], masks[bias])
+
+    check(3)
+    optimizer.exchange(lambda task: loss_of(model, task), 2)
+    check(3)
+    model[2].bias.requires_grad_(True)
+    trained(model, optimizer, range(2))
+    check(4)
+    optimizer.add_param_group({"params": list(model[4].named_parameters())})
+    check(6)
+    optimizer.exchange(lambda task: loss_of(model, task), 2)
+    check(6)
+    for task in range(TASKS):
+        optimizer.masks.set_flat(task, optimizer.masks.flat(task))
+    elements = made(model_of(), density=0.5)
+    whole = made(model_of(), density=0.5, granularity="channel")
+    before = whole.masks.bits.clone()
+    with pytest.raises(ValueError, match="whole channels"):
+        whole.load_state_dict(elements.state_dict())
+    assert torch.equal(whole.masks.bits, before)
+
+
 @pytest.mark.parametrize("rule", [Harmony(), Harmony(3.0, importance="magnitude", grow_grad="masked", max_norm=None)])
 def test_masks_over_several_buffers_and_with_whole_tensors_change_by_the_rule(rule: Harmony) -> None:
     """Tensors of two dtypes lie in two buffers, a third one has a head."""
