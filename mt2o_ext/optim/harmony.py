@@ -170,6 +170,7 @@ class HarmonyFused(HarmonySteps):
         self._tables = MaskTables(self._kept.masks, self._buffers.flats)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._check_truth_shown()  # else the copy would take what a task sees for the whole model
         return {key: value for key, value in super().__getstate__().items() if key != "_tables"}
 
     # ------------------------------------------------------------------ the masks

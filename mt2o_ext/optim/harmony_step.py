@@ -162,7 +162,8 @@ class HarmonySteps(FlatOptimizer):
     def shown(self, task: int, *, ema: bool = False) -> Iterator[None]:
         """In this context the model is what a task sees, to evaluate it and to save it.
 
-        Its parameters are tensors of their own here: ``torch.save(model.state_dict())`` writes the model of this task.
+        Its parameters are tensors of their own here: ``torch.save(model.state_dict())`` writes the model of this task,
+        and a state dict that is kept stays what it is.
         What is changed in them is dropped, with a warning, and so are gradients that are made here.
 
         Args:
@@ -196,6 +197,7 @@ class HarmonySteps(FlatOptimizer):
             for p, grad in kept:
                 p.grad = grad
             view.leave()
+            view.give_away()
 
     # ------------------------------------------------------------------ the step
     @torch._disable_dynamo

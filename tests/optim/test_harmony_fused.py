@@ -233,6 +233,41 @@ def test_changes_and_gradients_in_a_view_are_dropped_with_a_warning() -> None:
     assert torch.equal(values(model_of()), torch.cat([p.detach().flatten() for p in other.param_groups[0]["params"]]))
 
 
+def test_a_state_dict_of_a_task_stays_what_it_was() -> None:
+    """Those of several tasks may be collected; neither another view nor a step changes them."""
+    model = model_of()
+    optimizer = made(model)
+    found, copies = [], []
+    for task in range(TASKS):
+        with optimizer.shown(task):
+            found.append(model.state_dict())
+            copies.append(copy.deepcopy(found[-1]))
+    trained(model, optimizer, range(3))
+    for states, copied in zip(found, copies, strict=True):
+        torch.testing.assert_close(states, copied, rtol=0, atol=0)
+    assert not torch.equal(found[0]["2.weight"], found[1]["2.weight"])
+
+
+def test_a_copy_of_the_optimizer_is_refused_where_a_task_is_shown() -> None:
+    """The copy would take what the task sees for the whole model."""
+    model = model_of()
+    optimizer = made(model)
+    with optimizer.shown(1):
+        alone = copy.deepcopy(model)  # a model of this task
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(RuntimeError, match=r"leave shown\(\)"):
+                copied((model, optimizer))
+        assert (alone[2].weight == 0).any()
+    for _ in optimizer.tasks():
+        with pytest.raises(RuntimeError, match=r"leave shown\(\)"):
+            copy.deepcopy(optimizer)
+        break
+    twin, other = copy.deepcopy((model, optimizer))
+    trained(model, optimizer, range(2))
+    trained(twin, other, range(2))
+    assert torch.equal(values(model), values(twin))
+
+
 def test_a_graph_does_not_outlive_its_turn() -> None:
     model = model_of()
     optimizer = made(model)
