@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_count
+from ..checks import check_choice, check_count, check_index, check_list
 from ..gradients.options import own_generator
 from ..sharding import is_sharded
 from .bits import pack, unpack
 from .channels import Channels
 from .sparsity import erk_counts
 
-__all__ = ["TaskMasks"]
+__all__ = ["TaskMasks", "check_words", "chosen_tasks"]
 
 ALWAYS_HELD = ("master", "ema")  # entries of a state that are values of the parameter itself
 
@@ -83,14 +83,13 @@ class TaskMasks(nn.Module):
         super().__init__()
         self.granularity = check_choice("granularity", granularity, ("element", "channel"))
         self.num_tasks = check_count("num_tasks", num_tasks)
-        if isinstance(whole, str):
-            raise TypeError(f"expected whole as a list of words, got {whole!r}: put it into a list")
+        words = check_words(whole)
         named = _checked(named_parameters)
         self.names: list[str] = []
         self.parameters_with_masks: list[Tensor] = []
         self.whole: list[bool] = []
         self.sizes: list[int] = []
-        self._words = list(whole)
+        self._words = words
         self._task_shown: int | None = None
         device = next(iter(named.values())).device
         self.register_buffer("bits", torch.zeros(num_tasks, 0, dtype=torch.uint8, device=device))
@@ -181,11 +180,15 @@ class TaskMasks(nn.Module):
     def set_flat(self, task: int, mask: Tensor) -> None:
         """Replaces the mask of a task by bool [P]; not while a task is shown."""
         self._check_not_shown()
+        task = self._checked_task(task)
+        if not isinstance(mask, Tensor) or mask.device.type == "meta":
+            kind = "one on meta" if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"expected a mask as a tensor of bool, got {kind}: give all elements")
         if tuple(mask.shape) != (sum(self.sizes),):
             raise ValueError(f"expected a mask of shape [{sum(self.sizes)}], got {list(mask.shape)}: give all elements")
         bits = pack(mask)
         self.check_bits(bits[None])
-        self.bits[self._checked_task(task)] = bits.to(self.bits.device)
+        self.bits[task] = bits.to(self.bits.device)
 
     def counts(self) -> Tensor:
         """Return the elements that each task has, int64 [K]."""
@@ -243,7 +246,7 @@ class TaskMasks(nn.Module):
             moments: "decay": moments outside of the masks go on, towards 0; "hold": they stay, too.
 
         Raises:
-            TypeError: for something that is no optimizer.
+            TypeError: for something that is no optimizer, and for anything but tasks.
             ValueError: for an optimizer of several models, of which only one can be shown, and for no task.
             RuntimeError: inside of `shown`, which shows other values outside of the mask than those to hold.
         """
@@ -255,7 +258,7 @@ class TaskMasks(nn.Module):
                 f"expected an optimizer of one model, got {type(optimizer).__name__} of {several}: take WeightedFused"
             )
         self._check_not_shown()
-        chosen = range(self.num_tasks) if tasks is None else [tasks] if isinstance(tasks, int) else list(tasks)
+        chosen = range(self.num_tasks) if tasks is None else chosen_tasks(tasks)
         if not chosen:
             raise ValueError("expected at least one task, got none: name those whose gradients the step has")
         union = self.flat(chosen[0])
@@ -286,9 +289,7 @@ class TaskMasks(nn.Module):
         return [part.view(p.shape).to(p.device) for part, p in parts]
 
     def _checked_task(self, task: int) -> int:
-        if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < self.num_tasks:
-            raise IndexError(f"expected a task 0 .. {self.num_tasks - 1}, got {task!r}: take one of them")
-        return task
+        return check_index("task", task, self.num_tasks)
 
     def _check_not_shown(self) -> None:
         if self._task_shown is not None:
@@ -340,9 +341,30 @@ def _random_mask(size: int, count: int, generator: torch.Generator) -> Tensor:
     return mask
 
 
+def chosen_tasks(tasks: Any) -> list[Any]:
+    """A task, or several, as a list.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(tasks, str) or not isinstance(tasks, (int, Sequence)):
+        raise TypeError(f"expected a task or a list of tasks, got {type(tasks).__name__}: pass their numbers")
+    return [tasks] if isinstance(tasks, int) else list(tasks)
+
+
+def check_words(whole: Sequence[str]) -> list[str]:
+    """Return ``whole=`` as a list, if it has words only."""
+    words = None if isinstance(whole, (str, Tensor)) or not isinstance(whole, Iterable) else list(whole)
+    if words is None or not all(isinstance(word, str) for word in words):
+        raise TypeError(
+            f"expected whole as a list of words, got {whole!r:.80}: put names, or parts of them, into a list"
+        )
+    return words
+
+
 def _checked(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
-    for item in named_parameters:
+    for item in check_list("named parameters", named_parameters, "pass model.named_parameters()"):
         if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor)):
             raise TypeError(
                 f"expected named parameters, pairs of a name and a parameter, got {type(item).__name__}: pass "

@@ -253,6 +253,7 @@ class HarmonyFused(HarmonySteps):
         return self._recorded_steps()
 
     def _export_shared(self) -> dict[str, Any]:
+        self._check_truth_shown()  # a checkpoint would have the model of a task beside it
         return self._kept.exported(self._rounds, self._report, self._step_recorder)
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:

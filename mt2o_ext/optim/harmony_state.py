@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_real
 from ..entries import member, member_dict
-from ..masks.task_masks import TaskMasks
+from ..masks.task_masks import TaskMasks, check_words
 from ..ranks import Ranks
 from .harmony_rounds import Rounds
 from .history import Recorder
@@ -38,12 +38,10 @@ class KeptMasks:
         generator: torch.Generator,
         granularity: str,
     ) -> None:
-        if isinstance(whole, str):
-            raise TypeError(f"expected whole as a list of words, got {whole!r}: put it into a list")
         self._given = masks is not None
         self._masks = masks
         self._density = check_real("density", density, maximum=1.0)
-        self._whole = list(whole)
+        self._whole = check_words(whole)
         self._generator = generator
         self._granularity = granularity
 

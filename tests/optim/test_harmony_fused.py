@@ -257,6 +257,8 @@ def test_a_copy_of_the_optimizer_is_refused_where_a_task_is_shown() -> None:
         for copied in (copy.deepcopy, pickle.dumps):
             with pytest.raises(RuntimeError, match=r"leave shown\(\)"):
                 copied((model, optimizer))
+        with pytest.raises(RuntimeError, match=r"leave shown\(\)"):  # the model beside it would be that of the task
+            optimizer.state_dict()
         assert (alone[2].weight == 0).any()
     for _ in optimizer.tasks():
         with pytest.raises(RuntimeError, match=r"leave shown\(\)"):
@@ -573,6 +575,33 @@ def test_heads_have_no_masks_and_follow_their_own_task(turns: str, max_norm: flo
         assert not bool((heads[1].weight == 0).any())
 
 
+def test_masks_that_are_added_count_from_the_next_step() -> None:
+    model = model_of()
+    masks = TaskMasks(model[0].named_parameters(), 2, density=0.5)
+    optimizer = HarmonyFused(model.parameters(), num_tasks=2, masks=masks, base=SGD(), lr=0.1)
+    optimizer.step(lambda task: loss_of(model, task))
+    masks.add([("4.weight", model[4].weight)], density=0.5)
+    before, mask = model[4].weight.detach().clone(), masks.of(1)[2]
+    optimizer.step(lambda task: loss_of(model, task))
+    assert torch.equal(model[4].weight != before, mask)
+    with optimizer.shown(0):
+        assert torch.equal(model[4].weight == 0, ~masks.of(0)[2])
+
+
+def test_more_than_all_elements_change_places_and_odd_counts_are_refused() -> None:
+    model = model_of()
+    optimizer, twin = made(model), made(model_of())
+    optimizer.exchange(lambda task: loss_of(model, task), 10**30)
+    assert torch.equal(optimizer.masks.counts(), twin.masks.counts())
+    assert not torch.equal(optimizer.masks.bits, twin.masks.bits)
+    state = optimizer.state_dict()
+    for key in ("steps", "exchanged"):
+        odd = copy.deepcopy(state)
+        odd["param_groups"][0]["harmony"][key] = float("inf")
+        with pytest.raises(ValueError, match=f"`{key}`"):
+            optimizer.load_state_dict(odd)
+
+
 def test_masks_of_some_parameters() -> None:
     model = model_of()
     masks = TaskMasks(model[0].named_parameters(), 2, density=0.5)
@@ -671,6 +700,8 @@ def test_bad_arguments_are_refused_before_anything_is_changed() -> None:
         ({"moments": "drop"}, ValueError, "moments as one of"),
         ({"density": 1.5}, ValueError, "density"),
         ({"whole": "embed"}, TypeError, "whole as a list"),
+        ({"whole": None}, TypeError, "whole as a list"),
+        ({"whole": [3]}, TypeError, "whole as a list"),
         ({"interval": 5}, ValueError, "budget= beside interval="),
         ({"interval": 0, "budget": CosineBudget(5)}, ValueError, "interval >= 1"),
         ({"budget": 7}, TypeError, "budget as a CosineBudget"),
@@ -693,6 +724,7 @@ def test_bad_arguments_are_refused_before_anything_is_changed() -> None:
         ([], ValueError, "at least one task"),
         (3, IndexError, r"task 0 \.\. 2"),
         ([0, 0], ValueError, "every task once"),
+        (True, TypeError, "task as an int"),
         ("all", TypeError, "a task or a list of tasks"),
         (0.5, TypeError, "a task or a list of tasks"),
     ):
