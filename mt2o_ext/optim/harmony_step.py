@@ -240,11 +240,7 @@ class HarmonySteps(FlatOptimizer):
             scaling = Scaling.of(self, turns.scaler)
             scaling.check_known()
             if not turns.losses:
-                raise ValueError(
-                    "expected a loss of at least one task, got none: do not call step() without any data (None, or a "
-                    "loss without graph, says that a task has none; were the losses detached, or computed under "
-                    "no_grad?)"
-                )
+                raise ValueError(self._without_losses(turns))
             found = self._make(turns, scaling)
         except BaseException:
             self._take_back()
@@ -261,6 +257,20 @@ class HarmonySteps(FlatOptimizer):
         elif self._rounds.late:
             self._warn_once("late", self._rounds.words)
         return losses
+
+    def _without_losses(self, turns: Turns) -> str:
+        words = (
+            "expected a loss of at least one task, got none: do not call step() without any data (None, or a loss "
+            "without graph, says that a task has none; were the losses detached, computed under no_grad, or their "
+            "backward() called in the place of optimizer.backward(loss)?)"
+        )
+        if len(turns.order) == self._num_tasks:
+            return words
+        asked = " and ".join(map(str, turns.order))
+        return (
+            f"{words}; only task {asked} was asked: go on with `for task in optimizer.tasks(another):`, or take "
+            'turns="all", where tasks may be absent'
+        )
 
     def exchange(self, loss_of: Callable[..., Tensor | None], amount: int | None = None) -> None:
         """Exchanges elements of each mask."""

@@ -644,6 +644,23 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
         assert optimizer.skipped_steps.tolist() == [1]
 
 
+def test_a_task_without_data_alone_says_how_to_go_on() -> None:
+    """The turn stays with this task, so that its step has to be another's."""
+    model = model_of()
+    optimizer = made(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"only task 0 was asked.*tasks\(another\)"):
+            optimizer.step(lambda task: None)
+    for task in optimizer.tasks(1):
+        optimizer.backward(loss_of(model, task))
+    optimizer.step()
+    assert not torch.equal(values(model), values(model_of()))
+    every = made(model_of(), turns="all")
+    with pytest.raises(ValueError, match="at least one task") as caught:
+        every.step(lambda task: None)
+    assert "was asked" not in str(caught.value)
+
+
 def test_a_grad_scaler_changes_nothing_but_what_overflows() -> None:
     model, twin = model_of(), model_of()
     optimizer, plain = made(model, max_norm=0.5), made(twin, max_norm=0.5)
