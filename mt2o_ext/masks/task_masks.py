@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_count, check_index, check_list
+from ..checks import check_choice, check_count, check_index
 from ..gradients.options import own_generator
-from ..sharding import is_sharded
+from .arguments import check_words, checked_parameters, chosen_tasks
 from .bits import pack, unpack
 from .channels import Channels
 from .sparsity import erk_counts
 
-__all__ = ["TaskMasks", "check_words", "chosen_tasks"]
+__all__ = ["TaskMasks"]
 
 ALWAYS_HELD = ("master", "ema")  # entries of a state that are values of the parameter itself
 
@@ -84,7 +84,7 @@ class TaskMasks(nn.Module):
         self.granularity = check_choice("granularity", granularity, ("element", "channel"))
         self.num_tasks = check_count("num_tasks", num_tasks)
         words = check_words(whole)
-        named = _checked(named_parameters)
+        named = checked_parameters(named_parameters)
         self.names: list[str] = []
         self.parameters_with_masks: list[Tensor] = []
         self.whole: list[bool] = []
@@ -113,7 +113,7 @@ class TaskMasks(nn.Module):
             ValueError: as the constructor, and for a parameter or a name that is there already.
         """
         self._check_not_shown()
-        named = _checked(named_parameters)
+        named = checked_parameters(named_parameters)
         there = {*self.names, *map(id, self.parameters_with_masks)}
         for name, p in named.items():
             if name in there or id(p) in there:
@@ -339,45 +339,3 @@ def _random_mask(size: int, count: int, generator: torch.Generator) -> Tensor:
     mask = torch.zeros(size, dtype=torch.bool)
     mask[torch.randperm(size, generator=generator, device=generator.device)[:count].cpu()] = True
     return mask
-
-
-def chosen_tasks(tasks: Any) -> list[Any]:
-    """A task, or several, as a list.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    if isinstance(tasks, str) or not isinstance(tasks, (int, Sequence)):
-        raise TypeError(f"expected a task or a list of tasks, got {type(tasks).__name__}: pass their numbers")
-    return [tasks] if isinstance(tasks, int) else list(tasks)
-
-
-def check_words(whole: Sequence[str]) -> list[str]:
-    """Return ``whole=`` as a list, if it has words only."""
-    words = None if isinstance(whole, (str, Tensor)) or not isinstance(whole, Iterable) else list(whole)
-    if words is None or not all(isinstance(word, str) for word in words):
-        raise TypeError(
-            f"expected whole as a list of words, got {whole!r:.80}: put names, or parts of them, into a list"
-        )
-    return words
-
-
-def _checked(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
-    for item in check_list("named parameters", named_parameters, "pass model.named_parameters()"):
-        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor)):
-            raise TypeError(
-                f"expected named parameters, pairs of a name and a parameter, got {type(item).__name__}: pass "
-                "model.named_parameters()"
-            )
-        name, p = item
-        if isinstance(p, nn.parameter.UninitializedParameter) or is_sharded(p):
-            raise ValueError(f"expected ordinary parameters, got {name}, sharded or without a size: leave it out")
-        if not p.is_floating_point():
-            raise TypeError(f"expected parameters of floating point, got {name} of {p.dtype}: leave it out")
-        if name in named or any(p is other for other in named.values()):
-            raise ValueError(f"expected every parameter once, got {name} twice: leave it out once")
-        named[name] = p
-    if not named:
-        raise ValueError("expected at least one parameter, got none: pass model.named_parameters()")
-    return named

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checks import check_index
+from ..masks.arguments import chosen_tasks
 from ..masks.harmony import CosineBudget
-from ..masks.task_masks import chosen_tasks
 
 __all__ = ["Rounds"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..checks import check_real
 from ..entries import member, member_dict
-from ..masks.task_masks import TaskMasks, check_words
+from ..masks.arguments import check_words
+from ..masks.task_masks import TaskMasks
 from ..ranks import Ranks
 from .harmony_rounds import Rounds
 from .history import Recorder
