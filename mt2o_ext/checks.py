@@ -54,6 +54,8 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
 def check_index(name: str, value: Any, size: int) -> int:
     """Return ``value`` as an int if it is one of 0 .. size - 1; raise IndexError for another number."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         index = operator.index(value)
     except TypeError:
         raise TypeError(f"expected {name} as an int, got {value!r:.80}: pass its number, 0 .. {size - 1}") from None

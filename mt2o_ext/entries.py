@@ -114,7 +114,11 @@ def _check_numbers(entry: Entry, value: Tensor, expected: str) -> None:
         return
     if numbers.is_floating_point() and bool(numbers.isnan().any()):
         raise ValueError(f"{expected}, got NaN")
-    if entry.kind == "count" and numbers.is_floating_point() and bool((numbers != numbers.floor()).any()):
+    if (
+        entry.kind == "count"
+        and numbers.is_floating_point()
+        and bool((numbers != numbers.floor()).logical_or(numbers.isinf()).any())
+    ):
         raise ValueError(f"{expected}, got {numbers.flatten()[0].item()}")
     if entry.low > -math.inf or entry.high < math.inf:
         least, most = float(numbers.min()), float(numbers.max())

@@ -51,6 +51,7 @@ ROWS = torch.full((2, 2), 0.5, dtype=torch.float64)
         (lambda: checks.check_flag("x", 1), TypeError),
         (lambda: checks.check_index("x", "1", 2), TypeError),
         (lambda: checks.check_index("x", 1.0, 2), TypeError),
+        (lambda: checks.check_index("x", True, 2), TypeError),
         (lambda: checks.check_index("x", 2, 2), IndexError),
         (lambda: checks.check_index("x", -1, 2), IndexError),
         (lambda: checks.check_function("x", 1), TypeError),

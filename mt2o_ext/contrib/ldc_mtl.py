@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_real
+from ..checks import check_flag, check_real
 from ..loss_domain import LossDomain
 from ..weighting.base import Weighting
 from ..weighting.context import Needs, WeightingContext
@@ -46,7 +46,7 @@ class LDCMTL(Weighting):
     def __init__(self, *, lam: float = 0.1, by_first_losses: bool = True, lr: float = 1e-3) -> None:
         super().__init__()
         self.lam = check_real("lam", lam)
-        self.by_first_losses = by_first_losses
+        self.by_first_losses = check_flag("by_first_losses", by_first_losses)
         self.loss_domain = LossDomain.POSITIVE_AT_FIRST if by_first_losses else LossDomain.ANY
         self.adam = TableAdam(lr)
 

@@ -26,7 +26,7 @@ def group_tasks(gradients: Tensor, num_groups: int) -> list[list[int]]:
         num_groups: at most T; groups that stay empty are left out.
 
     Raises:
-        TypeError: for a number of groups that is no whole number.
+        TypeError: for a number of groups that is no whole number, and gradients that are no tensor with values.
         ValueError: for gradients of another shape or that are not finite, and for more groups than tasks.
 
     Example:
@@ -35,6 +35,8 @@ def group_tasks(gradients: Tensor, num_groups: int) -> list[list[int]]:
         [[0, 2], [1, 3]]
     """
     check_count("num_groups", num_groups)
+    if not isinstance(gradients, Tensor) or gradients.device.type == "meta":
+        raise TypeError(f"expected gradients as a tensor [T, P], got {type(gradients).__name__}: stack them")
     if gradients.dim() != 2 or len(gradients) < num_groups:
         raise ValueError(
             f"expected gradients [T, P] of at least {num_groups} tasks, got {list(gradients.shape)}: give a row for "

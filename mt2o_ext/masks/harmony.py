@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_count, check_positive, check_real
+from ..checks import check_choice, check_count, check_function, check_positive, check_real
+from ..gradients.losses import task_loss
 from .task_masks import TaskMasks
 
 __all__ = ["CosineBudget", "Harmony", "largest", "smallest"]
@@ -38,6 +39,7 @@ class CosineBudget:
 
     def __call__(self, step: int) -> int:
         """Return the number of elements that each task exchanges at this step."""
+        check_count("step", step, 0)
         share = (1 + math.cos(2 * math.pi * min(step, self.steps) / self.steps)) / 2
         return int(self.high + share * (self.low - self.high) + 1e-9)  # what is whole up to rounding is whole
 
@@ -100,8 +102,12 @@ class Harmony:
             amount: of elements, a `CosineBudget` of the step, say.
 
         Raises:
-            ValueError: for a loss without a graph, and for gradients that are not finite.
+            TypeError: for masks, a function or a loss of another kind.
+            ValueError: for a loss that is no scalar or has no graph, and for gradients that are not finite.
         """
+        if not isinstance(masks, TaskMasks):
+            raise TypeError(f"expected masks as TaskMasks, got {type(masks).__name__}: pass those that are to change")
+        check_function("loss_of", loss_of, "pass a function task -> loss")
         check_count("amount", amount, 0)
         if amount == 0:
             return
@@ -116,8 +122,8 @@ class Harmony:
         parameters = masks.parameters_with_masks
         trained = [p for p in parameters if p.requires_grad]
         with masks.shown(task, gradients="dense"), torch.enable_grad():
-            loss = loss_of(task)
-            if not loss.requires_grad:
+            loss = task_loss(loss_of(task), task)
+            if loss is None:
                 raise ValueError(f"expected a loss with a graph of task {task}, got one without: compute it anew")
             found = dict(zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True))
         parts = [found.get(p) for p in parameters]

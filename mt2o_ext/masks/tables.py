@@ -48,14 +48,20 @@ class MaskTables:
     def __init__(self, masks: TaskMasks, layouts: Sequence[Layout]) -> None:
         self._masks = masks
         self._layouts = list(layouts)
+        self._starts = [0]
+        for layout in self._layouts:
+            self._starts.append(self._starts[-1] + -(-layout.width // 8))
+        self._place()
+
+    def _place(self) -> None:
+        """Finds the places of the masks, and reads them."""
+        masks = self._masks
+        self._known = len(masks.parameters_with_masks)
         place = {id(p): index for index, p in enumerate(masks.parameters_with_masks)}
         self._places = [[place.get(id(p)) for p in layout.parameters] for layout in self._layouts]
         self.with_masks = [
             [segment for segment, index in enumerate(places) if index is not None] for places in self._places
         ]
-        self._starts = [0]
-        for layout in self._layouts:
-            self._starts.append(self._starts[-1] + -(-layout.width // 8))
         self.whole = [self._whole_of(index) for index in range(len(self._layouts))]
         self._read()
 
@@ -113,7 +119,9 @@ class MaskTables:
     def refresh(self) -> None:
         """Takes in what the user has done to the masks since they were read."""
         bits, version = self._seen
-        if self._masks.bits is not bits or self._masks.bits._version != version:
+        if len(self._masks.parameters_with_masks) != self._known:  # masks of more parameters
+            self._place()
+        elif self._masks.bits is not bits or self._masks.bits._version != version:
             self._read()
 
     def write_back(self) -> None:
@@ -167,6 +175,7 @@ class MaskTables:
 
 def exchange(bits: Tensor, scores: Tensor, chunks: Tensor, amount: int) -> None:
     """Exchanges bits [T, bytes] by scores [T, columns], and makes the scratch for it."""
+    amount = min(amount, scores.shape[1])  # a kernel counts in 64 bits
     counts = chunks.new_empty((len(bits), len(chunks), EXCHANGE_BINS), dtype=torch.int32)
     state = chunks.new_empty((len(bits), EXCHANGE_STATE))
     exchange_(bits, counts, state, scores, chunks, amount=amount)

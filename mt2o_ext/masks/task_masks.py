@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_count
+from ..checks import check_choice, check_count, check_index
 from ..gradients.options import own_generator
-from ..sharding import is_sharded
+from .arguments import check_words, checked_parameters, chosen_tasks
 from .bits import pack, unpack
 from .channels import Channels
 from .holding import entries, hold_entries, models_of
@@ -81,14 +81,13 @@ class TaskMasks(nn.Module):
         super().__init__()
         self.granularity = check_choice("granularity", granularity, ("element", "channel"))
         self.num_tasks = check_count("num_tasks", num_tasks)
-        if isinstance(whole, str):
-            raise TypeError(f"expected whole as a list of words, got {whole!r}: put it into a list")
-        named = _checked(named_parameters)
+        words = check_words(whole)
+        named = checked_parameters(named_parameters)
         self.names: list[str] = []
         self.parameters_with_masks: list[Tensor] = []
         self.whole: list[bool] = []
         self.sizes: list[int] = []
-        self._words = list(whole)
+        self._words = words
         self._task_shown: int | None = None
         device = next(iter(named.values())).device
         self.register_buffer("bits", torch.zeros(num_tasks, 0, dtype=torch.uint8, device=device))
@@ -112,7 +111,7 @@ class TaskMasks(nn.Module):
             ValueError: as the constructor, and for a parameter or a name that is there already.
         """
         self._check_not_shown()
-        named = _checked(named_parameters)
+        named = checked_parameters(named_parameters)
         there = {*self.names, *map(id, self.parameters_with_masks)}
         for name, p in named.items():
             if name in there or id(p) in there:
@@ -140,6 +139,28 @@ class TaskMasks(nn.Module):
         self.parameters_with_masks += named.values()
         self.whole += [any(word in name for word in self._words) for name in named]
         self.sizes += sizes
+        if self.granularity == "channel":  # a bias that comes after its weight has the weight's channels
+            self.bits = pack(self._whole_channels(unpack(self.bits, sum(self.sizes))))
+
+    def _whole_channels(self, flat: Tensor) -> Tensor:
+        """Masks bool [n, P] of whole channels: what the first element of each channel has, all of it has."""
+        channels = self.channels
+        return torch.cat(channels.spread(channels.firsts(flat.split(self.sizes, 1))), 1)
+
+    def check_bits(self, bits: Tensor) -> None:
+        """Checks that packed masks uint8 [n, ceil(P / 8)] are of whole channels, where these are.
+
+        Raises:
+            ValueError: for a part of a channel.
+        """
+        if self.granularity != "channel":
+            return
+        flat = unpack(bits, sum(self.sizes))
+        if not torch.equal(self._whole_channels(flat), flat):
+            raise ValueError(
+                'expected masks of whole channels for granularity="channel", got a part of one: set all elements of a '
+                "channel, of weight and bias"
+            )
 
     @property
     def channels(self) -> Channels:
@@ -157,17 +178,15 @@ class TaskMasks(nn.Module):
     def set_flat(self, task: int, mask: Tensor) -> None:
         """Replaces the mask of a task by bool [P]; not while a task is shown."""
         self._check_not_shown()
+        task = self._checked_task(task)
+        if not isinstance(mask, Tensor) or mask.device.type == "meta":
+            kind = "one on meta" if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"expected a mask as a tensor of bool, got {kind}: give all elements")
         if tuple(mask.shape) != (sum(self.sizes),):
             raise ValueError(f"expected a mask of shape [{sum(self.sizes)}], got {list(mask.shape)}: give all elements")
-        if self.granularity == "channel" and mask.dtype == torch.bool:
-            channels = self.channels
-            first = channels.firsts(mask[None].split(self.sizes, 1))
-            if not torch.equal(torch.cat(channels.spread(first), 1)[0], mask):
-                raise ValueError(
-                    'expected a mask of whole channels for granularity="channel", got a part of one: set all elements '
-                    "of a channel, of weight and bias"
-                )
-        self.bits[self._checked_task(task)] = pack(mask).to(self.bits.device)
+        bits = pack(mask)
+        self.check_bits(bits[None])
+        self.bits[task] = bits.to(self.bits.device)
 
     def counts(self) -> Tensor:
         """Return the elements that each task has, int64 [K]."""
@@ -225,7 +244,7 @@ class TaskMasks(nn.Module):
             moments: "decay": moments outside of the masks go on, towards 0; "hold": they stay, too.
 
         Raises:
-            TypeError: for something that is no optimizer.
+            TypeError: for something that is no optimizer, and for anything but tasks.
             ValueError: for an optimizer of several models, of which only one can be shown, and for no task.
             RuntimeError: inside of `shown`, which shows other values outside of the mask than those to hold.
         """
@@ -237,7 +256,7 @@ class TaskMasks(nn.Module):
                 f"expected an optimizer of one model, got {type(optimizer).__name__} of {several}: take WeightedFused"
             )
         self._check_not_shown()
-        chosen = range(self.num_tasks) if tasks is None else [tasks] if isinstance(tasks, int) else list(tasks)
+        chosen = range(self.num_tasks) if tasks is None else chosen_tasks(tasks)
         if not chosen:
             raise ValueError("expected at least one task, got none: name those whose gradients the step has")
         union = self.flat(chosen[0])
@@ -268,9 +287,7 @@ class TaskMasks(nn.Module):
         return [part.view(p.shape).to(p.device) for part, p in parts]
 
     def _checked_task(self, task: int) -> int:
-        if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < self.num_tasks:
-            raise IndexError(f"expected a task 0 .. {self.num_tasks - 1}, got {task!r}: take one of them")
-        return task
+        return check_index("task", task, self.num_tasks)
 
     def _check_not_shown(self) -> None:
         if self._task_shown is not None:
@@ -291,24 +308,3 @@ def _random_mask(size: int, count: int, generator: torch.Generator) -> Tensor:
     mask = torch.zeros(size, dtype=torch.bool)
     mask[torch.randperm(size, generator=generator, device=generator.device)[:count].cpu()] = True
     return mask
-
-
-def _checked(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
-    for item in named_parameters:
-        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor)):
-            raise TypeError(
-                f"expected named parameters, pairs of a name and a parameter, got {type(item).__name__}: pass "
-                "model.named_parameters()"
-            )
-        name, p = item
-        if isinstance(p, nn.parameter.UninitializedParameter) or is_sharded(p):
-            raise ValueError(f"expected ordinary parameters, got {name}, sharded or without a size: leave it out")
-        if not p.is_floating_point():
-            raise TypeError(f"expected parameters of floating point, got {name} of {p.dtype}: leave it out")
-        if name in named or any(p is other for other in named.values()):
-            raise ValueError(f"expected every parameter once, got {name} twice: leave it out once")
-        named[name] = p
-    if not named:
-        raise ValueError("expected at least one parameter, got none: pass model.named_parameters()")
-    return named

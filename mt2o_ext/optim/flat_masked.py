@@ -41,6 +41,10 @@ class FlatMasked(FlatParameters):
                 p.data = seen
         self.mark_changed()
 
+    def give_view_away(self) -> None:
+        """Makes the next view in memory of its own, so that tensors which somebody kept of this one stay."""
+        self._view = None
+
     def write_view(self, out: Tensor, masks: Tensor, whole: Tensor | None, name: str | None = None) -> None:
         """Writes what a task sees to a row [1, P] of the parameters' dtype."""
         values = self.values if name is None else self.buffers[name].to(self.dtype)

@@ -171,6 +171,7 @@ class HarmonyFused(HarmonySteps):
         self._tables = MaskTables(self._kept.masks, self._buffers.flats)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._check_truth_shown()  # else the copy would take what a task sees for the whole model
         return {key: value for key, value in super().__getstate__().items() if key != "_tables"}
 
     # ------------------------------------------------------------------ the masks
@@ -262,6 +263,7 @@ class HarmonyFused(HarmonySteps):
         return self._recorded_steps()
 
     def _export_shared(self) -> dict[str, Any]:
+        self._check_truth_shown()  # a checkpoint would have the model of a task beside it
         return self._kept.exported(self._rounds, self._report, self._step_recorder)
 
     def _loaded_shared(self, shared: Any, state: dict[Any, Any]) -> Callable[[], None]:

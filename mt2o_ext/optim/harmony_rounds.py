@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..checks import check_index
+from ..masks.arguments import chosen_tasks
 from ..masks.harmony import CosineBudget
 
 __all__ = ["Rounds"]
@@ -39,9 +39,7 @@ class Rounds:
         """
         if chosen is None:
             return list(range(num_tasks)) if self.every else [self.steps % num_tasks]
-        if isinstance(chosen, str) or not isinstance(chosen, (int, Sequence)):
-            raise TypeError(f"expected a task or a list of tasks, got {type(chosen).__name__}: pass their numbers")
-        tasks = [chosen] if isinstance(chosen, int) else list(chosen)
+        tasks = chosen_tasks(chosen)
         if not tasks:
             raise ValueError("expected at least one task, got none: name those that this step trains")
         checked = [check_index("task", task, num_tasks) for task in tasks]

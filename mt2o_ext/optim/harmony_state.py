@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import check_real
 from ..entries import member, member_dict
+from ..masks.arguments import check_words
 from ..masks.task_masks import TaskMasks
 from ..ranks import Ranks
 from .harmony_rounds import Rounds
@@ -38,12 +39,10 @@ class KeptMasks:
         generator: torch.Generator,
         granularity: str,
     ) -> None:
-        if isinstance(whole, str):
-            raise TypeError(f"expected whole as a list of words, got {whole!r}: put it into a list")
         self._given = masks is not None
         self._masks = masks
         self._density = check_real("density", density, maximum=1.0)
-        self._whole = list(whole)
+        self._whole = check_words(whole)
         self._generator = generator
         self._granularity = granularity
 
@@ -88,8 +87,9 @@ class KeptMasks:
         named = self._named_apart(new)
         if self._masks is None:
             self._masks = TaskMasks(
-                named, num_tasks, density=self._density, whole=self._whole, generator=self._generator
-            )
+                named, num_tasks, density=self._density, whole=self._whole, generator=self._generator,
+                granularity=self._granularity,
+            )  # fmt: skip
         else:
             self._masks.add(named, density=self._density, generator=self._generator)
 
@@ -147,6 +147,7 @@ class KeptMasks:
         where = "the optimizer"
         shared = member_dict({"harmony": shared}, "harmony", "the first group")
         bits = member(shared, "masks", tuple(self.masks.bits.shape), where)
+        self.masks.check_bits(bits)
         steps, exchanged = (int(member(shared, key, (), where)) for key in ("steps", "exchanged"))
         numbers = member(shared, "generator", None, where).cpu()
         skipped = member(shared, "skipped", (1,), where)

@@ -162,7 +162,8 @@ class HarmonySteps(FlatOptimizer):
     def shown(self, task: int, *, ema: bool = False) -> Iterator[None]:
         """In this context the model is what a task sees, to evaluate it and to save it.
 
-        Its parameters are tensors of their own here: ``torch.save(model.state_dict())`` writes the model of this task.
+        Its parameters are tensors of their own here: ``torch.save(model.state_dict())`` writes the model of this task,
+        and a state dict that is kept stays what it is.
         What is changed in them is dropped, with a warning, and so are gradients that are made here.
 
         Args:
@@ -196,6 +197,7 @@ class HarmonySteps(FlatOptimizer):
             for p, grad in kept:
                 p.grad = grad
             view.leave()
+            view.give_away()
 
     # ------------------------------------------------------------------ the step
     @torch._disable_dynamo
@@ -238,11 +240,7 @@ class HarmonySteps(FlatOptimizer):
             scaling = Scaling.of(self, turns.scaler)
             scaling.check_known()
             if not turns.losses:
-                raise ValueError(
-                    "expected a loss of at least one task, got none: do not call step() without any data (None, or a "
-                    "loss without graph, says that a task has none; were the losses detached, or computed under "
-                    "no_grad?)"
-                )
+                raise ValueError(self._without_losses(turns))
             found = self._make(turns, scaling)
         except BaseException:
             self._take_back()
@@ -259,6 +257,20 @@ class HarmonySteps(FlatOptimizer):
         elif self._rounds.late:
             self._warn_once("late", self._rounds.words)
         return losses
+
+    def _without_losses(self, turns: Turns) -> str:
+        words = (
+            "expected a loss of at least one task, got none: do not call step() without any data (None, or a loss "
+            "without graph, says that a task has none; were the losses detached, computed under no_grad, or their "
+            "backward() called in the place of optimizer.backward(loss)?)"
+        )
+        if len(turns.order) == self._num_tasks:
+            return words
+        asked = " and ".join(map(str, turns.order))
+        return (
+            f"{words}; only task {asked} was asked: go on with `for task in optimizer.tasks(another):`, or take "
+            'turns="all", where tasks may be absent'
+        )
 
     def _exchange_due(self, closure: Callable[..., Tensor | None]) -> None:
         """Exchanges elements of the masks by the losses of a closure; where that cannot be, at a later step."""

@@ -52,6 +52,11 @@ class TaskView(NamedTuple):
         torch.clear_autocast_cache()
         self.now.averaged = False
 
+    def give_away(self) -> None:
+        """Leaves the memory of the view to those who kept tensors of it, in a state dict, say."""
+        for flat, _ in self._seen():
+            flat.give_view_away()
+
     def is_kept(self, task: int, name: str | None = None) -> bool:
         """True if nobody has changed what the task sees."""
         return all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_real
+from ..checks import check_flag, check_real
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
@@ -43,7 +43,7 @@ class CAGrad(Weighting):
         self.rescale = rescale
         self.divisor = (1.0, 1 + self.c**2, 1 + self.c)[rescale]
         self.rtol = None if rtol is None else check_real("rtol", rtol)
-        self.strict = strict
+        self.strict = check_flag("strict", strict)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..checks import check_flag
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
@@ -30,7 +31,7 @@ class EDM(Weighting):
 
     def __init__(self, *, strict: bool = False) -> None:
         super().__init__()
-        self.strict = strict
+        self.strict = check_flag("strict", strict)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_positive
+from ..checks import check_flag, check_positive
 from ..loss_domain import LossDomain
 from ..ops import solve
 from .base import Weighting
@@ -40,7 +40,7 @@ class EPO(Weighting):
     def __init__(self, *, tolerance: float = 1e-4, relax: bool = False) -> None:
         super().__init__()
         self.tolerance = check_positive("tolerance", tolerance)
-        self.relax = relax
+        self.relax = check_flag("relax", relax)
 
     def _judged(self, context: WeightingContext, losses: Tensor) -> Tensor:
         return context.preferences * losses  # a task that nobody prefers may have any loss

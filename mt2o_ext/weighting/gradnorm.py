@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_real
+from ..checks import check_flag, check_real
 from ..loss_domain import LossDomain
 from .base import Weighting
 from .context import Needs, WeightingContext
@@ -48,7 +48,7 @@ class GradNorm(Weighting):
         super().__init__()
         self.alpha = check_real("alpha", alpha)
         self.adam = TableAdam(lr)
-        self.first_epoch = first_epoch
+        self.first_epoch = check_flag("first_epoch", first_epoch)
         self.means = EpochMeans()
         self.needs = Needs.LOSSES | Needs.DIAGONAL | (Needs.EPOCHS if first_epoch else Needs.NOTHING)
         at_first = LossDomain.POSITIVE_AT_FIRST_THEN_NON_NEGATIVE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_real
+from ..checks import check_flag, check_real
 from ..ops import solve
 from .base import Weighting
 from .context import Needs, WeightingContext
@@ -43,7 +43,7 @@ class GradVac(Weighting):
     def __init__(self, *, beta: float = 0.5, only_on_action: bool = False) -> None:
         super().__init__()
         self.beta = check_real("beta", beta, 0.0, 1.0)
-        self.only_on_action = only_on_action
+        self.only_on_action = check_flag("only_on_action", only_on_action)
 
     def _initial_state(self, ones: Tensor) -> State:
         return {"targets": torch.zeros_like(ones[:, :, None] * ones[:, None])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_choice
+from ..checks import check_choice, check_flag
 from ..loss_domain import LossDomain
 from .base import Weighting
 from .context import Needs, WeightingContext
@@ -40,7 +40,7 @@ class MGDA(Weighting):
             check_choice("normaliser", normaliser, ("l2", "loss", "loss+"))
         self.normaliser = normaliser
         self.apply_on = check_choice("apply_on", apply_on, ("raw", "normalised"))
-        self.strict = strict
+        self.strict = check_flag("strict", strict)
         if normaliser is not None and apply_on == "normalised":
             self.degree = -1.0 if normaliser == "loss+" else 0.0
         by_loss = normaliser in ("loss", "loss+")

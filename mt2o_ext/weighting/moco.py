@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_real
+from ..checks import check_choice, check_flag, check_real
 from ..loss_domain import LossDomain
 from .context import Needs, WeightingContext
 from .elements import gram_of
@@ -65,7 +65,7 @@ class MoCo(MemoryWeighting):
         self.gamma_decay = check_real("gamma_decay", gamma_decay)
         self.rho = check_real("rho", rho)
         self.projection = check_choice("projection", projection, ("simplex", "softmax"))
-        self.scale_free = scale_free
+        self.scale_free = check_flag("scale_free", scale_free)
         if not scale_free:
             self.degree = None
 

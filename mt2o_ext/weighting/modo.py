@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_real
+from ..checks import check_flag, check_real
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
@@ -40,7 +40,7 @@ class MoDo(Weighting):
         super().__init__()
         self.gamma = check_real("gamma", gamma)
         self.rho = check_real("rho", rho)
-        self.scale_free = scale_free
+        self.scale_free = check_flag("scale_free", scale_free)
         if not scale_free:
             self.degree = None
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_positive, check_real
+from ..checks import check_choice, check_flag, check_positive, check_real
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
@@ -85,7 +85,7 @@ class PaMaL(Weighting):
         self.regularization = check_real("regularization", regularization)
         self.sharpness = check_positive("sharpness", sharpness)
         self.norm_floor = check_real("norm_floor", norm_floor)
-        self.code_parity = code_parity
+        self.code_parity = check_flag("code_parity", code_parity)
         self.needs = Needs.POINTS | BALANCING[balancing]
         by_norms = Needs.DIAGONAL in self.needs
         idle = {

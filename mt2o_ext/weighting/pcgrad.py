@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..checks import check_flag
 from ..ops import solve
 from .base import Weighting
 from .context import Needs, WeightingContext
@@ -36,8 +37,8 @@ class PCGrad(Weighting):
 
     def __init__(self, *, shared: bool = False, visit_self: bool = False) -> None:
         super().__init__()
-        self.shared = shared
-        self.visit_self = visit_self
+        self.shared = check_flag("shared", shared)
+        self.visit_self = check_flag("visit_self", visit_self)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         assert context.gram is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import check_flag
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .draw import drawn, subproblem_and_task
@@ -27,7 +28,7 @@ class RLW(Weighting):
 
     def __init__(self, *, dirichlet: bool = False) -> None:
         super().__init__()
-        self.dirichlet = dirichlet
+        self.dirichlet = check_flag("dirichlet", dirichlet)
 
     def _weights(self, context: WeightingContext) -> Tensor:
         ids = subproblem_and_task(context)

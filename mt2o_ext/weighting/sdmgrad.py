@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_count, check_positive, check_real
+from ..checks import check_count, check_flag, check_positive, check_real
 from .base import Weighting
 from .context import Needs, WeightingContext
 from .registry import register
@@ -50,7 +50,7 @@ class SDMGrad(Weighting):
     ) -> None:
         super().__init__()
         self.lam = check_real("lam", lam)
-        self.two_batches = two_batches
+        self.two_batches = check_flag("two_batches", two_batches)
         self.iterations = check_count("iterations", iterations)
         self.lr = check_positive("lr", lr)
         self.momentum = check_real("momentum", momentum, 0.0, 1.0)

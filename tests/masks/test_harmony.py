@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -164,6 +165,34 @@ def test_groups_are_found_whatever_the_order_and_the_lengths() -> None:
         group_tasks(normal(2, 9), 3)
     with pytest.raises(ValueError, match="finite gradients"):
         group_tasks(normal(2, 9) * math.inf, 2)
+
+
+def test_bad_arguments_of_an_update_are_refused() -> None:
+    model = nn.Linear(3, 4)
+    masks = TaskMasks(model.named_parameters(), 2, density=0.5)
+    before = masks.bits.clone()
+
+    def loss(task: int) -> torch.Tensor:
+        return (model(torch.ones(5, 3)) - task).square().mean()
+
+    given: list[tuple[Any, Any, Any, type[Exception], str]] = [
+        (None, loss, 1, TypeError, "masks as TaskMasks"),
+        (masks, None, 1, TypeError, "loss_of as a function"),
+        (masks, loss, -1, ValueError, "amount >= 0"),
+        (masks, loss, True, TypeError, "amount as an int"),
+        (masks, lambda task: 3.0, 1, TypeError, "as a tensor"),
+        (masks, lambda task: None, 1, ValueError, "with a graph of task 0"),
+        (masks, lambda task: model(torch.ones(5, 3)), 1, ValueError, "scalar|one number"),
+    ]
+    for of_masks, of_loss, amount, error, message in given:
+        with pytest.raises(error, match=message):
+            Harmony().update(of_masks, of_loss, amount)
+    assert torch.equal(masks.bits, before)
+    for step in (None, -1, 1.5, True):
+        with pytest.raises((TypeError, ValueError), match="expected step"):
+            CosineBudget(10)(step)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="gradients as a tensor"):
+        group_tasks(None, 2)  # type: ignore[arg-type]
 
 
 def test_bad_settings_are_refused() -> None:

@@ -112,7 +112,7 @@ def test_masks_of_whole_channels() -> None:
     assert torch.equal(same.bits, masks.bits)
     half = masks.flat(0)
     half[:3] = ~half[:3]
-    with pytest.raises(ValueError, match="a mask of whole channels"):
+    with pytest.raises(ValueError, match="masks of whole channels"):
         masks.set_flat(0, half)
     masks.set_flat(0, masks.flat(1))
     numbers = TaskMasks([("a", nn.Parameter(torch.zeros(()))), ("b", nn.Parameter(torch.zeros(3)))], 2, density=0.5,
@@ -345,11 +345,18 @@ def test_bad_arguments_are_refused() -> None:
     for density, error in ((1.1, ValueError), (-0.1, ValueError), ("all", TypeError)):
         with pytest.raises(error, match="density"):
             TaskMasks(named, 2, density=density)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="whole as a list"):
-        TaskMasks(named, 2, whole="embed")
+    for whole in ("embed", None, [3], 1):
+        with pytest.raises(TypeError, match="whole as a list"):
+            TaskMasks(named, 2, whole=whole)  # type: ignore[arg-type]
+    for given in (None, 3, torch.ones(2)):
+        with pytest.raises(TypeError, match="named parameters as a list"):
+            TaskMasks(given, 2)  # type: ignore[arg-type]
     masks = masks_of(model)
-    for task in (-1, TASKS, True, 0.0):
-        with pytest.raises(IndexError, match=r"a task 0 \.\. 2"), masks.shown(task):  # type: ignore[arg-type]
+    for task, error in ((-1, IndexError), (TASKS, IndexError), (True, TypeError), (0.0, TypeError)):
+        with pytest.raises(error, match=r"expected a? ?task .*0 \.\. 2"), masks.shown(task):  # type: ignore[arg-type]
+            pass
+    for tasks in (0.5, torch.tensor(1), "all"):
+        with pytest.raises(TypeError, match="a task or a list of tasks"), masks.held(tasks, optimizer):  # type: ignore[arg-type]
             pass
     with pytest.raises(ValueError, match="at least one task"), masks.held([], optimizer):
         pass
@@ -362,5 +369,15 @@ def test_bad_arguments_are_refused() -> None:
         pass
     with pytest.raises(ValueError, match=r"shape \[140\], got \[3\]"):
         masks.set_flat(0, torch.ones(3, dtype=torch.bool))
-    with pytest.raises(TypeError, match="mask of bool"):
-        masks.set_flat(0, torch.ones(140))
+    for mask in (torch.ones(140), None, [True] * 140, torch.ones(140, dtype=torch.bool, device="meta")):
+        with pytest.raises(TypeError, match=r"mask .*of bool"):
+            masks.set_flat(0, mask)  # type: ignore[arg-type]
+    for packed, size, error in (
+        (None, 8, TypeError), (torch.ones(1), 8, TypeError), (pack(torch.ones(8).bool()), -1, ValueError),
+        (pack(torch.ones(8).bool()), 9, ValueError), (pack(torch.ones(8).bool()), None, TypeError),
+    ):  # fmt: skip
+        with pytest.raises(error, match="expected"):
+            unpack(packed, size)  # type: ignore[arg-type]
+    for mask in (None, torch.ones(3), torch.tensor(True)):
+        with pytest.raises(TypeError, match="mask of bool"):
+            pack(mask)  # type: ignore[arg-type]

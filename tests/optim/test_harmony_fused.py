@@ -233,6 +233,43 @@ def test_changes_and_gradients_in_a_view_are_dropped_with_a_warning() -> None:
     assert torch.equal(values(model_of()), torch.cat([p.detach().flatten() for p in other.param_groups[0]["params"]]))
 
 
+def test_a_state_dict_of_a_task_stays_what_it_was() -> None:
+    """Those of several tasks may be collected; neither another view nor a step changes them."""
+    model = model_of()
+    optimizer = made(model)
+    found, copies = [], []
+    for task in range(TASKS):
+        with optimizer.shown(task):
+            found.append(model.state_dict())
+            copies.append(copy.deepcopy(found[-1]))
+    trained(model, optimizer, range(3))
+    for states, copied in zip(found, copies, strict=True):
+        torch.testing.assert_close(states, copied, rtol=0, atol=0)
+    assert not torch.equal(found[0]["2.weight"], found[1]["2.weight"])
+
+
+def test_a_copy_of_the_optimizer_is_refused_where_a_task_is_shown() -> None:
+    """The copy would take what the task sees for the whole model."""
+    model = model_of()
+    optimizer = made(model)
+    with optimizer.shown(1):
+        alone = copy.deepcopy(model)  # a model of this task
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(RuntimeError, match=r"leave shown\(\)"):
+                copied((model, optimizer))
+        with pytest.raises(RuntimeError, match=r"leave shown\(\)"):  # the model beside it would be that of the task
+            optimizer.state_dict()
+        assert (alone[2].weight == 0).any()
+    for _ in optimizer.tasks():
+        with pytest.raises(RuntimeError, match=r"leave shown\(\)"):
+            copy.deepcopy(optimizer)
+        break
+    twin, other = copy.deepcopy((model, optimizer))
+    trained(model, optimizer, range(2))
+    trained(twin, other, range(2))
+    assert torch.equal(values(model), values(twin))
+
+
 def test_a_graph_does_not_outlive_its_turn() -> None:
     model = model_of()
     optimizer = made(model)
@@ -309,6 +346,44 @@ def test_masks_change_at_an_interval_and_by_the_rule(granularity: str) -> None:
         assert torch.equal(optimizer.masks.counts(), counts)
     changes = [not torch.equal(one, other) for one, other in pairwise(seen)]
     assert changes == [False, False, True] * 3
+
+
+def test_masks_of_whole_channels_are_drawn_exchanged_added_and_thawed() -> None:
+    """`granularity=` counts where the optimizer draws the masks itself, also later."""
+    model = model_of()
+    model[2].bias.requires_grad_(False)
+    optimizer = HarmonyFused(model[:4].named_parameters(), num_tasks=TASKS, density=0.5, granularity="channel")
+
+    def check(number: int) -> None:
+        assert len(optimizer.masks.names) == number
+        places = {name: place for place, name in enumerate(optimizer.masks.names)}
+        for task in range(TASKS):
+            masks = optimizer.masks.of(task)
+            for name in ("0", "2", ""):
+                weight, bias = (places.get(f"{name}.{kind}".lstrip(".")) for kind in ("weight", "bias"))
+                if weight is not None:
+                    rows = masks[weight]
+                    assert torch.equal(rows.all(1), rows.any(1))
+                    assert bias is None or torch.equal(rows[:, 0], masks[bias])
+
+    check(3)
+    optimizer.exchange(lambda task: loss_of(model, task), 2)
+    check(3)
+    model[2].bias.requires_grad_(True)
+    trained(model, optimizer, range(2))
+    check(4)
+    optimizer.add_param_group({"params": list(model[4].named_parameters())})
+    check(6)
+    optimizer.exchange(lambda task: loss_of(model, task), 2)
+    check(6)
+    for task in range(TASKS):
+        optimizer.masks.set_flat(task, optimizer.masks.flat(task))
+    elements = made(model_of(), density=0.5)
+    whole = made(model_of(), density=0.5, granularity="channel")
+    before = whole.masks.bits.clone()
+    with pytest.raises(ValueError, match="whole channels"):
+        whole.load_state_dict(elements.state_dict())
+    assert torch.equal(whole.masks.bits, before)
 
 
 @pytest.mark.parametrize("rule", [Harmony(), Harmony(3.0, importance="magnitude", grow_grad="masked", max_norm=None)])
@@ -505,6 +580,33 @@ def test_heads_have_no_masks_and_follow_their_own_task(turns: str, max_norm: flo
         assert not bool((heads[1].weight == 0).any())
 
 
+def test_masks_that_are_added_count_from_the_next_step() -> None:
+    model = model_of()
+    masks = TaskMasks(model[0].named_parameters(), 2, density=0.5)
+    optimizer = HarmonyFused(model.parameters(), num_tasks=2, masks=masks, base=SGD(), lr=0.1)
+    optimizer.step(lambda task: loss_of(model, task))
+    masks.add([("4.weight", model[4].weight)], density=0.5)
+    before, mask = model[4].weight.detach().clone(), masks.of(1)[2]
+    optimizer.step(lambda task: loss_of(model, task))
+    assert torch.equal(model[4].weight != before, mask)
+    with optimizer.shown(0):
+        assert torch.equal(model[4].weight == 0, ~masks.of(0)[2])
+
+
+def test_more_than_all_elements_change_places_and_odd_counts_are_refused() -> None:
+    model = model_of()
+    optimizer, twin = made(model), made(model_of())
+    optimizer.exchange(lambda task: loss_of(model, task), 10**30)
+    assert torch.equal(optimizer.masks.counts(), twin.masks.counts())
+    assert not torch.equal(optimizer.masks.bits, twin.masks.bits)
+    state = optimizer.state_dict()
+    for key in ("steps", "exchanged"):
+        odd = copy.deepcopy(state)
+        odd["param_groups"][0]["harmony"][key] = float("inf")
+        with pytest.raises(ValueError, match=f"`{key}`"):
+            optimizer.load_state_dict(odd)
+
+
 def test_masks_of_some_parameters() -> None:
     model = model_of()
     masks = TaskMasks(model[0].named_parameters(), 2, density=0.5)
@@ -545,6 +647,23 @@ def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
         assert torch.equal(values(model), before)
         torch.testing.assert_close(optimizer.state_dict()["state"], state, rtol=0, atol=0)
         assert optimizer.skipped_steps.tolist() == [1]
+
+
+def test_a_task_without_data_alone_says_how_to_go_on() -> None:
+    """The turn stays with this task, so that its step has to be another's."""
+    model = model_of()
+    optimizer = made(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"only task 0 was asked.*tasks\(another\)"):
+            optimizer.step(lambda task: None)
+    for task in optimizer.tasks(1):
+        optimizer.backward(loss_of(model, task))
+    optimizer.step()
+    assert not torch.equal(values(model), values(model_of()))
+    every = made(model_of(), turns="all")
+    with pytest.raises(ValueError, match="at least one task") as caught:
+        every.step(lambda task: None)
+    assert "was asked" not in str(caught.value)
 
 
 def test_a_grad_scaler_changes_nothing_but_what_overflows() -> None:
@@ -603,6 +722,8 @@ def test_bad_arguments_are_refused_before_anything_is_changed() -> None:
         ({"moments": "drop"}, ValueError, "moments as one of"),
         ({"density": 1.5}, ValueError, "density"),
         ({"whole": "embed"}, TypeError, "whole as a list"),
+        ({"whole": None}, TypeError, "whole as a list"),
+        ({"whole": [3]}, TypeError, "whole as a list"),
         ({"interval": 5}, ValueError, "budget= beside interval="),
         ({"interval": 0, "budget": CosineBudget(5)}, ValueError, "interval >= 1"),
         ({"budget": 7}, TypeError, "budget as a CosineBudget"),
@@ -625,6 +746,7 @@ def test_bad_arguments_are_refused_before_anything_is_changed() -> None:
         ([], ValueError, "at least one task"),
         (3, IndexError, r"task 0 \.\. 2"),
         ([0, 0], ValueError, "every task once"),
+        (True, TypeError, "task as an int"),
         ("all", TypeError, "a task or a list of tasks"),
         (0.5, TypeError, "a task or a list of tasks"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -85,6 +86,17 @@ def test_every_method_is_a_public_name():
 def test_bad_settings_are_refused_at_once(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+@pytest.mark.parametrize("method", [getattr(W, name) for name in W.__all__] + [contrib.LDCMTL, contrib.WPCGrad])
+def test_flags_are_true_or_false(method):
+    """A word such as "no" would count as True."""
+    if not (isinstance(method, type) and issubclass(method, W.Weighting)):
+        return
+    for name, parameter in inspect.signature(method.__init__).parameters.items():
+        if isinstance(parameter.default, bool):
+            with pytest.raises(TypeError, match=f"{name} as True or False"):
+                method(**{name: "no"})
 
 
 def test_settings_for_another_number_of_tasks_are_refused():
