@@ -241,7 +241,8 @@ class HarmonyFused(HarmonySteps):
             self._kept.share(self._ranks)
 
     def _call(self, name: str) -> dict[str, Any]:
-        return {**super()._call(name), "number of steps": self._rounds.steps}
+        own = {"number of steps": self._rounds.steps, "checksums of the masks": self._tables.checksums()}
+        return {**super()._call(name), **own}
 
     # ------------------------------------------------------------------ diagnostics and state
     def history(self) -> StepHistory:
