@@ -18,7 +18,11 @@ from .flat import FlatParameters
 from .harmony_view import TaskView
 from .turns import Turns
 
-__all__ = ["MaskExchange"]
+__all__ = ["MaskExchange", "StrangeGradients"]
+
+
+class StrangeGradients(ValueError):
+    """Gradients of an exchange that are infinite or NaN."""
 
 
 class MaskExchange(NamedTuple):
@@ -110,7 +114,9 @@ class MaskExchange(NamedTuple):
         squares = torch.stack([table.gram(diagonal=True)[0].sum(0) for table in self._gradients()]).sum(0)
         norms = squares.sqrt() / size
         if bad := (~norms.isfinite()).nonzero()[:, 0].tolist():
-            raise ValueError(f"expected finite gradients of task {bad[0]}, got NaN or infinities: look at its loss")
+            raise StrangeGradients(
+                f"expected finite gradients of task {bad[0]}, got NaN or infinities: look at its loss"
+            )
         if self.rule.max_norm is None:
             return torch.full_like(norms, 1 / size)
         return (self.rule.max_norm / (norms + 1e-6)).clamp(max=1.0) / size

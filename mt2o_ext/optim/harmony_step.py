@@ -20,6 +20,7 @@ from ..masks.tables import MaskTables
 from ..ranks import together
 from .amp import Scaling
 from .base import FlatOptimizer, nothing_left
+from .harmony_exchange import StrangeGradients
 from .harmony_rounds import Rounds
 from .harmony_shares import Shares
 from .harmony_view import TaskView
@@ -212,7 +213,8 @@ class HarmonySteps(FlatOptimizer):
                 arguments (trainers hand on such ones) finds the task in ``optimizer.task``.  None (or a trainer's,
                 which returns None) after a loop over `tasks`.
 
-        Where an error is raised, nothing has been changed.
+        Where an error is raised, nothing has been changed; by an exchange, no mask, but the step is made then.  With
+        ``skip_nonfinite`` an exchange waits where its gradients are not finite.
 
         Returns:
             The losses, float64 [T]; NaN of tasks that have given none.
@@ -253,10 +255,21 @@ class HarmonySteps(FlatOptimizer):
         self._record_step(losses[None], found)
         if asked and self._rounds.due:
             assert closure is not None
-            self.exchange(closure)
+            self._exchange_of_step(closure)
         elif self._rounds.late:
             self._warn_once("late", self._rounds.words)
         return losses
+
+    def _exchange_of_step(self, closure: Callable[..., Tensor | None]) -> None:
+        """The exchange that is due; one with gradients that are not finite waits, where steps are skipped for them."""
+        try:
+            self.exchange(closure)
+        except StrangeGradients as error:
+            if not self._skips:
+                raise
+            self._warn_once(
+                "exchange", f"{error}. The masks stay, and are to change after the next step.", stacklevel=5
+            )
 
     def _without_losses(self, turns: Turns) -> str:
         words = (
