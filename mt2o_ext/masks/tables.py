@@ -11,6 +11,7 @@ from torch import Tensor
 from ..device import to_device
 from ..gradients.layout import Layout
 from ..ops import EXCHANGE_BINS, EXCHANGE_STATE, exchange_
+from ..ranks import checksums
 from .bits import pack, unpack
 from .task_masks import TaskMasks
 
@@ -72,7 +73,7 @@ class MaskTables:
     def _read(self) -> None:
         """Makes the table of the user's masks."""
         masks = self._masks
-        self._seen = (masks.bits, masks.bits._version)
+        self._saw()
         flat = unpack(masks.bits, sum(masks.sizes))
         parts = flat.split(masks.sizes, 1)
         tables = []
@@ -87,6 +88,17 @@ class MaskTables:
         self.bits = (
             torch.cat(tables, 1) if tables else torch.zeros(masks.num_tasks, 0, dtype=torch.uint8, device=device)
         )
+
+    def _saw(self) -> None:
+        """Notes that the table is as the user's masks are now."""
+        self._seen = (self._masks.bits, self._masks.bits._version)
+        self._checksums: list[int] | None = None
+
+    def checksums(self) -> list[int]:
+        """A number for each task that is made from the bits of its mask; found once for each change of them."""
+        if self._checksums is None:
+            self._checksums = checksums(list(self._masks.bits))
+        return self._checksums
 
     def exchange_channels(self, scores: Tensor, amount: int) -> None:
         """Exchanges whole channels by the sums of their elements' scores.
@@ -136,7 +148,7 @@ class MaskTables:
                     parts[place] = layout.rows_of(columns, segment).flatten(1).to(masks.bits.device)
         filled = [before if part is None else part for part, before in zip(parts, old, strict=True)]
         masks.bits.copy_(pack(torch.cat(filled, 1)))
-        self._seen = (masks.bits, masks.bits._version)
+        self._saw()
 
     def of(self, index: int) -> Tensor:
         """uint8 [T, ceil(P / 8)], of one buffer: a view of the table."""

@@ -215,6 +215,8 @@ class HarmonyFused(HarmonySteps):
         try:
             self._exchange(closure, self._rounds.amount(), patient=True)
         except NotFiniteError as error:
+            if not self._skips:
+                raise
             self._warn_once("exchange", f"masks were to change after this step, and do so after a later one: {error}")
 
     def _exchange(self, loss_of: Callable[..., Tensor | None], amount: int, *, patient: bool) -> None:
@@ -251,7 +253,8 @@ class HarmonyFused(HarmonySteps):
         self._kept.share(ranks)
 
     def _call(self, name: str) -> dict[str, Any]:
-        return {**super()._call(name), "number of steps": self._rounds.steps}
+        own = {"number of steps": self._rounds.steps, "checksums of the masks": self._tables.checksums()}
+        return {**super()._call(name), **own}
 
     # ------------------------------------------------------------------ diagnostics and state
     def history(self) -> StepHistory:

@@ -212,7 +212,8 @@ class HarmonySteps(FlatOptimizer):
                 arguments (trainers hand on such ones) finds the task in ``optimizer.task``.  None (or a trainer's,
                 which returns None) after a loop over `tasks`.
 
-        Where an error is raised, nothing has been changed.
+        Where an error is raised, nothing has been changed; by an exchange, no mask, but the step is made then.  With
+        ``skip_nonfinite`` an exchange waits where its gradients are not finite.
 
         Returns:
             The losses, float64 [T]; NaN of tasks that have given none.

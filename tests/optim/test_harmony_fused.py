@@ -442,6 +442,33 @@ def test_an_exchange_waits_for_a_task_without_data() -> None:
     assert not optimizer.due and not torch.equal(optimizer.masks.bits, bits)
 
 
+@pytest.mark.parametrize("skips", [True, False])
+def test_one_strange_mini_batch_in_an_exchange_ends_no_run(skips: bool) -> None:
+    """The step is made by then; the masks wait, as for a task without data."""
+    model = model_of()
+    optimizer = harmonious(model, skip_nonfinite=skips)
+    bits, strange = optimizer.masks.bits.clone(), [False]
+
+    def loss(task: int) -> Tensor:
+        of_exchange = optimizer.due
+        return loss_of(model, task, task) * (torch.nan if strange[0] and of_exchange and task == 1 else 1.0)
+
+    for _ in range(2):
+        optimizer.step(loss)
+    strange[0] = True
+    if not skips:
+        with pytest.raises(ValueError, match="finite gradients of task 1"):
+            optimizer.step(loss)
+        return
+    with pytest.warns(UserWarning, match="finite gradients of task 1.*masks stay"):
+        optimizer.step(loss)
+    assert torch.equal(optimizer.masks.bits, bits) and optimizer.due
+    strange[0] = False
+    optimizer.step(loss)
+    assert not torch.equal(optimizer.masks.bits, bits) and not optimizer.due
+    assert not bool(optimizer.skipped_steps.any())
+
+
 def test_the_loop_says_when_masks_are_due() -> None:
     model = model_of()
     optimizer = harmonious(model)

@@ -317,6 +317,16 @@ def loaded_on_one(rank: int, ranks: int, kind: str) -> None:
     step(batch_of(rank))
 
 
+def other_masks(rank: int, ranks: int) -> None:
+    """The last rank sets a mask in mid-run, the others do not."""
+    model = Towers()
+    optimizer = HarmonyFused(model.trunk.named_parameters(), num_tasks=3, density=0.6, process_group=True)
+    for seed in range(2):
+        if seed == 1 and rank == ranks - 1:
+            optimizer.masks.set_flat(2, torch.zeros_like(optimizer.masks.flat(2)))
+        optimizer.step(lambda task: model.trunk(batch_of(seed)).square().mean())  # noqa: B023
+
+
 def other_number(rank: int, ranks: int) -> None:
     layers = [nn.Linear(4, 3), nn.Linear(3, 2)]
     parameters = [p for layer in layers[: 1 if rank == ranks - 1 else 2] for p in layer.parameters()]
@@ -492,6 +502,7 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
         f"loaded, {kind}": (partial(loaded_on_one, kind=kind), ["was a checkpoint loaded", "parameter 0 checksum"])
         for kind in KINDS
     },
+    "masks": (other_masks, ["checksums of the masks"]),
     "number": (other_number, ["number of parameters: ", "4", "2"]),
     "frozen": (other_frozen, ["requires_grad: ", "True", "False"]),
     "group": (other_group, ["parameter 0 shape: ", "[3]", "[4]"]),
