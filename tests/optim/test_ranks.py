@@ -159,7 +159,7 @@ def test_a_group_of_some_ranks(results: Results) -> None:
 
 
 ENDING = """
-import contextlib, os, pathlib, torch
+import contextlib, os, pathlib, time, torch
 import mt2o_ext
 from torch import distributed as dist
 
@@ -171,7 +171,8 @@ def threads():
     return names
 
 dist.init_process_group("gloo", init_method="file://" + os.environ["STORE"], rank=0, world_size=1)
-assert any("gloo" in name for name in threads())
+while not any("gloo" in name for name in threads()):  # each names itself when it runs
+    time.sleep(0.01)
 p = torch.nn.Parameter(torch.ones(3))
 optimizer = mt2o_ext.WeightedFused([p], num_tasks=2, weighting="upgrad", process_group=True)
 optimizer.step(lambda: [p.sum(), p.square().sum()])
@@ -184,7 +185,14 @@ assert not any("gloo" in name for name in threads()), threads()
 def test_a_destroyed_group_leaves_no_threads(tmp_path: Path) -> None:
     """Else they abort the process at its end, in a race with Python."""
     environment = {**os.environ, "STORE": str(tmp_path / "store")}
-    done = subprocess.run([sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SILENCE.total_seconds(),
+    )
     assert done.returncode == 0, done.stderr
 
 
