@@ -98,6 +98,8 @@ class MT2OFused(OneModel):
             the gradients times T and the scalarization's coefficients, and equal preferences; with
             ``scalarization=None`` the gradients as they are, and the subproblem's preferences (the points of the step,
             with ``front="vertices"``).  :class:`mt2o_ext.weighting.PaMaL` is made for that.
+            One with which all subproblems would be the same is refused: IMTL-G, say, or Nash-MTL with a scalarization,
+            which undo what a loss is multiplied with, and MGDA with None, which knows no preferences.
         heads, collect, generator: with a weighting, as of :class:`WeightedFused`, which also says what it does with
             ``.grad``; groups may then have ``task``.
         transfer: of rows, the rule that gives M: an instance, its name, or any callable ``context -> M`` with rows that

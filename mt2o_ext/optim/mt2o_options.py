@@ -185,12 +185,38 @@ def inner_of(inner: Inner, front: Front, objective: Objective) -> TaskGradients 
             f"expected scalarization=None with {type(weighting).__name__}, which weighs losses by the points that they "
             f"are computed at itself, got {objective.scalarization!r}: pass scalarization=None"
         )
+    if bool((front.preferences != front.preferences[:1]).any()):
+        check_trade_offs(weighting, objective)
     equal = torch.full((front.num_rows, front.num_tasks), 1 / front.num_tasks, dtype=torch.float64)
     own = front.preferences if front.exchange is None else front.exchange.share.rows(front.preferences)
     fixed = front.vertices is None and objective.scalarization is None
     seen = own if fixed else equal  # points of a step come with the step
     weigher = Weigher(weighting, seen, inner.generator)
     return TaskGradients(weigher, front.num_tasks, inner.heads, inner.collect)
+
+
+def check_trade_offs(weighting: Weighting, objective: Objective) -> None:
+    """Checks that subproblems with different preferences are different ones.
+
+    Raises:
+        ValueError: for a weighting with which all of them would have the same update.
+    """
+    name = type(weighting).__name__
+    others = "another weighting, UPGrad() or PCGrad(), say"
+    if objective.scalarization is None:
+        if weighting.reads_preferences is False:
+            raise ValueError(
+                f"expected a weighting that goes by preferences with scalarization=None, got {name}, with which all "
+                f"subproblems would be the same: leave scalarization=None out, or take {others}"
+            )
+    elif weighting.undoes_factors:
+        remedy = (
+            "pass scalarization=None, with which it goes by the preferences, or" if weighting.reads_preferences else ""
+        )
+        raise ValueError(
+            f"expected a weighting that keeps what a loss is multiplied with, got {name}, which undoes the preferences "
+            f"in the losses, so that all subproblems would be the same: {remedy} take {others}".replace("  ", " ")
+        )
 
 
 def blend_of(asked: Asked, front: Front) -> Blend:

@@ -33,6 +33,7 @@ class AlignedMTL(Weighting):
         tensor([0.3092, 0.5578], dtype=torch.float64)
     """
 
+    reads_preferences = True
     needs = Needs.GRAM
 
     def __init__(self, *, scale: str = "min", rtol: float | None = None) -> None:

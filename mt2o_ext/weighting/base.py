@@ -40,6 +40,9 @@ class Weighting(Stateful, ABC):
         loss_domain: the losses that its formula exists for; see `LossDomain`.
         degree: all losses (and their history) times a give the update times a^degree; None: there is no such law.
         per_segment: the weights are [K, S, T].
+        reads_preferences: whether the weights depend on ``context.preferences``; None: nobody has said.
+        undoes_factors: the direction of the update stays the same where one task's loss is multiplied, so that weighted
+            losses make no trade-off.
         shares: names of tables [K, T] of the state that are weights on the simplex: in a step without some tasks the
             others share what they have together.
         divisor: of what `_weights` gives, which costs no launch of its own.
@@ -60,6 +63,8 @@ class Weighting(Stateful, ABC):
     loss_domain: LossDomain = LossDomain.ANY
     degree: float | None = 1.0
     per_segment: bool = False
+    reads_preferences: bool | None = None
+    undoes_factors: bool = False
     divisor: float = 1.0
 
     def __init__(self) -> None:

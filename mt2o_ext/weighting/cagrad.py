@@ -33,6 +33,7 @@ class CAGrad(Weighting):
         tensor([0.4310, 0.7297], dtype=torch.float64)
     """
 
+    reads_preferences = True
     needs = Needs.GRAM
 
     def __init__(self, c: float = 0.5, *, rescale: int = 1, rtol: float | None = None, strict: bool = False) -> None:

@@ -34,6 +34,8 @@ class ConFIG(Weighting):
         tensor([0.7500, 1.5000], dtype=torch.float64)
     """
 
+    reads_preferences = True
+    undoes_factors = True
     needs = Needs.GRAM
 
     def __init__(self, *, rtol: float | None = None) -> None:

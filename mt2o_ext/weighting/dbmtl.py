@@ -34,6 +34,8 @@ class DBMTL(MemoryWeighting):
         tensor([0.9911, 1.9621])
     """
 
+    reads_preferences = False
+    undoes_factors = True
     needs = Needs.ROWS | Needs.DIAGONAL | Needs.LOSSES
     loss_domain = LossDomain.POSITIVE
     degree = 0.0

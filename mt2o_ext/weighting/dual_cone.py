@@ -25,6 +25,7 @@ class DualProj(Weighting):
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
+    reads_preferences = True
     needs = Needs.GRAM
 
     def _weights(self, context: WeightingContext) -> Tensor:
@@ -46,6 +47,7 @@ class UPGrad(Weighting):
         tensor([0.6250, 1.0000], dtype=torch.float64)
     """
 
+    reads_preferences = True
     needs = Needs.GRAM
     _known: tuple[Tensor, int, Tensor] | None = None  # preferences, their version, and what is made of them
 

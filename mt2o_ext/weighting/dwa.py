@@ -36,6 +36,7 @@ class DWA(Weighting):
         tensor([0.8756, 1.1244], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.LOSSES | Needs.EPOCHS
 
     def __init__(self, *, tau: float = 2.0) -> None:

@@ -27,6 +27,8 @@ class EDM(Weighting):
         tensor([0.3333, 0.6667], dtype=torch.float64)
     """
 
+    reads_preferences = False
+    undoes_factors = True
     needs = Needs.GRAM
 
     def __init__(self, *, strict: bool = False) -> None:

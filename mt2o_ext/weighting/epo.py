@@ -34,6 +34,8 @@ class EPO(Weighting):
         tensor([0.8466, 0.1534], dtype=torch.float64)
     """
 
+    reads_preferences = True
+    undoes_factors = True
     needs = Needs.GRAM | Needs.LOSSES
     loss_domain = LossDomain.NON_NEGATIVE
 

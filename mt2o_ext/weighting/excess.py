@@ -38,6 +38,8 @@ class ExcessMTL(MemoryWeighting):
         tensor([0.8000, 1.4000])
     """
 
+    reads_preferences = False
+
     def __init__(self, *, eta: float = 1e-2, warmup_epochs: int = 0) -> None:
         super().__init__()
         self.eta = check_real("eta", eta)

@@ -27,6 +27,9 @@ class FairGrad(Weighting):
         tensor([0.6775, 1.4953], dtype=torch.float64)
     """
 
+    reads_preferences = True
+    undoes_factors = True
+
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
         self.alpha = check_real("alpha", alpha)

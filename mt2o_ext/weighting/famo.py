@@ -36,6 +36,7 @@ class FAMO(Weighting):
         tensor([0.2000, 0.8000], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.LOSSES | Needs.FEEDBACK
     loss_domain = LossDomain.ABOVE_LOWER_BOUND
 

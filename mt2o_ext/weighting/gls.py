@@ -24,6 +24,7 @@ class GLS(Weighting):
         tensor([0.2500, 1.0000], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.LOSSES
     loss_domain = LossDomain.POSITIVE
 

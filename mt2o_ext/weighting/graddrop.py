@@ -38,6 +38,7 @@ class GradDrop(Weighting):
         tensor([0.8000, 1.4000])
     """
 
+    reads_preferences = False
     needs = Needs.ROWS | Needs.DRAWS
 
     def __init__(self, *, leak: float = 0.0) -> None:

@@ -44,6 +44,8 @@ class GradNorm(Weighting):
         tensor([0.9003, 1.0997], dtype=torch.float64)
     """
 
+    reads_preferences = False
+
     def __init__(self, *, alpha: float = 1.5, lr: float = 0.025, first_epoch: bool = False) -> None:
         super().__init__()
         self.alpha = check_real("alpha", alpha)

@@ -38,6 +38,7 @@ class GradVac(Weighting):
         tensor([1.2500, 2.0000], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.GRAM | Needs.DRAWS
 
     def __init__(self, *, beta: float = 0.5, only_on_action: bool = False) -> None:

@@ -34,6 +34,8 @@ class IMTLG(Weighting):
         tensor([0.3333, 0.6667], dtype=torch.float64)
     """
 
+    reads_preferences = False
+    undoes_factors = True
     needs = Needs.GRAM
 
     def __init__(self, *, rtol: float | None = None) -> None:

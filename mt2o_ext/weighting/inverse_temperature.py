@@ -30,6 +30,7 @@ class InverseTemperature(Weighting):
         tensor([0.4000, 1.6000], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.NOTHING
 
     def __init__(self, log_alpha: Tensor | None = None) -> None:

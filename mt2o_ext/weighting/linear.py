@@ -27,6 +27,8 @@ class LinearWeighting(Weighting):
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
+    reads_preferences = True
+
     def __init__(self, values: float | Sequence[float] | None = None) -> None:
         super().__init__()
         self.values = None if values is None else check_per_task("values", values)

@@ -34,6 +34,8 @@ class MGDA(Weighting):
         tensor([0.2857, 0.7143], dtype=torch.float64)
     """
 
+    reads_preferences = False
+
     def __init__(self, *, normaliser: str | None = None, apply_on: str = "raw", strict: bool = False) -> None:
         super().__init__()
         if normaliser is not None:

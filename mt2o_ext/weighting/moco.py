@@ -43,6 +43,8 @@ class MoCo(MemoryWeighting):
         tensor([0.9493, 1.8712])
     """
 
+    reads_preferences = False
+    undoes_factors = True
     needs = Needs.ROWS | Needs.GRAM | Needs.LOSSES
     loss_domain = LossDomain.NON_NEGATIVE
     shares = ("simplex",)

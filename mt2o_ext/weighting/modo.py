@@ -33,6 +33,7 @@ class MoDo(Weighting):
         tensor([0.4680, 0.5320], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.CROSS
     shares = ("simplex",)
 

@@ -42,6 +42,8 @@ class MomentumConFIG(MemoryWeighting):
         tensor([0.8990, 1.8980])
     """
 
+    reads_preferences = True
+    undoes_factors = True
     needs = Needs.ROWS
 
     def __init__(self, *, beta: float = 0.9, rtol: float | None = None) -> None:

@@ -33,6 +33,8 @@ class NashMTL(Weighting):
         tensor([0.5000, 1.0000], dtype=torch.float64)
     """
 
+    reads_preferences = True
+    undoes_factors = True
     needs = Needs.GRAM
     degree = 0.0
 

@@ -71,6 +71,8 @@ class PaMaL(Weighting):
                 [0.7000, 0.4000]], dtype=torch.float64)
     """
 
+    reads_preferences = True
+
     def __init__(
         self,
         *,

@@ -33,6 +33,7 @@ class PCGrad(Weighting):
         tensor([1.2500, 2.0000], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.GRAM | Needs.DRAWS
 
     def __init__(self, *, shared: bool = False, visit_self: bool = False) -> None:

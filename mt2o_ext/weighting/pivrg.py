@@ -37,6 +37,7 @@ class PIVRG(Weighting):
         tensor([0.6775, 1.4953], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.GRAM
     degree = -1 / 3
 

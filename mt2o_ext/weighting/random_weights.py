@@ -24,6 +24,7 @@ class RLW(Weighting):
         tensor([0.5600, 0.4400], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.DRAWS
 
     def __init__(self, *, dirichlet: bool = False) -> None:

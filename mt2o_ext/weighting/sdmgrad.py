@@ -37,6 +37,7 @@ class SDMGrad(Weighting):
         tensor([0.2857, 0.7143], dtype=torch.float64)
     """
 
+    reads_preferences = False
     shares = ("simplex",)
 
     def __init__(

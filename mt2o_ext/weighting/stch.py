@@ -39,6 +39,8 @@ class STCH(Weighting):
         tensor([0.3396, 0.1604], dtype=torch.float64)
     """
 
+    reads_preferences = False
+
     def __init__(
         self, mu: float = 1.0, *, ideal: float | Sequence[float] | None = None, warmup_epochs: int = 4
     ) -> None:

@@ -40,6 +40,8 @@ class TaskTensioner(Weighting):
         tensor([0.3333, 0.6667], dtype=torch.float64)
     """
 
+    reads_preferences = False
+    undoes_factors = True
     needs = Needs.GRAM | Needs.LOSSES
     loss_domain = LossDomain.POSITIVE
 

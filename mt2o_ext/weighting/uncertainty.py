@@ -38,6 +38,7 @@ class UncertaintyWeighting(Weighting):
         tensor([0.8244, 0.8244], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.LOSSES
     degree = None
 
@@ -77,6 +78,7 @@ class IMTLL(Weighting):
         tensor([1., 1.], dtype=torch.float64)
     """
 
+    reads_preferences = False
     needs = Needs.LOSSES
     degree = None
 

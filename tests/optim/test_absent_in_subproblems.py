@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -96,8 +97,14 @@ def test_as_an_optimizer_of_the_other_tasks(name: str) -> None:
 
 
 @OF_TWO
-@pytest.mark.parametrize("options", [{}, {"heads": "weighted"}, {"scalarization": None}], ids=str)
-@pytest.mark.parametrize("weighting", ["upgrad", "graddrop", "moco", "imtl-l"])
+@pytest.mark.parametrize(
+    ("weighting", "options"),
+    [
+        *itertools.product(["upgrad", "graddrop", "excessmtl", "imtl-l"], [{}, {"heads": "weighted"}]),
+        *itertools.product(["upgrad", "nash-mtl"], [{"scalarization": None}]),  # which go by preferences
+    ],
+    ids=str,
+)
 def test_with_a_weighting(weighting: str, options: dict[str, Any]) -> None:
     models = [Towers(), Towers()]
     generators = [torch.Generator().manual_seed(0) for _ in models]

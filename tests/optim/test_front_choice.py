@@ -15,7 +15,7 @@ from mt2o_ext import MT2OFused, SubproblemBank
 from mt2o_ext.optim import asked
 from mt2o_ext.scalarization import FewForMany, SmoothTchebycheff
 from mt2o_ext.transfer import Mean, Moments
-from mt2o_ext.weighting import DWA, FAMO, CAGrad, Ema, MoCo, PaMaL, register
+from mt2o_ext.weighting import DWA, FAMO, CAGrad, Ema, ExcessMTL, PaMaL, register
 from support.optim.problems import Batches, assert_same, make_model, parameters, rows, seeded, snapshot, train
 
 EQUAL = [[0.5, 0.5]] * 5
@@ -72,7 +72,7 @@ CHOSEN: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
         "four tasks": lambda: {"num_tasks": 4},
         "all models at once": lambda: {"scalarization": FewForMany()},
         "feedback": lambda: {"weighting": "famo"},
-        "memory": lambda: {"weighting": MoCo()},
+        "memory": lambda: {"weighting": ExcessMTL()},
         "epochs": lambda: {"weighting": DWA()},
         "memory of a part": lambda: {"weighting": Ema("upgrad")},
         "a group without transfer": lambda: {"params": [{"params": parameters(3), "transfer": False}]},

@@ -137,9 +137,11 @@ def by_backward(model: Quadratics, name: str) -> Callable[[], Any]:
 
 def by_mt2o(model: Quadratics, name: str) -> Callable[[], Any]:
     weighting = METHODS[name]()
-    given: dict[str, Any] = {"scalarization": None} if Needs.POINTS in weighting.needs else {}
+    own = Needs.POINTS in weighting.needs or (weighting.undoes_factors and weighting.reads_preferences)
+    given: dict[str, Any] = {"scalarization": None} if own else {}
+    second = [0.5, 0.5] if weighting.undoes_factors and not own else [0.3, 0.7]  # others would be refused
     optimizer = MT2OFused(
-        model.parameters(), num_tasks=2, num_subproblems=2, preferences=[[0.5, 0.5], [0.3, 0.7]],
+        model.parameters(), num_tasks=2, num_subproblems=2, preferences=[[0.5, 0.5], second],
         weighting=weighting, transfer=None, base=SGD(), lr=0.2, generator=generator(), **given,
     )  # fmt: skip
     return lambda: optimizer.step(model.losses)

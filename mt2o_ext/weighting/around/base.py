@@ -16,6 +16,8 @@ class Combinator(Weighting):
         self.needs = self.inner.needs
         self.degree = self.inner.degree
         self.per_segment = self.inner.per_segment
+        self.reads_preferences = self.inner.reads_preferences
+        self.undoes_factors = self.inner.undoes_factors
 
     def _refuse_points(self) -> None:
         """Refuse an ``inner`` that goes by points, whose weights do not fit the points of later steps."""
