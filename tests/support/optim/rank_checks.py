@@ -249,7 +249,7 @@ RUNS: dict[str, Check] = {
     "mt2o, smooth": partial(mt2o_run, scalarization=SmoothTchebycheff(mu=0.5)),
     "mt2o, absent tasks": partial(mt2o_run, absent={1: 0, 3: 2}, scalarization=SmoothTchebycheff(mu=0.5)),
     "mt2o, weighting": partial(mt2o_run, weighting="cagrad"),
-    "mt2o, weighting of preferences": partial(mt2o_run, weighting="graddrop", scalarization=None),
+    "mt2o, weighting of preferences": partial(mt2o_run, weighting="upgrad", scalarization=None),
     "mt2o, drawn transfer": drawn_transfer_run,
     "mt2o, stacked": partial(bank_run, front="rows"),
     "mt2o, vertices, stacked": partial(bank_run, front="vertices"),
@@ -502,7 +502,7 @@ DIFFERENT: dict[str, tuple[Check, Sequence[str]]] = {
         f"loaded, {kind}": (partial(loaded_on_one, kind=kind), ["was a checkpoint loaded", "parameter 0 checksum"])
         for kind in KINDS
     },
-    "masks": (other_masks, ["checksums of the masks"]),
+    "masks set on one rank": (other_masks, ["checksums of the masks"]),
     "number": (other_number, ["number of parameters: ", "4", "2"]),
     "frozen": (other_frozen, ["requires_grad: ", "True", "False"]),
     "group": (other_group, ["parameter 0 shape: ", "[3]", "[4]"]),
