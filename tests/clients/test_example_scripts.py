@@ -34,8 +34,8 @@ SHORTER: dict[str, dict[str, Any]] = {
     "lora": {"steps": 100},
 }
 LONGER = ("yeast", "few_for_many", "variational", "masks", "robots")  # with a test of its own each
-TOGETHER = ("ddp", "fsdp", "subproblems_over_ranks")  # in one run of torchrun
-RANKS = (*TOGETHER, "in_lightning")
+TORCHRUN = ("ddp", "fsdp", "subproblems_over_ranks")
+RANKS = (*TORCHRUN, "in_lightning")
 
 
 @pytest.fixture
@@ -92,18 +92,8 @@ def test_one_policy_of_modules_moves_three_robots(capsys: pytest.CaptureFixture[
     assert "drawer-close-v3: 100% of 2 new goals" in capsys.readouterr().out
 
 
-# Under torchrun: one script after the other, each as after a restart, where torch keeps their first words apart.
-ONE_AFTER_THE_OTHER = """
-import os, runpy, sys
-for number, path in enumerate(sys.argv[1:]):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
-    sys.path[0] = os.path.dirname(path)
-    runpy.run_path(path, run_name="__main__")
-"""
-
-
 def accuracies_of_ranks(*command: str) -> list[float]:
-    """The smaller one that each script in a command has printed."""
+    """The smaller one of each pair that a command has printed."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(
@@ -115,12 +105,11 @@ def accuracies_of_ranks(*command: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_under_torchrun(tmp_path: Path) -> None:
-    """All in one run, since its three processes import torch for longer than the scripts train."""
-    (program := tmp_path / "scripts.py").write_text(ONE_AFTER_THE_OTHER)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    found = accuracies_of_ranks(*torchrun, *(str(EXAMPLES / f"{name}.py") for name in TOGETHER))
-    assert len(found) == len(TOGETHER) and min(found) > 0.6
+@pytest.mark.parametrize("name", TORCHRUN)
+def test_under_torchrun(name: str) -> None:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(EXAMPLES / f"{name}.py")]
+    [found] = accuracies_of_ranks(*command)
+    assert found > 0.6
 
 
 @pytest.mark.slow
