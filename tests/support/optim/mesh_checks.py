@@ -20,7 +20,7 @@ from torch.distributed.tensor import distribute_tensor
 from mt2o_ext import MT2OFused, load_checkpoint, save_checkpoint
 from mt2o_ext.base import SGD
 from mt2o_ext.transfer import Mean
-from mt2o_ext.weighting import MoCo
+from mt2o_ext.weighting import ExcessMTL
 from support.optim.mesh_runs import FIVE, OTHERS, RUNS, Trained
 from support.optim.towers import Towers, batch_of
 from support.worlds import Check
@@ -199,7 +199,7 @@ REFUSALS: dict[str, tuple[Check, type[Exception], str]] = {
 # ---------------------------------------------------------------------- saving and going on
 KINDS: dict[str, dict[str, Any]] = {
     "rows": {"front": "rows", "transfer": partial(Mean, 0.1), "history": 10},
-    "rows, weighting": {"front": "rows", "weighting": partial(MoCo)},
+    "rows, weighting": {"front": "rows", "weighting": partial(ExcessMTL)},
     "vertices": {"front": "vertices", "history": 10},
     "vertices, weighting": {"front": "vertices", "weighting": "pamal", "scalarization": None},
 }

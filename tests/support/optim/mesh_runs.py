@@ -22,7 +22,7 @@ from mt2o_ext.transfer import (
     Spectral,
     TransferContext,
 )
-from mt2o_ext.weighting import MoCo, PaMaL
+from mt2o_ext.weighting import ExcessMTL, PaMaL
 from support.optim.towers import Towers, batch_of
 from support.worlds import Check
 
@@ -160,7 +160,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "absent": {"transfer": partial(Mean, 0.1), "absent": {0: 1, 4: 2}},
     "absent, neighbours": {"transfer": NEAR, "absent": {0: 1, 4: 2}, "scalarization": SmoothTchebycheff(mu=0.5)},
     "weighting": {"weighting": "cagrad", "groups": marked, "heads": "weighted"},
-    "weighting with memory": {"weighting": partial(MoCo), "transfer": partial(Spectral, every=2)},
+    "weighting with memory": {"weighting": partial(ExcessMTL), "transfer": partial(Spectral, every=2)},
     "weighting of preferences": {"weighting": "upgrad", "scalarization": None},
     "all together": {"skip_nonfinite": "all", "transfer": partial(Mean, 0.1)},
 }
