@@ -18,7 +18,7 @@ from mt2o_ext.base import AdamW
 
 NOTES = (
     "K = 1, T = 1, AdamW. ms of optimizer.step(), medians; MT2OFused's includes what torch's does not: the gradients "
-    "are copied to its buffer and checked for infinities and NaN before anything is written. Others: their time over "
+    "are checked for infinities and NaN before anything is written. Others: their time over "
     "ours in the same round."
 )
 
