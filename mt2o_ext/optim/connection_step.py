@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from ..checks import check_function
 from ..device import refuse_in_graph
-from ..gradients.losses import takes_task
 from ..gradients.passes import Backward, Pass
 from ..gradients.table import GradientTable, Source
 from ..gradients.tasks import Combination
@@ -23,7 +21,7 @@ from ..ranks import together
 from .amp import Scaling
 from .base import FlatOptimizer, nothing_left
 from .step import StepInputs
-from .turns import ANOTHER, OUTSIDE, Turns, take_turn
+from .turns import ANOTHER, OUTSIDE, Turns, ask_each, take_turn, whose_turn
 
 __all__ = ["ConnectionSteps"]
 
@@ -196,16 +194,14 @@ class ConnectionSteps(FlatOptimizer):
 
     def _run(self, closure: Callable[..., Tensor | None]) -> None:
         """Asks a closure for the loss of each task; after a loop that of a trainer, which has none to give."""
-        if (before := self._now.turns) is not None and before.complete:
-            if (closure(before.order[0]) if takes_task(closure) else closure()) is not None:
-                raise RuntimeError(ANOTHER)
-            return
-        with torch.enable_grad(), closing(self.tasks()) as tasks:
-            for task in tasks:
-                turns = self._now.turns
-                assert turns is not None
-                with together(self._ranks):
-                    self._give(turns, closure(task) if takes_task(closure) else closure(), None, self._pass)
+        ask_each(closure, self._now.turns, self.tasks, self._give_one)
+
+    def _give_one(self, loss_of: Callable[[], Tensor | None]) -> None:
+        """Backward of the loss of the task whose turn it is."""
+        turns = self._now.turns
+        assert turns is not None
+        with together(self._ranks):
+            self._give(turns, loss_of(), None, self._pass)
 
     def _conserve(self, turns: Turns) -> Tensor:
         """Phase 2: one step with the gradients of all tasks; returns float32 [1], not zero if it was skipped."""
@@ -258,12 +254,7 @@ class ConnectionSteps(FlatOptimizer):
     @property
     def task(self) -> int:
         """The task whose turn it is, in the closure of ``step`` or a loop over `tasks`; RuntimeError elsewhere."""
-        if self._now.turns is None or self._now.turns.task is None:
-            raise RuntimeError(
-                "expected optimizer.task to be read in the closure of step(closure) or in a loop over tasks(), got it "
-                "elsewhere: only there is it one task's turn"
-            )
-        return self._now.turns.task
+        return whose_turn(self._now.turns)
 
     def _reduce(self, tables: Sequence[GradientTable], task: int | None, absent: frozenset[int] = frozenset()) -> None:
         """Sums gradients over the ranks, after a look at whether all are at the same step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..checks import check_flag, check_function, check_index
 from ..device import refuse_in_graph
-from ..gradients.losses import takes_task
 from ..gradients.passes import Backward
 from ..gradients.skipped import NONFINITE
 from ..gradients.table import GradientTable
@@ -23,7 +22,7 @@ from .base import FlatOptimizer, nothing_left
 from .harmony_rounds import Rounds
 from .harmony_shares import Shares
 from .harmony_view import TaskView
-from .turns import ANOTHER, OUTSIDE, Turns, take_turn
+from .turns import ANOTHER, OUTSIDE, Turns, ask_each, take_turn, whose_turn
 
 __all__ = ["HarmonySteps"]
 
@@ -279,18 +278,14 @@ class HarmonySteps(FlatOptimizer):
 
     def _run(self, closure: Callable[..., Tensor | None]) -> bool:
         """Asks a closure for the loss of each task; False: it is a trainer's, which has none to give, after a loop."""
-        if (before := self._now.turns) is not None and before.complete:
-            if (closure(before.order[0]) if takes_task(closure) else closure()) is not None:
-                raise RuntimeError(ANOTHER)
-            return False
-        with torch.enable_grad(), closing(self.tasks()) as tasks:
-            for task in tasks:
-                turns = self._now.turns
-                assert turns is not None
-                with together(self._ranks):
-                    loss = closure(task) if takes_task(closure) else closure()
-                    turns.give(loss, None, self._pass, self._buffers.parameters())
-        return True
+        return ask_each(closure, self._now.turns, self.tasks, self._give)
+
+    def _give(self, loss_of: Callable[[], Tensor | None]) -> None:
+        """Backward of the loss of the task whose turn it is."""
+        turns = self._now.turns
+        assert turns is not None
+        with together(self._ranks):
+            turns.give(loss_of(), None, self._pass, self._buffers.parameters())
 
     def _make(self, turns: Turns, scaling: Scaling) -> Tensor:
         """The step of the tasks that have gradients; returns float32 [1], not zero if it was skipped."""
@@ -329,9 +324,4 @@ class HarmonySteps(FlatOptimizer):
     @property
     def task(self) -> int:
         """The task whose turn it is, in the closure of ``step`` or a loop over `tasks`; RuntimeError elsewhere."""
-        if self._now.turns is None or self._now.turns.task is None:
-            raise RuntimeError(
-                "expected optimizer.task to be read in the closure of step(closure) or in a loop over tasks(), got it "
-                "elsewhere: only there is it one task's turn"
-            )
-        return self._now.turns.task
+        return whose_turn(self._now.turns)

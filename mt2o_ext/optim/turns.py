@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..gradients.losses import task_loss
+from ..gradients.losses import takes_task, task_loss
 from ..gradients.passes import Pass, scaler_in_use
 from ..gradients.table import GradientTable
 
-__all__ = ["ANOTHER", "OUTSIDE", "Turns", "take_turn"]
+__all__ = ["ANOTHER", "OUTSIDE", "Turns", "ask_each", "take_turn", "whose_turn"]
 
 ANOTHER = (
     "expected optimizer.step() after the loop over tasks(), got another round of all tasks: call it when all have had "
@@ -89,6 +90,50 @@ class Turns:
         first = next(iter(self.losses.values()))
         nothing = torch.full_like(first, torch.nan)
         return torch.stack([self.losses.get(task, nothing) for task in range(self.num_tasks)])
+
+
+def whose_turn(turns: Turns | None) -> int:
+    """The task whose turn it is.
+
+    Raises:
+        RuntimeError: if it is nobody's.
+    """
+    if turns is None or turns.task is None:
+        raise RuntimeError(
+            "expected optimizer.task to be read in the closure of step(closure) or in a loop over tasks(), got it "
+            "elsewhere: only there is it one task's turn"
+        )
+    return turns.task
+
+
+def ask_each(
+    closure: Callable[..., Tensor | None],
+    before: Turns | None,
+    loop: Callable[[], Generator[int, None, None]],
+    give: Callable[[Callable[[], Tensor | None]], None],
+) -> bool:
+    """Asks a closure for the loss of each task.
+
+    Args:
+        closure: ``task -> loss``, or without arguments.
+        before: the loop over tasks that no step has ended, or None.
+        loop: begins one.
+        give: takes the loss of the task whose turn it is from a function.
+
+    Returns:
+        False: a loop was there before, and the closure is a trainer's, which has no loss to give.
+
+    Raises:
+        RuntimeError: if it has one all the same.
+    """
+    if before is not None and before.complete:
+        if (closure(before.order[0]) if takes_task(closure) else closure()) is not None:
+            raise RuntimeError(ANOTHER)
+        return False
+    with torch.enable_grad(), closing(loop()) as tasks:
+        for task in tasks:
+            give(lambda: closure(task) if takes_task(closure) else closure())  # noqa: B023
+    return True
 
 
 def take_turn(tables: Sequence[GradientTable], tasks: Sequence[Sequence[int | None]], task: int) -> None:
