@@ -210,12 +210,12 @@ def check_trade_offs(weighting: Weighting, objective: Objective) -> None:
                 f"subproblems would be the same: leave scalarization=None out, or take {others}"
             )
     elif weighting.undoes_factors:
-        remedy = (
-            "pass scalarization=None, with which it goes by the preferences, or" if weighting.reads_preferences else ""
+        own = (
+            "pass scalarization=None, with which it goes by the preferences, or " if weighting.reads_preferences else ""
         )
         raise ValueError(
             f"expected a weighting that keeps what a loss is multiplied with, got {name}, which undoes the preferences "
-            f"in the losses, so that all subproblems would be the same: {remedy} take {others}".replace("  ", " ")
+            f"in the losses, so that all subproblems would be the same: {own}take {others}"
         )
 
 
